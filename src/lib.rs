@@ -1,0 +1,29 @@
+//! polydelta keeps one frozen base language model on the device and serves many small deltas of it at once.
+//!
+//! Two wings that never import each other meet in one hall; an import may only point down this list.
+//!
+//! | floor | rooms |
+//! |---|---|
+//! | house | [`app`](crate), [`cli`] |
+//! | porch | [`server`]: gRPC, the only place with generated code |
+//! | gate | [`admission`], [`text`] |
+//! | hall | [`engine`]: one OS thread, schedule → prepare → execute → publish |
+//! | west wing, decides, no tensors | [`scheduler`], [`cache`], [`adapters`] |
+//! | east wing, computes, no async | [`model`], [`sampler`], [`delta`], [`ops`] |
+//! | ground | [`types`], [`config`], [`telemetry`] |
+
+pub mod adapters;
+pub mod admission;
+pub mod cache;
+pub mod cli;
+pub mod config;
+pub mod delta;
+pub mod engine;
+pub mod model;
+pub mod ops;
+pub mod sampler;
+pub mod scheduler;
+pub mod server;
+pub mod telemetry;
+pub mod text;
+pub mod types;

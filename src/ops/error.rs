@@ -1,0 +1,32 @@
+//! What can go wrong in this room: memory, and matrices whose shapes do not fit.
+
+/// Errors of building device memory. Kernels themselves cannot fail.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpsError {
+    /// An allocation was refused.
+    #[error("{what} needs {bytes} bytes, which the device refuses")]
+    OutOfMemory {
+        /// What was to be allocated.
+        what: &'static str,
+        /// Size asked for.
+        bytes: u64,
+    },
+    /// Stacked segments disagree in their input width, or a matrix is empty.
+    #[error("a matrix of {rows} x {cols} cannot be packed with segments of {expected} columns")]
+    Shape {
+        /// Rows given.
+        rows: usize,
+        /// Columns given.
+        cols: usize,
+        /// Columns of the first segment.
+        expected: usize,
+    },
+    /// More threads were asked for than the machine lets start.
+    #[error("could not start compute thread {index}: {reason}")]
+    Thread {
+        /// Which thread.
+        index: usize,
+        /// The system's words.
+        reason: String,
+    },
+}

@@ -1,0 +1,283 @@
+//! The few operations a decoder with deltas needs, as one trait: [`Backend`].
+//!
+//! `reference` is the definition: slow, obvious, f32. `cpu` is fast and must agree with it. The decoder is written
+//! once against the trait and monomorphised. Ops are coarse, write into preallocated [`Backend::Buffer`]s, and take
+//! what varies by row (adapter slots, positions, block tables) from a [`StepPlan`] uploaded once per step.
+//!
+//! Numbers. Activations are f32. In bf16 mode the inputs of every GEMM (base and low-rank alike) are rounded to bf16,
+//! KV is stored as bf16, and accumulation stays f32. **Batch invariance**: an output element is one fixed sequence of
+//! operations over its inputs, whatever the number of rows, the row's index, the other rows, the thread count, or
+//! whether columns are computed stacked or alone. A row without an op of a class is not touched by that class.
+//!
+//! This room knows no model family, no adapter method and no request: only matrices, rows and slots.
+
+pub mod cpu;
+mod error;
+mod host;
+mod plan;
+pub mod reference;
+mod table;
+
+pub use error::OpsError;
+pub use host::{Dtype, HostData, HostMatrix};
+pub use plan::{RowPlan, Segment, SequencePlan, StepPlan};
+pub use table::{ColumnVector, LowRank, SlotTable, SlotVectors};
+
+use std::ops::Range;
+
+/// Shape of the paged KV cache. One block holds `block_size` consecutive places of one sequence in every layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Decoder layers.
+    pub layers: usize,
+    /// Number of blocks.
+    pub blocks: usize,
+    /// Places per block; the tile boundaries of attention are multiples of it, counted from KV index 0.
+    pub block_size: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Numbers per head.
+    pub head_dim: usize,
+}
+
+impl KvShape {
+    /// Numbers of K (or of V) of one token in one layer.
+    #[must_use]
+    pub fn kv_dim(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+/// One layer's attention, apart from its weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Query heads; a multiple of `kv_heads`. Query head `h` reads KV head `h / (heads / kv_heads)`.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Numbers per head.
+    pub head_dim: usize,
+    /// Multiplies q·k.
+    pub scale: f32,
+    /// `s = cap * tanh(s / cap)` on the scaled scores (Gemma 2).
+    pub softcap: Option<f32>,
+    /// Sliding window: query at index `p` sees KV indices `j` with `p - window < j <= p`.
+    pub window: Option<u32>,
+}
+
+/// Rotary tables of one kind of layer: `cos` and `sin` are `[max_positions, rotary_dim / 2]`, attention scaling
+/// (longrope, yarn) already multiplied in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeTable {
+    /// Numbers of a head that rotate: the first `rotary_dim`, in two halves (GPT-NeoX layout). Even.
+    pub rotary_dim: usize,
+    /// `[max_positions, rotary_dim / 2]`.
+    pub cos: Vec<f32>,
+    /// `[max_positions, rotary_dim / 2]`.
+    pub sin: Vec<f32>,
+}
+
+/// The activation between gate and up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x · sigmoid(x).
+    Silu,
+    /// GELU, tanh approximation (`gelu_pytorch_tanh`).
+    GeluTanh,
+    /// GELU, exact (erf).
+    Gelu,
+}
+
+/// Which columns of a buffer hold heads to be normalised: `heads` heads of `head_dim` from column `first`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadColumns {
+    /// First column.
+    pub first: usize,
+    /// Number of heads.
+    pub heads: usize,
+    /// Numbers per head.
+    pub head_dim: usize,
+}
+
+/// How a kernel set presents itself in logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendInfo {
+    /// `reference` or `cpu`.
+    pub name: &'static str,
+    /// Instruction set path chosen at start, e.g. `avx512bf16`, `avx2`, `portable`.
+    pub isa: &'static str,
+    /// Compute threads.
+    pub threads: usize,
+}
+
+/// Memory and kernels of one device. Shapes are checked with debug assertions: the decoder builds all buffers from
+/// one spec, so a mismatch is a bug of ours and never a client's doing.
+pub trait Backend: Send + Sync + Sized + 'static {
+    /// f32 activations, row-major `[rows, cols]`; the rows in use vary from step to step, the columns never.
+    type Buffer: Send;
+    /// A packed matrix `[out, in]`, possibly several stacked along `out`.
+    type Weight: Send + Sync;
+    /// An f32 vector.
+    type Vector: Send + Sync;
+    /// Cos/sin tables.
+    type Rope: Send + Sync;
+    /// All layers of the paged KV cache.
+    type KvCache: Send;
+    /// A [`StepPlan`] on the device.
+    type Step: Send;
+
+    /// What this is.
+    fn info(&self) -> BackendInfo;
+
+    /// The dtype of GEMM inputs and KV.
+    fn dtype(&self) -> Dtype;
+
+    // --- memory -------------------------------------------------------------------------------------------------
+
+    /// Allocate `[rows, cols]`, zeroed.
+    fn buffer(&self, rows: usize, cols: usize) -> Result<Self::Buffer, OpsError>;
+
+    /// Pack `segments`, each `[out_i, in]`, stacked along `out` in order. Column range `i` of a GEMM's output is
+    /// segment `i`. In bf16 mode the numbers are rounded to bf16.
+    fn weight(&self, segments: &[HostMatrix<'_>]) -> Result<Self::Weight, OpsError>;
+
+    /// Copy a vector to the device.
+    fn vector(&self, values: &[f32]) -> Result<Self::Vector, OpsError>;
+
+    /// Copy rotary tables to the device.
+    fn rope(&self, table: &RopeTable) -> Result<Self::Rope, OpsError>;
+
+    /// Reserve the KV cache; pages are touched only when written.
+    fn kv_cache(&self, shape: KvShape) -> Result<Self::KvCache, OpsError>;
+
+    /// An empty step to upload into.
+    fn step(&self) -> Self::Step;
+
+    /// Copy a plan to the device.
+    fn upload(&self, plan: &StepPlan, step: &mut Self::Step) -> Result<(), OpsError>;
+
+    /// Row `row` of a buffer, on the host.
+    fn read_row<'a>(&self, buffer: &'a Self::Buffer, row: usize) -> std::borrow::Cow<'a, [f32]>;
+
+    // --- rows in, rows out --------------------------------------------------------------------------------------
+
+    /// Semantics: for each row r with a token id: `y[r, :] = scale * table[id, :]`, where `table` is `[vocab, hidden]`
+    /// as stored (bf16 or f32, widened). Rows whose id is absent ([`StepPlan::ids`]) are left as they are.
+    fn embed(&self, step: &Self::Step, table: &Self::Weight, scale: f32, y: &mut Self::Buffer);
+
+    /// Semantics: `y[r, :] = values[r, :]` for the given rows; `values` is `[rows.len(), cols]` on the host. Used for
+    /// prompt embeddings.
+    fn write_rows(&self, rows: &[u32], values: &[f32], y: &mut Self::Buffer);
+
+    /// Semantics: `y[i, :] = x[rows[i], :]`.
+    fn gather_rows(&self, x: &Self::Buffer, rows: &[u32], y: &mut Self::Buffer);
+
+    /// Semantics: `x[r, :] += y[r, :]` for the first `rows` rows.
+    fn add(&self, rows: usize, x: &mut Self::Buffer, y: &Self::Buffer);
+
+    /// RMSNorm (Zhang & Sennrich 2019). Semantics, per row r: `y[r, c] = x[r, c] * rsqrt(mean_c x[r, c]^2 + eps) *
+    /// w[c]`, where w is the gain of the row's slot if `gains` has one, else `weight`. Sum in f32.
+    fn rms_norm(
+        &self,
+        rows: &RowPlan,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        gains: &SlotVectors<Self>,
+        eps: f32,
+        y: &mut Self::Buffer,
+    );
+
+    /// RMSNorm over each head in place (Qwen3, Gemma 3): as [`Backend::rms_norm`] on every `head_dim` columns.
+    fn rms_norm_heads(
+        &self,
+        rows: &RowPlan,
+        x: &mut Self::Buffer,
+        columns: HeadColumns,
+        weight: &Self::Vector,
+        gains: &SlotVectors<Self>,
+        eps: f32,
+    );
+
+    /// The base GEMM. Semantics: `y[r, c] = Σ_k x[r, k] * w[c, k]` for the first `rows` rows and every column c of
+    /// `w`; no bias, ever. `x` is `[rows, in]`, `y` `[rows, out]`.
+    fn gemm(&self, rows: usize, x: &Self::Buffer, w: &Self::Weight, y: &mut Self::Buffer);
+
+    /// As [`Backend::gemm`] on the columns of segment `segment` alone: row `i` of `x` gives row `y_rows[i]`, columns
+    /// of that segment, of `y`. For rows whose input differs between stacked projections.
+    fn gemm_segment(&self, x: &Self::Buffer, w: &Self::Weight, segment: usize, y_rows: &[u32], y: &mut Self::Buffer);
+
+    /// Semantics: `y[r, c] += bias[c]` for the first `rows` rows; `bias` has as many numbers as y has columns.
+    fn add_bias(&self, rows: usize, bias: &Self::Vector, y: &mut Self::Buffer);
+
+    /// Semantics: `y[r, c] = tanh(y[r, c] / cap) * cap` (Gemma 2's final soft cap).
+    fn softcap(&self, rows: usize, cap: f32, y: &mut Self::Buffer);
+
+    /// Semantics: `y[r, c] = act(x[r, c]) * x[r, n + c]`, x is `[rows, 2n]` (gate then up), y `[rows, n]`.
+    fn gated_activation(&self, rows: usize, activation: Activation, x: &Self::Buffer, y: &mut Self::Buffer);
+
+    // --- attention ----------------------------------------------------------------------------------------------
+
+    /// Rotate q and k of `qkv` `[rows, (heads + 2 kv_heads) * head_dim]` in place at each row's position (GPT-NeoX
+    /// halves, Su et al. 2021), then store k and v at each row's place of layer `layer`, in KV dtype.
+    fn rope_and_cache(
+        &self,
+        step: &Self::Step,
+        spec: &AttentionSpec,
+        rope: &Self::Rope,
+        layer: usize,
+        qkv: &mut Self::Buffer,
+        kv: &mut Self::KvCache,
+    );
+
+    /// Paged attention of one layer, prefill and decode alike. Semantics, per row at KV index p and query head h:
+    /// `y[r, h, :] = Σ_j softmax_j(cap(scale * q·k_j)) v_j` over the visible j (causal, window), K and V read back
+    /// from the cache in KV dtype. One algorithm per (row, head): KV tiles at absolute boundaries from 0, ascending,
+    /// online softmax.
+    fn attention(
+        &self,
+        step: &Self::Step,
+        spec: &AttentionSpec,
+        layer: usize,
+        qkv: &Self::Buffer,
+        kv: &Self::KvCache,
+        y: &mut Self::Buffer,
+    );
+
+    /// Copy one block, all layers.
+    fn copy_block(&self, kv: &mut Self::KvCache, source: usize, target: usize);
+
+    /// Store saved K and V of one layer as they are (no rope, no norm): `k`, `v` are `[places.len(), kv_dim]`, place =
+    /// `block * block_size + offset`.
+    fn write_kv(&self, kv: &mut Self::KvCache, layer: usize, places: &[u32], k: &[f32], v: &[f32]);
+
+    // --- deltas, one op class at a time, all rows at once ---------------------------------------------------------
+
+    /// Semantics, per row r of a slot with entries: `y[r, c0..c1] += scaling * B(A x[r])` for each entry `{a: [rank,
+    /// in], b: [c1 - c0, rank], scaling, columns: c0..c1}`. True ranks, no padding in the result. In bf16 mode x and
+    /// A x are rounded to bf16 before their GEMMs.
+    fn low_rank(&self, rows: &RowPlan, table: &SlotTable<LowRank<Self>>, x: &Self::Buffer, y: &mut Self::Buffer);
+
+    /// Semantics, per row r with a token id of a slot with entries: `y[r, :] += scale * scaling * Σ_j B[:, j] *
+    /// A[j, id]`, A given transposed as `a: [vocab, rank]`, `b: [hidden, rank]`. `scale` is the embedding scale of
+    /// the base (Gemma), 1 elsewhere.
+    fn embedding_low_rank(
+        &self,
+        step: &Self::Step,
+        rows: &RowPlan,
+        table: &SlotTable<LowRank<Self>>,
+        scale: f32,
+        y: &mut Self::Buffer,
+    );
+
+    /// Semantics: `y[r, columns] *= g` for each entry of the row's slot.
+    fn scale_rows(&self, rows: &RowPlan, table: &SlotVectors<Self>, y: &mut Self::Buffer);
+
+    /// Semantics: `y[r, columns] += b` for each entry of the row's slot.
+    fn bias_rows(&self, rows: &RowPlan, table: &SlotVectors<Self>, y: &mut Self::Buffer);
+
+    /// Semantics: `y[i, :] = g ∘ x[rows[i], :]`: the scaled input of rows that have an `InputScale`.
+    fn gather_scaled(&self, x: &Self::Buffer, rows: &[u32], g: &[&Self::Vector], y: &mut Self::Buffer);
+}
+
+/// Columns of a stacked output, as a range.
+pub type Columns = Range<usize>;

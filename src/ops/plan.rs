@@ -1,0 +1,109 @@
+//! What varies from step to step, as flat arrays built once per step on the host.
+//!
+//! Running example used below: block size 4, three sequences. S0 decodes with adapter slot 2 (one row at KV index 5),
+//! S1 prefills three tokens of the base from index 0, S2 decodes with slot 2 (one row at index 1).
+
+use std::ops::Range;
+
+use crate::types::AdapterSlot;
+
+/// Consecutive entries of [`RowPlan::order`] that share one adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The adapter; rows of the base form no segment.
+    pub slot: AdapterSlot,
+    /// Range in [`RowPlan::order`]. Example: slot 2 owns 0..2.
+    pub range: Range<usize>,
+}
+
+/// Rows of a buffer and the adapter of each, grouped by slot once per step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RowPlan {
+    /// Adapter of each row. Example: `[Some(2), None, None, None, Some(2)]`.
+    pub slots: Vec<Option<AdapterSlot>>,
+    /// Rows that have an adapter, sorted by slot, ascending within it. Example: `[0, 4]`.
+    pub order: Vec<u32>,
+    /// Runs of `order` with one slot, ascending. Example: `[{slot 2, 0..2}]`.
+    pub segments: Vec<Segment>,
+}
+
+impl RowPlan {
+    /// Group rows by slot.
+    #[must_use]
+    pub fn new(slots: Vec<Option<AdapterSlot>>) -> Self {
+        let mut keyed: Vec<(AdapterSlot, u32)> =
+            slots.iter().enumerate().filter_map(|(row, slot)| slot.map(|slot| (slot, row as u32))).collect();
+        keyed.sort_unstable();
+        let mut segments: Vec<Segment> = Vec::new();
+        for (at, (slot, _)) in keyed.iter().enumerate() {
+            match segments.last_mut() {
+                Some(last) if last.slot == *slot => last.range.end = at + 1,
+                _ => segments.push(Segment { slot: *slot, range: at..at + 1 }),
+            }
+        }
+        let order = keyed.into_iter().map(|(_, row)| row).collect();
+        Self { slots, order, segments }
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// True without rows.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// The rows of a segment, ascending.
+    #[must_use]
+    pub fn rows_of(&self, segment: &Segment) -> &[u32] {
+        &self.order[segment.range.clone()]
+    }
+}
+
+/// One sequence's rows and its KV pages.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SequencePlan {
+    /// Rows of the step. Example: S1 has 1..4.
+    pub rows: Range<usize>,
+    /// KV index of the first of them. Example: S0 has 5.
+    pub start: u32,
+    /// Block table: block `i` holds KV indices `i * block_size ..`.
+    pub blocks: Vec<u32>,
+}
+
+/// All a step's kernels read besides weights and activations.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepPlan {
+    /// Rows of the pass and their adapters.
+    pub rows: RowPlan,
+    /// Token id of each row; absent for prompt embeddings.
+    pub ids: Vec<Option<u32>>,
+    /// KV index, and rope position, of each row. Example: `[5, 0, 1, 2, 1]`.
+    pub positions: Vec<u32>,
+    /// Place in the KV cache of each row: `block * block_size + offset`.
+    pub kv_slots: Vec<u32>,
+    /// Sequences, in row order.
+    pub sequences: Vec<SequencePlan>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_grouped_by_slot_and_stay_ascending() {
+        let slot = |index| Some(AdapterSlot(index));
+        let plan = RowPlan::new(vec![slot(2), None, slot(0), slot(2), None, slot(0)]);
+        assert_eq!(plan.order, [2, 5, 0, 3]);
+        assert_eq!(
+            plan.segments,
+            [Segment { slot: AdapterSlot(0), range: 0..2 }, Segment { slot: AdapterSlot(2), range: 2..4 }]
+        );
+        assert_eq!(plan.rows_of(&plan.segments[1]), [0, 3]);
+        assert!(RowPlan::new(vec![None, None]).segments.is_empty());
+    }
+}

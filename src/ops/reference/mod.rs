@@ -1,0 +1,1 @@
+//! The definition of every op, slow and obvious, in f32.

@@ -1,0 +1,1 @@
+//! Logits to tokens: penalties, filters, counter-based draws, log-probabilities.

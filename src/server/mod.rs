@@ -1,0 +1,1 @@
+//! The porch: gRPC services, conversions, statuses, streams. The only room that knows tonic and generated code.

@@ -1,0 +1,1 @@
+//! Metric names, the Prometheus exporter, logs and progress bars.

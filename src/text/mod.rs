@@ -1,0 +1,1 @@
+//! Text at the gate: tokenizer, incremental detokenizer, stop strings, chat template.

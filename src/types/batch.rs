@@ -1,0 +1,146 @@
+//! The border between deciding and computing: [`ScheduledBatch`] in, [`StepOutput`] out. Plain data, no tensors.
+
+use std::sync::Arc;
+
+use super::event::TokenLogprob;
+use super::ids::{AdapterSlot, BlockId, SequenceId};
+use super::sampling::SamplingParams;
+
+/// Where the inputs of a sequence's new rows come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TokenSource {
+    /// Token ids, one per new row.
+    Ids(Vec<u32>),
+    /// Rows `first..first + count` of the prompt embeddings of the adapter in the sequence's slot.
+    PromptEmbeds {
+        /// First virtual token of this chunk.
+        first: u32,
+        /// How many this step.
+        count: u32,
+    },
+}
+
+impl TokenSource {
+    /// Rows this source adds to the step.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Ids(ids) => ids.len(),
+            Self::PromptEmbeds { count, .. } => *count as usize,
+        }
+    }
+
+    /// True where it adds none; the scheduler never schedules such a sequence.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What the sampler needs for the last row of a sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleSpec {
+    /// How to choose.
+    pub params: Arc<SamplingParams>,
+    /// Choice index within the request; part of the counter of the random draw.
+    pub choice: u32,
+    /// Number of output tokens before this one; part of the counter of the random draw.
+    pub output_position: u32,
+    /// Ids that may not be chosen at this step (`min_tokens` not yet reached).
+    pub banned: Vec<u32>,
+    /// Prompt ids and output ids so far; filled only where [`SamplingParams::needs_history`].
+    pub history: Option<TokenHistory>,
+}
+
+/// Tokens seen so far by a sequence whose penalties need them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenHistory {
+    /// The request's prompt.
+    pub prompt: Arc<[u32]>,
+    /// Ids generated so far, oldest first.
+    pub output: Vec<u32>,
+}
+
+/// One sequence's share of a step. Prefill, chunked prefill and decode are all this.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScheduledSequence {
+    /// Which sequence.
+    pub id: SequenceId,
+    /// Adapter of its rows; `None` is the base.
+    pub slot: Option<AdapterSlot>,
+    /// KV index, and rope position, of the first new row: everything before it is in the cache already.
+    pub start: u32,
+    /// The new rows.
+    pub tokens: TokenSource,
+    /// Block table: block `i` holds KV indices `i * block_size ..`. Covers `start + tokens.len()` places.
+    pub blocks: Vec<BlockId>,
+    /// Present when the last new row's logits are to be sampled.
+    pub sample: Option<SampleSpec>,
+}
+
+/// Copy all layers of one KV block: a shared partial block becomes the first own block of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// Read from.
+    pub source: BlockId,
+    /// Written to.
+    pub target: BlockId,
+}
+
+/// Write the saved K and V of a prefix-tuning adapter into blocks, all layers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefixWrite {
+    /// Slot of the adapter.
+    pub slot: AdapterSlot,
+    /// Blocks for its virtual tokens, in order; the last may be partly filled.
+    pub blocks: Vec<BlockId>,
+}
+
+/// One step's work. The executor applies `prefix_writes`, then `block_copies`, then runs all sequences in one pass.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ScheduledBatch {
+    /// Prefix-tuning pages to fill before the pass.
+    pub prefix_writes: Vec<PrefixWrite>,
+    /// Block copies to make before the pass, in order.
+    pub block_copies: Vec<BlockCopy>,
+    /// The sequences of the pass, each at least one row.
+    pub sequences: Vec<ScheduledSequence>,
+}
+
+impl ScheduledBatch {
+    /// Rows of the pass.
+    #[must_use]
+    pub fn num_tokens(&self) -> usize {
+        self.sequences.iter().map(|sequence| sequence.tokens.len()).sum()
+    }
+
+    /// True where there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty() && self.prefix_writes.is_empty() && self.block_copies.is_empty()
+    }
+}
+
+/// The token chosen for one sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    /// Chosen id.
+    pub token: u32,
+    /// Present where the request asked for log-probabilities.
+    pub logprob: Option<TokenLogprob>,
+}
+
+/// Why one sequence, and only that one, failed in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SequenceFailure {
+    /// Its logits held NaN or infinity: the adapter or the base overflowed on this row.
+    #[error("the logits of this sequence are not finite")]
+    NonFinite,
+}
+
+/// Result of a step: one entry per sequence that had a [`SampleSpec`], in batch order, and any other failure.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepOutput {
+    /// Sampled tokens or the failure of that sequence alone.
+    pub sampled: Vec<(SequenceId, Result<SampledToken, SequenceFailure>)>,
+}

@@ -1,0 +1,76 @@
+//! What the engine tells a request while it runs.
+
+use std::time::Instant;
+
+/// Why a sequence ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An eos or stop id was generated (that id is not part of the text), or a stop string matched.
+    Stop,
+    /// `max_tokens` or the context length was reached.
+    Length,
+}
+
+/// A generated token's log-probability under the model's distribution, before temperature and filters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// Natural logarithm of the chosen token's probability.
+    pub logprob: f32,
+    /// The most likely tokens, best first: (id, log-probability). As many as asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Token counts of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Prompt ids, virtual tokens not counted.
+    pub prompt_tokens: u32,
+    /// Generated ids over all choices.
+    pub completion_tokens: u32,
+    /// Prompt ids whose KV came from the prefix cache.
+    pub cached_tokens: u32,
+}
+
+/// Why a request ended without a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestFailure {
+    /// The engine is stopping; the request may be sent again elsewhere.
+    #[error("the server is shutting down")]
+    Draining,
+    /// The request's deadline passed.
+    #[error("the deadline passed")]
+    DeadlineExceeded,
+    /// A row of this request became NaN or infinite.
+    #[error("the logits of this request are not finite")]
+    NonFinite,
+    /// The step this request took part in failed; the log has the cause.
+    #[error("the engine failed in a step of this request")]
+    EngineFailed,
+}
+
+/// One event of a request's channel. Its capacity is `max_tokens * n + 2`, so the engine never blocks on a reader.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SequenceEvent {
+    /// The request's first row entered a step.
+    Started {
+        /// When; queue time ends here.
+        at: Instant,
+        /// Prompt ids found in the prefix cache by its first choice.
+        cached_tokens: u32,
+    },
+    /// One token of one choice. `finish` is set on the choice's last event.
+    Token {
+        /// Choice index.
+        choice: u32,
+        /// The id; absent when a stop id ended the choice (the stop id is not output).
+        token: Option<u32>,
+        /// Present where asked for and `token` is.
+        logprob: Option<TokenLogprob>,
+        /// Set on the last event of the choice.
+        finish: Option<(FinishReason, Option<u32>)>,
+        /// When the step that made it ended.
+        at: Instant,
+    },
+    /// The request failed; nothing follows.
+    Failed(RequestFailure),
+}

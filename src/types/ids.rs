@@ -1,0 +1,153 @@
+//! Identifiers. Each is a newtype, so that an adapter's name can never be passed where its version is meant.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// What a client writes to choose an adapter: an alias of an [`AdapterVersion`].
+///
+/// Allowed: `[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?`. The name never becomes part of a path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterName(Arc<str>);
+
+/// A name outside the allowed form.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("adapter name {name:?} is not of the form [a-z0-9]([a-z0-9._-]{{0,62}}[a-z0-9])?")]
+pub struct InvalidAdapterName {
+    /// The offending text, shortened to 64 characters.
+    pub name: String,
+}
+
+impl AdapterName {
+    /// Most bytes a name may have.
+    pub const MAX_LEN: usize = 64;
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for AdapterName {
+    type Err = InvalidAdapterName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let edge = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let inner = |byte: &u8| edge(byte) || matches!(byte, b'.' | b'_' | b'-');
+        let bytes = text.as_bytes();
+        let valid = (1..=Self::MAX_LEN).contains(&bytes.len())
+            && bytes.first().is_some_and(edge)
+            && bytes.last().is_some_and(edge)
+            && bytes.iter().all(inner);
+        if valid {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidAdapterName { name: text.chars().take(Self::MAX_LEN).collect() })
+        }
+    }
+}
+
+impl fmt::Display for AdapterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The content digest of an adapter: sha256 over the sorted (path, size, sha256) of its config and weight files.
+///
+/// It is immutable and keys residency, leases and the KV prefix cache; two uploads of the same bytes are one version.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterVersion(pub [u8; 32]);
+
+/// Text that is not 64 lower-case hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an adapter version is 64 lower-case hexadecimal digits")]
+pub struct InvalidAdapterVersion;
+
+impl fmt::Display for AdapterVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for AdapterVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AdapterVersion({self})")
+    }
+}
+
+impl FromStr for AdapterVersion {
+    type Err = InvalidAdapterVersion;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Ok(byte - b'0'),
+            b'a'..=b'f' => Ok(byte - b'a' + 10),
+            _ => Err(InvalidAdapterVersion),
+        };
+        if text.len() != 64 {
+            return Err(InvalidAdapterVersion);
+        }
+        let mut digest = [0u8; 32];
+        for (byte, pair) in digest.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        }
+        Ok(Self(digest))
+    }
+}
+
+/// A place for one adapter on the device. `Option<AdapterSlot>` everywhere: `None` is the base model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterSlot(pub u32);
+
+impl AdapterSlot {
+    /// The slot as an index into per-slot tables.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// One block of the paged KV cache: `block_size` consecutive token places in every layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
+
+impl BlockId {
+    /// The block as an index.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// One admitted request, unique within the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// One sequence the scheduler knows: a choice of a request, or an adapter's prompt embeddings being prefilled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_allow_list() {
+        for good in ["a", "0", "sql-v2", "a.b_c-d", &"x".repeat(64)] {
+            assert!(good.parse::<AdapterName>().is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "a-", ".", "..", "../x", "/abs", "A", "a b", "a\0", "é", "а", "a/b", &"x".repeat(65)] {
+            assert!(bad.parse::<AdapterName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_version_prints_and_parses_to_itself() {
+        let version = AdapterVersion(std::array::from_fn(|i| i as u8 * 7));
+        assert_eq!(version.to_string().parse(), Ok(version));
+        assert!("AB".repeat(32).parse::<AdapterVersion>().is_err());
+        assert!("0".repeat(63).parse::<AdapterVersion>().is_err());
+    }
+}

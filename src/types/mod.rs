@@ -1,0 +1,24 @@
+//! Plain data shared by every room: identifiers, requests, batches, events.
+//!
+//! Nothing here decides or computes anything, and nothing here imports another room. The border between the wing
+//! that decides (scheduler, cache, adapters) and the wing that computes (model, delta, ops, sampler) is made of the
+//! types in [`batch`]: a [`ScheduledBatch`] goes in, a [`StepOutput`] comes out.
+
+pub mod adapter;
+pub mod batch;
+pub mod event;
+pub mod ids;
+pub mod request;
+pub mod sampling;
+
+pub use adapter::{AdapterFacts, OpClass};
+pub use batch::{
+    BlockCopy, PrefixWrite, SampleSpec, SampledToken, ScheduledBatch, ScheduledSequence, SequenceFailure, StepOutput,
+    TokenHistory, TokenSource,
+};
+pub use event::{FinishReason, RequestFailure, SequenceEvent, TokenLogprob, Usage};
+pub use ids::{
+    AdapterName, AdapterSlot, AdapterVersion, BlockId, InvalidAdapterName, InvalidAdapterVersion, RequestId, SequenceId,
+};
+pub use request::{AdapterBinding, EngineRequest, VirtualTokens};
+pub use sampling::{SamplingParams, StoppingParams};

@@ -1,0 +1,54 @@
+//! What admission hands to the engine.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::ids::{AdapterSlot, AdapterVersion, RequestId};
+use super::sampling::{SamplingParams, StoppingParams};
+
+/// Virtual tokens of an adapter: they occupy KV indices `0..count` of every sequence that uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtualTokens {
+    /// How many; at least 1.
+    pub count: u32,
+    /// True for prefix tuning (K and V are stored as saved, written without a forward pass); false for prompt
+    /// embeddings, which are prefilled once per version as a sequence of their own.
+    pub saved_kv: bool,
+}
+
+/// The adapter of a request: which weights, and where they lie on the device. The slot stays valid while the
+/// request lives, because the caller holds a lease on the version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdapterBinding {
+    /// Content digest; the prefix cache is keyed by it.
+    pub version: AdapterVersion,
+    /// Place on the device.
+    pub slot: AdapterSlot,
+    /// Present for prefix and prompt tuning.
+    pub virtual_tokens: Option<VirtualTokens>,
+}
+
+/// A validated, tokenized request with its adapter resident.
+#[derive(Clone, Debug)]
+pub struct EngineRequest {
+    /// Unique within the process.
+    pub id: RequestId,
+    /// Prompt token ids; not empty, each below the vocabulary size.
+    pub prompt: Arc<[u32]>,
+    /// `None` is the base model.
+    pub adapter: Option<AdapterBinding>,
+    /// How to choose tokens.
+    pub sampling: Arc<SamplingParams>,
+    /// When to stop.
+    pub stopping: Arc<StoppingParams>,
+    /// Number of choices, at least 1; each is a sequence of its own.
+    pub choices: u32,
+    /// Larger goes first; 0 is the default.
+    pub priority: i32,
+    /// Mixed into the prefix cache key so that tenants never share blocks; empty is the common tenant.
+    pub tenant_salt: Arc<[u8]>,
+    /// The engine ends the request with `DeadlineExceeded` at this time, whatever its phase.
+    pub deadline: Option<Instant>,
+    /// When it entered the server: queue time counts from here.
+    pub arrived: Instant,
+}
