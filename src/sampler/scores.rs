@@ -72,8 +72,7 @@ impl Scores {
 /// One seen token's score. Repetition as transformers' `RepetitionPenaltyLogitsProcessor` (CTRL, arXiv:1909.05858),
 /// frequency and presence as in OpenAI's API reference.
 fn penalized(score: f32, occurrences: u32, params: &SamplingParams) -> f32 {
-    let repeated =
-        if score < 0.0 { score * params.repetition_penalty } else { score / params.repetition_penalty };
+    let repeated = if score < 0.0 { score * params.repetition_penalty } else { score / params.repetition_penalty };
     let presence = if occurrences > 0 { params.presence_penalty } else { 0.0 };
     finite(finite(repeated) - occurrences as f32 * params.frequency_penalty - presence)
 }

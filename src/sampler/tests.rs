@@ -156,7 +156,8 @@ fn seed_choice_and_position_each_move_the_draw() {
         token(&logits, &SampleSpec { choice, output_position, ..spec(params) })
     };
     assert_eq!(draw(1, 2, 3), draw(1, 2, 3));
-    let distinct: BTreeSet<_> = [draw(1, 2, 3), draw(2, 2, 3), draw(1, 3, 3), draw(1, 2, 4), draw(1 << 40, 2, 3)].into();
+    let distinct: BTreeSet<_> =
+        [draw(1, 2, 3), draw(2, 2, 3), draw(1, 3, 3), draw(1, 2, 4), draw(1 << 40, 2, 3)].into();
     assert_eq!(distinct.len(), 5);
 }
 
@@ -165,7 +166,7 @@ fn the_tokens_of_a_seed_are_pinned() {
     let logits = row(1000);
     let sample = spec(SamplingParams { seed: 42, temperature: 0.7, top_k: 50, top_p: 0.95, ..warm() });
     let drawn: Vec<_> = (0..8).map(|i| token(&logits, &at(&sample, i))).collect();
-    insta::assert_debug_snapshot!(drawn, @"");
+    assert_eq!(drawn, [498, 345, 680, 680, 862, 297, 776, 431]);
 }
 
 #[test]
