@@ -59,6 +59,12 @@ impl KvCacheManager {
         self.pool.num_blocks()
     }
 
+    /// Holders of a block; 0 is free.
+    #[must_use]
+    pub fn refs(&self, block: BlockId) -> u32 {
+        self.pool.refs(block)
+    }
+
     /// Whether nobody holds this block.
     #[must_use]
     pub fn is_free(&self, block: BlockId) -> bool {

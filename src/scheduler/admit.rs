@@ -47,12 +47,18 @@ impl Scheduler {
         if !self.fits(rank, &reused, missing) {
             return Admission::NoRoom;
         }
-        if let (Some(key), Some(slot)) = (missing, self.sequences[id].slot) {
+        let missing = missing.zip(self.sequences[id].slot);
+        if let Some((key, slot)) = missing.filter(|(key, _)| !key.saved_kv) {
             self.make_pages(key, slot, plan);
-            if !key.saved_kv {
-                self.schedule_pages(key, slot, plan);
-                return Admission::NotYet;
-            }
+            self.schedule_pages(key, slot, plan);
+            return Admission::NotYet;
+        }
+        // Reused blocks are taken before any is allocated, or an allocation could overwrite one.
+        for block in &reused {
+            self.cache.share(*block);
+        }
+        if let Some((key, slot)) = missing {
+            self.make_pages(key, slot, plan);
         }
         self.start(rank, &reused, plan);
         self.note_start(id, now, &mut plan.events);
@@ -126,7 +132,8 @@ impl Scheduler {
         self.pages.insert(key, PageSet { blocks, prefill, last_used: self.counters.steps });
     }
 
-    /// Give a waiting sequence its table. `fits` has made sure of the blocks.
+    /// Give a waiting sequence its table: its adapter's pages, the `reused` blocks it holds already, new ones. `fits`
+    /// has made sure of the blocks.
     fn start(&mut self, rank: Rank, reused: &[BlockId], plan: &mut StepPlan) {
         let sequence = &mut self.sequences[rank.id()];
         let pages = sequence.pages.and_then(|key| {
@@ -136,10 +143,12 @@ impl Scheduler {
         let shared = pages.map_or(&[][..], |set| &set.blocks[..sequence.first_block()]);
         let tail = pages.and_then(|set| set.blocks.get(sequence.first_block()));
 
-        // Reused blocks are taken before any is allocated, or an allocation could overwrite one.
         let mut table = BlockTable::default();
-        for block in shared.iter().chain(reused) {
+        for block in shared {
             self.cache.share(*block);
+            table.push(*block);
+        }
+        for block in reused {
             table.push(*block);
         }
         let total = sequence.blocks_for(sequence.num_tokens());

@@ -34,7 +34,6 @@ pub use sequence::SequenceState;
 
 use crate::cache::{BlockSize, KvCacheManager};
 use crate::types::{EngineRequest, RequestFailure, RequestId, ScheduledBatch, SequenceEvent, SequenceId, StepOutput};
-use policy::Rank;
 use queue::RankQueue;
 use request::Request;
 use sequence::SequenceMap;
@@ -131,6 +130,12 @@ impl Scheduler {
     #[must_use]
     pub fn contains(&self, id: RequestId) -> bool {
         self.requests.contains_key(&id)
+    }
+
+    /// Where a sequence is in its life; `None` once it has ended.
+    #[must_use]
+    pub fn state(&self, id: SequenceId) -> Option<SequenceState> {
+        self.sequences.get(id).map(|sequence| sequence.state)
     }
 
     /// The earliest deadline of a live request: [`Self::schedule`] must run by then.

@@ -14,10 +14,6 @@ impl RankQueue {
         self.0.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     pub(super) fn insert(&mut self, rank: Rank) {
         self.0.insert(rank);
     }

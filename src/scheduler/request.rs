@@ -8,7 +8,7 @@ use super::sequence::{Sequence, SequenceSeed};
 use super::virtual_pages::PagesKey;
 use super::{Events, Scheduler, SchedulerError};
 use crate::cache::PrefixScope;
-use crate::types::{AdapterVersion, BlockId, EngineRequest, RequestFailure, RequestId, SequenceEvent, SequenceId};
+use crate::types::{BlockId, EngineRequest, RequestFailure, RequestId, SequenceEvent, SequenceId};
 
 /// What the choices of a request share.
 #[derive(Debug)]
@@ -21,12 +21,6 @@ pub(super) struct Request {
     pub(super) started: bool,
     /// Its first choice has computed the whole prompt, so the others can reuse those blocks.
     pub(super) prompt_computed: bool,
-}
-
-impl Request {
-    pub(super) fn version(&self) -> Option<AdapterVersion> {
-        self.scope.version
-    }
 }
 
 fn num_virtual(request: &EngineRequest) -> usize {

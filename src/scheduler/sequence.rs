@@ -11,8 +11,8 @@ use super::policy::Rank;
 use super::virtual_pages::PagesKey;
 use crate::cache::{BlockKey, BlockSize, BlockTable, PrefixBlock, PrefixScope};
 use crate::types::{
-    AdapterSlot, FinishReason, RequestId, SampleSpec, SamplingParams, ScheduledSequence, SequenceId, StoppingParams,
-    TokenHistory, TokenSource,
+    AdapterSlot, BlockId, EngineRequest, FinishReason, RequestId, SampleSpec, SamplingParams, ScheduledSequence,
+    SequenceId, StoppingParams, TokenHistory, TokenSource,
 };
 
 /// Life of a sequence. A finished one is not kept.
@@ -65,7 +65,7 @@ pub(super) struct Sequence {
 
 /// What [`Sequence::new`] needs besides what a request shares among its choices.
 pub(super) struct SequenceSeed<'a> {
-    pub(super) request: &'a crate::types::EngineRequest,
+    pub(super) request: &'a EngineRequest,
     pub(super) id: SequenceId,
     pub(super) choice: u32,
     pub(super) scope: &'a Arc<PrefixScope>,
@@ -105,11 +105,6 @@ impl Sequence {
     /// The first block of the table that is its own: the ones before hold virtual tokens only.
     pub(super) fn first_block(&self) -> usize {
         self.block_size.full_blocks(self.num_virtual())
-    }
-
-    /// Whether its first own block begins with virtual tokens.
-    pub(super) fn has_partial_tail(&self) -> bool {
-        self.num_virtual() % self.block_size.get() != 0
     }
 
     /// Prompt and output so far.
@@ -166,15 +161,18 @@ impl Sequence {
     }
 
     /// Visit the blocks that have become full since the last call.
-    pub(super) fn walk_new_full_blocks(&mut self, mut visit: impl FnMut(crate::types::BlockId, &PrefixBlock<'_>)) {
+    pub(super) fn walk_new_full_blocks(&mut self, mut visit: impl FnMut(BlockId, &PrefixBlock<'_>)) {
         let end = self.block_size.full_blocks(self.num_virtual() + self.num_computed_tokens);
         let start = self.num_published_blocks.max(self.first_block());
+        if start >= end {
+            return;
+        }
         let blocks = self.table.blocks().to_vec();
         self.walk_blocks(start..end, |block, contents| {
             visit(blocks[block], contents);
             true
         });
-        self.num_published_blocks = self.num_published_blocks.max(end);
+        self.num_published_blocks = end;
     }
 
     /// Begin to run with a table whose blocks after the virtual ones hold `num_reused` reused blocks.

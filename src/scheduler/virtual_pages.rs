@@ -106,6 +106,12 @@ impl VirtualPages {
         self.sets.values().filter(|set| set.prefill.is_some()).count()
     }
 
+    /// Every block of every set, for counting references.
+    #[cfg(test)]
+    pub(super) fn blocks(&self) -> impl Iterator<Item = BlockId> {
+        self.sets.values().flat_map(|set| set.blocks.iter().copied())
+    }
+
     /// Unfinished prefills, each with the rank of the most senior sequence that wants it and that one's slot.
     pub(super) fn prefilling(&self) -> impl Iterator<Item = (Rank, AdapterSlot, PagesKey, Prefill)> {
         self.sets.iter().filter_map(|(key, set)| {
