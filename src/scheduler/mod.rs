@@ -172,6 +172,12 @@ impl Scheduler {
         self.remove_request(id)
     }
 
+    /// End one choice of a request without an event, as after a stop string; its KV is free on return. False where it
+    /// is not here (any more).
+    pub fn finish_choice(&mut self, id: RequestId, choice: u32) -> bool {
+        self.remove_choice(id, choice)
+    }
+
     /// Decide the next step: drop what is past its deadline, then give tokens to running decodes, running prefills
     /// and waiting sequences, in this order and by rank, within the budgets.
     ///

@@ -153,6 +153,16 @@ impl Scheduler {
         true
     }
 
+    /// End one choice without an event. The other choices wait for the first one's prompt only while it lives.
+    pub(super) fn remove_choice(&mut self, id: RequestId, choice: u32) -> bool {
+        let Some(request) = self.requests.get_mut(&id) else { return false };
+        let is_choice = |rank: &&Rank| self.sequences.get(rank.id()).is_some_and(|sequence| sequence.choice == choice);
+        let Some(rank) = request.live.iter().find(is_choice).copied() else { return false };
+        request.prompt_computed |= choice == 0;
+        self.finish_sequence(rank.id());
+        true
+    }
+
     /// End a request with an event; nothing where it is gone already.
     pub(super) fn fail_request(&mut self, id: RequestId, failure: RequestFailure, events: &mut Events) {
         if self.remove_request(id) {
