@@ -127,6 +127,17 @@ impl Harness {
         panic!("no end after 10,000 steps: {:?}", self.scheduler.stats());
     }
 
+    fn run_until(&mut self, done: impl Fn(&Self) -> bool) {
+        while !done(self) {
+            assert!(!self.scheduler.is_idle(), "all requests ended before");
+            self.step();
+        }
+    }
+
+    fn pages_key(&self, id: u64) -> virtual_pages::PagesKey {
+        virtual_pages::PagesKey::of(&self.requests[&RequestId(id)].adapter.unwrap()).unwrap()
+    }
+
     fn record(&mut self, events: Events) {
         for (id, event) in events {
             let log = self.logs.get_mut(&id).unwrap();

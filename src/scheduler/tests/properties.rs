@@ -95,6 +95,9 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
     )
 }
 
+/// Version whose prompt embeddings turn non-finite in some runs.
+const POISONED: AdapterVersion = AdapterVersion([5; 32]);
+
 /// Adapters 2 to 5 have virtual tokens: 2 and 3 saved, 4 and 5 to be prefilled.
 fn bind(n: u8, counts: [u32; 4]) -> Option<AdapterBinding> {
     match n {
@@ -130,9 +133,12 @@ struct Run {
     batches: Vec<ScheduledBatch>,
 }
 
-fn execute(config: SchedulerConfig, counts: [u32; 4], ops: &[Op]) -> Run {
+fn execute(config: SchedulerConfig, counts: [u32; 4], poisoned: bool, ops: &[Op]) -> Run {
     let mut run = Run { harness: Harness::new(config), aborted: Vec::new(), batches: Vec::new() };
     let harness = &mut run.harness;
+    if poisoned {
+        harness.fake.poisoned_embeds.insert(POISONED);
+    }
     let pick = |harness: &Harness, index: &prop::sample::Index| {
         let ids: Vec<_> = harness.requests.keys().copied().collect();
         (!ids.is_empty()).then(|| *index.get(&ids))
@@ -183,14 +189,16 @@ fn check_outcomes(run: &Run) -> TestCaseResult {
     let harness = &run.harness;
     for (id, request) in &harness.requests {
         let log = harness.log(id.0);
+        let poisoned = request.adapter.is_some_and(|adapter| harness.fake.poisoned_embeds.contains(&adapter.version));
+        let non_finite = poisoned || request.sampling.seed == NON_FINITE_SEED;
         harness.assert_prefix(id.0);
         match log.failure {
             _ if run.aborted.contains(id) => prop_assert_eq!(log.failure, None),
             None => {
-                prop_assert!(request.sampling.seed != NON_FINITE_SEED);
+                prop_assert!(!non_finite);
                 harness.assert_complete(id.0);
             }
-            Some(RequestFailure::NonFinite) => prop_assert_eq!(request.sampling.seed, NON_FINITE_SEED),
+            Some(RequestFailure::NonFinite) => prop_assert!(non_finite),
             Some(RequestFailure::DeadlineExceeded) => prop_assert!(request.deadline.is_some()),
             Some(RequestFailure::EngineFailed) => {}
             Some(RequestFailure::Draining) => prop_assert!(false, "nothing drains here"),
@@ -206,9 +214,10 @@ proptest! {
     fn every_request_gives_what_it_gives_alone_and_no_block_is_lost(
         config in configs(),
         counts in prop::array::uniform4(1u32..8),
+        poisoned in prop::bool::weighted(0.2),
         ops in ops(),
     ) {
-        let mut run = execute(config, counts, &ops);
+        let mut run = execute(config, counts, poisoned, &ops);
         check_outcomes(&run)?;
         let scheduler = &mut run.harness.scheduler;
         prop_assert_eq!(scheduler.next_deadline(), None);
@@ -222,9 +231,10 @@ proptest! {
     fn the_same_workload_is_scheduled_the_same_way_twice(
         config in configs(),
         counts in prop::array::uniform4(1u32..8),
+        poisoned in prop::bool::weighted(0.2),
         ops in ops(),
     ) {
-        let [a, b] = [(); 2].map(|()| execute(config.clone(), counts, &ops));
+        let [a, b] = [(); 2].map(|()| execute(config.clone(), counts, poisoned, &ops));
         prop_assert_eq!(a.batches, b.batches);
         prop_assert_eq!(a.harness.logs, b.harness.logs);
     }
