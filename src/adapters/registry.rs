@@ -219,12 +219,7 @@ impl AdapterRegistry {
     ///
     /// # Errors
     /// The compare and set, quotas, the disk. The upload is discarded then.
-    pub fn publish(
-        &self,
-        mut staged: Staged,
-        facts: AdapterFacts,
-        now: SystemTime,
-    ) -> Result<Published, AdapterError> {
+    pub fn publish(&self, mut staged: Staged, facts: AdapterFacts, now: SystemTime) -> Result<Published, AdapterError> {
         let created_ms = now.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64);
         let (name, version, files, pinned) = (staged.name().clone(), staged.version(), staged.files(), staged.pin());
         let adapter = StoredAdapter { name: name.clone(), version, files, created_ms, pinned };

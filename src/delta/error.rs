@@ -1,6 +1,7 @@
 //! Why an adapter cannot be compiled. Every refusal names the field or tensor and the numbers.
 
 use super::layout::BaseReadError;
+use super::safetensors::SafetensorsError;
 
 /// Refusals of an adapter. All are the uploader's to mend but [`DeltaError::Base`] and [`DeltaError::Ops`].
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +12,9 @@ pub enum DeltaError {
         /// Where and why.
         reason: String,
     },
+    /// `adapter_model.safetensors` is refused.
+    #[error("adapter_model.safetensors: {0}")]
+    Safetensors(#[from] SafetensorsError),
     /// A field has the wrong type or is out of range.
     #[error("adapter_config.json: `{field}` is {found}, expected {expected}")]
     BadField {

@@ -97,7 +97,7 @@ impl Header {
 }
 
 /// Why a file is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum SafetensorsError {
     /// Shorter than the header's length field.
     #[error("a file of {bytes} bytes is no safetensors file")]
@@ -299,10 +299,10 @@ impl Entry {
             return Err(SafetensorsError::EmptyTensor { tensor: self.name.clone(), shape: self.shape.clone() });
         }
         let size = |bytes: u64, dim: &u64| bytes.checked_mul(*dim);
-        self.shape.iter().try_fold(self.dtype.size() as u64, size).ok_or_else(|| SafetensorsError::SizeOverflow {
-            tensor: self.name.clone(),
-            shape: self.shape.clone(),
-        })
+        self.shape
+            .iter()
+            .try_fold(self.dtype.size() as u64, size)
+            .ok_or_else(|| SafetensorsError::SizeOverflow { tensor: self.name.clone(), shape: self.shape.clone() })
     }
 }
 

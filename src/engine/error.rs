@@ -1,5 +1,7 @@
 //! What can go wrong in the hall.
 
+use crate::adapters::AdapterError;
+use crate::delta::DeltaError;
 use crate::model::ModelError;
 use crate::ops::OpsError;
 use crate::scheduler::SchedulerError;
@@ -41,4 +43,18 @@ pub enum StepError {
         /// The panic's message, where it had one.
         message: String,
     },
+}
+
+/// An adapter could not be brought to the device.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The registry or the store refuses.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// Its files are refused.
+    #[error(transparent)]
+    Delta(#[from] DeltaError),
+    /// The engine has stopped.
+    #[error("the engine is not running")]
+    Stopped,
 }

@@ -5,10 +5,12 @@ mod core;
 mod error;
 mod executor;
 mod handle;
+mod install;
 
 mod prepare;
 
 pub use core::{StartedEngine, StepFacts, StepObserver, start};
-pub use error::{EngineError, StepError};
+pub use error::{EngineError, InstallError, StepError};
 pub use executor::{DeltaLoader, ModelExecutor, ModelLoader, StepExecutor};
 pub use handle::{EngineHandle, EngineStats, InstallHandle, Lease, SubmitError};
+pub use install::{AdapterInstaller, BoxFuture, EngineInstaller};

@@ -64,8 +64,7 @@ impl State {
             return None;
         };
         let orphan = |version: &AdapterVersion| matches!(self.entries.get(version), Some(Entry::Evicting { .. }));
-        let victims: Vec<_> =
-            victims.into_iter().map(|version| Victim { orphan: orphan(&version), version }).collect();
+        let victims: Vec<_> = victims.into_iter().map(|version| Victim { orphan: orphan(&version), version }).collect();
         victims.iter().for_each(|victim| self.start_evicting(victim.version, Remover::Load));
         let load = LoadId(self.next_id());
         let owns_slot = allocated.is_some();

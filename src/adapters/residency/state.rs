@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::super::budget::{DeviceBudget, Reservation};
 use super::super::error::AdapterError;
-use super::super::eviction::LruOrder;
 use super::super::events::AdapterEventKind;
+use super::super::eviction::LruOrder;
 use super::super::slots::SlotPool;
 use super::loads::{Failure, Load, LoadId};
 use super::{AdapterState, ResidencyLimits, ResidencyStats, VersionStatus};
@@ -153,12 +153,7 @@ impl State {
         }
     }
 
-    fn poll_absent(
-        &mut self,
-        waiter: WaiterId,
-        version: AdapterVersion,
-        bytes: u64,
-    ) -> Result<Decision, AdapterError> {
+    fn poll_absent(&mut self, waiter: WaiterId, version: AdapterVersion, bytes: u64) -> Result<Decision, AdapterError> {
         let bytes = self.known.get(&version).and_then(|known| known.bytes).unwrap_or(bytes);
         if let Err(error) = self.check_possible(version, bytes) {
             self.dequeue(waiter);
@@ -215,14 +210,7 @@ impl State {
         });
         let (pinned_slots, pinned_bytes) = held.fold((0, 0u64), |(n, sum), bytes| (n + 1, sum.saturating_add(bytes)));
         if pinned_slots >= max_slots || pinned_bytes.saturating_add(bytes) > max_bytes {
-            return Err(AdapterError::PinnedFull {
-                version,
-                bytes,
-                pinned_bytes,
-                max_bytes,
-                pinned_slots,
-                max_slots,
-            });
+            return Err(AdapterError::PinnedFull { version, bytes, pinned_bytes, max_bytes, pinned_slots, max_slots });
         }
         Ok(())
     }

@@ -168,9 +168,9 @@ impl FolderStore {
         if fs::symlink_metadata(&temporary).is_ok() {
             self.discard(&temporary);
         }
-        let written = self.write_file(&temporary, &bytes).and_then(|()| {
-            self.fs.rename(&temporary, &place).map_err(io("putting a manifest in place"))
-        });
+        let written = self
+            .write_file(&temporary, &bytes)
+            .and_then(|()| self.fs.rename(&temporary, &place).map_err(io("putting a manifest in place")));
         if let Err(error) = written {
             self.discard(&temporary);
             return Err(error);

@@ -71,8 +71,7 @@ fn checksum(body: &Body) -> serde_json::Result<String> {
 }
 
 pub(super) fn encode(adapter: &StoredAdapter) -> serde_json::Result<Vec<u8>> {
-    let file =
-        |file: &StoredFile| File { path: file.path.clone(), size: file.size, sha256: file.sha256.to_string() };
+    let file = |file: &StoredFile| File { path: file.path.clone(), size: file.size, sha256: file.sha256.to_string() };
     let body = Body {
         name: adapter.name.as_str().to_owned(),
         version: adapter.version.to_string(),

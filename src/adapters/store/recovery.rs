@@ -36,10 +36,7 @@ pub struct RecoveryReport {
     pub removed_uploads: usize,
 }
 
-pub(super) fn recover(
-    layout: &Layout,
-    fs: &dyn StoreFs,
-) -> Result<(Vec<StoredAdapter>, RecoveryReport), AdapterError> {
+pub(super) fn recover(layout: &Layout, fs: &dyn StoreFs) -> Result<(Vec<StoredAdapter>, RecoveryReport), AdapterError> {
     let mut recovery = Recovery { layout, fs, report: RecoveryReport::default(), next: 0 };
     recovery.empty_staging()?;
     let mut adapters = recovery.read_names()?;
@@ -198,5 +195,9 @@ fn check_object(entry: &DirEntry, adapter: &StoredAdapter) -> Result<(), String>
         }
     }
     let present = fs::read_dir(entry.path()).map_err(|error| error.to_string())?.count();
-    if present == adapter.files.len() { Ok(()) } else { Err(format!("{present} files instead of {}", adapter.files.len())) }
+    if present == adapter.files.len() {
+        Ok(())
+    } else {
+        Err(format!("{present} files instead of {}", adapter.files.len()))
+    }
 }

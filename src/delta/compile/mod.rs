@@ -14,7 +14,6 @@ use super::DeltaError;
 use super::layout::{BaseLayout, BaseWeights, Module, Site};
 use super::peft::fields::Fields;
 use super::program::{DeltaOp, DeltaProgram};
-use super::safetensors;
 use crate::ops::HostTensor;
 use tensors::TensorSet;
 
@@ -59,9 +58,8 @@ pub fn compile(
     limits: CompileLimits,
 ) -> Result<DeltaProgram, DeltaError> {
     let fields = Fields::parse(config)?;
-    let (header, data) = safetensors::split(weights)?;
-    header.check_finite(data)?;
-    let mut compilation = Compilation { base, fields, tensors: TensorSet::new(header, data), limits, ops: Vec::new() };
+    let tensors = TensorSet::read(weights)?;
+    let mut compilation = Compilation { base, fields, tensors, limits, ops: Vec::new() };
     let peft_type = compilation.fields.str("peft_type")?.map(str::to_owned);
     let kind = match peft_type.as_deref() {
         Some("LORA") => lora::compile(&mut compilation)?,

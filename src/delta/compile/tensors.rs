@@ -5,34 +5,39 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 
 use crate::delta::DeltaError;
-use crate::delta::safetensors::{FloatType, Header};
+use crate::delta::safetensors::{HeaderLimits, TensorDtype, check_finite, check_fits_bf16, read_header};
 use crate::ops::{HostTensor, TensorData};
 
 /// Views into a checked safetensors file.
 pub(crate) struct TensorSet<'a> {
-    data: &'a [u8],
-    tensors: BTreeMap<String, Entry>,
+    tensors: BTreeMap<String, Entry<'a>>,
 }
 
-struct Entry {
-    dtype: FloatType,
+struct Entry<'a> {
+    dtype: TensorDtype,
     shape: Vec<usize>,
-    range: std::ops::Range<usize>,
+    bytes: &'a [u8],
 }
 
 impl<'a> TensorSet<'a> {
-    /// All tensors of a file whose header was checked; `data` is what follows the header.
-    pub(crate) fn new(header: Header, data: &'a [u8]) -> Self {
-        let entry = |tensor: crate::delta::safetensors::TensorHeader| {
-            (tensor.name, Entry { dtype: tensor.dtype, shape: tensor.shape, range: tensor.range })
-        };
-        Self { data, tensors: header.tensors.into_iter().map(entry).collect() }
+    /// All tensors of a file: its header checked before anything is allocated, every number finite, also as bf16.
+    pub(crate) fn read(file: &'a [u8]) -> Result<Self, DeltaError> {
+        let header = read_header(file, &HeaderLimits::default())?;
+        let mut tensors = BTreeMap::new();
+        for tensor in &header.tensors {
+            // The header's check has put every range inside the file.
+            let bytes = header.data(file, tensor).unwrap_or_default();
+            check_finite(&tensor.name, tensor.dtype, bytes)?;
+            check_fits_bf16(&tensor.name, tensor.dtype, bytes)?;
+            tensors.insert(tensor.name.clone(), Entry { dtype: tensor.dtype, shape: tensor.shape.clone(), bytes });
+        }
+        Ok(Self { tensors })
     }
 
     /// Take a tensor if it is there.
     pub(crate) fn take(&mut self, name: &str) -> Option<HostTensor> {
         let entry = self.tensors.remove(name)?;
-        Some(HostTensor { data: decode(entry.dtype, &self.data[entry.range]), shape: entry.shape })
+        Some(HostTensor { data: decode(entry.dtype, entry.bytes), shape: entry.shape })
     }
 
     /// Take a tensor of a known shape if it is there.
@@ -50,9 +55,9 @@ impl<'a> TensorSet<'a> {
         let dtype = self.tensors.get(name)?.dtype;
         let copy = self.take(name)?;
         let rounded: Box<dyn Fn(f32) -> f32> = match dtype {
-            FloatType::F32 => Box::new(|value| value),
-            FloatType::Bf16 => Box::new(|value| bf16::from_f32(value).to_f32()),
-            FloatType::F16 => Box::new(|value| f16::from_f32(value).to_f32()),
+            TensorDtype::F32 => Box::new(|value| value),
+            TensorDtype::BF16 => Box::new(|value| bf16::from_f32(value).to_f32()),
+            TensorDtype::F16 => Box::new(|value| f16::from_f32(value).to_f32()),
         };
         let equal = copy.shape == base.shape
             && copy.to_f32().iter().zip(base.to_f32()).all(|(copy, base)| *copy == rounded(base));
@@ -65,14 +70,16 @@ impl<'a> TensorSet<'a> {
     }
 }
 
-fn decode(dtype: FloatType, bytes: &[u8]) -> TensorData {
+fn decode(dtype: TensorDtype, bytes: &[u8]) -> TensorData {
     match dtype {
-        FloatType::F32 => {
+        TensorDtype::F32 => {
             TensorData::F32(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
         }
-        FloatType::F16 => {
+        TensorDtype::F16 => {
             TensorData::F32(bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect())
         }
-        FloatType::Bf16 => TensorData::Bf16(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect()),
+        TensorDtype::BF16 => {
+            TensorData::Bf16(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect())
+        }
     }
 }

@@ -263,7 +263,9 @@ fn cut(tasks: &mut Vec<Task>, pairs: Range<usize>, rows: usize, rows_each: usize
 /// True if two entries write the same output column.
 fn overlap(entries: &[LowRank<CpuBackend>]) -> bool {
     entries.iter().enumerate().any(|(index, one)| {
-        entries[..index].iter().any(|other| one.columns.start < other.columns.end && other.columns.start < one.columns.end)
+        entries[..index]
+            .iter()
+            .any(|other| one.columns.start < other.columns.end && other.columns.start < one.columns.end)
     })
 }
 

@@ -119,7 +119,14 @@ impl CpuBackend {
 
     /// Multiply prepared rows with some panels of w, threads taking panels.
     #[allow(unsafe_code)]
-    fn multiply_panels(&self, x: Inputs<'_>, rows: usize, w: &PackedWeight, panels: std::ops::Range<usize>, y: Outputs<'_>) {
+    fn multiply_panels(
+        &self,
+        x: Inputs<'_>,
+        rows: usize,
+        w: &PackedWeight,
+        panels: std::ops::Range<usize>,
+        y: Outputs<'_>,
+    ) {
         // Several chunks per thread, so that one that is held up does not hold up all; whole groups of panels, which
         // tiles of one row take side by side.
         let each = panels.len().div_ceil(self.pool.threads() * 8).next_multiple_of(4);
@@ -314,15 +321,7 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn attention(
-        &self,
-        step: &Step,
-        spec: &AttentionSpec,
-        layer: usize,
-        qkv: &Buffer,
-        kv: &KvCache,
-        y: &mut Buffer,
-    ) {
+    fn attention(&self, step: &Step, spec: &AttentionSpec, layer: usize, qkv: &Buffer, kv: &KvCache, y: &mut Buffer) {
         let plan = &step.plan;
         let mut scratch = self.scratch();
         let items = &mut scratch.items;

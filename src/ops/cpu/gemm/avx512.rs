@@ -30,9 +30,34 @@ macro_rules! shapes {
             $panels,
             $operands,
             [
-                (1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (1, 7), (1, 8),
-                (2, 1), (2, 2), (2, 3), (2, 4), (3, 1), (3, 2), (3, 3), (3, 4), (4, 1), (4, 2), (4, 3), (4, 4),
-                (5, 1), (5, 2), (6, 1), (6, 2), (7, 1), (7, 2), (8, 1), (8, 2),
+                (1, 1),
+                (1, 2),
+                (1, 3),
+                (1, 4),
+                (1, 5),
+                (1, 6),
+                (1, 7),
+                (1, 8),
+                (2, 1),
+                (2, 2),
+                (2, 3),
+                (2, 4),
+                (3, 1),
+                (3, 2),
+                (3, 3),
+                (3, 4),
+                (4, 1),
+                (4, 2),
+                (4, 3),
+                (4, 4),
+                (5, 1),
+                (5, 2),
+                (6, 1),
+                (6, 2),
+                (7, 1),
+                (7, 2),
+                (8, 1),
+                (8, 2),
             ]
         )
     };
@@ -144,7 +169,10 @@ unsafe fn dotted<const BF16: bool, const R: usize, const P: usize>(tile: &Tile) 
             for row in 0..R {
                 let x = _mm512_set1_epi32(*tile.x[row].add(pair) as i32);
                 for panel in 0..P {
-                    let (x, w) = (std::mem::transmute::<__m512i, __m512bh>(x), std::mem::transmute::<__m512i, __m512bh>(w[panel]));
+                    let (x, w) = (
+                        std::mem::transmute::<__m512i, __m512bh>(x),
+                        std::mem::transmute::<__m512i, __m512bh>(w[panel]),
+                    );
                     sums[row][panel] = _mm512_dpbf16_ps(sums[row][panel], w, x);
                 }
             }

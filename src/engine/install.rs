@@ -1,0 +1,183 @@
+//! Adapters on their way to the device: read → check → compile → prepare on loader threads, then one short change of
+//! tables on the engine thread between two steps. Decides nothing: [`Residency`](crate::adapters::Residency) says who
+//! gets a slot and who leaves.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, watch};
+
+use super::error::InstallError;
+use super::executor::DeltaLoader;
+use super::handle::{EngineHandle, InstallHandle};
+use crate::adapters::{Acquire, AdapterObserver, AdapterRegistry, InstallTicket, LoadTicket, ResidentLease, Want};
+use crate::types::AdapterFacts;
+
+/// Loads that may read, compile and move bytes at the same time; the rest wait their turn.
+const CONCURRENT_LOADS: usize = 2;
+
+/// What the gate and the porch ask of the hall about adapters.
+pub trait AdapterInstaller: Send + Sync + 'static {
+    /// Check an adapter's files in full against the base. Blocks: it reads base weights for some methods.
+    ///
+    /// # Errors
+    /// [`InstallError::Delta`]: why it is refused.
+    fn check(&self, config: &[u8], weights: &[u8]) -> Result<AdapterFacts, InstallError>;
+
+    /// Wait until the wanted version is on the device, loading it if nobody does.
+    fn acquire(&self, want: Want) -> BoxFuture<'_, Result<ResidentLease, InstallError>>;
+}
+
+/// A boxed future, so that the porch need not know the backend.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Bridges the registry's hooks to async waiting.
+struct CapacityBell(watch::Sender<u64>);
+
+impl AdapterObserver for CapacityBell {
+    fn on_capacity(&self) {
+        self.0.send_modify(|count| *count += 1);
+    }
+}
+
+/// The installer of a running engine. Cheap to clone.
+pub struct EngineInstaller<L: DeltaLoader> {
+    shared: Arc<Shared<L>>,
+}
+
+struct Shared<L: DeltaLoader> {
+    loader: L,
+    registry: Arc<AdapterRegistry>,
+    installs: InstallHandle<L::Prepared>,
+    capacity: watch::Receiver<u64>,
+    loads: Semaphore,
+}
+
+impl<L: DeltaLoader> Clone for EngineInstaller<L> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<L: DeltaLoader> EngineInstaller<L> {
+    /// Connect a registry with an engine, and start carrying out removals. Must be called within a tokio runtime.
+    #[must_use]
+    pub fn start(loader: L, registry: Arc<AdapterRegistry>, installs: InstallHandle<L::Prepared>) -> Self {
+        let (bell, capacity) = watch::channel(0);
+        registry.events().observe(Arc::new(CapacityBell(bell)));
+        let loads = Semaphore::new(CONCURRENT_LOADS);
+        let removals = remove_retired(Arc::clone(&registry), installs.engine().clone(), capacity.clone());
+        tokio::spawn(removals);
+        Self { shared: Arc::new(Shared { loader, registry, installs, capacity, loads }) }
+    }
+
+    async fn acquire_slot(&self, want: Want) -> Result<ResidentLease, InstallError> {
+        let mut capacity = self.shared.capacity.clone();
+        loop {
+            // Marked as seen before polling, so that no change in between is missed.
+            capacity.borrow_and_update();
+            match want.poll()? {
+                Acquire::Ready(lease) => return Ok(lease),
+                Acquire::Load(ticket) => {
+                    // On a task of its own: others may wait for this load when its first asker has gone.
+                    tokio::spawn(Arc::clone(&self.shared).load(ticket));
+                }
+                Acquire::Pending => {}
+            }
+            capacity.changed().await.map_err(|_| InstallError::Stopped)?;
+        }
+    }
+}
+
+impl<L: DeltaLoader> AdapterInstaller for EngineInstaller<L> {
+    fn check(&self, config: &[u8], weights: &[u8]) -> Result<AdapterFacts, InstallError> {
+        let program = self.shared.loader.compile(config, weights)?;
+        Ok(program.facts(self.shared.loader.weight_bytes()))
+    }
+
+    fn acquire(&self, want: Want) -> BoxFuture<'_, Result<ResidentLease, InstallError>> {
+        Box::pin(self.acquire_slot(want))
+    }
+}
+
+impl<L: DeltaLoader> Shared<L> {
+    async fn load(self: Arc<Self>, ticket: LoadTicket) {
+        let version = ticket.version();
+        // The semaphore is never closed.
+        let _permit = self.loads.acquire().await.ok();
+        let shared = Arc::clone(&self);
+        let compiled = tokio::task::spawn_blocking(move || shared.compile(ticket)).await;
+        let Ok(Some((ticket, program))) = compiled else { return };
+        if let Err(error) = self.install(ticket, program).await {
+            tracing::warn!(%version, %error, "an adapter could not be installed");
+        }
+    }
+
+    /// Read, compile and reserve. A failure is reported through the ticket to all who wait.
+    fn compile(&self, ticket: LoadTicket) -> Option<(InstallTicket, crate::delta::DeltaProgram)> {
+        let version = ticket.version();
+        let compiled = self.registry.read(ticket.lease()).map_err(InstallError::from).and_then(|files| {
+            let program = self.loader.compile(&files.config, &files.weights)?;
+            Ok(program)
+        });
+        let program = match compiled {
+            Ok(program) => program,
+            Err(error) => {
+                tracing::warn!(%version, %error, "an adapter could not be loaded");
+                ticket.fail(Arc::new(error));
+                return None;
+            }
+        };
+        let facts = Arc::new(program.facts(self.loader.weight_bytes()));
+        match ticket.begin_install(facts) {
+            Ok(ticket) => Some((ticket, program)),
+            Err(error) => {
+                tracing::info!(%version, %error, "an adapter does not fit the device now");
+                None
+            }
+        }
+    }
+
+    async fn install(
+        self: &Arc<Self>,
+        mut ticket: InstallTicket,
+        program: crate::delta::DeltaProgram,
+    ) -> Result<(), InstallError> {
+        let slots: Vec<_> = ticket.evict().iter().map(|(slot, _)| *slot).collect();
+        if !slots.is_empty() {
+            self.installs.engine().remove(slots).await.map_err(|_| InstallError::Stopped)?;
+            ticket.evicted();
+        }
+        let shared = Arc::clone(self);
+        let prepared = tokio::task::spawn_blocking(move || shared.loader.prepare(program)).await;
+        let prepared = match prepared {
+            Ok(Ok(prepared)) => prepared,
+            Ok(Err(error)) => {
+                let error = crate::delta::DeltaError::from(error);
+                ticket.fail(Arc::new(InstallError::from(error)));
+                return Ok(());
+            }
+            Err(_) => return Err(InstallError::Stopped),
+        };
+        self.installs.install(ticket.slot(), prepared).await.map_err(|_| InstallError::Stopped)?;
+        ticket.complete();
+        Ok(())
+    }
+}
+
+/// Carry out the removals that no load carries with it, for as long as the engine runs.
+async fn remove_retired(registry: Arc<AdapterRegistry>, engine: EngineHandle, mut capacity: watch::Receiver<u64>) {
+    loop {
+        capacity.borrow_and_update();
+        while let Some(removal) = registry.residency().take_removal() {
+            if engine.remove(vec![removal.slot()]).await.is_err() {
+                return;
+            }
+            removal.done();
+        }
+        if capacity.changed().await.is_err() {
+            return;
+        }
+    }
+}
