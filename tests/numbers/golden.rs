@@ -2,6 +2,7 @@
 //! kinds in one mixed batch.
 
 use polydelta::delta::DeltaError;
+use polydelta::ops::cpu::{CpuBackend, CpuOptions, Isa};
 use polydelta::ops::{Backend, Dtype, reference::ReferenceBackend};
 
 use crate::fixture::{Case, FAMILIES, Family, Runner, Sequence, log_softmax};
@@ -65,6 +66,17 @@ fn check_all<B: Backend>(make: impl Fn() -> B) {
 #[test]
 fn every_family_and_adapter_agrees_with_peft_on_the_reference_backend() {
     check_all(|| ReferenceBackend::new(Dtype::F32));
+}
+
+#[test]
+fn every_family_and_adapter_agrees_with_peft_on_the_cpu_backend() {
+    for isa in Isa::available() {
+        check_all(|| cpu(isa, 2));
+    }
+}
+
+fn cpu(isa: Isa, threads: usize) -> CpuBackend {
+    CpuBackend::new(CpuOptions { threads, dtype: Dtype::F32, isa: Some(isa) }).unwrap()
 }
 
 #[test]

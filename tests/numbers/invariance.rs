@@ -1,6 +1,7 @@
 //! Batch invariance, bit for bit: a request's logits do not depend on the batch it is in, on how its prompt is cut into
 //! chunks, on where its blocks lie, or on being computed again from the start.
 
+use polydelta::ops::cpu::{CpuBackend, CpuOptions, Isa};
 use polydelta::ops::{Backend, Dtype, reference::ReferenceBackend};
 
 use crate::fixture::{Case, Family, Runner, Sequence};
@@ -50,4 +51,30 @@ fn the_reference_backend_in_f32_gives_a_request_the_same_bits_in_any_batch() {
 #[test]
 fn the_reference_backend_in_bf16_gives_a_request_the_same_bits_in_any_batch() {
     check_invariance(|| ReferenceBackend::new(Dtype::Bf16));
+}
+
+#[test]
+fn the_cpu_backend_gives_a_request_the_same_bits_in_any_batch_on_every_path() {
+    for isa in Isa::available() {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            check_invariance(|| CpuBackend::new(CpuOptions { threads: 2, dtype, isa: Some(isa) }).unwrap());
+        }
+    }
+}
+
+#[test]
+fn the_cpu_backend_gives_the_same_bits_with_any_number_of_threads() {
+    let family = Family::open("llama");
+    let cases: Vec<&Case> = family.cases.iter().filter(served).collect();
+    let mut adapters: Vec<String> = cases.iter().filter_map(|case| case.adapter.clone()).collect();
+    adapters.sort();
+    adapters.dedup();
+    let run = |threads| {
+        let backend = CpuBackend::new(CpuOptions { threads, dtype: Dtype::Bf16, isa: None }).unwrap();
+        let mut runner = Runner::new(backend, &family, family.spec.context_length, &adapters);
+        runner.generate(&cases, 9).iter().map(bits).collect::<Vec<_>>()
+    };
+    let one = run(1);
+    assert!(one == run(2));
+    assert!(one == run(3));
 }
