@@ -43,9 +43,6 @@ fn matrix(cols: usize, data: &[f32]) -> Matrix {
     Matrix { cols, data: data.to_vec() }
 }
 
-fn bits(numbers: &[f32]) -> Vec<u32> {
-    numbers.iter().map(|number| number.to_bits()).collect()
-}
 
 #[track_caller]
 fn assert_same(got: &[f32], want: &[f32], what: &str) {
