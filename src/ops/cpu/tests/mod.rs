@@ -1,1 +1,82 @@
+//! Every op against `reference` and, bit for bit, against itself in other batches, on every instruction set path this
+//! machine has.
 
+mod attention;
+mod deltas;
+mod gemm;
+mod measure;
+mod rows;
+
+use super::*;
+use crate::ops::reference::{Matrix, ReferenceBackend};
+
+const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
+
+fn backend(isa: Isa, dtype: Dtype, threads: usize) -> CpuBackend {
+    CpuBackend::new(CpuOptions { threads, dtype, isa: Some(isa) }).unwrap()
+}
+
+/// One backend per path and dtype.
+fn backends(threads: usize) -> impl Iterator<Item = CpuBackend> {
+    let available = Isa::ALL.into_iter().filter(|isa| isa.is_available());
+    available.flat_map(move |isa| DTYPES.into_iter().map(move |dtype| backend(isa, dtype, threads)))
+}
+
+/// Numbers in [-1, 1), a function of the seed (SplitMix64).
+fn numbers(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    (0..len).map(|_| (next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+}
+
+fn buffer(cols: usize, data: &[f32]) -> Buffer {
+    Buffer { cols, data: data.to_vec() }
+}
+
+fn matrix(cols: usize, data: &[f32]) -> Matrix {
+    Matrix { cols, data: data.to_vec() }
+}
+
+
+#[track_caller]
+fn assert_same(got: &[f32], want: &[f32], what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (at, (got, want)) in got.iter().zip(want).enumerate() {
+        assert_eq!(got.to_bits(), want.to_bits(), "{what}: number {at} is {got}, not {want}");
+    }
+}
+
+#[track_caller]
+fn assert_close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (at, (got, want)) in got.iter().zip(want).enumerate() {
+        let close = (got - want).abs() <= tolerance * (1.0 + want.abs());
+        assert!(close || (got.is_nan() && want.is_nan()), "{what}: number {at} is {got}, not {want}");
+    }
+}
+
+fn name(backend: &CpuBackend) -> String {
+    format!("{} {:?} {} threads", backend.info().isa, backend.dtype(), backend.info().threads)
+}
+
+#[test]
+fn a_backend_names_what_it_runs_on() {
+    let backend = CpuBackend::new(CpuOptions { threads: 2, dtype: Dtype::F32, isa: None }).unwrap();
+    let info = backend.info();
+    assert_eq!((info.name, info.threads), ("cpu", 2));
+    assert_ne!(info.isa, "avx512bf16", "f32 has no use for bf16 products");
+}
+
+#[test]
+fn a_path_this_machine_lacks_is_refused() {
+    for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
+        let refused = CpuBackend::new(CpuOptions { threads: 1, dtype: Dtype::F32, isa: Some(isa) });
+        assert!(matches!(refused, Err(OpsError::Isa { isa: name }) if name == isa.as_str()));
+    }
+}

@@ -1,0 +1,223 @@
+use std::ops::Range;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::ops::ColumnVector;
+use crate::types::AdapterSlot;
+
+/// An entry in host terms, to be installed on any backend.
+#[derive(Clone, Debug)]
+struct Entry {
+    slot: u32,
+    rank: usize,
+    columns: Range<usize>,
+    seed: u64,
+}
+
+const INPUTS: usize = 45;
+const OUTPUTS: usize = 60;
+
+impl Entry {
+    fn install<B: Backend>(&self, backend: &B, inputs: usize, table: &mut SlotTable<LowRank<B>>) {
+        let (a, b) = (numbers(self.seed, self.rank * inputs), numbers(self.seed + 1, self.columns.len() * self.rank));
+        let entry = LowRank {
+            a: backend.weight(&[HostMatrix::f32(self.rank, inputs, &a)]).unwrap(),
+            b: backend.weight(&[HostMatrix::f32(self.columns.len(), self.rank, &b)]).unwrap(),
+            rank: self.rank,
+            scaling: 0.5,
+            columns: self.columns.clone(),
+        };
+        table.push(AdapterSlot(self.slot), entry);
+    }
+}
+
+fn table<B: Backend>(backend: &B, entries: &[Entry]) -> SlotTable<LowRank<B>> {
+    let mut table = SlotTable::default();
+    entries.iter().for_each(|entry| entry.install(backend, INPUTS, &mut table));
+    table
+}
+
+fn entries() -> Vec<Entry> {
+    let entry = |slot, rank, columns: Range<usize>, seed| Entry { slot, rank, columns, seed };
+    vec![
+        entry(0, 1, 0..60, 10),
+        entry(1, 16, 0..20, 20),
+        entry(1, 5, 20..37, 30),
+        entry(1, 8, 37..60, 40),
+        entry(3, 65, 3..60, 50),
+        // Two entries on the same columns, as a mix of two adapters has.
+        entry(4, 4, 0..40, 60),
+        entry(4, 17, 16..50, 70),
+    ]
+}
+
+fn slots(pattern: &[u8]) -> Vec<Option<AdapterSlot>> {
+    pattern.iter().map(|slot| (*slot < 6).then_some(AdapterSlot(u32::from(*slot)))).collect()
+}
+
+fn run(backend: &CpuBackend, table: &SlotTable<LowRank<CpuBackend>>, pattern: &[u8], x: &[f32], y: &[f32]) -> Vec<f32> {
+    let mut y = buffer(OUTPUTS, y);
+    backend.low_rank(&RowPlan::new(slots(pattern)), table, &buffer(INPUTS, x), &mut y);
+    y.data
+}
+
+#[test]
+fn low_rank_agrees_with_the_definition_at_every_kind_of_entry() {
+    let pattern = [9, 0, 1, 3, 4, 1, 9, 5, 4, 4, 4, 4, 4, 4, 4, 3];
+    let (x, y) = (numbers(1, pattern.len() * INPUTS), numbers(2, pattern.len() * OUTPUTS));
+    for cpu in backends(2) {
+        let reference = ReferenceBackend::new(cpu.dtype());
+        let mut want = matrix(OUTPUTS, &y);
+        let plan = RowPlan::new(slots(&pattern));
+        reference.low_rank(&plan, &table(&reference, &entries()), &matrix(INPUTS, &x), &mut want);
+        let got = run(&cpu, &table(&cpu, &entries()), &pattern, &x, &y);
+        // In bf16 a last bit of A x may round the other way: 2^-9 of a product.
+        let tolerance = if cpu.dtype() == Dtype::F32 { 2e-5 } else { 2e-2 };
+        assert_close(&got, &want.data, tolerance, &name(&cpu));
+        for row in [0, 6, 7] {
+            assert_same(&got[row * OUTPUTS..][..OUTPUTS], &y[row * OUTPUTS..][..OUTPUTS], "a row without entries");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn a_row_of_an_adapter_gives_the_same_bits_alone_and_mixed(
+        pattern in proptest::collection::vec(0_u8..8, 1..60),
+        seed in 0_u64..1000,
+    ) {
+        let (x, y) = (numbers(seed, pattern.len() * INPUTS), numbers(seed + 1, pattern.len() * OUTPUTS));
+        for one in backends(1) {
+            let whole = run(&one, &table(&one, &entries()), &pattern, &x, &y);
+            for threads in [2, 3] {
+                let many = backend(one.isa.get(), one.dtype(), threads);
+                assert_same(&run(&many, &table(&many, &entries()), &pattern, &x, &y), &whole, &name(&many));
+            }
+            let table = table(&one, &entries());
+            for row in (0..pattern.len()).step_by(pattern.len().div_ceil(8)) {
+                let (x, y) = (&x[row * INPUTS..][..INPUTS], &y[row * OUTPUTS..][..OUTPUTS]);
+                let alone = run(&one, &table, &pattern[row..=row], x, y);
+                assert_same(&alone, &whole[row * OUTPUTS..][..OUTPUTS], &name(&one));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_rank_from_1_to_65_agrees_with_the_definition() {
+    for cpu in backends(1) {
+        let reference = ReferenceBackend::new(cpu.dtype());
+        for rank in 1..=65 {
+            let entry = [Entry { slot: 0, rank, columns: 5..OUTPUTS, seed: rank as u64 }];
+            let (x, y) = (numbers(3, 3 * INPUTS), numbers(4, 3 * OUTPUTS));
+            let mut want = matrix(OUTPUTS, &y);
+            let plan = RowPlan::new(slots(&[0, 9, 0]));
+            reference.low_rank(&plan, &table(&reference, &entry), &matrix(INPUTS, &x), &mut want);
+            let got = run(&cpu, &table(&cpu, &entry), &[0, 9, 0], &x, &y);
+            let tolerance = if cpu.dtype() == Dtype::F32 { 2e-5 } else { 2e-2 };
+            assert_close(&got, &want.data, tolerance, &format!("{} rank {rank}", name(&cpu)));
+        }
+    }
+}
+
+#[test]
+fn a_wide_adapter_over_many_rows_is_cut_into_tasks_that_change_nothing() {
+    let (inputs, outputs, rows) = (700, 900, 70);
+    let entry = Entry { slot: 2, rank: 40, columns: 0..outputs, seed: 5 };
+    let (x, y) = (numbers(1, rows * inputs), numbers(2, rows * outputs));
+    for one in backends(1) {
+        let results: Vec<Vec<f32>> = [1, 2, 3]
+            .map(|threads| {
+                let many = backend(one.isa.get(), one.dtype(), threads);
+                let mut table = SlotTable::default();
+                entry.install(&many, inputs, &mut table);
+                let mut y = buffer(outputs, &y);
+                let plan = RowPlan::new(vec![Some(AdapterSlot(2)); rows]);
+                many.low_rank(&plan, &table, &buffer(inputs, &x), &mut y);
+                y.data
+            })
+            .into();
+        assert_same(&results[1], &results[0], &name(&one));
+        assert_same(&results[2], &results[0], &name(&one));
+        let mut table = SlotTable::default();
+        entry.install(&one, inputs, &mut table);
+        let mut alone = buffer(outputs, &y[37 * outputs..][..outputs]);
+        let plan = RowPlan::new(vec![Some(AdapterSlot(2))]);
+        one.low_rank(&plan, &table, &buffer(inputs, &x[37 * inputs..][..inputs]), &mut alone);
+        assert_same(&alone.data, &results[0][37 * outputs..][..outputs], &name(&one));
+    }
+}
+
+#[test]
+fn an_embedding_delta_adds_the_column_of_each_id() {
+    let (vocab, hidden) = (50, 40);
+    let plan = StepPlan {
+        rows: RowPlan::new(slots(&[1, 9, 1, 2, 1])),
+        ids: vec![Some(49), Some(3), None, Some(7), Some(20)],
+        positions: vec![0; 5],
+        kv_slots: vec![0; 5],
+        sequences: Vec::new(),
+    };
+    fn install<B: Backend>(backend: &B, vocab: usize, hidden: usize) -> SlotTable<LowRank<B>> {
+        let mut table = SlotTable::default();
+        for (slot, rank) in [(1, 7), (2, 33)] {
+            let (a, b) = (numbers(slot, vocab * rank), numbers(slot + 5, hidden * rank));
+            let entry = LowRank {
+                a: backend.weight(&[HostMatrix::f32(vocab, rank, &a)]).unwrap(),
+                b: backend.weight(&[HostMatrix::f32(hidden, rank, &b)]).unwrap(),
+                rank,
+                scaling: 2.0,
+                columns: 0..hidden,
+            };
+            table.push(AdapterSlot(slot as u32), entry);
+        }
+        table
+    }
+    let y = numbers(6, 5 * hidden);
+    for cpu in backends(2) {
+        let reference = ReferenceBackend::new(cpu.dtype());
+        let (mut got, mut want) = (buffer(hidden, &y), matrix(hidden, &y));
+        let mut step = cpu.step();
+        cpu.upload(&plan, &mut step).unwrap();
+        cpu.embedding_low_rank(&step, &plan.rows, &install(&cpu, vocab, hidden), 3.0, &mut got);
+        reference.embedding_low_rank(&plan, &plan.rows, &install(&reference, vocab, hidden), 3.0, &mut want);
+        assert_close(&got.data, &want.data, 2e-5, &name(&cpu));
+        assert_same(got.row(1), &y[hidden..2 * hidden], "a row of the base");
+        assert_same(got.row(2), &y[2 * hidden..3 * hidden], "a row without an id");
+    }
+}
+
+#[test]
+fn vectors_touch_only_their_columns_and_rows() {
+    fn vectors<B: Backend>(backend: &B) -> SlotVectors<B> {
+        let mut table = SlotTable::default();
+        for (slot, columns) in [(0, 0..5), (0, 9..30), (2, 30..33)] {
+            let values = backend.vector(&numbers(slot, columns.len())).unwrap();
+            table.push(AdapterSlot(slot as u32), ColumnVector { values, columns });
+        }
+        table
+    }
+    let plan = RowPlan::new(slots(&[0, 9, 2, 1, 0]));
+    let y = numbers(1, 5 * 33);
+    for cpu in backends(2) {
+        let reference = ReferenceBackend::new(cpu.dtype());
+        let (mut got, mut want) = (buffer(33, &y), matrix(33, &y));
+        cpu.scale_rows(&plan, &vectors(&cpu), &mut got);
+        reference.scale_rows(&plan, &vectors(&reference), &mut want);
+        cpu.bias_rows(&plan, &vectors(&cpu), &mut got);
+        reference.bias_rows(&plan, &vectors(&reference), &mut want);
+        assert_same(&got.data, &want.data, &name(&cpu));
+    }
+}
+
+#[test]
+#[should_panic(expected = "rows of a segment out of order")]
+fn a_plan_that_lists_a_row_twice_is_refused_before_anything_is_written() {
+    let cpu = backend(Isa::Portable, Dtype::F32, 1);
+    let mut plan = RowPlan::new(slots(&[0, 0]));
+    plan.order = vec![0, 0];
+    let mut y = buffer(OUTPUTS, &[0.0; 2 * OUTPUTS]);
+    cpu.low_rank(&plan, &table(&cpu, &entries()), &buffer(INPUTS, &[0.0; 2 * INPUTS]), &mut y);
+}

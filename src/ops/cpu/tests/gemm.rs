@@ -1,0 +1,157 @@
+use proptest::prelude::*;
+
+use super::*;
+
+struct Stacked {
+    depth: usize,
+    parts: Vec<(usize, Vec<f32>)>,
+}
+
+impl Stacked {
+    fn new(seed: u64, depth: usize, outs: &[usize]) -> Self {
+        let parts = outs.iter().enumerate().map(|(i, out)| (*out, numbers(seed + i as u64, out * depth))).collect();
+        Self { depth, parts }
+    }
+
+    fn segments(&self) -> Vec<HostMatrix<'_>> {
+        self.parts.iter().map(|(out, data)| HostMatrix::f32(*out, self.depth, data)).collect()
+    }
+
+    fn columns(&self) -> usize {
+        self.parts.iter().map(|(out, _)| out).sum()
+    }
+}
+
+fn gemm(backend: &CpuBackend, stacked: &Stacked, x: &[f32]) -> Vec<f32> {
+    let rows = x.len() / stacked.depth;
+    let w = backend.weight(&stacked.segments()).unwrap();
+    let mut y = backend.buffer(rows, stacked.columns()).unwrap();
+    backend.gemm(rows, &buffer(stacked.depth, x), &w, &mut y);
+    y.data
+}
+
+fn reference(dtype: Dtype, stacked: &Stacked, x: &[f32]) -> Vec<f32> {
+    let backend = ReferenceBackend::new(dtype);
+    let rows = x.len() / stacked.depth;
+    let w = backend.weight(&stacked.segments()).unwrap();
+    let mut y = backend.buffer(rows, stacked.columns()).unwrap();
+    backend.gemm(rows, &matrix(stacked.depth, x), &w, &mut y);
+    y.data
+}
+
+#[test]
+fn a_gemm_agrees_with_the_definition_at_odd_shapes() {
+    for backend in backends(2) {
+        for depth in [1, 2, 3, 17, 64, 301, 600] {
+            for out in [1, 15, 16, 33, 70] {
+                for rows in [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 30] {
+                    let stacked = Stacked::new(depth as u64, depth, &[out]);
+                    let x = numbers(99, rows * depth);
+                    let what = format!("{} {rows}x{depth}x{out}", name(&backend));
+                    let want = reference(backend.dtype(), &stacked, &x);
+                    assert_close(&gemm(&backend, &stacked, &x), &want, 1e-4, &what);
+                }
+            }
+        }
+    }
+}
+
+/// Every row alone, by any number of threads, and every segment alone, against the whole.
+fn check_invariance(isa: Isa, dtype: Dtype, rows: usize, depth: usize, outs: &[usize], seed: u64) {
+    let stacked = Stacked::new(seed, depth, outs);
+    let x = numbers(seed ^ 77, rows * depth);
+    let columns = stacked.columns();
+    let one = backend(isa, dtype, 1);
+    let whole = gemm(&one, &stacked, &x);
+    for threads in [2, 3] {
+        let many = backend(isa, dtype, threads);
+        assert_same(&gemm(&many, &stacked, &x), &whole, &format!("{}, whole", name(&many)));
+    }
+    let w = one.weight(&stacked.segments()).unwrap();
+    for row in (0..rows).step_by(rows.div_ceil(9)) {
+        let mut y = one.buffer(1, columns).unwrap();
+        one.gemm(1, &buffer(depth, &x[row * depth..][..depth]), &w, &mut y);
+        assert_same(&y.data, &whole[row * columns..][..columns], &format!("{} row {row} alone", name(&one)));
+    }
+    let reversed: Vec<u32> = (0..rows as u32).rev().collect();
+    let backwards: Vec<f32> = x.chunks_exact(depth).rev().flatten().copied().collect();
+    let mut y = one.buffer(rows, columns).unwrap();
+    for segment in 0..outs.len() {
+        one.gemm_segment(&buffer(depth, &backwards), &w, segment, &reversed, &mut y);
+    }
+    assert_same(&y.data, &whole, &format!("{} by segments", name(&one)));
+}
+
+#[test]
+fn long_prompts_in_blocks_give_the_bits_of_single_rows() {
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        for dtype in DTYPES {
+            check_invariance(isa, dtype, 211, 777, &[40, 3, 16], 5);
+            check_invariance(isa, dtype, 23, 513, &[97], 6);
+            check_invariance(isa, dtype, 8, 1030, &[97, 64], 7);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn a_row_gives_the_same_bits_in_any_batch(
+        rows in 1_usize..40,
+        depth in 1_usize..70,
+        outs in proptest::collection::vec(1_usize..50, 1..4),
+        seed in 0_u64..1000,
+    ) {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            for dtype in DTYPES {
+                check_invariance(isa, dtype, rows, depth, &outs, seed);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_that_is_not_a_number_stays_alone() {
+    for backend in backends(2) {
+        for rows in [2, 7, 40] {
+            let stacked = Stacked::new(1, 300, &[35]);
+            let mut x = numbers(2, rows * 300);
+            let clean = gemm(&backend, &stacked, &x);
+            x[300 + 7] = f32::NAN;
+            x[300 + 8] = f32::INFINITY;
+            let got = gemm(&backend, &stacked, &x);
+            assert!(got[35..70].iter().all(|y| y.is_nan()));
+            assert_same(&got[..35], &clean[..35], &name(&backend));
+            assert_same(&got[70..], &clean[70..], &name(&backend));
+        }
+    }
+}
+
+#[test]
+fn rows_beyond_those_in_use_are_left_alone() {
+    for backend in backends(1) {
+        let stacked = Stacked::new(1, 20, &[17]);
+        let w = backend.weight(&stacked.segments()).unwrap();
+        let mut y = buffer(17, &[7.0; 17 * 3]);
+        backend.gemm(2, &buffer(20, &numbers(3, 60)), &w, &mut y);
+        assert_eq!(y.data[34..], [7.0; 17]);
+        assert!(y.data[..34].iter().all(|y| *y != 7.0));
+        backend.gemm_segment(&buffer(20, &numbers(3, 60)), &w, 0, &[], &mut y);
+        assert_eq!(y.data[34..], [7.0; 17]);
+    }
+}
+
+#[test]
+fn weights_stored_in_bf16_and_in_f32_of_the_same_values_are_one() {
+    for backend in backends(1) {
+        let short: Vec<half::bf16> = numbers(4, 19 * 33).into_iter().map(half::bf16::from_f32).collect();
+        let long: Vec<f32> = short.iter().map(|x| x.to_f32()).collect();
+        let x = buffer(33, &numbers(5, 33 * 2));
+        let mut results = [HostMatrix::bf16(19, 33, &short), HostMatrix::f32(19, 33, &long)].map(|host| {
+            let mut y = backend.buffer(2, 19).unwrap();
+            backend.gemm(2, &x, &backend.weight(&[host]).unwrap(), &mut y);
+            y.data
+        });
+        assert_same(&std::mem::take(&mut results[0]), &results[1], &name(&backend));
+    }
+}
