@@ -120,15 +120,16 @@ fn a_prefix_hit_over_the_seam_needs_no_copy_and_counts_real_tokens_only() {
 fn a_block_that_is_about_to_be_reused_is_not_given_to_the_pages() {
     // The pages of version 1 are gone but its blocks are still in the index when it comes back.
     let mut harness = Harness::new(SchedulerConfig { num_blocks: 4, ..config() });
-    harness.add(with_pages(1, 1, 2, true, &[1, 2, 3], 1));
+    harness.add(with_pages(1, 1, 6, true, &[1, 2, 3], 1));
     harness.run();
     let reclaimed = harness.scheduler.pages.remove(harness.pages_key(1));
     harness.scheduler.release_pages(reclaimed);
-    // Spend the blocks that nobody can find, so that the indexed one is next.
+    // Make all but one of the other blocks findable too, so that the wanted one is the second to be handed out.
     harness.add(request(2, &[9; 9], 1));
     harness.run();
-    harness.add(with_pages(3, 1, 2, true, &[1, 2, 3], 1));
+    harness.add(with_pages(3, 1, 6, true, &[1, 2, 3], 1));
     harness.run();
+    assert_eq!(harness.log(3).cached_tokens, Some(2));
     (1..=3).for_each(|id| harness.assert_complete(id));
 }
 
