@@ -137,11 +137,11 @@ impl EventLog {
     }
 
     pub(super) fn capacity_changed(&self) {
-        self.each(AdapterObserver::on_capacity);
+        self.each(|observer| observer.on_capacity());
     }
 
     pub(super) fn garbage(&self) {
-        self.each(AdapterObserver::on_garbage);
+        self.each(|observer| observer.on_garbage());
     }
 
     fn each(&self, call: impl Fn(&dyn AdapterObserver)) {

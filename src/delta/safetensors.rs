@@ -97,7 +97,7 @@ impl Header {
 }
 
 /// Why a file is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum SafetensorsError {
     /// Shorter than the header's length field.
     #[error("a file of {bytes} bytes is no safetensors file")]
