@@ -1,1 +1,127 @@
+use super::*;
+use crate::adapters::testing::{contents, header};
 
+fn check(change: impl FnOnce(&mut UploadHeader)) -> Result<CheckedHeader, AdapterError> {
+    let mut header = header("sql", &contents(1), Some("id-1"));
+    change(&mut header);
+    header.check(&StoreLimits::default())
+}
+
+fn file(path: &str, size: u64) -> FileHeader {
+    FileHeader { path: path.into(), size, sha256: "0".repeat(64) }
+}
+
+#[test]
+fn a_plain_peft_folder_is_accepted_and_companions_do_not_change_its_version() {
+    let plain = check(|_| {}).unwrap();
+    let full = check(|header| {
+        for path in ["README.md", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+            header.files.push(file(path, 0));
+        }
+        header.files.reverse();
+    })
+    .unwrap();
+    assert_eq!(plain.version, full.version);
+    assert_eq!(plain.stored_files(), full.stored_files());
+    assert_eq!(full.files.len(), 6);
+}
+
+#[test]
+fn both_files_are_required() {
+    for (index, missing) in [CONFIG_FILE, WEIGHTS_FILE].into_iter().enumerate() {
+        let error = check(|header| drop(header.files.remove(index))).unwrap_err();
+        assert!(matches!(error, AdapterError::MissingFile { path } if path == missing), "{error}");
+    }
+}
+
+#[test]
+fn formats_that_run_code_or_hide_files_are_refused_by_name() {
+    for path in ["adapter_model.bin", "optimizer.pt", "rng_state.pth", "m.gguf", "a.zip", "a.tar.gz", "TRAINING_ARGS.BIN"] {
+        let error = check(|header| header.files.push(file(path, 1))).unwrap_err();
+        assert!(matches!(error, AdapterError::UnsupportedFormat { .. }), "{path}: {error}");
+    }
+}
+
+#[test]
+fn paths_are_plain_names() {
+    for path in ["../x", "/etc/passwd", "a/b", "", ".", "..", ".hidden", "a\0", "a\\b", "é.json", " a", &"x".repeat(129)] {
+        let error = check(|header| header.files.push(file(path, 1))).unwrap_err();
+        assert!(matches!(error, AdapterError::BadPath { .. }), "{path:?}: {error}");
+    }
+    let error = check(|header| header.files.push(file("notes.txt", 1))).unwrap_err();
+    assert!(matches!(error, AdapterError::UnknownFile { .. }), "{error}");
+}
+
+#[test]
+fn a_path_twice_is_refused() {
+    let error = check(|header| header.files.push(file(CONFIG_FILE, 1))).unwrap_err();
+    assert!(matches!(error, AdapterError::DuplicateFile { .. }), "{error}");
+}
+
+#[test]
+fn digests_are_lower_case_hexadecimal() {
+    for digest in ["", "0", &"A".repeat(64), &"g".repeat(64), &"0".repeat(65)] {
+        let error = check(|header| digest.clone_into(&mut header.files[0].sha256)).unwrap_err();
+        assert!(matches!(error, AdapterError::BadDigest { .. }), "{digest}");
+    }
+}
+
+#[test]
+fn sizes_are_checked_without_overflow() {
+    let error = check(|header| header.files[1].size = 0).unwrap_err();
+    assert!(matches!(error, AdapterError::EmptyFile { .. }));
+    let error = check(|header| header.files[0].size = (8 << 20) + 1).unwrap_err();
+    assert!(matches!(error, AdapterError::FileTooLarge { max, .. } if max == 8 << 20));
+    let error = check(|header| header.files[1].size = u64::MAX).unwrap_err();
+    assert!(matches!(error, AdapterError::FileTooLarge { .. }));
+    let error = check(|header| {
+        header.files[1].size = 1 << 30;
+        header.files.push(file("README.md", 1 << 30));
+    })
+    .unwrap_err();
+    assert!(matches!(error, AdapterError::AdapterTooLarge { .. }));
+    let error = check(|header| header.files.extend((0..40).map(|i| file(&format!("tokenizer{i}"), 1)))).unwrap_err();
+    assert!(matches!(error, AdapterError::TooManyFiles { files: 42, max: 32 }));
+}
+
+#[test]
+fn upload_ids_follow_the_allow_list() {
+    for good in ["a", "550e8400-e29b-41d4-a716-446655440000", "ci:42.1_x", &"x".repeat(128)] {
+        assert!(good.parse::<UploadId>().is_ok(), "{good}");
+    }
+    for bad in ["", "a b", "~1", "a/b", "é", &"x".repeat(129)] {
+        assert!(bad.parse::<UploadId>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn the_version_depends_on_every_field_and_not_on_the_order() {
+    let one = StoredFile { path: "a".into(), size: 1, sha256: Sha256Digest([1; 32]) };
+    let two = StoredFile { path: "b".into(), size: 2, sha256: Sha256Digest([2; 32]) };
+    let version = version_of(&[one.clone(), two.clone()]);
+    assert_eq!(version, version_of(&[two.clone(), one.clone()]));
+    let others = [
+        version_of(&[one.clone()]),
+        version_of(&[one.clone(), StoredFile { path: "c".into(), ..two.clone() }]),
+        version_of(&[one.clone(), StoredFile { size: 3, ..two.clone() }]),
+        version_of(&[one, StoredFile { sha256: Sha256Digest([3; 32]), ..two }]),
+    ];
+    for (index, other) in others.iter().enumerate() {
+        assert_ne!(version, *other);
+        assert!(!others[..index].contains(other));
+    }
+}
+
+#[test]
+fn compare_and_set_distinguishes_its_three_forms() {
+    let name: AdapterName = "a".parse().unwrap();
+    let (v1, v2) = (AdapterVersion([1; 32]), AdapterVersion([2; 32]));
+    assert!(Expected::Any.check(&name, None).is_ok() && Expected::Any.check(&name, Some(v1)).is_ok());
+    assert!(Expected::Absent.check(&name, None).is_ok());
+    assert!(matches!(Expected::Absent.check(&name, Some(v1)), Err(AdapterError::AlreadyExists { .. })));
+    assert!(Expected::Version(v1).check(&name, Some(v1)).is_ok());
+    for actual in [None, Some(v2)] {
+        let result = Expected::Version(v1).check(&name, actual);
+        assert!(matches!(result, Err(AdapterError::VersionMismatch { actual: found, .. }) if found == actual));
+    }
+}

@@ -1,1 +1,341 @@
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
 
+use tempfile::TempDir;
+
+use super::manifest::file_name;
+use super::*;
+use crate::adapters::files::{StoreLimits, version_of};
+use crate::adapters::fs::{DiskFs, StoreFs};
+use crate::adapters::testing::{Fault, FaultyFs, contents};
+use crate::adapters::{CONFIG_FILE, Sha256Digest, WEIGHTS_FILE};
+
+fn name(text: &str) -> AdapterName {
+    text.parse().unwrap()
+}
+
+fn adapter(text: &str, seed: u8) -> StoredAdapter {
+    let file = |(path, content): &(&str, Vec<u8>)| StoredFile {
+        path: (*path).to_owned(),
+        size: content.len() as u64,
+        sha256: Sha256Digest::of(content),
+    };
+    let files: Vec<_> = contents(seed).iter().map(file).collect();
+    StoredAdapter { name: name(text), version: version_of(&files), files, created_ms: 1, pinned: false }
+}
+
+/// A staged upload, as `uploads` leaves it: files and folder synced.
+fn stage(store: &FolderStore, fs: &dyn StoreFs, seed: u8) -> Result<PathBuf, AdapterError> {
+    let io = AdapterError::io;
+    let dir = store.staging().join(format!("test-{seed}"));
+    fs.create_dir(&dir).map_err(io("test"))?;
+    for (path, content) in contents(seed) {
+        let mut file = fs.create_file(&dir.join(path)).map_err(io("test"))?;
+        file.append(&content).map_err(io("test"))?;
+        file.sync().map_err(io("test"))?;
+    }
+    fs.sync_dir(&dir).map_err(io("test"))?;
+    Ok(dir)
+}
+
+fn put_on(store: &FolderStore, fs: &dyn StoreFs, text: &str, seed: u8) -> Result<Bound, AdapterError> {
+    let dir = stage(store, fs, seed)?;
+    let result = store.publish(&dir, adapter(text, seed), Expected::Any);
+    drop(fs.remove_dir_all(&dir));
+    result
+}
+
+fn put(store: &FolderStore, text: &str, seed: u8) -> Bound {
+    put_on(store, &DiskFs, text, seed).unwrap()
+}
+
+fn open(root: &TempDir) -> (FolderStore, RecoveryReport) {
+    FolderStore::open(root.path(), StoreLimits::default()).unwrap()
+}
+
+fn assert_holds(store: &FolderStore, text: &str, seed: u8) {
+    assert_eq!(store.get(&name(text)).unwrap().version, adapter(text, seed).version);
+    let bytes = store.read(adapter(text, seed).version).unwrap();
+    let expected = contents(seed);
+    assert!(bytes.config == expected[0].1 && bytes.weights == expected[1].1);
+}
+
+#[test]
+fn adapters_are_there_after_a_restart() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, _) = open(&root);
+    assert_eq!(put(&store, "a", 1).previous, None);
+    assert_eq!(put(&store, "b", 1).previous, None);
+    assert_eq!(put(&store, "a", 2).previous, Some(adapter("a", 1).version));
+    store.set_pinned(&name("b"), true).unwrap();
+    let before = store.list();
+    drop(store);
+    let (store, report) = open(&root);
+    assert_eq!(report, RecoveryReport { adapters: 2, ..RecoveryReport::default() });
+    assert_eq!(store.list(), before);
+    assert!(store.get(&name("b")).unwrap().pinned);
+    assert_holds(&store, "a", 2);
+    assert_holds(&store, "b", 1);
+}
+
+#[test]
+fn a_second_process_is_refused_until_the_first_ends() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, _) = open(&root);
+    let second = FolderStore::open(root.path(), StoreLimits::default());
+    assert!(matches!(second, Err(AdapterError::StoreLocked { .. })));
+    drop(store);
+    open(&root);
+}
+
+#[test]
+fn a_name_never_becomes_part_of_a_path() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, _) = open(&root);
+    put(&store, "con.nul-secret", 1);
+    let found = crate::adapters::testing::tree(root.path());
+    assert!(found.keys().all(|path| !path.to_string_lossy().contains("secret")), "{found:?}");
+}
+
+#[test]
+fn publishing_the_same_content_again_heals_damage() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, _) = open(&root);
+    put(&store, "a", 1);
+    let version = adapter("a", 1).version;
+    let weights = root.path().join("objects").join(version.to_string()).join(WEIGHTS_FILE);
+    let mut damaged = contents(1)[1].1.clone();
+    damaged[500] ^= 1;
+    fs::write(&weights, damaged).unwrap();
+    assert!(matches!(store.read(version), Err(AdapterError::Corrupt { path, .. }) if path == WEIGHTS_FILE));
+    put(&store, "a", 1);
+    assert_holds(&store, "a", 1);
+}
+
+#[test]
+fn an_object_goes_only_without_a_name() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, _) = open(&root);
+    put(&store, "a", 1);
+    let version = adapter("a", 1).version;
+    assert!(!store.remove_object(version).unwrap());
+    let gone = store.unbind(&name("a"), Expected::Version(version)).unwrap();
+    assert_eq!(gone.version, version);
+    store.read(version).unwrap();
+    assert!(store.remove_object(version).unwrap());
+    assert!(!store.remove_object(version).unwrap());
+    assert!(matches!(store.read(version), Err(AdapterError::UnknownVersion { .. })));
+    assert!(matches!(store.unbind(&name("a"), Expected::Any), Err(AdapterError::NotFound { .. })));
+    assert_eq!(crate::adapters::testing::tree(root.path()).len(), 1, "only LOCK is left");
+}
+
+#[test]
+fn quotas_of_names_and_bytes_are_kept() {
+    let root = tempfile::tempdir().unwrap();
+    let bytes = adapter("a", 1).bytes();
+    let limits = StoreLimits { max_adapters: 2, max_store_bytes: bytes, ..StoreLimits::default() };
+    let (store, _) = FolderStore::open(root.path(), limits).unwrap();
+    put(&store, "a", 1);
+    put(&store, "b", 1);
+    let result = put_on(&store, &DiskFs, "c", 1);
+    assert!(matches!(result, Err(AdapterError::TooManyAdapters { count: 2, max: 2 })));
+    let result = put_on(&store, &DiskFs, "a", 2);
+    assert!(matches!(result, Err(AdapterError::StoreFull { used, .. }) if used == bytes));
+}
+
+type Damage = fn(&Path, &Path);
+
+/// What can be wrong with adapter `a` (manifest, object); adapter `b` is intact throughout.
+const DAMAGE: [(&str, Damage); 10] = [
+    ("manifest truncated", |manifest, _| fs::write(manifest, &fs::read(manifest).unwrap()[..40]).unwrap()),
+    ("manifest empty", |manifest, _| fs::write(manifest, b"").unwrap()),
+    ("manifest huge", |manifest, _| fs::write(manifest, vec![b' '; 1 << 20]).unwrap()),
+    ("manifest is a folder", |manifest, _| {
+        fs::remove_file(manifest).unwrap();
+        fs::create_dir(manifest).unwrap();
+    }),
+    ("manifest is a symlink", |manifest, _| {
+        let moved = manifest.with_file_name("../moved");
+        fs::rename(manifest, &moved).unwrap();
+        std::os::unix::fs::symlink(moved, manifest).unwrap();
+    }),
+    ("object missing", |_, object| fs::remove_dir_all(object).unwrap()),
+    ("object is a symlink", |_, object| {
+        let moved = object.with_file_name("../moved");
+        fs::rename(object, &moved).unwrap();
+        std::os::unix::fs::symlink(moved, object).unwrap();
+    }),
+    ("weights truncated", |_, object| fs::write(object.join(WEIGHTS_FILE), b"x").unwrap()),
+    ("weights have a second link", |_, object| {
+        fs::hard_link(object.join(WEIGHTS_FILE), object.with_file_name("../link")).unwrap();
+    }),
+    ("a file too many", |_, object| fs::write(object.join("extra"), b"x").unwrap()),
+];
+
+#[test]
+fn damage_is_put_aside_and_the_rest_is_served() {
+    for (what, damage) in DAMAGE {
+        let root = tempfile::tempdir().unwrap();
+        let (store, _) = open(&root);
+        put(&store, "a", 1);
+        put(&store, "b", 2);
+        drop(store);
+        let manifest = root.path().join("names").join(file_name(&name("a")));
+        let object = root.path().join("objects").join(adapter("a", 1).version.to_string());
+        damage(&manifest, &object);
+        let (store, report) = open(&root);
+        assert_eq!(report.adapters, 1, "{what}");
+        assert!(!report.quarantined.is_empty(), "{what}");
+        assert!(store.get(&name("a")).is_none(), "{what}");
+        assert_holds(&store, "b", 2);
+        put(&store, "a", 1);
+        assert_holds(&store, "a", 1);
+        drop(store);
+        let (_, report) = open(&root);
+        assert_eq!((report.adapters, report.quarantined), (2, vec![]), "{what}: the second start is clean");
+    }
+}
+
+#[test]
+fn foreign_entries_are_put_aside_and_leftovers_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, _) = open(&root);
+    put(&store, "a", 1);
+    let orphan = stage(&store, &DiskFs, 9).unwrap();
+    drop(store);
+    fs::rename(orphan, root.path().join("objects").join(adapter("x", 9).version.to_string())).unwrap();
+    fs::create_dir(root.path().join("staging/upload-3")).unwrap();
+    fs::write(root.path().join("names/half.json.tmp"), b"{").unwrap();
+    let (store, report) = open(&root);
+    assert_eq!((report.removed_objects, report.removed_uploads, report.quarantined.len()), (1, 1, 0));
+    drop(store);
+    fs::write(root.path().join("names/notes.txt"), b"hello").unwrap();
+    std::os::unix::fs::symlink("/etc", root.path().join("objects/etc")).unwrap();
+    let (store, report) = open(&root);
+    assert_eq!((report.adapters, report.quarantined.len()), (1, 2));
+    assert_holds(&store, "a", 1);
+    assert!(Path::new("/etc").is_dir());
+}
+
+#[test]
+fn an_object_is_kept_when_its_name_may_be_the_damaged_one() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, _) = open(&root);
+    put(&store, "a", 1);
+    drop(store);
+    fs::write(root.path().join("names").join(file_name(&name("a"))), b"{}").unwrap();
+    let (_, report) = open(&root);
+    assert_eq!((report.removed_objects, report.quarantined.len()), (0, 2));
+    let kept = crate::adapters::testing::tree(&root.path().join("quarantine"));
+    assert!(kept.values().any(|content| *content == contents(1)[1].1));
+}
+
+#[test]
+fn a_folder_of_the_store_that_is_a_symlink_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(elsewhere.path(), root.path().join("objects")).unwrap();
+    let result = FolderStore::open(root.path(), StoreLimits::default());
+    assert!(matches!(result, Err(AdapterError::NotAFolder { .. })));
+}
+
+/// One life of a server that crashes at change `at` of the script; returns what was acknowledged and how many changes
+/// there were.
+fn live_and_crash(root: &TempDir, fault: Fault, at: usize) -> (Vec<bool>, usize) {
+    let fs = FaultyFs::new(Fault::None, 0);
+    let (store, _) =
+        FolderStore::open_with(root.path(), StoreLimits::default(), Arc::new(fs.clone())).unwrap();
+    put_on(&store, &fs, "old", 1).unwrap();
+    put_on(&store, &fs, "gone", 2).unwrap();
+    let before = fs.changes();
+    fs.arm(fault, at);
+    let acknowledged = vec![
+        put_on(&store, &fs, "new", 3).is_ok(),
+        put_on(&store, &fs, "old", 4).is_ok(),
+        store.unbind(&name("gone"), Expected::Any).is_ok(),
+        store.remove_object(adapter("gone", 2).version).is_ok_and(|removed| removed),
+        store.set_pinned(&name("new"), true).is_ok(),
+    ];
+    drop(store);
+    fs.reboot();
+    (acknowledged, fs.changes() - before)
+}
+
+#[test]
+fn a_crash_at_any_change_loses_nothing_acknowledged_and_shows_nothing_half_done() {
+    for fault in [Fault::Kill, Fault::PowerLoss] {
+        let root = tempfile::tempdir().unwrap();
+        let (acknowledged, changes) = live_and_crash(&root, fault, usize::MAX);
+        assert!(acknowledged.iter().all(|ok| *ok) && changes > 30, "{acknowledged:?} {changes}");
+        for at in 0..changes {
+            let root = tempfile::tempdir().unwrap();
+            let (acknowledged, _) = live_and_crash(&root, fault, at);
+            let case = format!("{fault:?} at change {at}, acknowledged {acknowledged:?}");
+            let (store, report) = open(&root);
+            assert_eq!(report.quarantined, vec![], "{case}");
+            for stored in store.list() {
+                store.read(stored.version).unwrap_or_else(|error| panic!("{case}: {error}"));
+            }
+            let version = |text: &str| store.get(&name(text)).map(|stored| stored.version);
+            let (old, replaced) = (adapter("old", 1).version, adapter("old", 4).version);
+            let names = [version("new"), version("old"), version("gone")];
+            // Without an acknowledgement either outcome may be found, but only whole.
+            assert!(names[0] == Some(adapter("new", 3).version) || !acknowledged[0], "{case}");
+            assert!(names[1] == Some(replaced) || (!acknowledged[1] && names[1] == Some(old)), "{case}");
+            assert!(names[2].is_none() || !acknowledged[2], "{case}");
+            let pinned = store.get(&name("new")).is_some_and(|stored| stored.pinned);
+            assert!(pinned || !acknowledged[4], "{case}");
+            drop(store);
+            let objects = fs::read_dir(root.path().join("objects")).unwrap().count();
+            assert_eq!(objects, names.iter().flatten().count(), "{case}: no orphans");
+            assert_eq!(fs::read_dir(root.path().join("staging")).unwrap().count(), 0, "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_failing_disk_is_reported_and_the_next_attempt_works() {
+    for fault in [Fault::DiskFull, Fault::Error] {
+        for at in 0.. {
+            let root = tempfile::tempdir().unwrap();
+            let fs = FaultyFs::new(Fault::None, 0);
+            let (store, _) =
+                FolderStore::open_with(root.path(), StoreLimits::default(), Arc::new(fs.clone())).unwrap();
+            put_on(&store, &fs, "a", 1).unwrap();
+            let dir = stage(&store, &fs, 2).unwrap();
+            fs.arm(fault, at);
+            let changes = fs.changes();
+            let result = store.publish(&dir, adapter("a", 2), Expected::Any);
+            if result.is_ok() {
+                assert!(at >= fs.changes() - changes && at > 5, "every change was made to fail");
+                break;
+            }
+            let typed = matches!(result, Err(AdapterError::DiskFull { .. }));
+            assert_eq!(typed, fault == Fault::DiskFull, "{result:?}");
+            // Whatever is visible is whole.
+            store.read(store.get(&name("a")).unwrap().version).unwrap();
+            drop(fs::remove_dir_all(&dir));
+            put_on(&store, &fs, "a", 2).unwrap();
+            assert_holds(&store, "a", 2);
+            drop(store);
+            assert_holds(&open(&root).0, "a", 2);
+        }
+    }
+}
+
+#[test]
+fn reading_checks_that_files_are_regular_and_of_the_right_size() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, _) = open(&root);
+    put(&store, "a", 1);
+    let version = adapter("a", 1).version;
+    let config = root.path().join("objects").join(version.to_string()).join(CONFIG_FILE);
+    fs::write(&config, vec![b'x'; 1 << 20]).unwrap();
+    assert!(matches!(store.read(version), Err(AdapterError::Corrupt { .. })));
+    fs::remove_file(&config).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &config).unwrap();
+    assert!(matches!(store.read(version), Err(AdapterError::Corrupt { .. })));
+    fs::remove_file(&config).unwrap();
+    assert!(matches!(store.read(version), Err(AdapterError::Corrupt { .. })));
+}
