@@ -6,7 +6,7 @@
 //! a label value, a new series for every combination; `polydelta_adapter_requests_total` is bounded.
 
 /// Kind of a metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     /// Only grows.
     Counter,
