@@ -1,1 +1,17 @@
-//! A delta is a small program: compilers from adapter files to a DeltaProgram, one file per PEFT method, and its residency on a device.
+//! A delta is a small program: compilers from adapter files to a [`DeltaProgram`], one file per PEFT method, and its
+//! residency on a device. A step knows op classes, never method names; this room never sees a request.
+
+pub mod apply;
+mod compile;
+mod error;
+pub mod layout;
+mod peft;
+mod program;
+mod resident;
+pub mod safetensors;
+
+pub use compile::{Base, CompileLimits, compile};
+pub use error::DeltaError;
+pub use layout::{BaseLayout, BaseReadError, BaseSizes, BaseWeights, LayerSite, Module, ModuleKind, Site};
+pub use program::{DeltaOp, DeltaProgram, PrefixLayer};
+pub use resident::{DeltaTable, LayerDeltas, LinearDeltas, PreparedDelta, VirtualRows};

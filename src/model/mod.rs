@@ -1,1 +1,21 @@
-//! One decoder described by data: DecoderSpec from config.json, the checkpoint loader, the forward pass with delta ops.
+//! One decoder described by data: [`DecoderSpec`] from config.json, the checkpoint loader, the forward pass with delta
+//! ops. Computes; never decides who runs, never waits, and knows no adapter method.
+
+mod checkpoint;
+mod config;
+mod decoder;
+mod error;
+mod families;
+mod layout;
+mod rope;
+mod spec;
+mod weights;
+
+pub use checkpoint::Checkpoint;
+pub use decoder::{Decoder, DecoderLimits, EmbedRows, ModelInput};
+pub use error::ModelError;
+pub use families::read_spec;
+pub use layout::base_layout;
+pub use rope::rope_table;
+pub use spec::{DecoderSpec, Family, LayerSpec, RopeScaling, RopeSpec};
+pub use weights::{BaseModel, Progress};

@@ -85,3 +85,95 @@ impl<'a> HostMatrix<'a> {
         }
     }
 }
+
+/// Numbers of a [`HostTensor`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum TensorData {
+    /// 32-bit floats (f16 files are widened: every f16 is an f32).
+    F32(Vec<f32>),
+    /// bfloat16 as stored.
+    Bf16(Vec<bf16>),
+}
+
+/// An owned tensor of one or two dimensions, as read from a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTensor {
+    /// One or two sizes.
+    pub shape: Vec<usize>,
+    /// Row-major numbers.
+    pub data: TensorData,
+}
+
+impl HostTensor {
+    /// An f32 tensor.
+    #[must_use]
+    pub fn f32(shape: &[usize], data: Vec<f32>) -> Self {
+        debug_assert_eq!(data.len(), shape.iter().product::<usize>());
+        Self { shape: shape.to_vec(), data: TensorData::F32(data) }
+    }
+
+    /// First size; a vector has its length here.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.shape.first().copied().unwrap_or(0)
+    }
+
+    /// Product of the other sizes; 1 for a vector.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.shape.iter().skip(1).product()
+    }
+
+    /// Number of numbers.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// True without numbers.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The whole tensor as a matrix `[rows, cols]`.
+    #[must_use]
+    pub fn matrix(&self) -> HostMatrix<'_> {
+        self.rows_of(0..self.rows())
+    }
+
+    /// Some rows as a matrix.
+    #[must_use]
+    pub fn rows_of(&self, rows: std::ops::Range<usize>) -> HostMatrix<'_> {
+        let cols = self.cols();
+        let range = rows.start * cols..rows.end * cols;
+        let data = match &self.data {
+            TensorData::F32(data) => HostData::F32(&data[range]),
+            TensorData::Bf16(data) => HostData::Bf16(&data[range]),
+        };
+        HostMatrix { rows: rows.len(), cols, data }
+    }
+
+    /// All numbers, widened.
+    #[must_use]
+    pub fn to_f32(&self) -> Vec<f32> {
+        match &self.data {
+            TensorData::F32(data) => data.clone(),
+            TensorData::Bf16(data) => data.iter().copied().map(bf16::to_f32).collect(),
+        }
+    }
+
+    /// The transposed matrix.
+    #[must_use]
+    pub fn transposed(&self) -> Self {
+        fn transpose<T: Copy>(data: &[T], rows: usize, cols: usize) -> Vec<T> {
+            (0..cols).flat_map(|col| (0..rows).map(move |row| data[row * cols + col])).collect()
+        }
+        let (rows, cols) = (self.rows(), self.cols());
+        let data = match &self.data {
+            TensorData::F32(data) => TensorData::F32(transpose(data, rows, cols)),
+            TensorData::Bf16(data) => TensorData::Bf16(transpose(data, rows, cols)),
+        };
+        Self { shape: vec![cols, rows], data }
+    }
+}

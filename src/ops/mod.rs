@@ -19,7 +19,7 @@ pub mod reference;
 mod table;
 
 pub use error::OpsError;
-pub use host::{Dtype, HostData, HostMatrix};
+pub use host::{Dtype, HostData, HostMatrix, HostTensor, TensorData};
 pub use plan::{RowPlan, Segment, SequencePlan, StepPlan};
 pub use table::{ColumnVector, LowRank, SlotTable, SlotVectors};
 

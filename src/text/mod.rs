@@ -1,1 +1,21 @@
 //! Text at the gate: tokenizer, incremental detokenizer, stop strings, chat template.
+//!
+//! Everything here is pure computation on the caller's thread. Encoding a long prompt takes milliseconds, so callers
+//! keep it off the reactor threads, and check the prompt's length in bytes first. This room must not know of
+//! requests, tensors or gRPC.
+
+pub mod chat;
+pub mod choice;
+pub mod detokenizer;
+pub mod stop;
+pub mod tokenizer;
+
+mod clock;
+#[cfg(test)]
+mod fixtures;
+
+pub use chat::{ChatError, ChatTemplate};
+pub use choice::{ChoiceText, TextDelta};
+pub use detokenizer::Detokenizer;
+pub use stop::StopMatcher;
+pub use tokenizer::{Tokenizer, TokenizerError};

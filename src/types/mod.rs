@@ -7,6 +7,7 @@
 pub mod adapter;
 pub mod batch;
 pub mod event;
+pub mod generate;
 pub mod ids;
 pub mod request;
 pub mod sampling;
@@ -17,6 +18,7 @@ pub use batch::{
     TokenHistory, TokenSource,
 };
 pub use event::{FinishReason, RequestFailure, SequenceEvent, TokenLogprob, Usage};
+pub use generate::{ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput};
 pub use ids::{
     AdapterName, AdapterSlot, AdapterVersion, BlockId, InvalidAdapterName, InvalidAdapterVersion, RequestId, SequenceId,
 };

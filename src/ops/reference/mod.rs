@@ -1,1 +1,318 @@
-//! The definition of every op, slow and obvious, in f32.
+//! The definition of every op, slow and obvious.
+//!
+//! Each op here is the formula of its `Semantics:` line written as loops over f32, in ascending order, with no
+//! blocking and no threads. Fast backends are tested against it. In bf16 mode it rounds where the trait says numbers
+//! are rounded, so that it defines that mode too. It must never be tuned.
+
+mod attention;
+mod rows;
+
+use super::{
+    Activation, AttentionSpec, Backend, BackendInfo, ColumnVector, Dtype, HeadColumns, HostMatrix, KvShape, LowRank,
+    OpsError, RopeTable, RowPlan, SlotTable, SlotVectors, StepPlan,
+};
+
+/// Plain loops on the host.
+#[derive(Clone, Copy, Debug)]
+pub struct ReferenceBackend {
+    dtype: Dtype,
+}
+
+impl ReferenceBackend {
+    /// A reference backend whose GEMM inputs and KV are of `dtype`.
+    #[must_use]
+    pub fn new(dtype: Dtype) -> Self {
+        Self { dtype }
+    }
+}
+
+/// Row-major f32 `[rows, cols]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matrix {
+    pub(crate) cols: usize,
+    pub(crate) data: Vec<f32>,
+}
+
+impl Matrix {
+    pub(crate) fn row(&self, row: usize) -> &[f32] {
+        &self.data[row * self.cols..][..self.cols]
+    }
+
+    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        &mut self.data[row * self.cols..][..self.cols]
+    }
+}
+
+/// Segments `[out_i, in]` stacked along `out`, already rounded to the backend's dtype.
+#[derive(Clone, Debug)]
+pub struct StackedMatrix {
+    matrix: Matrix,
+    /// First row of each segment, and the total at the end.
+    bounds: Vec<usize>,
+}
+
+/// K and V of all layers, `[layers][blocks * block_size][kv_dim]` each.
+#[derive(Clone, Debug)]
+pub struct PagedKv {
+    shape: KvShape,
+    k: Vec<Vec<f32>>,
+    v: Vec<Vec<f32>>,
+}
+
+impl ReferenceBackend {
+    fn dot(&self, w: &[f32], x: &[f32]) -> f32 {
+        debug_assert_eq!(w.len(), x.len());
+        w.iter().zip(x).fold(0.0, |sum, (w, x)| sum + w * self.dtype.round(*x))
+    }
+}
+
+impl Backend for ReferenceBackend {
+    type Buffer = Matrix;
+    type Weight = StackedMatrix;
+    type Vector = Vec<f32>;
+    type Rope = RopeTable;
+    type KvCache = PagedKv;
+    type Step = StepPlan;
+
+    fn info(&self) -> BackendInfo {
+        BackendInfo { name: "reference", isa: "portable", threads: 1 }
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn buffer(&self, rows: usize, cols: usize) -> Result<Matrix, OpsError> {
+        Ok(Matrix { cols, data: vec![0.0; rows * cols] })
+    }
+
+    fn weight(&self, segments: &[HostMatrix<'_>]) -> Result<StackedMatrix, OpsError> {
+        let expected = segments.first().map_or(0, |first| first.cols);
+        let mut bounds = vec![0];
+        let mut data = Vec::new();
+        for segment in segments {
+            if segment.cols != expected || segment.rows == 0 || segment.cols == 0 {
+                return Err(OpsError::Shape { rows: segment.rows, cols: segment.cols, expected });
+            }
+            for row in 0..segment.rows {
+                data.extend((0..segment.cols).map(|col| self.dtype.round(segment.get(row, col))));
+            }
+            bounds.push(bounds[bounds.len() - 1] + segment.rows);
+        }
+        Ok(StackedMatrix { matrix: Matrix { cols: expected, data }, bounds })
+    }
+
+    fn vector(&self, values: &[f32]) -> Result<Vec<f32>, OpsError> {
+        Ok(values.to_vec())
+    }
+
+    fn rope(&self, table: &RopeTable) -> Result<RopeTable, OpsError> {
+        Ok(table.clone())
+    }
+
+    fn kv_cache(&self, shape: KvShape) -> Result<PagedKv, OpsError> {
+        let places = vec![0.0; shape.blocks * shape.block_size * shape.kv_dim()];
+        Ok(PagedKv { shape, k: vec![places.clone(); shape.layers], v: vec![places; shape.layers] })
+    }
+
+    fn step(&self) -> StepPlan {
+        StepPlan::default()
+    }
+
+    fn upload(&self, plan: &StepPlan, step: &mut StepPlan) -> Result<(), OpsError> {
+        step.clone_from(plan);
+        Ok(())
+    }
+
+    fn read_row<'a>(&self, buffer: &'a Matrix, row: usize) -> std::borrow::Cow<'a, [f32]> {
+        buffer.row(row).into()
+    }
+
+    fn embed(&self, step: &StepPlan, table: &StackedMatrix, scale: f32, y: &mut Matrix) {
+        for (row, id) in step.ids.iter().enumerate() {
+            if let Some(id) = id {
+                let embedding = table.matrix.row(*id as usize);
+                y.row_mut(row).iter_mut().zip(embedding).for_each(|(y, e)| *y = scale * e);
+            }
+        }
+    }
+
+    fn write_rows(&self, rows: &[u32], values: &[f32], y: &mut Matrix) {
+        for (row, values) in rows.iter().zip(values.chunks_exact(y.cols)) {
+            y.row_mut(*row as usize).copy_from_slice(values);
+        }
+    }
+
+    fn gather_rows(&self, x: &Matrix, rows: &[u32], y: &mut Matrix) {
+        for (target, row) in rows.iter().enumerate() {
+            y.row_mut(target).copy_from_slice(x.row(*row as usize));
+        }
+    }
+
+    fn add(&self, rows: usize, x: &mut Matrix, y: &Matrix) {
+        let used = rows * x.cols;
+        x.data[..used].iter_mut().zip(&y.data[..used]).for_each(|(x, y)| *x += y);
+    }
+
+    fn rms_norm(
+        &self,
+        rows: &RowPlan,
+        x: &Matrix,
+        weight: &Vec<f32>,
+        gains: &SlotVectors<Self>,
+        eps: f32,
+        y: &mut Matrix,
+    ) {
+        for (row, slot) in rows.slots.iter().enumerate() {
+            let gain = gains.get(*slot).first().map_or(weight, |gain| &gain.values);
+            rows::rms_norm(x.row(row), gain, eps, y.row_mut(row));
+        }
+    }
+
+    fn rms_norm_heads(
+        &self,
+        rows: &RowPlan,
+        x: &mut Matrix,
+        columns: HeadColumns,
+        weight: &Vec<f32>,
+        gains: &SlotVectors<Self>,
+        eps: f32,
+    ) {
+        for (row, slot) in rows.slots.iter().enumerate() {
+            let gain = gains.get(*slot).first().map_or(weight, |gain| &gain.values);
+            let heads = &mut x.row_mut(row)[columns.first..][..columns.heads * columns.head_dim];
+            for head in heads.chunks_exact_mut(columns.head_dim) {
+                let input = head.to_vec();
+                rows::rms_norm(&input, gain, eps, head);
+            }
+        }
+    }
+
+    fn gemm(&self, rows: usize, x: &Matrix, w: &StackedMatrix, y: &mut Matrix) {
+        for row in 0..rows {
+            for out in 0..y.cols {
+                y.data[row * y.cols + out] = self.dot(w.matrix.row(out), x.row(row));
+            }
+        }
+    }
+
+    fn gemm_segment(&self, x: &Matrix, w: &StackedMatrix, segment: usize, y_rows: &[u32], y: &mut Matrix) {
+        for (row, target) in y_rows.iter().enumerate() {
+            for out in w.bounds[segment]..w.bounds[segment + 1] {
+                y.row_mut(*target as usize)[out] = self.dot(w.matrix.row(out), x.row(row));
+            }
+        }
+    }
+
+    fn add_bias(&self, rows: usize, bias: &Vec<f32>, y: &mut Matrix) {
+        for row in 0..rows {
+            y.row_mut(row).iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        }
+    }
+
+    fn softcap(&self, rows: usize, cap: f32, y: &mut Matrix) {
+        let used = rows * y.cols;
+        y.data[..used].iter_mut().for_each(|y| *y = (*y / cap).tanh() * cap);
+    }
+
+    fn gated_activation(&self, rows: usize, activation: Activation, x: &Matrix, y: &mut Matrix) {
+        for row in 0..rows {
+            let (gate, up) = x.row(row).split_at(y.cols);
+            for (y, (gate, up)) in y.row_mut(row).iter_mut().zip(gate.iter().zip(up)) {
+                *y = rows::activate(activation, *gate) * up;
+            }
+        }
+    }
+
+    fn rope_and_cache(
+        &self,
+        step: &StepPlan,
+        spec: &AttentionSpec,
+        rope: &RopeTable,
+        layer: usize,
+        qkv: &mut Matrix,
+        kv: &mut PagedKv,
+    ) {
+        attention::rope_and_cache(self.dtype, step, spec, rope, layer, qkv, kv);
+    }
+
+    fn attention(
+        &self,
+        step: &StepPlan,
+        spec: &AttentionSpec,
+        layer: usize,
+        qkv: &Matrix,
+        kv: &PagedKv,
+        y: &mut Matrix,
+    ) {
+        attention::attention(step, spec, layer, qkv, kv, y);
+    }
+
+    fn copy_block(&self, kv: &mut PagedKv, source: usize, target: usize) {
+        let len = kv.shape.block_size * kv.shape.kv_dim();
+        for plane in kv.k.iter_mut().chain(&mut kv.v) {
+            plane.copy_within(source * len..(source + 1) * len, target * len);
+        }
+    }
+
+    fn write_kv(&self, kv: &mut PagedKv, layer: usize, places: &[u32], k: &[f32], v: &[f32]) {
+        let dim = kv.shape.kv_dim();
+        for (index, place) in places.iter().enumerate() {
+            let at = *place as usize * dim;
+            for column in 0..dim {
+                kv.k[layer][at + column] = self.dtype.round(k[index * dim + column]);
+                kv.v[layer][at + column] = self.dtype.round(v[index * dim + column]);
+            }
+        }
+    }
+
+    fn low_rank(&self, rows: &RowPlan, table: &SlotTable<LowRank<Self>>, x: &Matrix, y: &mut Matrix) {
+        for (row, slot) in rows.slots.iter().enumerate() {
+            for entry in table.get(*slot) {
+                let shrunk: Vec<f32> = (0..entry.rank).map(|r| self.dot(entry.a.matrix.row(r), x.row(row))).collect();
+                for (index, column) in entry.columns.clone().enumerate() {
+                    y.row_mut(row)[column] += entry.scaling * self.dot(entry.b.matrix.row(index), &shrunk);
+                }
+            }
+        }
+    }
+
+    fn embedding_low_rank(
+        &self,
+        step: &StepPlan,
+        rows: &RowPlan,
+        table: &SlotTable<LowRank<Self>>,
+        scale: f32,
+        y: &mut Matrix,
+    ) {
+        for (row, slot) in rows.slots.iter().enumerate() {
+            let Some(id) = step.ids[row] else { continue };
+            for entry in table.get(*slot) {
+                let shrunk = entry.a.matrix.row(id as usize);
+                for (column, y) in y.row_mut(row).iter_mut().enumerate() {
+                    *y += scale * entry.scaling * self.dot(entry.b.matrix.row(column), shrunk);
+                }
+            }
+        }
+    }
+
+    fn scale_rows(&self, rows: &RowPlan, table: &SlotVectors<Self>, y: &mut Matrix) {
+        rows::for_entries(rows, table, y, |y, g| *y *= g);
+    }
+
+    fn bias_rows(&self, rows: &RowPlan, table: &SlotVectors<Self>, y: &mut Matrix) {
+        rows::for_entries(rows, table, y, |y, b| *y += b);
+    }
+
+    fn gather_scaled(&self, x: &Matrix, rows: &[u32], g: &[&Vec<f32>], y: &mut Matrix) {
+        for (target, (row, g)) in rows.iter().zip(g).enumerate() {
+            let scaled = x.row(*row as usize).iter().zip(*g).map(|(x, g)| g * x);
+            y.row_mut(target).iter_mut().zip(scaled).for_each(|(y, scaled)| *y = scaled);
+        }
+    }
+}
+
+type Vectors = SlotTable<ColumnVector<ReferenceBackend>>;
+
+#[cfg(test)]
+mod tests;

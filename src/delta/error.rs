@@ -1,0 +1,134 @@
+//! Why an adapter cannot be compiled. Every refusal names the field or tensor and the numbers.
+
+use super::layout::BaseReadError;
+
+/// Refusals of an adapter. All are the uploader's to mend but [`DeltaError::Base`] and [`DeltaError::Ops`].
+#[derive(Debug, thiserror::Error)]
+pub enum DeltaError {
+    /// `adapter_config.json` is not one JSON object, or a key occurs twice.
+    #[error("adapter_config.json is not valid: {reason}")]
+    Json {
+        /// Where and why.
+        reason: String,
+    },
+    /// A field has the wrong type or is out of range.
+    #[error("adapter_config.json: `{field}` is {found}, expected {expected}")]
+    BadField {
+        /// Field name.
+        field: String,
+        /// The value, shortened.
+        found: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// A field that changes the maths and is not implemented, or is not known at all.
+    #[error("adapter_config.json: `{field}` = {found} is not supported{hint}")]
+    UnsupportedField {
+        /// Field name.
+        field: String,
+        /// The value, shortened.
+        found: String,
+        /// What to do instead, or nothing.
+        hint: &'static str,
+    },
+    /// The regular expression of a field cannot be used.
+    #[error("adapter_config.json: the expression of `{field}` cannot be used: {reason}")]
+    Regex {
+        /// Field name.
+        field: String,
+        /// What the engine says.
+        reason: String,
+    },
+    /// A tensor belongs to no module and parameter this method has.
+    #[error("tensor `{tensor}` is not part of a {kind} adapter for this base")]
+    UnknownTensor {
+        /// Full key in the file.
+        tensor: String,
+        /// Kind of adapter.
+        kind: &'static str,
+    },
+    /// The method works and PEFT saves it, but it is not served yet.
+    #[error("tensor `{tensor}` comes from {feature}, which is not served yet")]
+    UnsupportedTensor {
+        /// Full key in the file.
+        tensor: String,
+        /// What wrote it.
+        feature: &'static str,
+    },
+    /// A tensor is there and the config says its module is no target.
+    #[error("tensor `{tensor}` is for a module that adapter_config.json does not target")]
+    NotTargeted {
+        /// Full key in the file.
+        tensor: String,
+    },
+    /// The config targets a module and the file has no tensor for it.
+    #[error("module `{module}` is a target and the file has no `{missing}` for it")]
+    MissingTensor {
+        /// Module path in the base.
+        module: String,
+        /// Parameter suffix.
+        missing: &'static str,
+    },
+    /// A targeted module cannot carry this method.
+    #[error("module `{module}` cannot carry {kind}")]
+    WrongModule {
+        /// Module path in the base.
+        module: String,
+        /// Kind of adapter.
+        kind: &'static str,
+    },
+    /// A tensor's shape disagrees with the base or the config.
+    #[error("tensor `{tensor}` has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// Full key in the file.
+        tensor: String,
+        /// In the file.
+        found: Vec<usize>,
+        /// By the base and the config.
+        expected: Vec<usize>,
+    },
+    /// A rank above the limit, or zero.
+    #[error("rank {rank} of `{module}` is outside 1..={max}")]
+    Rank {
+        /// Module path in the base.
+        module: String,
+        /// Rank by the config.
+        rank: usize,
+        /// `--max-lora-rank`.
+        max: usize,
+    },
+    /// No module of the base matches.
+    #[error("the adapter matches no module of this base model")]
+    NothingMatched,
+    /// A saved copy of a base tensor differs from the base: the adapter was trained on another model.
+    #[error("tensor `{tensor}` differs from the base model's; the adapter was trained on another base")]
+    BaseMismatch {
+        /// Full key in the file.
+        tensor: String,
+    },
+    /// More virtual tokens than the limit, or than the context holds.
+    #[error("{count} virtual tokens are outside 1..={max}")]
+    VirtualTokens {
+        /// By the file.
+        count: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A number of the file, or one computed from it, is NaN or infinite.
+    #[error("`{tensor}` is not finite at index {index}")]
+    NonFinite {
+        /// Tensor or computed vector.
+        tensor: String,
+        /// Flat index.
+        index: usize,
+    },
+    /// Reading the base's weights back failed.
+    #[error(transparent)]
+    Base(#[from] BaseReadError),
+    /// Host maths failed.
+    #[error("computing with the base's weights: {0}")]
+    Candle(#[from] candle_core::Error),
+    /// The device refused memory.
+    #[error(transparent)]
+    Ops(#[from] crate::ops::OpsError),
+}

@@ -1,0 +1,229 @@
+//! What a delta may attach to: the sites of a decoder, and which module path of the base each one is.
+//!
+//! The model room fills a [`BaseLayout`] from its spec; compilers look modules up in it and know nothing of families.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::ops::HostTensor;
+
+/// A place inside one decoder layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LayerSite {
+    /// Norm before attention.
+    AttentionNorm,
+    /// Query projection.
+    Q,
+    /// Key projection.
+    K,
+    /// Value projection.
+    V,
+    /// q, k, v as one module (Phi-3); an op here spans all three.
+    Qkv,
+    /// Per-head norm of q.
+    QNorm,
+    /// Per-head norm of k.
+    KNorm,
+    /// Output projection of attention.
+    O,
+    /// Norm of attention's output before it joins the residual stream (Gemma).
+    AttentionOutNorm,
+    /// Norm before the MLP.
+    MlpNorm,
+    /// Gate projection.
+    Gate,
+    /// Up projection.
+    Up,
+    /// gate and up as one module (Phi-3).
+    GateUp,
+    /// Down projection.
+    Down,
+    /// Norm of the MLP's output (Gemma).
+    MlpOutNorm,
+}
+
+/// A place of the decoder an op attaches to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Site {
+    /// Token embedding.
+    Embed,
+    /// Inside a layer.
+    Layer(u32, LayerSite),
+    /// Norm before the head.
+    FinalNorm,
+    /// The head.
+    LmHead,
+    /// Head of every sequence's KV: prefix and prompt tuning.
+    VirtualTokens,
+}
+
+impl fmt::Display for LayerSite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AttentionNorm => "attention_norm",
+            Self::Q => "q",
+            Self::K => "k",
+            Self::V => "v",
+            Self::Qkv => "qkv",
+            Self::QNorm => "q_norm",
+            Self::KNorm => "k_norm",
+            Self::O => "o",
+            Self::AttentionOutNorm => "attention_out_norm",
+            Self::MlpNorm => "mlp_norm",
+            Self::Gate => "gate",
+            Self::Up => "up",
+            Self::GateUp => "gate_up",
+            Self::Down => "down",
+            Self::MlpOutNorm => "mlp_out_norm",
+        })
+    }
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embed => f.write_str("embed"),
+            Self::Layer(layer, site) => write!(f, "layer {layer} {site}"),
+            Self::FinalNorm => f.write_str("final_norm"),
+            Self::LmHead => f.write_str("lm_head"),
+            Self::VirtualTokens => f.write_str("virtual tokens"),
+        }
+    }
+}
+
+/// What a module of the base is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModuleKind {
+    /// `y = Wx (+ b)`, W is `[output, input]`.
+    Linear,
+    /// Rows by token id, `[output = hidden, input = vocab]`; stored as `[vocab, hidden]`.
+    Embedding,
+    /// A gain of `output` numbers.
+    Norm,
+}
+
+/// One module of the base.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// Full path as in the checkpoint, e.g. `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    /// Its place.
+    pub site: Site,
+    /// What it is.
+    pub kind: ModuleKind,
+    /// Input width (vocabulary size for an embedding).
+    pub input: usize,
+    /// Output width.
+    pub output: usize,
+    /// Whether the base has a bias here, stored as `{path}.bias`.
+    pub bias: bool,
+    /// Name of its weight in the checkpoint (a tied head has the embedding's).
+    pub weight: String,
+}
+
+impl Module {
+    /// The layer this module belongs to.
+    #[must_use]
+    pub fn layer(&self) -> Option<u32> {
+        match self.site {
+            Site::Layer(layer, _) => Some(layer),
+            _ => None,
+        }
+    }
+}
+
+/// Everything compilers need to know about the base apart from its numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BaseLayout {
+    modules: BTreeMap<String, Module>,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Columns of q.
+    pub q_dim: usize,
+    /// Columns of k, and of v.
+    pub kv_dim: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Columns of gate, and of up.
+    pub intermediate_size: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Added to stored norm weights (Gemma: 1): a saved gain replaces the stored weight, before this is added.
+    pub norm_offset: f32,
+    /// The head is the embedding.
+    pub tied: bool,
+}
+
+/// Sizes of a base, to build a [`BaseLayout`] from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BaseSizes {
+    /// See [`BaseLayout`].
+    pub layers: usize,
+    /// See [`BaseLayout`].
+    pub hidden_size: usize,
+    /// See [`BaseLayout`].
+    pub q_dim: usize,
+    /// See [`BaseLayout`].
+    pub kv_dim: usize,
+    /// See [`BaseLayout`].
+    pub kv_heads: usize,
+    /// See [`BaseLayout`].
+    pub intermediate_size: usize,
+    /// See [`BaseLayout`].
+    pub vocab_size: usize,
+    /// See [`BaseLayout`].
+    pub norm_offset: f32,
+    /// See [`BaseLayout`].
+    pub tied: bool,
+}
+
+impl BaseLayout {
+    /// A layout of these modules.
+    #[must_use]
+    pub fn new(sizes: BaseSizes, modules: Vec<Module>) -> Self {
+        Self {
+            modules: modules.into_iter().map(|module| (module.path.clone(), module)).collect(),
+            layers: sizes.layers,
+            hidden_size: sizes.hidden_size,
+            q_dim: sizes.q_dim,
+            kv_dim: sizes.kv_dim,
+            kv_heads: sizes.kv_heads,
+            intermediate_size: sizes.intermediate_size,
+            vocab_size: sizes.vocab_size,
+            norm_offset: sizes.norm_offset,
+            tied: sizes.tied,
+        }
+    }
+
+    /// The module at a path.
+    #[must_use]
+    pub fn module(&self, path: &str) -> Option<&Module> {
+        self.modules.get(path)
+    }
+
+    /// All modules, by path.
+    pub fn modules(&self) -> impl Iterator<Item = &Module> {
+        self.modules.values()
+    }
+}
+
+/// The base's numbers, for methods that need them at load (DoRA, saved biases). Names are the checkpoint's.
+pub trait BaseWeights {
+    /// The tensor of that name, as stored; `None` if the checkpoint has none.
+    ///
+    /// # Errors
+    /// Whatever reading it says, as text for people.
+    fn tensor(&self, name: &str) -> Result<Option<HostTensor>, BaseReadError>;
+}
+
+/// The base's checkpoint could not be read back.
+#[derive(Debug, thiserror::Error)]
+#[error("reading `{name}` from the base model: {reason}")]
+pub struct BaseReadError {
+    /// Tensor name.
+    pub name: String,
+    /// What the reader said.
+    pub reason: String,
+}

@@ -1,0 +1,176 @@
+//! A decoder described by data. A new family is a new mapping onto these fields, not a new network.
+
+use crate::ops::{Activation, AttentionSpec};
+
+/// Model families whose `config.json` is understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Llama 2 and 3.
+    Llama,
+    /// Mistral, with its sliding window.
+    Mistral,
+    /// Qwen2 and Qwen2.5.
+    Qwen2,
+    /// Qwen3 (dense).
+    Qwen3,
+    /// Phi-3, with fused projections.
+    Phi3,
+    /// Gemma 2.
+    Gemma2,
+    /// Gemma 3, text.
+    Gemma3,
+}
+
+impl Family {
+    /// Every family.
+    pub const ALL: [Self; 7] =
+        [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Phi3, Self::Gemma2, Self::Gemma3];
+
+    /// The `model_type` of its `config.json`.
+    #[must_use]
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+            Self::Phi3 => "phi3",
+            Self::Gemma2 => "gemma2",
+            Self::Gemma3 => "gemma3_text",
+        }
+    }
+}
+
+/// One layer, where layers differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// Sliding window in tokens; `None` sees everything.
+    pub window: Option<u32>,
+    /// Index into [`DecoderSpec::ropes`].
+    pub rope: usize,
+}
+
+/// How rotary frequencies are stretched.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// As in the RoPE paper.
+    Default,
+    /// All frequencies divided by `factor`.
+    Linear {
+        /// Divisor.
+        factor: f64,
+    },
+    /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, a ramp between.
+    Llama3 {
+        /// Divisor of the long wavelengths.
+        factor: f64,
+        /// Wavelengths above `original / low` are long.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high` are short.
+        high_freq_factor: f64,
+        /// Context length of pre-training.
+        original_context: f64,
+    },
+    /// Phi-3: one divisor per frequency, short or long, chosen once from the context length served.
+    LongRope {
+        /// Divisors within the original context, `rotary_dim / 2` of them.
+        short_factor: Vec<f64>,
+        /// Divisors beyond it.
+        long_factor: Vec<f64>,
+        /// Multiplies cos and sin.
+        attention_factor: f64,
+        /// Context length of pre-training.
+        original_context: usize,
+    },
+}
+
+/// One kind of rotary embedding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeSpec {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Numbers of a head that rotate; even.
+    pub rotary_dim: usize,
+    /// Stretching.
+    pub scaling: RopeScaling,
+}
+
+/// Everything that distinguishes one decoder from another. Sizes are counts of numbers or heads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecoderSpec {
+    /// Which mapping made it; decides tensor names.
+    pub family: Family,
+    /// Rows of the embedding, and logits per position.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width between gate/up and down.
+    pub intermediate_size: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Numbers per head; `heads * head_dim` need not be `hidden_size`.
+    pub head_dim: usize,
+    /// One entry per layer.
+    pub layers: Vec<LayerSpec>,
+    /// Kinds of rotary embedding the layers refer to.
+    pub ropes: Vec<RopeSpec>,
+    /// Epsilon of every norm.
+    pub norm_eps: f32,
+    /// Added to every stored norm weight (Gemma: 1).
+    pub norm_offset: f32,
+    /// Between gate and up.
+    pub activation: Activation,
+    /// q, k and v have biases.
+    pub qkv_bias: bool,
+    /// o has a bias.
+    pub o_bias: bool,
+    /// gate, up and down have biases.
+    pub mlp_bias: bool,
+    /// q and k are normalised per head before rotation.
+    pub qk_norm: bool,
+    /// Outputs of attention and MLP are normalised before they join the residual stream (Gemma).
+    pub sandwich_norms: bool,
+    /// The checkpoint stores q, k, v as `qkv_proj` and gate, up as `gate_up_proj` (Phi-3).
+    pub fused_projections: bool,
+    /// Multiplies token embeddings (Gemma: sqrt(hidden)).
+    pub embed_scale: f32,
+    /// Multiplies q·k.
+    pub attention_scale: f32,
+    /// Soft cap of attention scores.
+    pub attention_softcap: Option<f32>,
+    /// Soft cap of logits.
+    pub final_softcap: Option<f32>,
+    /// The head is the embedding.
+    pub tied: bool,
+    /// Longest context the model was made for.
+    pub context_length: usize,
+}
+
+impl DecoderSpec {
+    /// Columns of q.
+    #[must_use]
+    pub fn q_dim(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Columns of k (and of v).
+    #[must_use]
+    pub fn kv_dim(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Attention of one layer.
+    #[must_use]
+    pub fn attention(&self, layer: usize) -> AttentionSpec {
+        AttentionSpec {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            scale: self.attention_scale,
+            softcap: self.attention_softcap,
+            window: self.layers[layer].window,
+        }
+    }
+}

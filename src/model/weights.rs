@@ -1,0 +1,176 @@
+//! A checkpoint's tensors in a backend's memory, stacked as the decoder runs them.
+
+use super::checkpoint::Checkpoint;
+use super::rope::rope_table;
+use super::spec::DecoderSpec;
+use super::{ModelError, base_layout};
+use crate::delta::apply::LinearWeights;
+use crate::delta::{BaseLayout, LayerSite, ModuleKind, Site};
+use crate::ops::{Backend, HostMatrix, HostTensor};
+
+/// One layer.
+pub(super) struct LayerWeights<B: Backend> {
+    pub(super) attention_norm: B::Vector,
+    pub(super) qkv: LinearWeights<B>,
+    pub(super) q_norm: Option<B::Vector>,
+    pub(super) k_norm: Option<B::Vector>,
+    pub(super) o: LinearWeights<B>,
+    pub(super) attention_out_norm: Option<B::Vector>,
+    pub(super) mlp_norm: B::Vector,
+    pub(super) gate_up: LinearWeights<B>,
+    pub(super) down: LinearWeights<B>,
+    pub(super) mlp_out_norm: Option<B::Vector>,
+}
+
+/// The frozen base on a device.
+pub struct BaseModel<B: Backend> {
+    pub(super) layers: Vec<LayerWeights<B>>,
+    pub(super) embed: B::Weight,
+    /// Absent where the head is the embedding.
+    pub(super) lm_head: Option<B::Weight>,
+    pub(super) final_norm: B::Vector,
+    pub(super) ropes: Vec<B::Rope>,
+}
+
+/// Told about each layer as it is loaded: (done, of).
+pub type Progress<'a> = &'a dyn Fn(usize, usize);
+
+impl<B: Backend> BaseModel<B> {
+    /// Load and pack all weights for contexts of `max_model_len` tokens.
+    ///
+    /// # Errors
+    /// Missing or misshapen tensors, and memory the device refuses.
+    pub fn load(
+        backend: &B,
+        spec: &DecoderSpec,
+        checkpoint: &Checkpoint,
+        max_model_len: usize,
+        progress: Progress<'_>,
+    ) -> Result<Self, ModelError> {
+        let loader = Loader { backend, spec, checkpoint, layout: base_layout(spec) };
+        let count = spec.layers.len();
+        let mut layers = Vec::with_capacity(count);
+        for layer in 0..count {
+            layers.push(loader.layer(layer as u32)?);
+            progress(layer + 1, count);
+        }
+        let lm_head = if spec.tied { None } else { Some(loader.stack(&[Site::LmHead])?.weight) };
+        let table = |rope| backend.rope(&rope_table(rope, max_model_len));
+        let model = Self {
+            layers,
+            embed: loader.stack(&[Site::Embed])?.weight,
+            lm_head,
+            final_norm: loader.norm(Site::FinalNorm)?,
+            ropes: spec.ropes.iter().map(table).collect::<Result<_, _>>()?,
+        };
+        loader.warn_of_unused();
+        Ok(model)
+    }
+}
+
+struct Loader<'a, B> {
+    backend: &'a B,
+    spec: &'a DecoderSpec,
+    checkpoint: &'a Checkpoint,
+    layout: BaseLayout,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    fn layer(&self, layer: u32) -> Result<LayerWeights<B>, ModelError> {
+        use LayerSite::{
+            AttentionNorm, AttentionOutNorm, Down, Gate, GateUp, K, KNorm, MlpNorm, MlpOutNorm, O, Q, QNorm, Qkv, Up, V,
+        };
+        let site = |part| Site::Layer(layer, part);
+        let (q, kv, inner) = (self.spec.q_dim(), self.spec.kv_dim(), self.spec.intermediate_size);
+        let fused = self.spec.fused_projections;
+        let (qkv, gate_up) = if fused {
+            (self.split(site(Qkv), &[q, kv, kv])?, self.split(site(GateUp), &[inner, inner])?)
+        } else {
+            (self.stack(&[site(Q), site(K), site(V)])?, self.stack(&[site(Gate), site(Up)])?)
+        };
+        Ok(LayerWeights {
+            attention_norm: self.norm(site(AttentionNorm))?,
+            qkv,
+            q_norm: self.norm_if(self.spec.qk_norm, site(QNorm))?,
+            k_norm: self.norm_if(self.spec.qk_norm, site(KNorm))?,
+            o: self.stack(&[site(O)])?,
+            attention_out_norm: self.norm_if(self.spec.sandwich_norms, site(AttentionOutNorm))?,
+            mlp_norm: self.norm(site(MlpNorm))?,
+            gate_up,
+            down: self.stack(&[site(Down)])?,
+            mlp_out_norm: self.norm_if(self.spec.sandwich_norms, site(MlpOutNorm))?,
+        })
+    }
+
+    fn module(&self, site: Site) -> Result<&crate::delta::Module, ModelError> {
+        let found = self.layout.modules().find(|module| module.site == site);
+        found.ok_or_else(|| ModelError::MissingTensor { name: site.to_string() })
+    }
+
+    /// Weight and bias of one module, as stored.
+    fn read(&self, site: Site) -> Result<(HostTensor, Option<Vec<f32>>), ModelError> {
+        let module = self.module(site)?;
+        let shape = match module.kind {
+            ModuleKind::Linear => vec![module.output, module.input],
+            ModuleKind::Embedding => vec![module.input, module.output],
+            ModuleKind::Norm => vec![module.output],
+        };
+        let weight = self.checkpoint.tensor(&module.weight, &shape)?;
+        let bias = |name: String| self.checkpoint.tensor(&name, &[module.output]).map(|bias| bias.to_f32());
+        let bias = module.bias.then(|| bias(format!("{}.bias", module.path))).transpose()?;
+        Ok((weight, bias))
+    }
+
+    /// Several modules of one input, stacked along their outputs.
+    fn stack(&self, sites: &[Site]) -> Result<LinearWeights<B>, ModelError> {
+        let parts = sites.iter().map(|site| self.read(*site)).collect::<Result<Vec<_>, _>>()?;
+        let segments: Vec<HostMatrix<'_>> = parts.iter().map(|(weight, _)| weight.matrix()).collect();
+        let bias: Vec<f32> = parts.iter().filter_map(|(_, bias)| bias.as_ref()).flatten().copied().collect();
+        self.pack(&segments, &bias)
+    }
+
+    /// One module that the checkpoint stores already stacked.
+    fn split(&self, site: Site, widths: &[usize]) -> Result<LinearWeights<B>, ModelError> {
+        let (weight, bias) = self.read(site)?;
+        let mut first = 0;
+        let mut segments = Vec::with_capacity(widths.len());
+        for width in widths {
+            segments.push(weight.rows_of(first..first + width));
+            first += width;
+        }
+        self.pack(&segments, &bias.unwrap_or_default())
+    }
+
+    fn pack(&self, segments: &[HostMatrix<'_>], bias: &[f32]) -> Result<LinearWeights<B>, ModelError> {
+        let bias = if bias.is_empty() { None } else { Some(self.backend.vector(bias)?) };
+        Ok(LinearWeights { weight: self.backend.weight(segments)?, bias })
+    }
+
+    fn norm(&self, site: Site) -> Result<B::Vector, ModelError> {
+        let stored = self.read(site)?.0.to_f32();
+        let gain: Vec<f32> = stored.into_iter().map(|w| w + self.spec.norm_offset).collect();
+        Ok(self.backend.vector(&gain)?)
+    }
+
+    fn norm_if(&self, wanted: bool, site: Site) -> Result<Option<B::Vector>, ModelError> {
+        wanted.then(|| self.norm(site)).transpose()
+    }
+
+    /// Tensors the config gives no place: transformers ignores them too, but an operator wants to know.
+    fn warn_of_unused(&self) {
+        let known = |name: &str| {
+            let module = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias"));
+            let tied_head = self.spec.tied && name == "lm_head.weight";
+            let by_path = module.and_then(|path| self.layout.module(path));
+            tied_head
+                || name.ends_with("rotary_emb.inv_freq")
+                || by_path.is_some_and(|module| module.bias || name.ends_with(".weight"))
+        };
+        for name in self.checkpoint.names().filter(|name| !known(name)) {
+            tracing::warn!(
+                tensor = name,
+                "the checkpoint has a tensor that config.json gives no place; it is not used"
+            );
+        }
+    }
+}

@@ -1,0 +1,59 @@
+use super::*;
+use crate::ops::SequencePlan;
+use crate::types::AdapterSlot;
+
+fn matrix(cols: usize, data: &[f32]) -> Matrix {
+    Matrix { cols, data: data.to_vec() }
+}
+
+#[test]
+fn a_gemm_is_rows_times_the_transposed_weight() {
+    let backend = ReferenceBackend::new(Dtype::F32);
+    let stacked = [HostMatrix::f32(1, 2, &[1.0, 2.0]), HostMatrix::f32(2, 2, &[3.0, 4.0, 5.0, 6.0])];
+    let w = backend.weight(&stacked).unwrap();
+    let x = matrix(2, &[1.0, 10.0, -1.0, 0.5]);
+    let mut y = backend.buffer(2, 3).unwrap();
+    backend.gemm(2, &x, &w, &mut y);
+    assert_eq!(y.data, [21.0, 43.0, 65.0, 0.0, -1.0, -2.0]);
+    backend.gemm_segment(&x, &w, 1, &[1, 0], &mut y);
+    assert_eq!(y.data, [21.0, -1.0, -2.0, 0.0, 43.0, 65.0]);
+}
+
+#[test]
+fn low_rank_touches_only_its_columns_and_rows() {
+    let backend = ReferenceBackend::new(Dtype::F32);
+    let mut table = SlotTable::default();
+    let entry = LowRank {
+        a: backend.weight(&[HostMatrix::f32(1, 2, &[1.0, 1.0])]).unwrap(),
+        b: backend.weight(&[HostMatrix::f32(1, 1, &[2.0])]).unwrap(),
+        rank: 1,
+        scaling: 0.5,
+        columns: 1..2,
+    };
+    table.push(AdapterSlot(3), entry);
+    let rows = RowPlan::new(vec![None, Some(AdapterSlot(3)), Some(AdapterSlot(0))]);
+    let x = matrix(2, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let mut y = matrix(2, &[0.0; 6]);
+    backend.low_rank(&rows, &table, &x, &mut y);
+    assert_eq!(y.data, [0.0, 0.0, 0.0, 7.0, 0.0, 0.0]);
+}
+
+#[test]
+fn attention_reads_only_visible_places_through_the_block_table() {
+    let backend = ReferenceBackend::new(Dtype::F32);
+    let shape = KvShape { layers: 1, blocks: 3, block_size: 2, kv_heads: 1, head_dim: 1 };
+    let mut kv = backend.kv_cache(shape).unwrap();
+    // Places of blocks [2, 0]: indices 0, 1 lie at 4, 5 and index 2 at 0.
+    backend.write_kv(&mut kv, 0, &[4, 5, 0], &[0.0; 3], &[1.0, 2.0, 6.0]);
+    let mut step = backend.step();
+    step.rows = RowPlan::new(vec![None]);
+    step.positions = vec![2];
+    step.sequences = vec![SequencePlan { rows: 0..1, start: 2, blocks: vec![2, 0] }];
+    let spec = AttentionSpec { heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, softcap: None, window: None };
+    let qkv = matrix(3, &[1.0, 0.0, 0.0]);
+    let mut y = matrix(1, &[0.0]);
+    backend.attention(&step, &spec, 0, &qkv, &kv, &mut y);
+    assert_eq!(y.data, [3.0]);
+    backend.attention(&step, &AttentionSpec { window: Some(2), ..spec }, 0, &qkv, &kv, &mut y);
+    assert_eq!(y.data, [4.0]);
+}

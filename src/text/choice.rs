@@ -1,0 +1,116 @@
+//! The text of one choice: detokenizer and stop strings, one after the other.
+
+use std::sync::Arc;
+
+use super::detokenizer::Detokenizer;
+use super::stop::StopMatcher;
+use super::tokenizer::{Tokenizer, TokenizerError};
+
+/// Text that became final with a token, and whether a stop string ended the choice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TextDelta {
+    /// New text, never part of a code point and never part of a stop string.
+    pub text: String,
+    /// Index of the stop string that matched. The choice is over then; tokens that were already on their way are
+    /// to be discarded.
+    pub stop: Option<usize>,
+}
+
+/// Turns the ids of one choice into text that ends before the first stop string.
+#[derive(Debug)]
+pub struct ChoiceText {
+    detokenizer: Detokenizer,
+    stop: StopMatcher,
+    min_tokens: u32,
+    tokens: u32,
+    scratch: String,
+}
+
+impl ChoiceText {
+    /// `prompt` are the ids the text continues (see [`Detokenizer::new`]); no stop string matches in text that the
+    /// first `min_tokens` tokens complete.
+    #[must_use]
+    pub fn new(tokenizer: Arc<Tokenizer>, prompt: &[u32], stop: &[String], min_tokens: u32) -> Self {
+        Self {
+            detokenizer: Detokenizer::new(tokenizer, true, prompt),
+            stop: StopMatcher::new(stop),
+            min_tokens,
+            tokens: 0,
+            scratch: String::new(),
+        }
+    }
+
+    /// Take the next id.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Decode`].
+    pub fn push(&mut self, id: u32) -> Result<TextDelta, TokenizerError> {
+        self.scratch.clear();
+        self.detokenizer.push(id, &mut self.scratch)?;
+        self.tokens = self.tokens.saturating_add(1);
+        Ok(self.match_scratch())
+    }
+
+    /// The choice has ended by itself: everything still held comes out, unless a stop string is found in it.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Decode`].
+    pub fn finish(&mut self) -> Result<TextDelta, TokenizerError> {
+        self.scratch.clear();
+        self.detokenizer.finish(&mut self.scratch)?;
+        let mut delta = self.match_scratch();
+        self.stop.finish(&mut delta.text);
+        Ok(delta)
+    }
+
+    fn match_scratch(&mut self) -> TextDelta {
+        let mut delta = TextDelta::default();
+        if self.tokens > self.min_tokens {
+            delta.stop = self.stop.push(&self.scratch, &mut delta.text);
+        } else {
+            self.stop.pass(&self.scratch, &mut delta.text);
+        }
+        delta
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{byte_level, sentencepiece};
+    use super::*;
+
+    fn run(tokenizer: &Arc<Tokenizer>, text: &str, stop: &[&str], min_tokens: u32) -> (String, Option<usize>) {
+        let stop: Vec<String> = stop.iter().map(|text| (*text).to_owned()).collect();
+        let mut choice = ChoiceText::new(tokenizer.clone(), &[], &stop, min_tokens);
+        let mut out = String::new();
+        for id in tokenizer.encode(text, false).unwrap() {
+            let delta = choice.push(id).unwrap();
+            out += &delta.text;
+            if delta.stop.is_some() {
+                return (out, delta.stop);
+            }
+        }
+        let delta = choice.finish().unwrap();
+        (out + &delta.text, delta.stop)
+    }
+
+    #[test]
+    fn text_ends_before_the_stop_string_whatever_the_tokens_are() {
+        for tokenizer in [byte_level(), sentencepiece()] {
+            assert_eq!(run(&tokenizer, "hello wonder 🦀 hello", &["🦀"], 0), ("hello wonder ".into(), Some(0)));
+            assert_eq!(run(&tokenizer, "hello", &["lo w", "x"], 0), ("hello".into(), None));
+        }
+    }
+
+    #[test]
+    fn a_stop_string_released_by_the_end_still_counts() {
+        assert_eq!(run(&sentencepiece(), "a🦀", &["🦀"], 0), ("a".into(), Some(0)));
+    }
+
+    #[test]
+    fn stop_strings_wait_for_min_tokens() {
+        let tokenizer = byte_level();
+        assert_eq!(run(&tokenizer, "abcabc", &["b"], 0), ("a".into(), Some(0)));
+        assert_eq!(run(&tokenizer, "abcabc", &["b"], 3), ("abca".into(), Some(0)));
+    }
+}

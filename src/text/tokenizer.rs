@@ -1,0 +1,213 @@
+//! `tokenizer.json`: text to ids and back.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use tokenizers::decoders::DecoderWrapper;
+
+use super::detokenizer::DecoderKind;
+
+/// A tokenizer that cannot be read, or text or ids it cannot process.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not a tokenizer of the `tokenizers` library.
+    #[error("not a tokenizer.json: {reason}")]
+    Format {
+        /// What the library said.
+        reason: String,
+    },
+    /// A text of this length could not be encoded.
+    #[error("a text of {bytes} bytes cannot be encoded: {reason}")]
+    Encode {
+        /// Length of the text.
+        bytes: usize,
+        /// What the library said.
+        reason: String,
+    },
+    /// These ids could not be decoded.
+    #[error("{count} token ids cannot be decoded: {reason}")]
+    Decode {
+        /// How many ids.
+        count: usize,
+        /// What the library said.
+        reason: String,
+    },
+}
+
+/// A Hugging Face tokenizer. Shared between threads behind an `Arc`.
+///
+/// Control tokens written out in a text are read as control tokens, as transformers does: a client that renders its
+/// own chat prompt depends on it.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    special: HashSet<u32>,
+    decoder: DecoderKind,
+    vocab_size: usize,
+}
+
+impl Tokenizer {
+    /// Read `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Read`] and [`TokenizerError::Format`].
+    pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
+        let bytes = std::fs::read(path).map_err(|source| TokenizerError::Read { path: path.to_path_buf(), source })?;
+        Self::from_bytes(&bytes)
+    }
+
+    /// Parse the content of a `tokenizer.json`. Truncation and padding it may ask for are switched off: a prompt is
+    /// served whole or refused.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Format`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
+        let format = |error: tokenizers::Error| TokenizerError::Format { reason: error.to_string() };
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(format)?;
+        inner.with_truncation(None).map_err(format)?;
+        inner.with_padding(None);
+        let added = inner.get_added_vocabulary();
+        let special = added
+            .get_added_tokens_decoder()
+            .keys()
+            .copied()
+            .filter(|&id| added.simple_id_to_token(id).is_some_and(|token| added.is_special_token(&token)))
+            .collect();
+        let decoder = decoder_kind(inner.get_decoder());
+        let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
+        Ok(Self { inner, special, decoder, vocab_size })
+    }
+
+    /// Token ids of `text`. `add_special` adds what the tokenizer adds around a sequence (usually the bos token);
+    /// rendered chat prompts bring their own. Takes time in proportion to the text: check its length first.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`].
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        match self.inner.encode_fast(text, add_special) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(error) => Err(TokenizerError::Encode { bytes: text.len(), reason: error.to_string() }),
+        }
+    }
+
+    /// Text of `ids`, taken as a whole; broken UTF-8 becomes U+FFFD. Ids the tokenizer does not know (a model may
+    /// have more logits than tokens) have no text.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Decode`].
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
+        self.inner
+            .decode(ids, skip_special)
+            .map_err(|error| TokenizerError::Decode { count: ids.len(), reason: error.to_string() })
+    }
+
+    /// One more than the largest id. A model's logits may be wider.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Id of a token as it is written in the vocabulary, for example `<|eot_id|>`.
+    #[must_use]
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The token as it is written in the vocabulary.
+    #[must_use]
+    pub fn token(&self, id: u32) -> Option<String> {
+        let added = self.inner.get_added_vocabulary().simple_id_to_token(id);
+        added.or_else(|| self.inner.id_to_token(id))
+    }
+
+    /// Whether decoding with `skip_special` leaves this id out.
+    #[must_use]
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// Every special id, ascending.
+    #[must_use]
+    pub fn special_ids(&self) -> Vec<u32> {
+        let mut ids: Vec<u32> = self.special.iter().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    pub(super) fn decoder_kind(&self) -> DecoderKind {
+        self.decoder
+    }
+}
+
+/// How the text of a sequence follows from its tokens, as far as incremental decoding must know.
+fn decoder_kind(decoder: Option<&DecoderWrapper>) -> DecoderKind {
+    let Some(decoder) = decoder else {
+        return DecoderKind::Pieces { byte_fallback: false };
+    };
+    match flatten(decoder).as_slice() {
+        [DecoderWrapper::ByteLevel(_)] => DecoderKind::ByteLevel,
+        parts if parts.iter().any(|part| matches!(part, DecoderWrapper::ByteLevel(_))) => DecoderKind::Opaque,
+        parts => DecoderKind::Pieces {
+            byte_fallback: parts.iter().any(|part| matches!(part, DecoderWrapper::ByteFallback(_))),
+        },
+    }
+}
+
+fn flatten(decoder: &DecoderWrapper) -> Vec<&DecoderWrapper> {
+    match decoder {
+        DecoderWrapper::Sequence(sequence) => sequence.get_decoders().iter().flat_map(flatten).collect(),
+        single => vec![single],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{byte_level, sentencepiece};
+    use super::*;
+
+    #[test]
+    fn text_survives_a_round_trip() {
+        for tokenizer in [byte_level(), sentencepiece()] {
+            for text in ["hello world", "naïve café", "日本語 🦀", "tabs\tand\nlines", " two  spaces "] {
+                let ids = tokenizer.encode(text, false).unwrap();
+                assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn special_tokens_are_known_skipped_and_added_on_request() {
+        let tokenizer = byte_level();
+        let bos = tokenizer.token_id("<s>").unwrap();
+        assert!(tokenizer.is_special(bos));
+        assert_eq!(tokenizer.token(bos).as_deref(), Some("<s>"));
+        assert_eq!(tokenizer.encode("a", true).unwrap()[0], bos);
+        assert_ne!(tokenizer.encode("a", false).unwrap()[0], bos);
+        assert_eq!(tokenizer.decode(&[bos], true).unwrap(), "");
+        assert_eq!(tokenizer.decode(&[bos], false).unwrap(), "<s>");
+        assert!(tokenizer.special_ids().contains(&bos));
+        assert_eq!(tokenizer.vocab_size(), tokenizer.special_ids().last().map_or(0, |id| *id as usize + 1));
+    }
+
+    #[test]
+    fn ids_beyond_the_vocabulary_have_no_text() {
+        let tokenizer = byte_level();
+        assert_eq!(tokenizer.decode(&[u32::MAX], false).unwrap(), "");
+        assert_eq!(tokenizer.token(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_broken_file_is_refused_with_a_reason() {
+        assert!(matches!(Tokenizer::from_bytes(b"{}"), Err(TokenizerError::Format { .. })));
+        let missing = Tokenizer::from_file(Path::new("/nonexistent/tokenizer.json"));
+        assert!(matches!(missing, Err(TokenizerError::Read { .. })));
+    }
+}

@@ -1,0 +1,88 @@
+//! A generation request as a client states it: every field that was left out is `None`, nothing is checked yet.
+//! `admission` resolves it into [`SamplingParams`](super::SamplingParams) and [`StoppingParams`](super::StoppingParams).
+
+/// One message of a chat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChatMessage {
+    /// `system`, `user`, `assistant`, or whatever else the model's template knows.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+/// What to continue. Exactly one form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PromptInput {
+    /// Text; the tokenizer's special tokens are added.
+    Text(String),
+    /// Ids, taken as they are.
+    TokenIds(Vec<u32>),
+    /// Messages, rendered with the model's chat template; no special tokens are added.
+    Chat(Vec<ChatMessage>),
+}
+
+/// Sampling as stated. Unset fields come from the model's generation config, else are neutral.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SamplingInput {
+    /// 0 is greedy.
+    pub temperature: Option<f32>,
+    /// 0 keeps all.
+    pub top_k: Option<u32>,
+    /// In (0, 1].
+    pub top_p: Option<f32>,
+    /// In [0, 1].
+    pub min_p: Option<f32>,
+    /// Unset: one is chosen by the server.
+    pub seed: Option<u64>,
+    /// Above 0; 1 is neutral.
+    pub repetition_penalty: Option<f32>,
+    /// −2 to 2; 0 is neutral.
+    pub presence_penalty: Option<f32>,
+    /// −2 to 2; 0 is neutral.
+    pub frequency_penalty: Option<f32>,
+    /// (token id, −100 to 100) pairs; an id may not be given twice.
+    pub logit_bias: Vec<(u32, f32)>,
+}
+
+/// Stopping as stated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoppingInput {
+    /// Unset: what the context leaves, capped by the server's default.
+    pub max_tokens: Option<u32>,
+    /// Unset: 0.
+    pub min_tokens: Option<u32>,
+    /// Strings that end the text; they are not part of it.
+    pub stop: Vec<String>,
+    /// Ids that end the text, besides the model's own.
+    pub stop_token_ids: Vec<u32>,
+    /// The model's end-of-sequence ids do not end the text.
+    pub ignore_eos: Option<bool>,
+}
+
+/// What to report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OutputOptions {
+    /// Log-probabilities with this many alternatives; unset reports none.
+    pub logprobs: Option<u32>,
+    /// The prompt's text and ids come back too.
+    pub echo: bool,
+    /// Generated ids come back too.
+    pub token_ids: bool,
+}
+
+/// A generation request as a client states it, without its transport.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateInput {
+    /// What to continue.
+    pub prompt: PromptInput,
+    /// How to choose tokens.
+    pub sampling: SamplingInput,
+    /// When to stop.
+    pub stopping: StoppingInput,
+    /// What to report.
+    pub options: OutputOptions,
+    /// Number of choices; 0 is 1.
+    pub choices: u32,
+    /// Larger goes first.
+    pub priority: i32,
+}

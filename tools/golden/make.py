@@ -1,0 +1,142 @@
+"""Makes tests/fixtures/golden: tiny random bases, PEFT adapters on them, and what greedy generation gives for each.
+
+    python tools/golden/make.py [FAMILY ...]
+
+Without names it makes every family. Everything is seeded; the same versions give the same files.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+# Nothing here may reach for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import peft
+import torch
+import transformers
+
+import adapters
+import families
+import rand
+import readme
+import reference
+import spelling
+
+ROOT = Path(__file__).resolve().parents[2] / "tests" / "fixtures" / "golden"
+# A case is taken when every step's choice is this clear, so that no test depends on rounding.
+CLEAR_MARGIN = 5e-3
+LEAST_CHANGE = 0.05
+CACHE_TOLERANCE = 5e-5
+ATTEMPTS = 200
+
+
+def as_expected(change: float, must_differ: bool) -> bool:
+    return change > LEAST_CHANGE if must_differ else change < CACHE_TOLERANCE
+
+
+def choose(model, base, kind: families.Prompts, vocab: int, *names: str, must_differ: bool = True) -> reference.Trace:
+    """The first prompt whose greedy run has clear margins, several different ids, and (with an adapter) another outcome."""
+    for attempt in range(ATTEMPTS):
+        prompt = rand.token_ids(kind.length, vocab, *names, kind.name, attempt)
+        trace = reference.greedy(model, prompt)
+        clear = min(trace.margins) >= CLEAR_MARGIN
+        varied = len(set(trace.ids)) >= 4
+        if clear and varied and (base is None or as_expected(reference.difference_from(base, trace), must_differ)):
+            return trace
+    raise AssertionError(f"no usable prompt for {'/'.join(names)}/{kind.name}")
+
+
+def make_base(family: families.Family, folder: Path) -> list[dict]:
+    families.build(family, folder)
+    base = families.load(folder)
+    if family.both_spellings:
+        check_v4(family, folder, base)
+    # One token is the smallest prefill there is.
+    kinds = (families.Prompts("single", 1, family.prompts[0].extra), *family.prompts)
+    cases = []
+    for kind in kinds:
+        trace = choose(base, None, kind, base.config.vocab_size, family.name, "base")
+        worst = reference.check_cached(base, trace)
+        assert worst < CACHE_TOLERANCE, (family.name, kind.name, worst)
+        cases.append(trace.case(f"base/{kind.name}", None, kind.extra))
+    return cases
+
+
+def check_v4(family: families.Family, folder: Path, base) -> None:
+    """Writes config.v4.json and proves that the library reads it as the same model."""
+    v4 = spelling.to_v4(json.loads((folder / "config.json").read_text()))
+    text = json.dumps(v4, indent=2, sort_keys=True) + "\n"
+    (folder / "config.v4.json").write_text(text)
+    config = type(base.config).from_dict(json.loads(text))
+    ids = rand.token_ids(40, base.config.vocab_size, family.name, "v4")
+    other = families.load(folder, config)
+    assert torch.equal(reference.last_logits(base, ids), reference.last_logits(other, ids)), family.name
+
+
+def make_adapter(family: families.Family, adapter: adapters.Adapter, base_folder: Path, out: Path) -> list[dict]:
+    in_memory = adapters.build(families.load(base_folder), family, adapter, out)
+    # The files are the truth: everything below runs on what they give on a fresh base.
+    model = adapters.load(families.load(base_folder), out)
+    base = families.load(base_folder)
+    vocab = base.config.vocab_size
+    cases = []
+    for kind in family.prompts:
+        # Virtual tokens before a prompt longer than all windows together are forgotten.
+        must_differ = kind.reaches_start or not model.active_peft_config.is_prompt_learning
+        trace = choose(model, base, kind, vocab, family.name, adapter.name, must_differ=must_differ)
+        saved = reference.last_logits(model, trace.prompt)
+        gap = (saved - reference.last_logits(in_memory, trace.prompt)).abs().max().item()
+        assert gap < 1e-5, f"{family.name}/{adapter.name}: the files give other logits than the model they were saved from: {gap}"
+        worst = reference.check_cached(model, trace)
+        assert worst < CACHE_TOLERANCE, (family.name, adapter.name, kind.name, worst)
+        cases.append(trace.case(f"{adapter.name}/{kind.name}", adapter.name, kind.extra))
+    return cases
+
+
+def write_cases(path: Path, cases: list[dict]) -> None:
+    """One case per line: small, and a changed case is a changed line."""
+    head = {"transformers": transformers.__version__, "peft": peft.__version__, "torch": torch.__version__.split("+")[0]}
+    lines = ",\n".join(json.dumps(case, separators=(",", ":")) for case in cases)
+    path.write_text(json.dumps(head)[:-1] + ', "cases": [\n' + lines + "\n]}\n")
+
+
+def make(family: families.Family) -> list[str]:
+    """Builds one family; returns what went wrong, so that one refusal does not hide the others."""
+    folder = ROOT / family.name
+    shutil.rmtree(folder, ignore_errors=True)
+    cases, failures = make_base(family, folder / "base"), []
+    for adapter in adapters.of(family):
+        out = folder / "adapters" / adapter.name
+        try:
+            cases += make_adapter(family, adapter, folder / "base", out)
+        except Exception as error:  # noqa: BLE001
+            shutil.rmtree(out, ignore_errors=True)
+            failures.append(f"{family.name}/{adapter.name}: {type(error).__name__}: {error}")
+    write_cases(folder / "cases.json", cases)
+    print(f"{family.name}: {len(cases)} cases, {readme.kib(folder)} KiB", flush=True)
+    return failures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("family", nargs="*", help="families to make; all by default")
+    names = parser.parse_args().family or list(families.FAMILIES)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+    failures = [f for name in names for f in make(families.FAMILIES[name])]
+    readme.write(ROOT)
+    for failure in failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
