@@ -1,1 +1,48 @@
-//! Which adapters exist and which are on the device: registry, versions, leases, budgets, residency, store. Sees names, sizes and digests, never a tensor.
+//! Which adapters exist and which are on the device: uploads, store, registry, leases, residency.
+//!
+//! This room decides by names, sizes and digests. It never sees a tensor, never waits asynchronously and knows no
+//! protocol: its calls block on the disk or answer at once, and [`AdapterObserver`] tells others when to ask again.
+//!
+//! | part | job |
+//! |---|---|
+//! | [`files`] | the header of an upload, what may be in it, the digest that names the result |
+//! | [`uploads`] | chunks in, verified and synced files out; resumption, idempotency |
+//! | [`store`] | the durable home: names and objects; crash recovery |
+//! | [`registry`] | names to versions; publish, replace, delete; the front door of this room |
+//! | [`lease`] | keeps a version loadable while a request lives |
+//! | [`residency`] | who is on the device, who waits, who leaves |
+//! | [`events`] | what happened, for watchers; hooks for those who wait |
+//! | [`import`] | adapters from a local folder |
+
+mod budget;
+mod error;
+pub mod events;
+mod eviction;
+pub mod files;
+mod fs;
+pub mod import;
+pub mod lease;
+pub mod registry;
+pub mod residency;
+mod slots;
+pub mod store;
+mod sync;
+#[cfg(test)]
+mod testing;
+pub mod uploads;
+
+pub use error::{AdapterError, LoadFailure};
+pub use events::{AdapterEvent, AdapterEventKind, AdapterObserver, EventLog, EventsLost};
+pub use files::{
+    CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, Sha256Digest, StoreLimits, StoredFile, UploadHeader, UploadId,
+    WEIGHTS_FILE,
+};
+pub use fs::{DiskFs, StoreFile, StoreFs};
+pub use lease::AdapterLease;
+pub use registry::{AdapterInfo, AdapterRegistry, Published, RegistryLimits};
+pub use residency::{
+    Acquire, AdapterState, InstallTicket, LoadTicket, RemovalTicket, Residency, ResidencyLimits, ResidencyStats,
+    ResidentLease, VersionStatus, Want,
+};
+pub use store::{AdapterBytes, AdapterStore, FolderStore, Quarantined, RecoveryReport, StoredAdapter};
+pub use uploads::{Begin, FileProgress, Staged, UploadSession, UploadStatus, Uploads};

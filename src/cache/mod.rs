@@ -1,1 +1,145 @@
 //! Which KV blocks hold what: the block pool, block tables and the prefix index. Counts and ids only, never a tensor.
+//!
+//! [`KvCacheManager`] is the one owner of all of it: a block that is handed out leaves the prefix index in the same
+//! call, so nobody can find KV that is about to be overwritten.
+
+mod block_pool;
+mod block_table;
+mod prefix;
+
+pub use block_pool::BlockPool;
+pub use block_table::{BlockSize, BlockTable};
+pub use prefix::{BlockKey, PrefixBlock, PrefixIndex, PrefixScope};
+
+use crate::types::{AdapterVersion, BlockId};
+
+/// The block pool and the prefix index, kept consistent with each other.
+#[derive(Debug)]
+pub struct KvCacheManager {
+    block_size: BlockSize,
+    pool: BlockPool,
+    /// `None` where prefix caching is off.
+    index: Option<PrefixIndex>,
+}
+
+impl KvCacheManager {
+    /// `num_blocks` free blocks; an empty prefix index where `prefix_cache`.
+    #[must_use]
+    pub fn new(block_size: BlockSize, num_blocks: u32, prefix_cache: bool) -> Self {
+        Self { block_size, pool: BlockPool::new(num_blocks), index: prefix_cache.then(|| PrefixIndex::new(num_blocks)) }
+    }
+
+    /// Places per block.
+    #[must_use]
+    pub fn block_size(&self) -> BlockSize {
+        self.block_size
+    }
+
+    /// Whether full blocks are kept findable for reuse.
+    #[must_use]
+    pub fn prefix_cache(&self) -> bool {
+        self.index.is_some()
+    }
+
+    /// Blocks that nobody holds; those still in the prefix index count.
+    #[must_use]
+    pub fn num_free(&self) -> usize {
+        self.pool.num_free()
+    }
+
+    /// Blocks with at least one holder.
+    #[must_use]
+    pub fn num_used(&self) -> usize {
+        self.pool.num_used()
+    }
+
+    /// Blocks in all.
+    #[must_use]
+    pub fn num_blocks(&self) -> usize {
+        self.pool.num_blocks()
+    }
+
+    /// Holders of a block; 0 is free.
+    #[must_use]
+    pub fn refs(&self, block: BlockId) -> u32 {
+        self.pool.refs(block)
+    }
+
+    /// Whether nobody holds this block.
+    #[must_use]
+    pub fn is_free(&self, block: BlockId) -> bool {
+        self.pool.refs(block) == 0
+    }
+
+    /// Whether the prefix index can find this block.
+    #[must_use]
+    pub fn is_indexed(&self, block: BlockId) -> bool {
+        self.index.as_ref().is_some_and(|index| index.contains(block))
+    }
+
+    /// Take the block that has been free the longest; it is no longer findable. `None` when all are held.
+    pub fn allocate(&mut self) -> Option<BlockId> {
+        let block = self.pool.allocate()?;
+        if let Some(index) = &mut self.index {
+            index.remove(block);
+        }
+        Some(block)
+    }
+
+    /// Become one more holder of a block, held or free (a prefix hit takes free blocks back).
+    pub fn share(&mut self, block: BlockId) {
+        self.pool.share(block);
+    }
+
+    /// Stop holding a block. The last holder frees it; an indexed block is then reused as late as possible, any other
+    /// as early as possible.
+    ///
+    /// # Panics
+    /// If nobody holds it: going on would give one tenant's KV to another.
+    pub fn release(&mut self, block: BlockId) {
+        let keep = self.is_indexed(block);
+        self.pool.release(block, keep);
+    }
+
+    /// Release a whole table, last block first, so that the head of a shared prefix outlives its tail.
+    pub fn release_table(&mut self, table: &mut BlockTable) {
+        for block in table.take().into_iter().rev() {
+            self.release(block);
+        }
+    }
+
+    /// The block that holds exactly this, if it is in the index.
+    #[must_use]
+    pub fn find(&self, wanted: &PrefixBlock<'_>) -> Option<BlockId> {
+        self.index.as_ref().and_then(|index| index.find(wanted))
+    }
+
+    /// Make a block findable. All its places must have been computed in a completed step. Nothing happens where an
+    /// equal block is findable already, or prefix caching is off.
+    pub fn publish(&mut self, block: BlockId, contents: &PrefixBlock<'_>) {
+        if let Some(index) = &mut self.index {
+            index.insert(block, contents);
+        }
+    }
+
+    /// Remove every block computed with this version from the index; its KV is not trusted any more.
+    pub fn forget_version(&mut self, version: AdapterVersion) {
+        if let Some(index) = &mut self.index {
+            index.forget(|scope| scope.version == Some(version));
+        }
+    }
+
+    /// Remove every block of one scope from the index.
+    pub fn forget_scope(&mut self, scope: &PrefixScope) {
+        if let Some(index) = &mut self.index {
+            index.forget(|other| other == scope);
+        }
+    }
+
+    /// Empty the index.
+    pub fn forget_all(&mut self) {
+        if let Some(index) = &mut self.index {
+            index.forget(|_| true);
+        }
+    }
+}

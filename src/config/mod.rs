@@ -1,1 +1,30 @@
-//! What the operator asked for (flags and POLYDELTA_* variables) and what the server needs, checked at once. The only room that reads the environment.
+//! Flags, environment and defaults, resolved once at start into plain data.
+//!
+//! This is the only room that reads the environment. Every flag has a `POLYDELTA_*` variable beside it; flags win.
+//! [`Args`] is what clap parses; [`ServeConfig::resolve`] checks it as a whole and reports every problem at once, each
+//! by its flag. Nothing here opens a socket, reads a model or writes a file.
+
+pub mod args;
+pub mod client;
+pub mod environment;
+pub mod exit;
+pub mod memory;
+pub mod problem;
+pub mod serve;
+pub mod serve_args;
+pub mod units;
+
+#[cfg(test)]
+mod tests;
+
+pub use args::{Args, Command, DemoArgs, LogArgs, LogFormat};
+pub use client::{AdapterCommand, ClientArgs, GenerateArgs, InspectArgs, UploadArgs};
+pub use environment::Environment;
+pub use exit::Exit;
+pub use memory::available_memory;
+pub use problem::{ConfigProblem, ConfigProblems};
+pub use serve::{
+    AdapterLimits, CacheConfig, DeviceChoice, MetricsListen, ModelSource, RequestLimits, SchedulerConfig, ServeConfig,
+    StoreLocation, TransportConfig,
+};
+pub use serve_args::{DtypeChoice, Kernels, ServeArgs};

@@ -29,4 +29,10 @@ pub enum OpsError {
         /// The system's words.
         reason: String,
     },
+    /// An instruction set path was asked for that this machine lacks.
+    #[error("this machine lacks the instructions of the {isa} path")]
+    Isa {
+        /// Name of the path.
+        isa: &'static str,
+    },
 }

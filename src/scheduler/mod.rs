@@ -1,1 +1,210 @@
-//! Who runs in the next step: continuous batching, chunked prefill, preemption. Decides; never sees a tensor, never waits.
+//! Who runs in the next step: continuous batching, chunked prefill, preemption. Decides; never sees a tensor, never
+//! waits, never reads a clock.
+//!
+//! The scheduler says only "sequence -> number of tokens this step"; prefill, chunked prefill and decode are the same
+//! thing. The engine repeats
+//!
+//! 1. [`Scheduler::schedule`] for a [`ScheduledBatch`],
+//! 2. execute it,
+//! 3. [`Scheduler::update`] with the result, or [`Scheduler::fail_step`] where the step itself failed.
+//!
+//! One step is in flight at a time; [`Scheduler::add`] and [`Scheduler::abort`] may come at any moment between.
+//!
+//! Progress: sequences are ranked by (priority, arrival). The most senior one never yields its KV to another and
+//! [`Scheduler::add`] refuses what would not fit the cache alone, so it always ends, and then the next is most senior.
+
+mod admit;
+mod config;
+mod policy;
+mod queue;
+mod request;
+mod sequence;
+mod step;
+mod update;
+mod virtual_pages;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+pub use config::{SchedulerConfig, SchedulerError};
+pub use sequence::SequenceState;
+
+use crate::cache::{BlockSize, KvCacheManager};
+use crate::types::{EngineRequest, RequestFailure, RequestId, ScheduledBatch, SequenceEvent, SequenceId, StepOutput};
+use queue::RankQueue;
+use request::Request;
+use sequence::SequenceMap;
+use virtual_pages::VirtualPages;
+
+/// Events in the order in which they must reach the requests' channels.
+pub type Events = Vec<(RequestId, SequenceEvent)>;
+
+/// What [`Scheduler::schedule`] decided.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scheduled {
+    /// Work for the executor. Empty only where no sequence is left, as after deadlines.
+    pub batch: ScheduledBatch,
+    /// `Failed(DeadlineExceeded)` of requests that are gone now, and `Started` of those whose first row is in `batch`.
+    pub events: Events,
+}
+
+/// The scheduler's share of the engine's statistics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SchedulerStats {
+    /// Sequences with KV on the device, virtual-token prefills included.
+    pub running: usize,
+    /// Sequences waiting for their first step or for KV after a preemption.
+    pub waiting: usize,
+    /// Blocks held by sequences and adapters' virtual tokens; cached but unreferenced blocks count as free.
+    pub kv_blocks_used: usize,
+    /// Blocks in all.
+    pub kv_blocks_total: usize,
+    /// Preemptions since start, of sequences and of virtual-token prefills.
+    pub preemptions: u64,
+    /// Prompt tokens looked up in the prefix index since start; a resumed sequence is not counted again.
+    pub prefix_queries: u64,
+    /// Prompt tokens found there.
+    pub prefix_hits: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Counters {
+    steps: u64,
+    preemptions: u64,
+    prefix_queries: u64,
+    prefix_hits: u64,
+}
+
+/// Continuous batching over a paged KV cache.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    block_size: BlockSize,
+    cache: KvCacheManager,
+    pages: VirtualPages,
+    requests: BTreeMap<RequestId, Request>,
+    sequences: SequenceMap,
+    waiting: RankQueue,
+    running: RankQueue,
+    deadlines: BTreeSet<(Instant, RequestId)>,
+    next_sequence: u64,
+    draining: bool,
+    counters: Counters,
+}
+
+impl Scheduler {
+    /// A scheduler without requests over an empty cache.
+    ///
+    /// # Errors
+    /// [`SchedulerError::ZeroSetting`] and [`SchedulerError::BudgetBelowSequences`].
+    pub fn new(config: SchedulerConfig) -> Result<Self, SchedulerError> {
+        config.check()?;
+        let block_size =
+            BlockSize::new(config.block_size).ok_or(SchedulerError::ZeroSetting { setting: "block_size" })?;
+        Ok(Self {
+            cache: KvCacheManager::new(block_size, config.num_blocks, config.prefix_cache),
+            block_size,
+            pages: VirtualPages::default(),
+            requests: BTreeMap::new(),
+            sequences: SequenceMap::default(),
+            waiting: RankQueue::default(),
+            running: RankQueue::default(),
+            deadlines: BTreeSet::new(),
+            next_sequence: 0,
+            draining: false,
+            counters: Counters::default(),
+            config,
+        })
+    }
+
+    /// True where no request is live; [`Self::schedule`] would have nothing to do.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Whether this request still has a sequence. False once its last event has been returned, or after an abort.
+    #[must_use]
+    pub fn contains(&self, id: RequestId) -> bool {
+        self.requests.contains_key(&id)
+    }
+
+    /// Where a sequence is in its life; `None` once it has ended.
+    #[must_use]
+    pub fn state(&self, id: SequenceId) -> Option<SequenceState> {
+        self.sequences.get(id).map(|sequence| sequence.state)
+    }
+
+    /// The earliest deadline of a live request: [`Self::schedule`] must run by then.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Counts as of now.
+    #[must_use]
+    pub fn stats(&self) -> SchedulerStats {
+        SchedulerStats {
+            running: self.running.len() + self.pages.num_prefilling(),
+            waiting: self.waiting.len(),
+            kv_blocks_used: self.cache.num_used(),
+            kv_blocks_total: self.cache.num_blocks(),
+            preemptions: self.counters.preemptions,
+            prefix_queries: self.counters.prefix_queries,
+            prefix_hits: self.counters.prefix_hits,
+        }
+    }
+
+    /// Take a request: one waiting sequence per choice, whose ids are returned in order of choice.
+    ///
+    /// # Errors
+    /// Every request variant of [`SchedulerError`], with the numbers; nothing is kept of a refused request.
+    pub fn add(&mut self, request: EngineRequest) -> Result<Vec<SequenceId>, SchedulerError> {
+        self.check_request(&request)?;
+        Ok(self.insert_request(request))
+    }
+
+    /// End a request without an event; its KV is free on return. False where it is not here (any more).
+    pub fn abort(&mut self, id: RequestId) -> bool {
+        self.remove_request(id)
+    }
+
+    /// End one choice of a request without an event, as after a stop string; its KV is free on return. False where it
+    /// is not here (any more).
+    pub fn finish_choice(&mut self, id: RequestId, choice: u32) -> bool {
+        self.remove_choice(id, choice)
+    }
+
+    /// Decide the next step: drop what is past its deadline, then give tokens to running decodes, running prefills
+    /// and waiting sequences, in this order and by rank, within the budgets.
+    ///
+    /// Must be followed by [`Self::update`], [`Self::fail_step`] or [`Self::fail_all`] before it is called again.
+    pub fn schedule(&mut self, now: Instant) -> Scheduled {
+        self.plan_step(now)
+    }
+
+    /// Take in the result of a step. Results of sequences that are gone are ignored; a non-finite row ends its
+    /// request alone and takes the KV of its adapter version out of the prefix index. A sequence that was to be
+    /// sampled and has no result ends its request with `EngineFailed`.
+    pub fn update(&mut self, batch: &ScheduledBatch, output: &StepOutput, now: Instant) -> Events {
+        self.apply_step(batch, output, now)
+    }
+
+    /// The step failed as a whole: every request with a part in it ends with `failure`; the others go on.
+    pub fn fail_step(&mut self, batch: &ScheduledBatch, failure: RequestFailure) -> Events {
+        self.fail_batch(batch, failure)
+    }
+
+    /// End every request with `failure` and trust nothing in the KV cache any more.
+    pub fn fail_all(&mut self, failure: RequestFailure) -> Events {
+        self.fail_everything(failure)
+    }
+
+    /// Refuse new requests from now on and end those that have not started with `Draining`; the others run on.
+    pub fn drain(&mut self) -> Events {
+        self.begin_drain()
+    }
+}

@@ -1,1 +1,20 @@
-//! Metric names, the Prometheus exporter, logs and progress bars.
+//! What can be seen from outside: metrics, log, progress.
+//!
+//! Rooms hand plain facts to [`Metrics`], which is passed as an argument like everything else; there is no global
+//! recorder. This room decides nothing and knows no other room but the plain types.
+
+pub mod exporter;
+pub mod logging;
+pub mod metrics;
+pub mod names;
+pub mod progress;
+
+#[cfg(test)]
+mod tests;
+
+pub use exporter::{ExporterError, start_metrics};
+pub use logging::{LogSettings, LoggingError, init_logging};
+pub use metrics::{
+    AdapterGauges, LoadStage, Metrics, RequestFacts, RequestOutcome, RpcFacts, StepFacts, UploadOutcome,
+};
+pub use progress::Progress;

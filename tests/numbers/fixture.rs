@@ -204,6 +204,21 @@ impl<B: Backend> Runner<B> {
             .unwrap();
     }
 
+    /// Greedy decoding of one case that computes the whole sequence again for every token, as after a preemption.
+    pub(crate) fn recompute(&mut self, case: &Case) -> Sequence {
+        self.free_all();
+        let mut sequence = self.start(case);
+        let first = sequence.computed;
+        while sequence.output().len() < case.ids.len() {
+            sequence.computed = first;
+            let before = sequence.output().len();
+            while sequence.output().len() == before {
+                self.step(&mut [&mut sequence], usize::MAX);
+            }
+        }
+        sequence
+    }
+
     /// Greedy decoding of several cases in one batch.
     pub(crate) fn generate(&mut self, cases: &[&Case], chunk: usize) -> Vec<Sequence> {
         self.free_all();

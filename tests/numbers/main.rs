@@ -1,4 +1,7 @@
 //! Numbers against oracles this project did not write: transformers + peft (committed fixtures) and candle-transformers.
 
+mod engine;
 mod fixture;
 mod golden;
+mod invariance;
+mod oracle;

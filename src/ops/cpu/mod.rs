@@ -1,1 +1,419 @@
-//! Fast kernels for the CPU.
+//! Fast kernels for the CPU: [`CpuBackend`].
+//!
+//! Weights are packed once into panels of 16 output columns ([`pack`]); one GEMM ([`gemm`]) serves any number of rows,
+//! the low-rank deltas ([`lowrank`]) and attention ([`attention`], over a cache in the same layout, [`kv`]). Threads
+//! ([`pool`]) are handed output columns or rows, never part of a sum. The instruction set ([`isa`]) is chosen once, at
+//! start. Results are the same bit for bit whatever the batch and the number of threads, per binary, path and dtype.
+//!
+//! AVX2 and the portable path are what the tests exercise on machines without AVX-512; the two AVX-512 paths run the
+//! same tests wherever the processor has them, and are skipped elsewhere.
+//!
+//! All `unsafe` of the CPU path lives here. This room must not know model families, adapters' methods or requests.
+
+mod attention;
+mod gemm;
+mod isa;
+mod kv;
+mod lowrank;
+mod math;
+mod memory;
+mod pack;
+mod pool;
+mod rows;
+
+use std::borrow::Cow;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use isa::Isa;
+pub use kv::KvCache;
+pub use memory::Buffer;
+pub use pack::PackedWeight;
+
+use attention::{Item, Pass, attend};
+use gemm::{InputForm, Inputs, Outputs, Part, Store, multiply, prepare_row};
+use isa::DetectedIsa;
+use memory::{at_least, filled};
+use pool::Pool;
+
+use super::{
+    Activation, AttentionSpec, Backend, BackendInfo, Dtype, HeadColumns, HostMatrix, KvShape, LowRank, OpsError,
+    RopeTable, RowPlan, SlotTable, SlotVectors, StepPlan,
+};
+
+/// How to set up a [`CpuBackend`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads that compute, the caller's included; at least 1.
+    pub threads: usize,
+    /// Dtype of GEMM inputs, weights and KV.
+    pub dtype: Dtype,
+    /// Instruction set path; the fastest this machine has if absent.
+    pub isa: Option<Isa>,
+}
+
+/// Packed weights, paged KV and kernels on the CPU. Ops are called from one thread at a time; calls from several
+/// threads at once are correct, but share its scratch memory one after the other.
+pub struct CpuBackend {
+    isa: DetectedIsa,
+    dtype: Dtype,
+    pool: Pool,
+    scratch: Mutex<Scratch>,
+}
+
+/// Memory of ops between two regions, kept from step to step so that a warm step allocates nothing.
+#[derive(Debug, Default)]
+struct Scratch {
+    x: Vec<u32>,
+    items: Vec<Item>,
+    low_rank: lowrank::Scratch,
+}
+
+/// Rotary tables.
+#[derive(Debug)]
+pub struct Rope {
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+/// A [`StepPlan`], checked for what the kernels rely on.
+#[derive(Debug, Default)]
+pub struct Step {
+    plan: StepPlan,
+}
+
+impl CpuBackend {
+    /// Start the threads and choose the instruction set.
+    ///
+    /// # Errors
+    /// [`OpsError::Isa`] for a path that this machine lacks, [`OpsError::Thread`] for no threads or more than the
+    /// system starts.
+    pub fn new(options: CpuOptions) -> Result<Self, OpsError> {
+        let best = match (Isa::best(), options.dtype) {
+            (Isa::Avx512Bf16, Dtype::F32) => Isa::Avx512,
+            (best, _) => best,
+        };
+        let isa = DetectedIsa::new(options.isa.unwrap_or(best))?;
+        Ok(Self { isa, dtype: options.dtype, pool: Pool::new(options.threads)?, scratch: Mutex::default() })
+    }
+
+    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        // A kernel that panicked leaves only unspecified numbers behind, as every op does.
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first `count` rows of x, or those of `map`, in the form the GEMM reads.
+    fn prepare<'a>(&self, words: &'a mut Vec<u32>, x: &Buffer, count: usize, map: Option<&[u32]>) -> Inputs<'a> {
+        let form = InputForm::of(self.isa, self.dtype);
+        let stride = form.stride(x.cols);
+        let words = at_least(words, count * stride);
+        let rows_each = count.div_ceil(self.pool.threads() * 4).max(1);
+        self.pool.for_blocks(count * x.cols, words, rows_each * stride, |block, words| {
+            for (index, words) in words.chunks_exact_mut(stride).enumerate() {
+                let row = block * rows_each + index;
+                prepare_row(self.isa, form, x.row(map.map_or(row, |map| map[row] as usize)), words);
+            }
+        });
+        Inputs::new(words, form, x.cols)
+    }
+
+    /// Multiply prepared rows with some panels of w, threads taking panels.
+    #[allow(unsafe_code)]
+    fn multiply_panels(&self, x: Inputs<'_>, rows: usize, w: &PackedWeight, panels: std::ops::Range<usize>, y: Outputs<'_>) {
+        // Several chunks per thread, so that one that is held up does not hold up all; whole groups of panels, which
+        // tiles of one row take side by side.
+        let each = panels.len().div_ceil(self.pool.threads() * 8).next_multiple_of(4);
+        let work = rows * w.depth() * panels.len() * pack::PANEL;
+        self.pool.run(work, panels.len().div_ceil(each), |chunk| {
+            let first = panels.start + chunk * each;
+            let part = Part {
+                x,
+                w,
+                panels: first..(first + each).min(panels.end),
+                rows: 0..rows,
+                y,
+                column: 0,
+                store: Store::Overwrite,
+            };
+            // SAFETY: chunks hold other panels, and so other columns of y.
+            unsafe { multiply(self.isa, self.dtype, &part) };
+        });
+    }
+
+    /// Call `body` with each of the first `rows` rows of y; `cost` is the work per number, in multiply-adds.
+    fn for_rows(&self, rows: usize, cost: usize, y: &mut Buffer, body: impl Fn(usize, &mut [f32]) + Sync) {
+        let cols = y.cols.max(1);
+        let rows_each = rows.div_ceil(self.pool.threads() * 4).max(1);
+        self.pool.for_blocks(rows * cols * cost, &mut y.data[..rows * cols], rows_each * cols, |block, part| {
+            for (index, row) in part.chunks_exact_mut(cols).enumerate() {
+                body(block * rows_each + index, row);
+            }
+        });
+    }
+}
+
+impl Backend for CpuBackend {
+    type Buffer = Buffer;
+    type Weight = PackedWeight;
+    type Vector = Vec<f32>;
+    type Rope = Rope;
+    type KvCache = KvCache;
+    type Step = Step;
+
+    fn info(&self) -> BackendInfo {
+        BackendInfo { name: "cpu", isa: self.isa.get().as_str(), threads: self.pool.threads() }
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
+        Buffer::new(rows, cols)
+    }
+
+    fn weight(&self, segments: &[HostMatrix<'_>]) -> Result<PackedWeight, OpsError> {
+        PackedWeight::new(self.dtype, segments, &self.pool)
+    }
+
+    fn vector(&self, values: &[f32]) -> Result<Vec<f32>, OpsError> {
+        copied("a vector", values)
+    }
+
+    fn rope(&self, table: &RopeTable) -> Result<Rope, OpsError> {
+        let (cos, sin) = (copied("rotary tables", &table.cos)?, copied("rotary tables", &table.sin)?);
+        Ok(Rope { half: table.rotary_dim / 2, cos, sin })
+    }
+
+    fn kv_cache(&self, shape: KvShape) -> Result<KvCache, OpsError> {
+        KvCache::new(shape, self.dtype)
+    }
+
+    fn step(&self) -> Step {
+        Step::default()
+    }
+
+    fn upload(&self, plan: &StepPlan, step: &mut Step) -> Result<(), OpsError> {
+        attention::assert_consistent(plan);
+        step.plan.clone_from(plan);
+        Ok(())
+    }
+
+    fn read_row<'a>(&self, buffer: &'a Buffer, row: usize) -> Cow<'a, [f32]> {
+        Cow::Borrowed(buffer.row(row))
+    }
+
+    fn embed(&self, step: &Step, table: &PackedWeight, scale: f32, y: &mut Buffer) {
+        debug_assert_eq!(table.depth(), y.cols);
+        let ids = &step.plan.ids;
+        self.for_rows(ids.len(), 8, y, |row, y| {
+            if let Some(id) = ids[row] {
+                table.widen_row(id as usize, scale, y);
+            }
+        });
+    }
+
+    fn write_rows(&self, rows: &[u32], values: &[f32], y: &mut Buffer) {
+        debug_assert_eq!(values.len(), rows.len() * y.cols);
+        for (row, values) in rows.iter().zip(values.chunks_exact(y.cols)) {
+            y.row_mut(*row as usize).copy_from_slice(values);
+        }
+    }
+
+    fn gather_rows(&self, x: &Buffer, rows: &[u32], y: &mut Buffer) {
+        self.for_rows(rows.len(), 1, y, |target, y| y.copy_from_slice(x.row(rows[target] as usize)));
+    }
+
+    fn add(&self, rows: usize, x: &mut Buffer, y: &Buffer) {
+        self.for_rows(rows, 1, x, |row, x| x.iter_mut().zip(y.row(row)).for_each(|(x, y)| *x += y));
+    }
+
+    fn rms_norm(
+        &self,
+        rows: &RowPlan,
+        x: &Buffer,
+        weight: &Vec<f32>,
+        gains: &SlotVectors<Self>,
+        eps: f32,
+        y: &mut Buffer,
+    ) {
+        self.for_rows(rows.len(), 1, y, |row, y| {
+            rows::rms_norm(self.isa, x.row(row), gain(rows, row, gains, weight), eps, y);
+        });
+    }
+
+    fn rms_norm_heads(
+        &self,
+        rows: &RowPlan,
+        x: &mut Buffer,
+        columns: HeadColumns,
+        weight: &Vec<f32>,
+        gains: &SlotVectors<Self>,
+        eps: f32,
+    ) {
+        self.for_rows(rows.len(), 1, x, |row, x| {
+            let weight = gain(rows, row, gains, weight);
+            for head in x[columns.first..][..columns.heads * columns.head_dim].chunks_exact_mut(columns.head_dim) {
+                rows::rms_norm_in_place(self.isa, head, weight, eps);
+            }
+        });
+    }
+
+    fn gemm(&self, rows: usize, x: &Buffer, w: &PackedWeight, y: &mut Buffer) {
+        debug_assert_eq!((x.cols, y.cols), (w.depth(), w.columns()));
+        assert!(rows <= y.rows());
+        let mut scratch = self.scratch();
+        let x = self.prepare(&mut scratch.x, x, rows, None);
+        let y = Outputs::new(&mut y.data, y.cols, None);
+        self.multiply_panels(x, rows, w, 0..w.panels(), y);
+    }
+
+    fn gemm_segment(&self, x: &Buffer, w: &PackedWeight, segment: usize, y_rows: &[u32], y: &mut Buffer) {
+        debug_assert_eq!((x.cols, y.cols), (w.depth(), w.columns()));
+        let mut scratch = self.scratch();
+        let x = self.prepare(&mut scratch.x, x, y_rows.len(), None);
+        let y = Outputs::new(&mut y.data, y.cols, Some(y_rows));
+        self.multiply_panels(x, y_rows.len(), w, w.segment(segment).panels.clone(), y);
+    }
+
+    fn add_bias(&self, rows: usize, bias: &Vec<f32>, y: &mut Buffer) {
+        self.for_rows(rows, 1, y, |_, y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+    }
+
+    fn softcap(&self, rows: usize, cap: f32, y: &mut Buffer) {
+        self.for_rows(rows, 8, y, |_, y| rows::softcap(self.isa, cap, y));
+    }
+
+    fn gated_activation(&self, rows: usize, activation: Activation, x: &Buffer, y: &mut Buffer) {
+        debug_assert_eq!(x.cols, 2 * y.cols);
+        self.for_rows(rows, 8, y, |row, y| {
+            let (gate, up) = x.row(row).split_at(y.len());
+            rows::gated(self.isa, activation, gate, up, y);
+        });
+    }
+
+    fn rope_and_cache(
+        &self,
+        step: &Step,
+        spec: &AttentionSpec,
+        rope: &Rope,
+        layer: usize,
+        qkv: &mut Buffer,
+        kv: &mut KvCache,
+    ) {
+        let plan = &step.plan;
+        let (q_dim, kv_dim) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        self.for_rows(plan.rows.len(), 1, qkv, |row, numbers| {
+            let at = plan.positions[row] as usize * rope.half;
+            let (cos, sin) = (&rope.cos[at..][..rope.half], &rope.sin[at..][..rope.half]);
+            rows::rotate_heads(self.isa, &mut numbers[..q_dim + kv_dim], spec.head_dim, cos, sin);
+        });
+        for (row, place) in plan.kv_slots.iter().enumerate() {
+            let (k, v) = qkv.row(row)[q_dim..].split_at(kv_dim);
+            kv.store(layer, *place as usize, k, &v[..kv_dim]);
+        }
+    }
+
+    fn attention(
+        &self,
+        step: &Step,
+        spec: &AttentionSpec,
+        layer: usize,
+        qkv: &Buffer,
+        kv: &KvCache,
+        y: &mut Buffer,
+    ) {
+        let plan = &step.plan;
+        let mut scratch = self.scratch();
+        let items = &mut scratch.items;
+        attention::items(plan, spec, self.pool.threads(), items);
+        let seen: usize = plan.positions.iter().map(|position| *position as usize + 1).sum();
+        let y = Outputs::new(&mut y.data, y.cols, None);
+        let (layout, words) = (kv.layout(), kv.layer(layer));
+        let pass = Pass { plan, spec: *spec, layout, kv: words, qkv: &qkv.data, stride: qkv.cols, y };
+        self.pool.run(2 * seen * spec.heads * spec.head_dim, items.len(), |index| {
+            #[allow(unsafe_code)]
+            // SAFETY: `assert_consistent` made sequences hold other rows each; items of one hold other rows or heads.
+            unsafe {
+                attend(self.isa, &pass, &items[index]);
+            }
+        });
+    }
+
+    fn copy_block(&self, kv: &mut KvCache, source: usize, target: usize) {
+        kv.copy_block(source, target);
+    }
+
+    fn write_kv(&self, kv: &mut KvCache, layer: usize, places: &[u32], k: &[f32], v: &[f32]) {
+        let dim = kv.layout().shape.kv_dim();
+        debug_assert!(k.len() == places.len() * dim && v.len() == k.len());
+        for (place, (k, v)) in places.iter().zip(k.chunks_exact(dim).zip(v.chunks_exact(dim))) {
+            kv.store(layer, *place as usize, k, v);
+        }
+    }
+
+    fn low_rank(&self, rows: &RowPlan, table: &SlotTable<LowRank<Self>>, x: &Buffer, y: &mut Buffer) {
+        self.add_low_rank(rows, table, x, y);
+    }
+
+    fn embedding_low_rank(
+        &self,
+        step: &Step,
+        rows: &RowPlan,
+        table: &SlotTable<LowRank<Self>>,
+        scale: f32,
+        y: &mut Buffer,
+    ) {
+        self.add_embedding_low_rank(&step.plan.ids, rows, table, scale, y);
+    }
+
+    fn scale_rows(&self, rows: &RowPlan, table: &SlotVectors<Self>, y: &mut Buffer) {
+        self.for_entries(rows, table, y, |y, g| *y *= g);
+    }
+
+    fn bias_rows(&self, rows: &RowPlan, table: &SlotVectors<Self>, y: &mut Buffer) {
+        self.for_entries(rows, table, y, |y, b| *y += b);
+    }
+
+    fn gather_scaled(&self, x: &Buffer, rows: &[u32], g: &[&Vec<f32>], y: &mut Buffer) {
+        debug_assert_eq!(rows.len(), g.len());
+        self.for_rows(rows.len(), 1, y, |target, y| {
+            let scaled = x.row(rows[target] as usize).iter().zip(g[target]).map(|(x, g)| g * x);
+            y.iter_mut().zip(scaled).for_each(|(y, scaled)| *y = scaled);
+        });
+    }
+}
+
+impl CpuBackend {
+    /// Apply `op` to each number of y that an entry of the row's slot covers.
+    fn for_entries(
+        &self,
+        rows: &RowPlan,
+        table: &SlotVectors<Self>,
+        y: &mut Buffer,
+        op: impl Fn(&mut f32, f32) + Sync,
+    ) {
+        if table.is_empty() {
+            return;
+        }
+        self.for_rows(rows.len(), 1, y, |row, y| {
+            for entry in table.get(rows.slots[row]) {
+                y[entry.columns.clone()].iter_mut().zip(&entry.values).for_each(|(y, value)| op(y, *value));
+            }
+        });
+    }
+}
+
+fn copied(what: &'static str, values: &[f32]) -> Result<Vec<f32>, OpsError> {
+    let mut copy = filled(what, values.len(), 0.0)?;
+    copy.copy_from_slice(values);
+    Ok(copy)
+}
+
+/// The norm weight of a row: its adapter's gain, else the base's.
+fn gain<'a>(rows: &RowPlan, row: usize, gains: &'a SlotVectors<CpuBackend>, weight: &'a [f32]) -> &'a [f32] {
+    gains.get(rows.slots[row]).first().map_or(weight, |gain| &gain.values)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,100 @@
+//! Adapters from a local folder, as `peft` saves them: for `--adapter NAME=DIR` and for clients that upload a folder.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+use std::time::{Instant, SystemTime};
+
+use sha2::{Digest, Sha256};
+
+use super::error::AdapterError;
+use super::files::{CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, Sha256Digest, UploadHeader, WEIGHTS_FILE};
+use super::registry::{AdapterRegistry, Published};
+use super::uploads::{Begin, Staged};
+use crate::types::{AdapterFacts, AdapterName};
+
+/// The two files of an adapter in `folder`, sizes and digests as they are now. Anything else there is left alone.
+///
+/// # Errors
+/// [`AdapterError::MissingFile`], the disk.
+pub fn scan_folder(folder: &Path) -> Result<Vec<FileHeader>, AdapterError> {
+    [CONFIG_FILE, WEIGHTS_FILE].into_iter().map(|path| scan_file(folder, path)).collect()
+}
+
+fn scan_file(folder: &Path, path: &'static str) -> Result<FileHeader, AdapterError> {
+    let mut hasher = Sha256::new();
+    let mut size = 0;
+    each_chunk(folder, path, |chunk| {
+        hasher.update(chunk);
+        size += chunk.len() as u64;
+        Ok(())
+    })?;
+    let sha256 = Sha256Digest(hasher.finalize().into()).to_string();
+    Ok(FileHeader { path: path.to_owned(), size, sha256 })
+}
+
+fn each_chunk(
+    folder: &Path,
+    path: &'static str,
+    mut take: impl FnMut(&[u8]) -> Result<(), AdapterError>,
+) -> Result<(), AdapterError> {
+    let place = folder.join(path);
+    // Here symlinks are fine: this is the operator's own folder, and hub caches consist of them. A FIFO is not.
+    match fs::metadata(&place) {
+        Ok(found) if found.is_file() => {}
+        Ok(_) => return Err(AdapterError::MissingFile { path }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(AdapterError::MissingFile { path });
+        }
+        Err(error) => return Err(AdapterError::io("looking at an adapter's file")(error)),
+    }
+    let mut file = File::open(&place).map_err(AdapterError::io("opening an adapter's file"))?;
+    let mut chunk = vec![0; MAX_CHUNK_BYTES];
+    loop {
+        match file.read(&mut chunk).map_err(AdapterError::io("reading an adapter's file"))? {
+            0 => return Ok(()),
+            got => take(&chunk[..got])?,
+        }
+    }
+}
+
+impl AdapterRegistry {
+    /// Import the adapter in `folder` under `name`, replacing what the name stood for. `compile` checks the staged
+    /// files and says what they compile to. `None`: the store has the same content under this name already.
+    ///
+    /// # Errors
+    /// What an upload can fail with, and whatever `compile` says.
+    pub fn import<E: From<AdapterError>>(
+        &self,
+        name: &AdapterName,
+        folder: &Path,
+        pin: bool,
+        compile: impl FnOnce(&Staged) -> Result<AdapterFacts, E>,
+    ) -> Result<Option<Published>, E> {
+        let header = UploadHeader {
+            name: name.clone(),
+            files: scan_folder(folder)?,
+            upload_id: None,
+            expected: Expected::Any,
+            validate_only: false,
+            pin,
+        };
+        let version = header.check(self.uploads().limits())?.version;
+        if self.get(name).is_ok_and(|found| found.stored.version == version && found.stored.pinned == pin) {
+            return Ok(None);
+        }
+        let Begin::Open(mut session) = self.begin_upload(header, Instant::now())? else {
+            return Ok(None);
+        };
+        for (index, path) in [CONFIG_FILE, WEIGHTS_FILE].into_iter().enumerate() {
+            let mut offset = 0;
+            each_chunk(folder, path, |chunk| {
+                offset = session.write(index, offset, chunk, Instant::now())?;
+                Ok(())
+            })?;
+        }
+        let staged = session.finish()?;
+        let facts = compile(&staged)?;
+        Ok(Some(self.publish(staged, facts, SystemTime::now())?))
+    }
+}

@@ -1,0 +1,372 @@
+//! The adapters of this server: names, the versions they stand for, and everything that changes either.
+//!
+//! The registry joins the parts of this room. A name is an alias; replacing is one swap of it, and requests that hold
+//! a lease keep the version they resolved. Changes are made one at a time and are durable before they become visible;
+//! resolving a name takes one shard of a concurrent map and never waits for a change on the disk.
+
+use std::collections::BTreeMap;
+use std::ops::Bound as RangeBound;
+use std::sync::{Arc, Mutex};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use dashmap::DashMap;
+
+use super::error::AdapterError;
+use super::events::{AdapterEventKind, EventLog};
+use super::files::{Expected, StoreLimits, UploadHeader, UploadId};
+use super::fs::{DiskFs, StoreFs};
+use super::lease::{AdapterLease, LeaseTable};
+use super::residency::{Residency, ResidencyLimits, VersionStatus, Want};
+use super::store::{AdapterBytes, AdapterStore, StoredAdapter};
+use super::sync::lock;
+use super::uploads::{Begin, Staged, UploadStatus, Uploads};
+use crate::types::{AdapterFacts, AdapterName, AdapterVersion};
+
+/// What the registry is built with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistryLimits {
+    /// Of uploads and the store.
+    pub store: StoreLimits,
+    /// Of the device.
+    pub residency: ResidencyLimits,
+    /// Events kept for watchers that read late.
+    pub event_history: usize,
+}
+
+/// All there is to say about a name.
+#[derive(Clone, Debug)]
+pub struct AdapterInfo {
+    /// Name, version, files, time, pin.
+    pub stored: StoredAdapter,
+    /// Where the version is, what it compiled to, its last error.
+    pub status: VersionStatus,
+}
+
+/// The result of an upload.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// The adapter as it was when the upload was acknowledged.
+    pub adapter: StoredAdapter,
+    /// What it compiled to.
+    pub facts: Arc<AdapterFacts>,
+    /// The name did not exist before.
+    pub created: bool,
+    /// The version the name stood for before, if it was another one.
+    pub replaced: Option<AdapterVersion>,
+}
+
+/// Names, versions, leases, residency, uploads. Shared by `Arc`.
+pub struct AdapterRegistry {
+    store: Arc<dyn AdapterStore>,
+    uploads: Uploads,
+    residency: Residency,
+    leases: Arc<LeaseTable>,
+    events: Arc<EventLog>,
+    /// The hot path: name to version.
+    aliases: DashMap<AdapterName, AdapterVersion>,
+    /// The same names with their particulars, in order.
+    catalog: Mutex<BTreeMap<AdapterName, StoredAdapter>>,
+    /// Held through every change of a name: changes are durable and visible in one order.
+    changes: Mutex<()>,
+}
+
+impl AdapterRegistry {
+    /// A registry of all that `store` holds.
+    #[must_use]
+    pub fn new(store: Arc<dyn AdapterStore>, limits: RegistryLimits) -> Self {
+        Self::with_fs(store, limits, Arc::new(DiskFs))
+    }
+
+    /// As [`AdapterRegistry::new`], staging uploads on another disk.
+    #[must_use]
+    pub fn with_fs(store: Arc<dyn AdapterStore>, limits: RegistryLimits, fs: Arc<dyn StoreFs>) -> Self {
+        let events = Arc::new(EventLog::new(limits.event_history));
+        let uploads = Uploads::new(store.staging().to_owned(), fs, limits.store);
+        let residency = Residency::new(limits.residency, Arc::clone(&events));
+        let leases = LeaseTable::new(Arc::clone(&events));
+        let catalog: BTreeMap<_, _> = store.list().into_iter().map(|found| (found.name.clone(), found)).collect();
+        let aliases = catalog.values().map(|found| (found.name.clone(), found.version)).collect();
+        for pinned in catalog.values().filter(|found| found.pinned) {
+            residency.set_pinned(pinned.version, true);
+        }
+        let (catalog, changes) = (Mutex::new(catalog), Mutex::new(()));
+        Self { store, uploads, residency, leases, events, aliases, catalog, changes }
+    }
+
+    /// The event log; also where observers register.
+    #[must_use]
+    pub fn events(&self) -> &Arc<EventLog> {
+        &self.events
+    }
+
+    /// Residency on the device.
+    #[must_use]
+    pub fn residency(&self) -> &Residency {
+        &self.residency
+    }
+
+    /// Uploads in progress.
+    #[must_use]
+    pub fn uploads(&self) -> &Uploads {
+        &self.uploads
+    }
+
+    // --- looking --------------------------------------------------------------------------------------------------
+
+    /// How many names there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        lock(&self.catalog).len()
+    }
+
+    /// No names at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Leases alive on all versions: requests, waiting requests and loads.
+    #[must_use]
+    pub fn leases(&self) -> usize {
+        self.leases.total()
+    }
+
+    /// All there is to say about a name.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotFound`].
+    pub fn get(&self, name: &AdapterName) -> Result<AdapterInfo, AdapterError> {
+        let stored = lock(&self.catalog).get(name).cloned();
+        stored.map(|stored| self.info(stored)).ok_or_else(|| AdapterError::NotFound { name: name.clone() })
+    }
+
+    /// Up to `limit` adapters after the name `after`, by name. A page shorter than `limit` is the last.
+    #[must_use]
+    pub fn list(&self, after: Option<&AdapterName>, limit: usize) -> Vec<AdapterInfo> {
+        let start = after.map_or(RangeBound::Unbounded, RangeBound::Excluded);
+        let page: Vec<_> = {
+            let catalog = lock(&self.catalog);
+            let range = catalog.range::<AdapterName, _>((start, RangeBound::Unbounded));
+            range.take(limit).map(|(_, stored)| stored.clone()).collect()
+        };
+        page.into_iter().map(|stored| self.info(stored)).collect()
+    }
+
+    fn info(&self, stored: StoredAdapter) -> AdapterInfo {
+        AdapterInfo { status: self.residency.status(stored.version), stored }
+    }
+
+    // --- using ----------------------------------------------------------------------------------------------------
+
+    /// Resolve a name and count a user of its version, in one step. With `version`, the name must stand for it.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotFound`], [`AdapterError::VersionMismatch`].
+    pub fn lease(&self, name: &AdapterName, version: Option<AdapterVersion>) -> Result<AdapterLease, AdapterError> {
+        // The guard on the alias is held until the lease is counted, so a version whose alias is gone gains no users.
+        let alias = self.aliases.get(name).ok_or_else(|| AdapterError::NotFound { name: name.clone() })?;
+        let actual = *alias;
+        if let Some(expected) = version.filter(|expected| *expected != actual) {
+            return Err(AdapterError::VersionMismatch { name: name.clone(), expected, actual: Some(actual) });
+        }
+        Ok(self.leases.lease(actual))
+    }
+
+    /// Resolve a name and ask for its version on the device. Until it has been compiled once in this process, its
+    /// size there is taken to be that of its files.
+    ///
+    /// # Errors
+    /// As [`AdapterRegistry::lease`].
+    pub fn want(&self, name: &AdapterName, version: Option<AdapterVersion>) -> Result<Want, AdapterError> {
+        let lease = self.lease(name, version)?;
+        let bytes = lock(&self.catalog).get(name).map_or(0, StoredAdapter::bytes);
+        Ok(self.residency.want(lease, bytes))
+    }
+
+    /// Read the files of a leased version, sizes and digests verified. Blocks.
+    ///
+    /// # Errors
+    /// [`AdapterError::Corrupt`], [`AdapterError::UnknownVersion`], the disk.
+    pub fn read(&self, lease: &AdapterLease) -> Result<AdapterBytes, AdapterError> {
+        self.store.read(lease.version())
+    }
+
+    // --- changing (blocks on the disk) ----------------------------------------------------------------------------
+
+    /// Open, resume or recognise an upload. The compare and set is tried first, so that nobody sends a gigabyte in
+    /// vain; it decides only when the upload is published.
+    ///
+    /// # Errors
+    /// Whatever the header breaks, limits, the compare and set, the disk.
+    pub fn begin_upload(&self, header: UploadHeader, now: Instant) -> Result<Begin, AdapterError> {
+        let checked = header.check(self.uploads.limits())?;
+        self.uploads.begin(checked, header.upload_id, now, || {
+            let actual = lock(&self.catalog).get(&header.name).map(|stored| stored.version);
+            header.expected.check(&header.name, actual)
+        })
+    }
+
+    /// Committed offsets of an open upload, or the result of a finished one.
+    ///
+    /// # Errors
+    /// [`AdapterError::UnknownUpload`].
+    pub fn upload_status(&self, upload_id: &UploadId) -> Result<UploadStatus, AdapterError> {
+        self.uploads.status(upload_id)
+    }
+
+    /// Make a staged upload, which compiled to `facts`, an adapter: durable first, then visible to new requests at
+    /// once. `now` becomes its time of creation.
+    ///
+    /// # Errors
+    /// The compare and set, quotas, the disk. The upload is discarded then.
+    pub fn publish(
+        &self,
+        mut staged: Staged,
+        facts: AdapterFacts,
+        now: SystemTime,
+    ) -> Result<Published, AdapterError> {
+        let created_ms = now.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64);
+        let (name, version, files, pinned) = (staged.name().clone(), staged.version(), staged.files(), staged.pin());
+        let adapter = StoredAdapter { name: name.clone(), version, files, created_ms, pinned };
+        let facts = Arc::new(facts);
+        let result = {
+            let _changes = lock(&self.changes);
+            self.leases.revive(version);
+            self.residency.set_retired(version, false);
+            let result = self.store.publish(staged.dir(), adapter, staged.expected());
+            if result.is_ok() {
+                self.residency.learn(version, Arc::clone(&facts));
+            }
+            self.follow_store(&name);
+            self.retire_if_unnamed(version);
+            result
+        };
+        self.after_change();
+        let bound = result?;
+        let replaced = bound.previous.filter(|previous| *previous != version);
+        let created = bound.previous.is_none();
+        let published = Published { adapter: bound.adapter, facts, created, replaced };
+        staged.remember(published.clone());
+        Ok(published)
+    }
+
+    /// Remove a name. New requests no longer find it; running ones keep their version, whose files go when the last
+    /// of them ends.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotFound`], the compare and set, the disk.
+    pub fn delete(&self, name: &AdapterName, expected: Expected) -> Result<StoredAdapter, AdapterError> {
+        let result = {
+            let _changes = lock(&self.changes);
+            let result = self.store.unbind(name, expected);
+            self.follow_store(name);
+            result
+        };
+        self.after_change();
+        result
+    }
+
+    /// Pin or unpin a name, durably. A pinned adapter is not evicted once it is on the device.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotFound`], the disk.
+    pub fn set_pinned(&self, name: &AdapterName, pinned: bool) -> Result<StoredAdapter, AdapterError> {
+        let result = {
+            let _changes = lock(&self.changes);
+            let result = self.store.set_pinned(name, pinned);
+            self.follow_store(name);
+            result
+        };
+        self.after_change();
+        result
+    }
+
+    /// Unpin a name and take its version off the device; the next request brings it back. False: it was not there.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotFound`], [`AdapterError::InUse`] while requests run on it, the disk.
+    pub fn unload(&self, name: &AdapterName) -> Result<bool, AdapterError> {
+        let stored = self.set_pinned(name, false)?;
+        self.residency.unload(stored.version)
+    }
+
+    /// Remove the files of versions that have neither a name nor a lease; returns how many versions went. Call it on
+    /// [`on_garbage`](super::AdapterObserver::on_garbage).
+    ///
+    /// # Errors
+    /// The disk; what could not be removed goes at the next start.
+    pub fn collect_garbage(&self) -> Result<usize, AdapterError> {
+        let _changes = lock(&self.changes);
+        let mut removed = 0;
+        let mut failure = None;
+        for version in self.leases.take_garbage() {
+            self.residency.forget(version);
+            match self.store.remove_object(version) {
+                Ok(existed) => removed += usize::from(existed),
+                Err(error) => failure = Some(error),
+            }
+        }
+        failure.map_or(Ok(removed), Err)
+    }
+
+    /// Make the catalog and the alias of a name what the store says, whether or not a change succeeded: a failure of
+    /// the disk can come after the change was made. The caller holds `changes`.
+    fn follow_store(&self, name: &AdapterName) {
+        let stored = self.store.get(name);
+        match &stored {
+            Some(stored) => drop(self.aliases.insert(name.clone(), stored.version)),
+            None => drop(self.aliases.remove(name)),
+        }
+        let before = {
+            let mut catalog = lock(&self.catalog);
+            match stored.clone() {
+                Some(stored) => catalog.insert(name.clone(), stored),
+                None => catalog.remove(name),
+            }
+        };
+        self.log_change(name, before.as_ref(), stored.as_ref());
+        for version in [&before, &stored].into_iter().flatten().map(|adapter| adapter.version) {
+            self.retire_if_unnamed(version);
+        }
+    }
+
+    fn log_change(&self, name: &AdapterName, before: Option<&StoredAdapter>, after: Option<&StoredAdapter>) {
+        let push = |version, kind| self.events.push(Some(name.clone()), version, kind);
+        match (before, after) {
+            (None, Some(after)) => push(after.version, AdapterEventKind::Created),
+            (Some(before), None) => push(before.version, AdapterEventKind::Deleted),
+            (Some(before), Some(after)) if before.version != after.version => {
+                push(after.version, AdapterEventKind::Replaced { previous: before.version });
+            }
+            (Some(before), Some(after)) if before.pinned != after.pinned => {
+                push(after.version, AdapterEventKind::Pinned { pinned: after.pinned });
+            }
+            _ => {}
+        }
+    }
+
+    /// Bring pins and the end of a version in line with the names that stand for it. The caller holds `changes`.
+    fn retire_if_unnamed(&self, version: AdapterVersion) {
+        let (named, pinned) = {
+            let catalog = lock(&self.catalog);
+            let mut named = catalog.values().filter(|stored| stored.version == version).peekable();
+            (named.peek().is_some(), named.any(|stored| stored.pinned))
+        };
+        self.residency.set_pinned(version, pinned);
+        if !named {
+            self.leases.retire(version);
+            self.residency.set_retired(version, true);
+        }
+    }
+
+    /// Tell the world, and clean up what the change made superfluous.
+    fn after_change(&self) {
+        self.events.announce();
+        if let Err(error) = self.collect_garbage() {
+            tracing::warn!(%error, "could not remove the files of a version without a name");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

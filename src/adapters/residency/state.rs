@@ -1,0 +1,460 @@
+//! The decisions, as a plain state machine: no lock, no callback, no clock.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::super::budget::{DeviceBudget, Reservation};
+use super::super::error::AdapterError;
+use super::super::eviction::LruOrder;
+use super::super::events::AdapterEventKind;
+use super::super::slots::SlotPool;
+use super::loads::{Failure, Load, LoadId};
+use super::{AdapterState, ResidencyLimits, ResidencyStats, VersionStatus};
+use crate::types::{AdapterFacts, AdapterSlot, AdapterVersion};
+
+/// Grows with the time of arrival: the order of the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct WaiterId(u64);
+
+pub(super) enum Decision {
+    Ready { slot: AdapterSlot, facts: Arc<AdapterFacts> },
+    Load { load: LoadId },
+    Pending,
+}
+
+/// What the observers are to be told once the lock is free.
+#[derive(Default)]
+pub(super) struct Signals {
+    pub(super) events: Vec<(AdapterVersion, AdapterEventKind)>,
+    pub(super) capacity: bool,
+}
+
+/// A version with business on the device. Waiters that were promised it hold *claims*, which keep it from being
+/// evicted between the end of its load and their next poll.
+pub(super) enum Entry {
+    Loading { load: LoadId, claims: BTreeSet<WaiterId> },
+    Resident(Resident),
+    Evicting { resident: Resident, remover: Remover },
+}
+
+pub(super) struct Resident {
+    pub(super) slot: AdapterSlot,
+    pub(super) reservation: Reservation,
+    pub(super) facts: Arc<AdapterFacts>,
+    pub(super) leases: usize,
+    pub(super) claims: BTreeSet<WaiterId>,
+}
+
+impl Resident {
+    fn is_idle(&self) -> bool {
+        self.leases == 0 && self.claims.is_empty()
+    }
+}
+
+/// Whose duty a removal is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remover {
+    /// Free to be taken by a load or by `take_removal`.
+    Nobody,
+    Load,
+    RemovalTicket,
+}
+
+#[derive(Default)]
+pub(super) struct Known {
+    pub(super) facts: Option<Arc<AdapterFacts>>,
+    pub(super) bytes: Option<u64>,
+    pub(super) last_error: Option<String>,
+}
+
+pub(super) struct State {
+    pub(super) slots: SlotPool,
+    pub(super) budget: DeviceBudget,
+    pub(super) lru: LruOrder,
+    pub(super) entries: HashMap<AdapterVersion, Entry>,
+    pub(super) loads: HashMap<LoadId, Load>,
+    pub(super) known: HashMap<AdapterVersion, Known>,
+    pub(super) failures: HashMap<WaiterId, Failure>,
+    pub(super) signals: Signals,
+    pub(super) stats: ResidencyStats,
+    pinned: HashSet<AdapterVersion>,
+    retired: HashSet<AdapterVersion>,
+    /// Leased versions on which newer requests wait, so that the first in line gets their place.
+    draining: HashSet<AdapterVersion>,
+    queue: BTreeSet<WaiterId>,
+    next_id: u64,
+}
+
+impl State {
+    pub(super) fn new(limits: ResidencyLimits) -> Self {
+        Self {
+            slots: SlotPool::new(limits.max_resident_adapters),
+            budget: DeviceBudget::new(limits.device_bytes),
+            lru: LruOrder::default(),
+            entries: HashMap::new(),
+            loads: HashMap::new(),
+            known: HashMap::new(),
+            failures: HashMap::new(),
+            signals: Signals::default(),
+            stats: ResidencyStats::default(),
+            pinned: HashSet::new(),
+            retired: HashSet::new(),
+            draining: HashSet::new(),
+            queue: BTreeSet::new(),
+            next_id: 0,
+        }
+    }
+
+    pub(super) fn take_signals(&mut self) -> Signals {
+        std::mem::take(&mut self.signals)
+    }
+
+    pub(super) fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    pub(super) fn arrive(&mut self) -> WaiterId {
+        WaiterId(self.next_id())
+    }
+
+    // --- waiting ------------------------------------------------------------------------------------------------
+
+    pub(super) fn poll(
+        &mut self,
+        waiter: WaiterId,
+        version: AdapterVersion,
+        bytes: u64,
+    ) -> Result<Decision, AdapterError> {
+        if let Some(failure) = self.failures.remove(&waiter) {
+            return Err(failure.into_error(version));
+        }
+        let overtakes = self.queue.first().is_some_and(|first| *first < waiter) && self.draining.contains(&version);
+        match self.entries.get_mut(&version) {
+            Some(Entry::Resident(resident)) if !overtakes || resident.claims.contains(&waiter) => {
+                resident.claims.remove(&waiter);
+                resident.leases += 1;
+                let (slot, facts) = (resident.slot, Arc::clone(&resident.facts));
+                self.lru.touch(version);
+                self.stats.hits += 1;
+                self.dequeue(waiter);
+                Ok(Decision::Ready { slot, facts })
+            }
+            Some(Entry::Loading { claims, .. }) => {
+                claims.insert(waiter);
+                self.dequeue(waiter);
+                Ok(Decision::Pending)
+            }
+            Some(Entry::Resident(_) | Entry::Evicting { .. }) => {
+                self.queue.insert(waiter);
+                Ok(Decision::Pending)
+            }
+            None => self.poll_absent(waiter, version, bytes),
+        }
+    }
+
+    fn poll_absent(
+        &mut self,
+        waiter: WaiterId,
+        version: AdapterVersion,
+        bytes: u64,
+    ) -> Result<Decision, AdapterError> {
+        let bytes = self.known.get(&version).and_then(|known| known.bytes).unwrap_or(bytes);
+        if let Err(error) = self.check_possible(version, bytes) {
+            self.dequeue(waiter);
+            return Err(error);
+        }
+        self.queue.insert(waiter);
+        if self.queue.first() != Some(&waiter) {
+            return Ok(Decision::Pending);
+        }
+        let Some(victims) = self.plan(bytes) else {
+            self.mark_draining(bytes);
+            return Ok(Decision::Pending);
+        };
+        match self.start_load(waiter, version, bytes, victims) {
+            Some(load) => {
+                self.dequeue(waiter);
+                Ok(Decision::Load { load })
+            }
+            None => Ok(Decision::Pending),
+        }
+    }
+
+    pub(super) fn leave(&mut self, waiter: WaiterId, version: AdapterVersion) {
+        self.failures.remove(&waiter);
+        self.dequeue(waiter);
+        let claimed = match self.entries.get_mut(&version) {
+            Some(Entry::Loading { claims, .. } | Entry::Resident(Resident { claims, .. })) => claims.remove(&waiter),
+            _ => false,
+        };
+        if claimed {
+            self.settle(version);
+        }
+    }
+
+    /// A new first in line decides anew what has to drain.
+    fn dequeue(&mut self, waiter: WaiterId) {
+        let was_first = self.queue.first() == Some(&waiter);
+        if self.queue.remove(&waiter) && was_first {
+            self.draining.clear();
+            self.signals.capacity = true;
+        }
+    }
+
+    /// Waiting makes sense only for room that can become free.
+    fn check_possible(&self, version: AdapterVersion, bytes: u64) -> Result<(), AdapterError> {
+        let (max_bytes, max_slots) = (self.budget.limit(), self.slots.total());
+        if bytes > max_bytes || max_slots == 0 {
+            return Err(AdapterError::TooLargeForDevice { version, bytes, max: max_bytes });
+        }
+        let held = self.pinned.iter().filter_map(|pinned| match self.entries.get(pinned)? {
+            Entry::Resident(resident) => Some(resident.reservation.bytes()),
+            Entry::Loading { load, .. } => self.loads.get(load).map(|load| load.bytes),
+            Entry::Evicting { .. } => None,
+        });
+        let (pinned_slots, pinned_bytes) = held.fold((0, 0u64), |(n, sum), bytes| (n + 1, sum.saturating_add(bytes)));
+        if pinned_slots >= max_slots || pinned_bytes.saturating_add(bytes) > max_bytes {
+            return Err(AdapterError::PinnedFull {
+                version,
+                bytes,
+                pinned_bytes,
+                max_bytes,
+                pinned_slots,
+                max_slots,
+            });
+        }
+        Ok(())
+    }
+
+    // --- choosing victims -----------------------------------------------------------------------------------------
+
+    fn is_evictable(&self, version: AdapterVersion) -> bool {
+        !self.pinned.contains(&version)
+            && matches!(self.entries.get(&version), Some(Entry::Resident(resident)) if resident.is_idle())
+    }
+
+    /// Versions whose removal is nobody's duty yet, lowest slot first.
+    fn orphans(&self) -> Vec<(AdapterSlot, AdapterVersion)> {
+        let mut orphans: Vec<_> = self
+            .entries
+            .iter()
+            .filter_map(|(version, entry)| match entry {
+                Entry::Evicting { resident, remover: Remover::Nobody } => Some((resident.slot, *version)),
+                _ => None,
+            })
+            .collect();
+        orphans.sort_unstable();
+        orphans
+    }
+
+    pub(super) fn bytes_of(&self, version: AdapterVersion) -> u64 {
+        match self.entries.get(&version) {
+            Some(Entry::Resident(resident) | Entry::Evicting { resident, .. }) => resident.reservation.bytes(),
+            _ => 0,
+        }
+    }
+
+    /// Whom to remove so that a slot and `bytes` are there; `None` if that cannot be had now.
+    fn plan(&self, bytes: u64) -> Option<Vec<AdapterVersion>> {
+        let orphans = self.orphans().into_iter().map(|(_, version)| version);
+        let idle = self.lru.oldest_first().filter(|version| self.is_evictable(*version));
+        let mut victims = Vec::new();
+        let mut free = self.budget.free();
+        let mut candidates = orphans.chain(idle);
+        while free < bytes || (self.slots.free() == 0 && victims.is_empty()) {
+            let victim = candidates.next()?;
+            free += self.bytes_of(victim);
+            victims.push(victim);
+        }
+        Some(victims)
+    }
+
+    /// Choose which leased versions to drain for the first in line. Versions that drain already are kept, or the
+    /// choice could wander for ever; then those with the fewest requests, the least recently used first.
+    fn mark_draining(&mut self, bytes: u64) {
+        let mut free = self.budget.free();
+        let mut slot = self.slots.free() > 0;
+        let mut leased = Vec::new();
+        for (age, version) in self.lru.oldest_first().enumerate() {
+            let Some(Entry::Resident(resident)) = self.entries.get(&version) else { continue };
+            if self.is_evictable(version) {
+                (free, slot) = (free + resident.reservation.bytes(), true);
+            } else if !self.pinned.contains(&version) {
+                leased.push((!self.draining.contains(&version), resident.leases, age, version));
+            }
+        }
+        for entry in self.entries.values() {
+            if let Entry::Evicting { resident, .. } = entry {
+                (free, slot) = (free + resident.reservation.bytes(), true);
+            }
+        }
+        leased.sort_unstable();
+        self.draining.clear();
+        for (.., version) in leased {
+            if free >= bytes && slot {
+                break;
+            }
+            (free, slot) = (free + self.bytes_of(version), true);
+            self.draining.insert(version);
+        }
+    }
+
+    // --- leaving --------------------------------------------------------------------------------------------------
+
+    pub(super) fn start_evicting(&mut self, version: AdapterVersion, by: Remover) {
+        if let Some(entry) = self.entries.remove(&version) {
+            let entry = match entry {
+                Entry::Resident(resident) | Entry::Evicting { resident, .. } => {
+                    self.lru.remove(version);
+                    self.draining.remove(&version);
+                    Entry::Evicting { resident, remover: by }
+                }
+                loading @ Entry::Loading { .. } => loading,
+            };
+            self.entries.insert(version, entry);
+        }
+    }
+
+    /// The removal was carried out: what the version held.
+    pub(super) fn finish_eviction(&mut self, version: AdapterVersion) -> Option<(AdapterSlot, Reservation)> {
+        match self.entries.remove(&version) {
+            Some(Entry::Evicting { resident, .. }) => {
+                self.stats.evictions += 1;
+                self.signals.events.push((version, AdapterEventKind::Evicted));
+                self.signals.capacity = true;
+                Some((resident.slot, resident.reservation))
+            }
+            Some(other) => {
+                self.entries.insert(version, other);
+                None
+            }
+            None => None,
+        }
+    }
+
+    /// A version became idle, or retired: it may leave, or someone may take its place.
+    pub(super) fn settle(&mut self, version: AdapterVersion) {
+        let idle = matches!(self.entries.get(&version), Some(Entry::Resident(resident)) if resident.is_idle());
+        if !idle {
+            return;
+        }
+        let retired = self.retired.contains(&version);
+        if retired {
+            self.start_evicting(version, Remover::Nobody);
+        }
+        self.signals.capacity |= retired || !self.queue.is_empty();
+    }
+
+    pub(super) fn release(&mut self, version: AdapterVersion) {
+        if let Some(Entry::Resident(resident)) = self.entries.get_mut(&version) {
+            resident.leases -= 1;
+            self.lru.touch(version);
+        }
+        self.settle(version);
+    }
+
+    pub(super) fn take_removal(&mut self) -> Option<(AdapterVersion, AdapterSlot)> {
+        let (slot, version) = self.orphans().into_iter().next()?;
+        self.start_evicting(version, Remover::RemovalTicket);
+        Some((version, slot))
+    }
+
+    pub(super) fn removed(&mut self, version: AdapterVersion) {
+        if let Some((slot, reservation)) = self.finish_eviction(version) {
+            self.slots.release(slot);
+            self.budget.release(reservation);
+        }
+    }
+
+    pub(super) fn hand_on_removal(&mut self, version: AdapterVersion) {
+        self.start_evicting(version, Remover::Nobody);
+        self.signals.capacity = true;
+    }
+
+    pub(super) fn unload(&mut self, version: AdapterVersion) -> Result<bool, AdapterError> {
+        match self.entries.get(&version) {
+            None => Ok(false),
+            Some(Entry::Evicting { .. }) => Ok(true),
+            Some(Entry::Loading { claims, .. }) => Err(AdapterError::InUse { version, leases: claims.len() }),
+            Some(Entry::Resident(resident)) if resident.is_idle() => {
+                self.start_evicting(version, Remover::Nobody);
+                self.signals.capacity = true;
+                Ok(true)
+            }
+            Some(Entry::Resident(Resident { leases, claims, .. })) => {
+                Err(AdapterError::InUse { version, leases: leases + claims.len() })
+            }
+        }
+    }
+
+    pub(super) fn set_pinned(&mut self, version: AdapterVersion, pinned: bool) {
+        let changed = if pinned { self.pinned.insert(version) } else { self.pinned.remove(&version) };
+        if pinned {
+            self.draining.remove(&version);
+        }
+        // Pinning may make waiting pointless for some, unpinning may make room.
+        self.signals.capacity |= changed && !self.queue.is_empty();
+    }
+
+    pub(super) fn set_retired(&mut self, version: AdapterVersion, retired: bool) {
+        if retired {
+            self.retired.insert(version);
+            self.settle(version);
+        } else {
+            self.retired.remove(&version);
+        }
+    }
+
+    // --- knowing --------------------------------------------------------------------------------------------------
+
+    pub(super) fn learn(&mut self, version: AdapterVersion, facts: Arc<AdapterFacts>) {
+        let known = self.known.entry(version).or_default();
+        known.bytes = Some(facts.device_bytes);
+        known.facts = Some(facts);
+    }
+
+    pub(super) fn forget(&mut self, version: AdapterVersion) {
+        self.known.remove(&version);
+        self.pinned.remove(&version);
+        // A version still on the device keeps its mark, so that it leaves when it can.
+        if !self.entries.contains_key(&version) {
+            self.retired.remove(&version);
+        }
+    }
+
+    pub(super) fn status(&self, version: AdapterVersion) -> VersionStatus {
+        let (state, slot, leases) = match self.entries.get(&version) {
+            None => (AdapterState::Stored, None, 0),
+            Some(Entry::Loading { .. }) => (AdapterState::Loading, None, 0),
+            Some(Entry::Resident(resident)) => (AdapterState::Resident, Some(resident.slot), resident.leases),
+            Some(Entry::Evicting { resident, .. }) => (AdapterState::Evicting, Some(resident.slot), 0),
+        };
+        let known = self.known.get(&version);
+        VersionStatus {
+            state,
+            slot,
+            leases,
+            facts: known.and_then(|known| known.facts.clone()),
+            last_error: known.and_then(|known| known.last_error.clone()),
+        }
+    }
+
+    pub(super) fn stats(&self) -> ResidencyStats {
+        let leases = self.entries.values().map(|entry| match entry {
+            Entry::Resident(resident) => resident.leases,
+            _ => 0,
+        });
+        ResidencyStats {
+            resident: self.entries.len() - self.loads.len(),
+            loading: self.loads.len(),
+            slots_used: self.slots.total() - self.slots.free(),
+            slots_total: self.slots.total(),
+            bytes_used: self.budget.used(),
+            bytes_total: self.budget.limit(),
+            leases: leases.sum(),
+            waiting: self.queue.len(),
+            ..self.stats
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Which full blocks can be reused, by content.
+//!
+//! A block is found by a chain of sha256 keys: the root covers whose KV it is (tenant salt, base, adapter version,
+//! virtual tokens), each key covers its parent and the tokens of its block. A hit also compares the stored tokens
+//! and parent, so that a key collision is a miss and never another request's KV.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::types::{AdapterVersion, BlockId};
+
+const ROOT_DOMAIN: &[u8] = b"polydelta/kv-prefix/root/v1\0";
+const BLOCK_DOMAIN: &[u8] = b"polydelta/kv-prefix/block/v1\0";
+
+/// Everything besides tokens that KV depends on, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefixScope {
+    /// Tenants with different salts never share a block; empty is the common tenant.
+    pub tenant_salt: Arc<[u8]>,
+    /// Digest of the base model.
+    pub base_digest: [u8; 32],
+    /// `None` is the base alone.
+    pub version: Option<AdapterVersion>,
+    /// Virtual tokens before the first real one.
+    pub virtual_tokens: u32,
+}
+
+impl PrefixScope {
+    /// The parent key of the first block.
+    #[must_use]
+    pub fn root(&self) -> BlockKey {
+        let mut hash = Sha256::new();
+        hash.update(ROOT_DOMAIN);
+        hash.update((self.tenant_salt.len() as u64).to_le_bytes());
+        hash.update(&self.tenant_salt);
+        hash.update(self.base_digest);
+        match self.version {
+            None => hash.update([0]),
+            Some(version) => {
+                hash.update([1]);
+                hash.update(version.0);
+            }
+        }
+        hash.update(self.virtual_tokens.to_le_bytes());
+        BlockKey(hash.finalize().into())
+    }
+}
+
+/// Key of a block in its chain, or of the root of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BlockKey([u8; 32]);
+
+impl BlockKey {
+    /// The key of the block that follows this one and holds `tokens`.
+    #[must_use]
+    pub fn child(&self, tokens: &[u32]) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(BLOCK_DOMAIN);
+        hash.update(self.0);
+        hash.update((tokens.len() as u64).to_le_bytes());
+        for token in tokens {
+            hash.update(token.to_le_bytes());
+        }
+        Self(hash.finalize().into())
+    }
+}
+
+/// The contents of one full block: what is looked up and what is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct PrefixBlock<'a> {
+    /// Whose KV.
+    pub scope: &'a PrefixScope,
+    /// Key of the block before it, or the scope's root.
+    pub parent: BlockKey,
+    /// `parent.child(tokens)`.
+    pub key: BlockKey,
+    /// The real tokens in the block; fewer than its places where it begins with virtual tokens.
+    pub tokens: &'a [u32],
+}
+
+#[derive(Debug)]
+struct Entry {
+    scope: PrefixScope,
+    parent: BlockKey,
+    key: BlockKey,
+    tokens: Box<[u32]>,
+}
+
+/// Blocks findable by content. At most one block per key, at most one key per block.
+#[derive(Debug)]
+pub struct PrefixIndex {
+    by_key: HashMap<BlockKey, BlockId>,
+    by_block: Vec<Option<Entry>>,
+}
+
+impl PrefixIndex {
+    /// Empty, for blocks `0..num_blocks`.
+    #[must_use]
+    pub fn new(num_blocks: u32) -> Self {
+        Self { by_key: HashMap::new(), by_block: (0..num_blocks).map(|_| None).collect() }
+    }
+
+    /// Number of findable blocks.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// True where nothing can be found.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
+    /// Whether this block can be found.
+    #[must_use]
+    pub fn contains(&self, block: BlockId) -> bool {
+        self.by_block[block.index()].is_some()
+    }
+
+    /// The block with these contents. Scope, parent and tokens are compared, not only the key.
+    #[must_use]
+    pub fn find(&self, wanted: &PrefixBlock<'_>) -> Option<BlockId> {
+        let block = *self.by_key.get(&wanted.key)?;
+        let entry = self.by_block[block.index()].as_ref()?;
+        let equal = entry.parent == wanted.parent && *entry.tokens == *wanted.tokens && entry.scope == *wanted.scope;
+        equal.then_some(block)
+    }
+
+    /// Make a block findable, in place of whatever it held before. A key that is taken stays with its first block.
+    pub fn insert(&mut self, block: BlockId, contents: &PrefixBlock<'_>) {
+        self.remove(block);
+        if self.by_key.contains_key(&contents.key) {
+            return;
+        }
+        self.by_key.insert(contents.key, block);
+        self.by_block[block.index()] = Some(Entry {
+            scope: contents.scope.clone(),
+            parent: contents.parent,
+            key: contents.key,
+            tokens: contents.tokens.into(),
+        });
+    }
+
+    /// Make a block unfindable.
+    pub fn remove(&mut self, block: BlockId) {
+        if let Some(entry) = self.by_block[block.index()].take() {
+            self.by_key.remove(&entry.key);
+        }
+    }
+
+    /// Remove every block whose scope is chosen. Walks all blocks; meant for failures.
+    pub fn forget(&mut self, chosen: impl Fn(&PrefixScope) -> bool) {
+        for entry in &mut self.by_block {
+            if let Some(gone) = entry.take_if(|entry| chosen(&entry.scope)) {
+                self.by_key.remove(&gone.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn scope(salt: &[u8], version: Option<u8>, virtual_tokens: u32) -> PrefixScope {
+        let version = version.map(|byte| AdapterVersion([byte; 32]));
+        PrefixScope { tenant_salt: salt.into(), base_digest: [9; 32], version, virtual_tokens }
+    }
+
+    fn block<'a>(scope: &'a PrefixScope, parent: BlockKey, tokens: &'a [u32]) -> PrefixBlock<'a> {
+        PrefixBlock { scope, parent, key: parent.child(tokens), tokens }
+    }
+
+    #[test]
+    fn every_field_of_the_scope_changes_the_root() {
+        let scopes = [
+            scope(b"", None, 0),
+            scope(b"a", None, 0),
+            scope(b"", Some(0), 0),
+            scope(b"", Some(1), 0),
+            scope(b"", None, 1),
+            PrefixScope { base_digest: [8; 32], ..scope(b"", None, 0) },
+        ];
+        for (i, a) in scopes.iter().enumerate() {
+            for b in &scopes[..i] {
+                assert_ne!(a.root(), b.root(), "{a:?} {b:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_salt_cannot_borrow_bytes_from_the_digest_that_follows_it() {
+        let long = PrefixScope { base_digest: [7; 32], ..scope(&[7], None, 0) };
+        let short = PrefixScope { base_digest: [7; 32], ..scope(&[], None, 0) };
+        assert_ne!(long.root(), short.root());
+    }
+
+    #[test]
+    fn a_key_collision_is_a_miss() {
+        let scope = scope(b"", None, 0);
+        let mut index = PrefixIndex::new(2);
+        let stored = block(&scope, scope.root(), &[1, 2]);
+        index.insert(BlockId(0), &stored);
+        let forged_tokens = PrefixBlock { tokens: &[3, 4], ..stored };
+        let forged_parent = PrefixBlock { parent: stored.key, ..stored };
+        let other_scope = PrefixScope { tenant_salt: b"x"[..].into(), ..scope.clone() };
+        let forged_scope = PrefixBlock { scope: &other_scope, ..stored };
+        assert_eq!(index.find(&forged_tokens), None);
+        assert_eq!(index.find(&forged_parent), None);
+        assert_eq!(index.find(&forged_scope), None);
+        assert_eq!(index.find(&stored), Some(BlockId(0)));
+    }
+
+    #[test]
+    fn the_first_block_keeps_a_key_and_a_removed_one_gives_it_up() {
+        let scope = scope(b"", None, 0);
+        let mut index = PrefixIndex::new(2);
+        let contents = block(&scope, scope.root(), &[1, 2]);
+        index.insert(BlockId(0), &contents);
+        index.insert(BlockId(1), &contents);
+        assert_eq!((index.find(&contents), index.contains(BlockId(1))), (Some(BlockId(0)), false));
+        index.remove(BlockId(0));
+        assert_eq!(index.find(&contents), None);
+        index.insert(BlockId(1), &contents);
+        assert_eq!(index.find(&contents), Some(BlockId(1)));
+    }
+
+    #[test]
+    fn forgetting_a_version_leaves_the_others() {
+        let (a, b) = (scope(b"", Some(1), 0), scope(b"", Some(2), 0));
+        let mut index = PrefixIndex::new(2);
+        index.insert(BlockId(0), &block(&a, a.root(), &[1]));
+        index.insert(BlockId(1), &block(&b, b.root(), &[1]));
+        index.forget(|scope| scope.version == a.version);
+        assert_eq!(index.find(&block(&a, a.root(), &[1])), None);
+        assert_eq!(index.find(&block(&b, b.root(), &[1])), Some(BlockId(1)));
+    }
+
+    proptest! {
+        /// Few tokens and few blocks, so that equal contents meet often.
+        #[test]
+        fn the_index_agrees_with_a_list_of_contents(
+            ops in proptest::collection::vec((0u32..4, 0u8..2, proptest::collection::vec(0u32..2, 1..3), 0u8..4), 0..80)
+        ) {
+            let mut index = PrefixIndex::new(4);
+            let mut model: Vec<Option<(u8, Vec<u32>)>> = vec![None; 4];
+            for (target, salt, tokens, op) in ops {
+                let scope = scope(&[salt], None, 0);
+                let contents = block(&scope, scope.root(), &tokens);
+                let wanted = Some((salt, tokens.clone()));
+                if op == 0 {
+                    index.remove(BlockId(target));
+                    model[target as usize] = None;
+                } else {
+                    index.insert(BlockId(target), &contents);
+                    model[target as usize] = None;
+                    if !model.contains(&wanted) {
+                        model[target as usize] = wanted.clone();
+                    }
+                }
+                let position = model.iter().position(|held| *held == wanted);
+                prop_assert_eq!(index.find(&contents), position.map(|i| BlockId(i as u32)));
+                prop_assert_eq!(index.len(), model.iter().flatten().count());
+            }
+        }
+    }
+}

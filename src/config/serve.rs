@@ -1,0 +1,443 @@
+//! The resolved configuration of a server.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::args::DemoArgs;
+use super::client::InspectArgs;
+use super::environment::Environment;
+use super::problem::{ConfigProblem, ConfigProblems};
+use super::serve_args::{
+    AdapterArgs, DtypeChoice, Kernels, NetworkArgs, ObservabilityArgs, RequestArgs, SchedulerArgs, ServeArgs,
+};
+use crate::types::AdapterName;
+
+/// Where the base model comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A folder as Hugging Face lays it out.
+    Dir(PathBuf),
+    /// A repository of the hub.
+    Hub {
+        /// `ORG/NAME`.
+        repository: String,
+    },
+    /// The model in the binary.
+    Bundled,
+}
+
+/// Where uploads are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreLocation {
+    /// This folder, created where it does not exist.
+    Dir(PathBuf),
+    /// A folder that goes with the process.
+    Temporary,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The CPU.
+    Cpu,
+}
+
+/// Where metrics are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricsListen {
+    /// Address to bind.
+    pub address: SocketAddr,
+    /// The user asked for it: a taken port is an error, not a reason to move on.
+    pub explicit: bool,
+}
+
+/// How steps are made up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SchedulerConfig {
+    /// Most sequences in a step.
+    pub max_num_seqs: u32,
+    /// Most rows in a step; at least `max_num_seqs`.
+    pub max_num_batched_tokens: u32,
+}
+
+/// The KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheConfig {
+    /// Tokens in a block; a power of two.
+    pub block_size: u32,
+    /// Bytes of all blocks; `None` leaves it to the start-up, which knows the model.
+    pub kv_cache_bytes: Option<u64>,
+    /// Whether equal beginnings share KV.
+    pub prefix_cache: bool,
+}
+
+/// Limits on adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdapterLimits {
+    /// Most on the device at a time.
+    pub max_resident: u32,
+    /// Most bytes of one adapter's files.
+    pub max_bytes: u64,
+    /// Largest rank of a low-rank op.
+    pub max_rank: u32,
+}
+
+/// Limits on requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// `max_tokens` where a request does not say.
+    pub default_max_tokens: u32,
+    /// Requests in the server at a time.
+    pub max_concurrent: u32,
+    /// Requests waiting for their first step.
+    pub max_queued: u32,
+    /// Choices of a request.
+    pub max_choices: u32,
+    /// Bytes of a prompt before it is tokenized.
+    pub max_prompt_bytes: u64,
+    /// Stop strings of a request.
+    pub max_stop_strings: u32,
+    /// Bytes of one stop string.
+    pub max_stop_bytes: u64,
+    /// Alternatives reported with log-probabilities.
+    pub max_logprobs: u32,
+}
+
+/// The gRPC transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransportConfig {
+    /// Streams of a connection at a time.
+    pub max_concurrent_streams: u32,
+    /// Streams of a connection reset for its errors, over its life.
+    pub max_local_error_resets: u32,
+    /// Streams reset by the peer before they were accepted.
+    pub max_pending_resets: u32,
+    /// A silent connection is pinged after this.
+    pub keepalive_interval: Duration,
+    /// and closed this long after an unanswered ping.
+    pub keepalive_timeout: Duration,
+    /// A connection is asked to go away after this.
+    pub max_connection_age: Duration,
+    /// and closed after this much more.
+    pub max_connection_age_grace: Duration,
+    /// A connection without a finished handshake is closed after this.
+    pub handshake_timeout: Duration,
+    /// An upload that sends nothing for this long ends.
+    pub upload_idle_timeout: Duration,
+    /// Connections in all.
+    pub max_connections: u32,
+    /// Connections from one address.
+    pub max_connections_per_peer: u32,
+    /// Bytes of a request's headers.
+    pub max_header_bytes: u32,
+    /// Bytes of a message, either way.
+    pub max_message_bytes: usize,
+}
+
+/// Everything a server needs to start, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServeConfig {
+    /// Base model.
+    pub model: ModelSource,
+    /// Adapters to serve from the start, in the order given.
+    pub adapters: Vec<(AdapterName, PathBuf)>,
+    /// Where uploads are kept.
+    pub store: StoreLocation,
+    /// Type of weights and KV cache.
+    pub dtype: DtypeChoice,
+    /// What computes.
+    pub device: DeviceChoice,
+    /// Which implementation computes.
+    pub kernels: Kernels,
+    /// Compute threads.
+    pub threads: usize,
+    /// Longest sequence; `None` is the model's own limit.
+    pub max_model_len: Option<u32>,
+    /// Steps.
+    pub scheduler: SchedulerConfig,
+    /// KV cache.
+    pub cache: CacheConfig,
+    /// Adapters.
+    pub adapter_limits: AdapterLimits,
+    /// Requests.
+    pub request_limits: RequestLimits,
+    /// gRPC address.
+    pub listen: SocketAddr,
+    /// gRPC transport.
+    pub transport: TransportConfig,
+    /// Whether reflection is served.
+    pub reflection: bool,
+    /// Time for running requests after SIGTERM.
+    pub drain_timeout: Duration,
+    /// Metrics address; `None` serves none.
+    pub metrics: Option<MetricsListen>,
+}
+
+/// Collects problems while values pass through.
+#[derive(Debug, Default)]
+struct Checks {
+    problems: Vec<ConfigProblem>,
+}
+
+impl Checks {
+    fn report(&mut self, problem: ConfigProblem) {
+        self.problems.push(problem);
+    }
+
+    fn range(&mut self, flag: &'static str, value: u64, min: u64, max: u64) {
+        if !(min..=max).contains(&value) {
+            self.report(ConfigProblem::OutOfRange { flag, value, min, max });
+        }
+    }
+
+    fn count(&mut self, flag: &'static str, value: u32, min: u32, max: u32) -> u32 {
+        self.range(flag, u64::from(value), u64::from(min), u64::from(max));
+        value
+    }
+
+    /// Milliseconds are what a problem reports.
+    fn duration(&mut self, flag: &'static str, value: Duration, max: Duration) -> Duration {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        self.range(flag, millis(value), 1, millis(max));
+        value
+    }
+
+    fn folder(&mut self, flag: &'static str, path: PathBuf) -> PathBuf {
+        if !path.is_dir() {
+            self.report(ConfigProblem::NoFolder { flag, path: path.clone() });
+        }
+        path
+    }
+
+    fn done<T>(self, value: T) -> Result<T, ConfigProblems> {
+        if self.problems.is_empty() { Ok(value) } else { Err(ConfigProblems(self.problems)) }
+    }
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+const METRICS: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 9464));
+
+impl ServeConfig {
+    /// Check the flags of `serve` as a whole. Looks at the file system only to see that named folders exist.
+    ///
+    /// # Errors
+    /// Every problem at once.
+    pub fn resolve(args: &ServeArgs, environment: &Environment) -> Result<Self, ConfigProblems> {
+        let mut checks = Checks::default();
+        let config = Self {
+            model: model_source(&mut checks, &args.model.model),
+            adapters: adapter_folders(&mut checks, &args.adapters),
+            store: store_location(&mut checks, &args.adapters, environment),
+            dtype: args.model.dtype,
+            device: device(&mut checks, &args.model.device),
+            kernels: args.model.kernels,
+            threads: threads(&mut checks, args.model.threads),
+            max_model_len: args.model.max_model_len.map(|len| checks.count("--max-model-len", len, 1, 1 << 24)),
+            scheduler: scheduler(&mut checks, &args.scheduler),
+            cache: cache(&mut checks, &args.scheduler),
+            adapter_limits: adapter_limits(&mut checks, &args.adapters),
+            request_limits: request_limits(&mut checks, &args.requests),
+            listen: args.network.listen,
+            transport: transport(&mut checks, &args.network),
+            reflection: args.network.reflection,
+            drain_timeout: args.network.drain_timeout,
+            metrics: metrics(&args.observability),
+        };
+        if args.model.kernels == Kernels::Reference && args.model.dtype == DtypeChoice::Bf16 {
+            checks.report(ConfigProblem::Unsupported {
+                flag: "--dtype",
+                value: "bf16".to_owned(),
+                reason: "--kernels reference computes in f32",
+            });
+        }
+        checks.done(config)
+    }
+
+    /// What `demo` serves: the bundled model, a temporary store, a free port, and the defaults of `serve`.
+    ///
+    /// # Errors
+    /// Every problem at once.
+    pub fn for_demo(args: &DemoArgs, environment: &Environment) -> Result<Self, ConfigProblems> {
+        let mut serve = ServeArgs::defaults()
+            .map_err(|error| ConfigProblems(vec![ConfigProblem::Defaults { reason: error.to_string() }]))?;
+        serve.model.threads = args.threads;
+        serve.model.dtype = args.dtype;
+        serve.model.kernels = args.kernels;
+        serve.network.listen = args.listen;
+        let config = Self::resolve(&serve, environment)?;
+        Ok(Self { model: ModelSource::Bundled, store: StoreLocation::Temporary, ..config })
+    }
+}
+
+impl InspectArgs {
+    /// The base to inspect against.
+    ///
+    /// # Errors
+    /// [`ConfigProblems`] naming `--model`.
+    pub fn model_source(&self) -> Result<ModelSource, ConfigProblems> {
+        let mut checks = Checks::default();
+        let source = self.model.as_ref().map_or(ModelSource::Bundled, |model| model_source(&mut checks, model));
+        checks.done(source)
+    }
+}
+
+fn model_source(checks: &mut Checks, model: &str) -> ModelSource {
+    const EXPECTED: &str = "a folder or hf:ORG/NAME";
+    let invalid = || ConfigProblem::Invalid { flag: "--model", value: model.to_owned(), expected: EXPECTED };
+    let Some(repository) = model.strip_prefix("hf:") else {
+        if model.is_empty() {
+            checks.report(invalid());
+        } else {
+            checks.folder("--model", PathBuf::from(model));
+        }
+        return ModelSource::Dir(PathBuf::from(model));
+    };
+    let part = |part: &str| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        !part.is_empty() && part.len() <= 96 && part.bytes().all(allowed) && !part.starts_with('.')
+    };
+    if !repository.split_once('/').is_some_and(|(organization, name)| part(organization) && part(name)) {
+        checks.report(invalid());
+    }
+    ModelSource::Hub { repository: repository.to_owned() }
+}
+
+fn adapter_folders(checks: &mut Checks, args: &AdapterArgs) -> Vec<(AdapterName, PathBuf)> {
+    const FLAG: &str = "--adapter";
+    let mut adapters: Vec<(AdapterName, PathBuf)> = Vec::new();
+    for text in &args.adapters {
+        let invalid = |expected| ConfigProblem::Invalid { flag: FLAG, value: text.clone(), expected };
+        let Some((name, dir)) = text.split_once('=') else {
+            checks.report(invalid("NAME=DIR"));
+            continue;
+        };
+        let dir = checks.folder(FLAG, PathBuf::from(dir));
+        match name.parse::<AdapterName>() {
+            Err(_) => checks.report(invalid("a name of the form [a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")),
+            Ok(name) if adapters.iter().any(|(other, _)| *other == name) => {
+                checks.report(ConfigProblem::Duplicate { flag: FLAG, name: name.to_string() });
+            }
+            Ok(name) => adapters.push((name, dir)),
+        }
+    }
+    adapters
+}
+
+fn store_location(checks: &mut Checks, args: &AdapterArgs, environment: &Environment) -> StoreLocation {
+    let folder = args.store.clone().or_else(|| environment.data_dir());
+    if folder.is_none() {
+        let reason = "neither XDG_DATA_HOME nor HOME is set";
+        checks.report(ConfigProblem::NoDefault { flag: "--store", reason });
+    }
+    let folder = folder.unwrap_or_default();
+    if let Some(scheme) = folder.to_str().filter(|text| text.contains("://")) {
+        let reason = "this build keeps adapters in a local folder only";
+        checks.report(ConfigProblem::Unsupported { flag: "--store", value: scheme.to_owned(), reason });
+    }
+    StoreLocation::Dir(folder)
+}
+
+fn device(checks: &mut Checks, device: &str) -> DeviceChoice {
+    match device {
+        "auto" | "cpu" => {}
+        cuda if cuda == "cuda" || cuda.starts_with("cuda:") => checks.report(ConfigProblem::Unsupported {
+            flag: "--device",
+            value: cuda.to_owned(),
+            reason: "this build has no CUDA backend yet; use auto or cpu",
+        }),
+        other => {
+            let expected = "auto or cpu";
+            checks.report(ConfigProblem::Invalid { flag: "--device", value: other.to_owned(), expected });
+        }
+    }
+    DeviceChoice::Cpu
+}
+
+fn threads(checks: &mut Checks, threads: Option<u32>) -> usize {
+    match threads {
+        Some(threads) => checks.count("--threads", threads, 1, 1024) as usize,
+        None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+    }
+}
+
+fn scheduler(checks: &mut Checks, args: &SchedulerArgs) -> SchedulerConfig {
+    let max_num_seqs = checks.count("--max-num-seqs", args.max_num_seqs, 1, 1 << 16);
+    let max_num_batched_tokens = checks.count("--max-num-batched-tokens", args.max_num_batched_tokens, 1, 1 << 20);
+    // Every running sequence must get its one token in a step, or a full batch would never finish.
+    if max_num_batched_tokens < max_num_seqs {
+        checks.report(ConfigProblem::LessThan {
+            flag: "--max-num-batched-tokens",
+            value: u64::from(max_num_batched_tokens),
+            other: "--max-num-seqs",
+            other_value: u64::from(max_num_seqs),
+        });
+    }
+    SchedulerConfig { max_num_seqs, max_num_batched_tokens }
+}
+
+fn cache(checks: &mut Checks, args: &SchedulerArgs) -> CacheConfig {
+    let block_size = checks.count("--block-size", args.block_size, 1, 256);
+    if !block_size.is_power_of_two() {
+        let (value, expected) = (block_size.to_string(), "a power of two");
+        checks.report(ConfigProblem::Invalid { flag: "--block-size", value, expected });
+    }
+    if let Some(bytes) = args.kv_cache_bytes {
+        checks.range("--kv-cache-bytes", bytes, 1, 1 << 46);
+    }
+    CacheConfig { block_size, kv_cache_bytes: args.kv_cache_bytes, prefix_cache: !args.no_prefix_cache }
+}
+
+fn adapter_limits(checks: &mut Checks, args: &AdapterArgs) -> AdapterLimits {
+    checks.range("--max-adapter-bytes", args.max_adapter_bytes, 1, 1 << 40);
+    AdapterLimits {
+        max_resident: checks.count("--max-resident-adapters", args.max_resident_adapters, 1, 1 << 20),
+        max_bytes: args.max_adapter_bytes,
+        max_rank: checks.count("--max-lora-rank", args.max_lora_rank, 1, 1 << 16),
+    }
+}
+
+fn request_limits(checks: &mut Checks, args: &RequestArgs) -> RequestLimits {
+    checks.range("--max-prompt-bytes", args.max_prompt_bytes, 1, 1 << 30);
+    checks.range("--max-stop-bytes", args.max_stop_bytes, 1, 1 << 16);
+    RequestLimits {
+        default_max_tokens: checks.count("--default-max-tokens", args.default_max_tokens, 1, 1 << 24),
+        max_concurrent: checks.count("--max-concurrent-requests", args.max_concurrent_requests, 1, 1 << 20),
+        max_queued: checks.count("--max-queued-requests", args.max_queued_requests, 1, 1 << 20),
+        max_choices: checks.count("--max-choices", args.max_choices, 1, 1024),
+        max_prompt_bytes: args.max_prompt_bytes,
+        max_stop_strings: checks.count("--max-stop-strings", args.max_stop_strings, 0, 1024),
+        max_stop_bytes: args.max_stop_bytes,
+        max_logprobs: checks.count("--max-logprobs", args.max_logprobs, 0, 1024),
+    }
+}
+
+fn transport(checks: &mut Checks, args: &NetworkArgs) -> TransportConfig {
+    // A chunk of an upload is 1 MiB, and its message a little more.
+    checks.range("--max-message-bytes", args.max_message_bytes, (1 << 20) + 1024, 1 << 30);
+    checks.range("--max-header-bytes", args.max_header_bytes, 1024, 1 << 20);
+    TransportConfig {
+        max_concurrent_streams: checks.count("--max-concurrent-streams", args.max_concurrent_streams, 1, 1 << 20),
+        max_local_error_resets: checks.count("--max-local-error-resets", args.max_local_error_resets, 1, 1 << 20),
+        max_pending_resets: checks.count("--max-pending-resets", args.max_pending_resets, 1, 1 << 20),
+        keepalive_interval: checks.duration("--keepalive-interval", args.keepalive_interval, DAY),
+        keepalive_timeout: checks.duration("--keepalive-timeout", args.keepalive_timeout, DAY),
+        max_connection_age: checks.duration("--max-connection-age", args.max_connection_age, DAY * 365),
+        max_connection_age_grace: checks.duration("--max-connection-age-grace", args.max_connection_age_grace, DAY),
+        handshake_timeout: checks.duration("--handshake-timeout", args.handshake_timeout, DAY),
+        upload_idle_timeout: checks.duration("--upload-idle-timeout", args.upload_idle_timeout, DAY),
+        max_connections: checks.count("--max-connections", args.max_connections, 1, 1 << 20),
+        max_connections_per_peer: checks.count("--max-connections-per-peer", args.max_connections_per_peer, 1, 1 << 20),
+        max_header_bytes: u32::try_from(args.max_header_bytes).unwrap_or(u32::MAX),
+        max_message_bytes: usize::try_from(args.max_message_bytes).unwrap_or(usize::MAX),
+    }
+}
+
+fn metrics(args: &ObservabilityArgs) -> Option<MetricsListen> {
+    match (args.no_metrics, args.metrics_listen) {
+        (true, _) => None,
+        (false, Some(address)) => Some(MetricsListen { address, explicit: true }),
+        (false, None) => Some(MetricsListen { address: METRICS, explicit: false }),
+    }
+}

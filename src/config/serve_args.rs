@@ -1,0 +1,236 @@
+//! The flags of `polydelta serve`, by heading.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Args, FromArgMatches, ValueEnum};
+
+use super::units::{parse_bytes, parse_duration};
+
+/// `polydelta serve`.
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    /// Model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Adapters.
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
+    /// Scheduler and KV cache.
+    #[command(flatten)]
+    pub scheduler: SchedulerArgs,
+    /// Request limits.
+    #[command(flatten)]
+    pub requests: RequestArgs,
+    /// Network.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    /// Observability.
+    #[command(flatten)]
+    pub observability: ObservabilityArgs,
+}
+
+impl ServeArgs {
+    /// The defaults of every flag, untouched by the environment, with the root folder as model and store.
+    ///
+    /// # Errors
+    /// Where a default written below does not parse.
+    pub(super) fn defaults() -> Result<Self, clap::Error> {
+        let command = Self::augment_args(clap::Command::new("serve")).mut_args(|arg| arg.env(None::<&str>));
+        let matches = command.try_get_matches_from(["serve", "--model", "/", "--store", "/"])?;
+        Self::from_arg_matches(&matches)
+    }
+}
+
+/// Type of weights and KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DtypeChoice {
+    /// bf16 where the checkpoint has 16 bits, else f32.
+    #[default]
+    Auto,
+    /// Nothing is narrowed.
+    F32,
+    /// Weights, KV cache and GEMM inputs in bf16, sums in f32.
+    Bf16,
+}
+
+/// Which implementation of the ops computes on the CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Kernels {
+    /// The fast one.
+    #[default]
+    Cpu,
+    /// The definition: slow and obvious, f32.
+    Reference,
+}
+
+/// Which model, on what.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// Folder of a Hugging Face model, or hf:ORG/NAME to fetch one
+    #[arg(long, env = "POLYDELTA_MODEL", value_name = "DIR|hf:ORG/NAME")]
+    pub model: String,
+    /// Type of weights and KV cache: auto takes bf16 for a 16-bit checkpoint, else f32
+    #[arg(long, env = "POLYDELTA_DTYPE", value_enum, default_value_t)]
+    pub dtype: DtypeChoice,
+    /// What computes: auto or cpu
+    #[arg(long, env = "POLYDELTA_DEVICE", value_name = "DEVICE", default_value = "auto")]
+    pub device: String,
+    /// Which implementation computes; the reference is slow and obvious
+    #[arg(long, env = "POLYDELTA_KERNELS", value_enum, default_value_t, hide = true)]
+    pub kernels: Kernels,
+    /// Compute threads; all cores where it is not given
+    #[arg(long, env = "POLYDELTA_THREADS", value_name = "N")]
+    pub threads: Option<u32>,
+    /// Longest sequence, prompt and output together; the model's own limit where it is not given
+    #[arg(long, env = "POLYDELTA_MAX_MODEL_LEN", value_name = "TOKENS")]
+    pub max_model_len: Option<u32>,
+}
+
+/// Which adapters, and how many.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Adapters")]
+pub struct AdapterArgs {
+    /// Adapter to serve from the start; may be given several times, in the variable separated by commas
+    #[arg(long = "adapter", env = "POLYDELTA_ADAPTER", value_name = "NAME=DIR", value_delimiter = ',')]
+    pub adapters: Vec<String>,
+    /// Folder that keeps uploaded adapters; $XDG_DATA_HOME/polydelta where it is not given
+    #[arg(long, env = "POLYDELTA_STORE", value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Most adapters on the device at a time
+    #[arg(long, env = "POLYDELTA_MAX_RESIDENT_ADAPTERS", value_name = "N", default_value_t = 64)]
+    pub max_resident_adapters: u32,
+    /// Most bytes of one adapter's files
+    #[arg(long, env = "POLYDELTA_MAX_ADAPTER_BYTES", value_name = "SIZE", default_value = "2GiB", value_parser = parse_bytes)]
+    pub max_adapter_bytes: u64,
+    /// Largest rank of a low-rank op
+    #[arg(long, env = "POLYDELTA_MAX_LORA_RANK", value_name = "RANK", default_value_t = 512)]
+    pub max_lora_rank: u32,
+}
+
+/// How steps are made up.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Scheduler")]
+pub struct SchedulerArgs {
+    /// Most sequences in a step
+    #[arg(long, env = "POLYDELTA_MAX_NUM_SEQS", value_name = "N", default_value_t = 64)]
+    pub max_num_seqs: u32,
+    /// Most tokens in a step; a longer prompt is prefilled in chunks
+    #[arg(long, env = "POLYDELTA_MAX_NUM_BATCHED_TOKENS", value_name = "TOKENS", default_value_t = 512)]
+    pub max_num_batched_tokens: u32,
+    /// Tokens in a block of the KV cache: a power of two
+    #[arg(long, env = "POLYDELTA_BLOCK_SIZE", value_name = "TOKENS", default_value_t = 16)]
+    pub block_size: u32,
+    /// Size of the KV cache, as in `4GiB`; by default 20 % of the available memory, or what --max-num-seqs sequences
+    /// of full length need where that is less
+    #[arg(long, env = "POLYDELTA_KV_CACHE_BYTES", value_name = "SIZE", value_parser = parse_bytes)]
+    pub kv_cache_bytes: Option<u64>,
+    /// Do not reuse the KV of equal prompt beginnings
+    #[arg(long, env = "POLYDELTA_NO_PREFIX_CACHE", value_parser = BoolishValueParser::new())]
+    pub no_prefix_cache: bool,
+}
+
+/// What one request, and all of them, may ask for.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Request limits")]
+pub struct RequestArgs {
+    /// Most tokens to generate where a request does not say
+    #[arg(long, env = "POLYDELTA_DEFAULT_MAX_TOKENS", value_name = "TOKENS", default_value_t = 1024)]
+    pub default_max_tokens: u32,
+    /// Most requests in the server at a time, running and queued
+    #[arg(long, env = "POLYDELTA_MAX_CONCURRENT_REQUESTS", value_name = "N", default_value_t = 1024)]
+    pub max_concurrent_requests: u32,
+    /// Most requests waiting for their first step; more are refused with RESOURCE_EXHAUSTED
+    #[arg(long, env = "POLYDELTA_MAX_QUEUED_REQUESTS", value_name = "N", default_value_t = 512)]
+    pub max_queued_requests: u32,
+    /// Most choices of a request
+    #[arg(long, env = "POLYDELTA_MAX_CHOICES", value_name = "N", default_value_t = 16)]
+    pub max_choices: u32,
+    /// Most bytes of a prompt, checked before it is tokenized
+    #[arg(long, env = "POLYDELTA_MAX_PROMPT_BYTES", value_name = "SIZE", default_value = "1MiB", value_parser = parse_bytes)]
+    pub max_prompt_bytes: u64,
+    /// Most stop strings of a request
+    #[arg(long, env = "POLYDELTA_MAX_STOP_STRINGS", value_name = "N", default_value_t = 16)]
+    pub max_stop_strings: u32,
+    /// Most bytes of one stop string
+    #[arg(long, env = "POLYDELTA_MAX_STOP_BYTES", value_name = "SIZE", default_value = "256", value_parser = parse_bytes)]
+    pub max_stop_bytes: u64,
+    /// Most alternatives reported with log-probabilities
+    #[arg(long, env = "POLYDELTA_MAX_LOGPROBS", value_name = "N", default_value_t = 20)]
+    pub max_logprobs: u32,
+}
+
+/// The gRPC transport.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Network")]
+pub struct NetworkArgs {
+    /// Where to serve gRPC
+    #[arg(long, env = "POLYDELTA_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
+    pub listen: SocketAddr,
+    /// Serve reflection, which grpcurl and ghz ask for
+    #[arg(long, env = "POLYDELTA_REFLECTION", value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub reflection: bool,
+    /// After SIGTERM, running requests may take this long to finish
+    #[arg(long, env = "POLYDELTA_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub drain_timeout: Duration,
+    /// Most connections
+    #[arg(long, env = "POLYDELTA_MAX_CONNECTIONS", value_name = "N", default_value_t = 1024)]
+    pub max_connections: u32,
+    /// Most connections from one address
+    #[arg(long, env = "POLYDELTA_MAX_CONNECTIONS_PER_PEER", value_name = "N", default_value_t = 256)]
+    pub max_connections_per_peer: u32,
+    /// Most streams of a connection at a time
+    #[arg(long, env = "POLYDELTA_MAX_CONCURRENT_STREAMS", value_name = "N", default_value_t = 256)]
+    pub max_concurrent_streams: u32,
+    /// Close a connection that has not finished its handshake after this time
+    #[arg(long, env = "POLYDELTA_HANDSHAKE_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub handshake_timeout: Duration,
+    /// Ping a silent connection after this time
+    #[arg(long, env = "POLYDELTA_KEEPALIVE_INTERVAL", value_name = "DURATION", default_value = "20s", value_parser = parse_duration)]
+    pub keepalive_interval: Duration,
+    /// Close it where the answer takes longer than this
+    #[arg(long, env = "POLYDELTA_KEEPALIVE_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub keepalive_timeout: Duration,
+    /// Ask a connection to go away after this time
+    #[arg(long, env = "POLYDELTA_MAX_CONNECTION_AGE", value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
+    pub max_connection_age: Duration,
+    /// and close it after this much more
+    #[arg(long, env = "POLYDELTA_MAX_CONNECTION_AGE_GRACE", value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
+    pub max_connection_age_grace: Duration,
+    /// End an upload that sends nothing for this time
+    #[arg(long, env = "POLYDELTA_UPLOAD_IDLE_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub upload_idle_timeout: Duration,
+    /// Most streams of a connection reset for its errors, over its life (a guard against MadeYouReset)
+    #[arg(
+        long,
+        env = "POLYDELTA_MAX_LOCAL_ERROR_RESETS",
+        value_name = "N",
+        default_value_t = 1024,
+        hide_short_help = true
+    )]
+    pub max_local_error_resets: u32,
+    /// Most streams reset by the peer before they were accepted (a guard against rapid reset)
+    #[arg(long, env = "POLYDELTA_MAX_PENDING_RESETS", value_name = "N", default_value_t = 20, hide_short_help = true)]
+    pub max_pending_resets: u32,
+    /// Most bytes of a request's headers
+    #[arg(long, env = "POLYDELTA_MAX_HEADER_BYTES", value_name = "SIZE", default_value = "16KiB", value_parser = parse_bytes, hide_short_help = true)]
+    pub max_header_bytes: u64,
+    /// Most bytes of a message, either way
+    #[arg(long, env = "POLYDELTA_MAX_MESSAGE_BYTES", value_name = "SIZE", default_value = "4MiB", value_parser = parse_bytes, hide_short_help = true)]
+    pub max_message_bytes: u64,
+}
+
+/// What can be seen from outside.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Observability")]
+pub struct ObservabilityArgs {
+    /// Where to serve Prometheus metrics; 127.0.0.1:9464 where it is not given, or the next free port if that is taken
+    #[arg(long, env = "POLYDELTA_METRICS_LISTEN", value_name = "ADDRESS")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// Serve no metrics
+    #[arg(long, env = "POLYDELTA_NO_METRICS", value_parser = BoolishValueParser::new(), conflicts_with = "metrics_listen")]
+    pub no_metrics: bool,
+}

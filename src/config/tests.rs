@@ -1,0 +1,187 @@
+use std::path::PathBuf;
+
+use clap::{CommandFactory, Parser};
+
+use super::*;
+
+fn environment() -> Environment {
+    Environment { home: Some("/home/someone".into()), data_home: None, no_color: false }
+}
+
+fn serve(flags: &[&str]) -> Result<ServeConfig, ConfigProblems> {
+    let args = Args::try_parse_from(["polydelta", "serve"].iter().chain(flags)).unwrap();
+    match args.command {
+        Command::Serve(args) => ServeConfig::resolve(&args, &environment()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_command_line_is_well_formed() {
+    Args::command().debug_assert();
+}
+
+fn commands(root: clap::Command) -> Vec<clap::Command> {
+    let below: Vec<_> = root.get_subcommands().cloned().collect();
+    std::iter::once(root).chain(below.into_iter().flat_map(commands)).collect()
+}
+
+#[test]
+fn every_flag_has_its_variable_and_help() {
+    for command in commands(Args::command()) {
+        for arg in command.get_arguments() {
+            let Some(long) = arg.get_long().filter(|long| !matches!(*long, "help" | "version")) else { continue };
+            let variable = format!("POLYDELTA_{}", long.replace('-', "_").to_uppercase());
+            assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(variable.as_str()), "--{long}");
+            assert!(arg.get_help().is_some(), "--{long} has no help");
+        }
+    }
+}
+
+#[test]
+fn serve_flags_are_grouped_by_heading() {
+    let args = Args::command();
+    let serve = args.get_subcommands().find(|command| command.get_name() == "serve").unwrap();
+    for arg in
+        serve.get_arguments().filter(|arg| arg.get_long().is_some_and(|long| long != "help" && long != "version"))
+    {
+        assert!(arg.get_help_heading().is_some(), "{arg}");
+    }
+}
+
+#[test]
+fn a_model_is_enough_and_the_defaults_are_the_documented_ones() {
+    let config = serve(&["--model", "/"]).unwrap();
+    assert_eq!(config.model, ModelSource::Dir("/".into()));
+    assert_eq!(config.listen.to_string(), "127.0.0.1:50051");
+    assert_eq!(config.store, StoreLocation::Dir("/home/someone/.local/share/polydelta".into()));
+    assert_eq!(config.metrics, Some(MetricsListen { address: "127.0.0.1:9464".parse().unwrap(), explicit: false }));
+    assert!(config.reflection && config.cache.prefix_cache);
+    assert!(config.threads >= 1);
+    assert_eq!(config.transport.max_concurrent_streams, 256);
+    assert_eq!(config.transport.max_local_error_resets, 1024);
+    assert_eq!(config.transport.max_message_bytes, 4 << 20);
+    assert_eq!(config.transport.handshake_timeout.as_secs(), 10);
+    assert_eq!(config.transport.max_connection_age.as_secs(), 3600);
+}
+
+#[test]
+fn a_metrics_address_is_explicit_only_where_it_was_given() {
+    let config = serve(&["--model", "/", "--metrics-listen", "127.0.0.1:9464"]).unwrap();
+    assert!(config.metrics.is_some_and(|metrics| metrics.explicit));
+    assert_eq!(serve(&["--model", "/", "--no-metrics"]).unwrap().metrics, None);
+}
+
+#[test]
+fn models_may_come_from_the_hub() {
+    let config = serve(&["--model", "hf:Qwen/Qwen2.5-0.5B"]).unwrap();
+    assert_eq!(config.model, ModelSource::Hub { repository: "Qwen/Qwen2.5-0.5B".into() });
+    for bad in ["", "hf:", "hf:a", "hf:a/", "hf:../x", "hf:a/b/c", "hf:a/b?x"] {
+        let problems = serve(&["--model", bad]).unwrap_err().0;
+        assert!(matches!(&problems[..], [ConfigProblem::Invalid { flag: "--model", .. }]), "{bad}: {problems:?}");
+    }
+}
+
+#[test]
+fn every_problem_is_reported_at_once_by_its_flag() {
+    let problems = serve(&[
+        "--model",
+        "/nonexistent",
+        "--device",
+        "cuda:0",
+        "--threads",
+        "0",
+        "--block-size",
+        "24",
+        "--max-num-seqs",
+        "64",
+        "--max-num-batched-tokens",
+        "32",
+        "--adapter",
+        "no-folder",
+        "--adapter",
+        "Bad=/",
+        "--adapter",
+        "a=/",
+        "--adapter",
+        "a=/",
+        "--handshake-timeout",
+        "0s",
+        "--store",
+        "s3://bucket",
+        "--max-message-bytes",
+        "1MiB",
+    ])
+    .unwrap_err();
+    let text = problems.to_string();
+    for flag in [
+        "--model: there is no folder /nonexistent",
+        "--device is \"cuda:0\": this build has no CUDA backend yet",
+        "--threads is 0, allowed are 1 to 1024",
+        "--block-size is \"24\"",
+        "--max-num-batched-tokens is 32, less than --max-num-seqs with 64",
+        "--adapter is \"no-folder\", expected NAME=DIR",
+        "--adapter is \"Bad=/\"",
+        "--adapter names \"a\" twice",
+        "--handshake-timeout is 0",
+        "--store is \"s3://bucket\"",
+        "--max-message-bytes is 1048576",
+    ] {
+        assert!(text.contains(flag), "{flag:?} is missing from:\n{text}");
+    }
+    assert_eq!(problems.0.len(), 11);
+}
+
+#[test]
+fn without_a_home_the_store_must_be_named() {
+    let args = Args::try_parse_from(["polydelta", "serve", "--model", "/"]).unwrap();
+    let Command::Serve(args) = args.command else { panic!() };
+    let problems = ServeConfig::resolve(&args, &Environment::default()).unwrap_err().0;
+    assert!(matches!(&problems[..], [ConfigProblem::NoDefault { flag: "--store", .. }]));
+}
+
+#[test]
+fn unreadable_values_are_usage_errors_of_their_flag() {
+    for flags in [["--drain-timeout", "30"], ["--kv-cache-bytes", "many"], ["--listen", "localhost"], ["--top", "1"]] {
+        let error = Args::try_parse_from(["polydelta", "serve", "--model", "/"].iter().chain(&flags)).unwrap_err();
+        assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8));
+        assert!(error.to_string().contains(flags[0]), "{error}");
+    }
+}
+
+#[test]
+fn the_demo_needs_no_flags_and_collides_with_nothing() {
+    let args = Args::try_parse_from(["polydelta", "demo", "--once"]).unwrap();
+    let Command::Demo(args) = args.command else { panic!() };
+    let config = ServeConfig::for_demo(&args, &Environment::default()).unwrap();
+    assert!(args.once && !args.json);
+    assert_eq!((config.model, config.store), (ModelSource::Bundled, StoreLocation::Temporary));
+    assert_eq!(config.listen.port(), 0);
+}
+
+#[test]
+fn client_verbs_parse() {
+    let parse = |line: &str| Args::try_parse_from(line.split(' ')).map(|args| args.command);
+    match parse("polydelta adapter upload sql ./adapters/sql --pin --json --timeout 90s").unwrap() {
+        Command::Adapter(AdapterCommand::Upload(upload)) => {
+            assert_eq!((upload.name.as_str(), upload.dir), ("sql", PathBuf::from("./adapters/sql")));
+            assert!(upload.pin && upload.client.json);
+            assert_eq!(upload.client.timeout.unwrap().as_secs(), 90);
+            assert_eq!(upload.client.server, "http://127.0.0.1:50051");
+        }
+        other => panic!("{other:?}"),
+    }
+    for line in ["list", "show a", "delete a", "inspect dir", "load a --pin", "unload a"] {
+        assert!(parse(&format!("polydelta adapter {line}")).is_ok(), "{line}");
+    }
+    match parse("polydelta generate hello --presence-penalty -1 --stop a --stop b --n 2 --adapter sql").unwrap() {
+        Command::Generate(generate) => {
+            assert_eq!(generate.sampling.presence_penalty, Some(-1.0));
+            assert_eq!(generate.stopping.stop, ["a", "b"]);
+            assert_eq!((generate.n, generate.prompt.as_deref()), (Some(2), Some("hello")));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(parse("polydelta adapter show Bad").is_err());
+    assert!(parse("polydelta generate hi --system x").is_err(), "--system needs --chat");
+}

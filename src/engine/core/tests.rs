@@ -1,0 +1,216 @@
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::*;
+use crate::engine::error::StepError;
+use crate::engine::handle::SubmitError;
+use crate::types::{
+    AdapterSlot, FinishReason, SampledToken, SamplingParams, ScheduledBatch, StepOutput, StoppingParams,
+};
+
+/// What the test wants of the next step.
+enum Order {
+    Tokens,
+    Fail,
+    Panic,
+}
+
+/// Runs a step only when told to, so that tests decide what happens between steps.
+struct Stepped {
+    orders: mpsc::Receiver<Order>,
+    batches: mpsc::Sender<ScheduledBatch>,
+    slots: mpsc::Sender<(AdapterSlot, Option<&'static str>)>,
+}
+
+impl StepExecutor for Stepped {
+    type Prepared = &'static str;
+
+    fn execute(&mut self, batch: &ScheduledBatch) -> Result<StepOutput, StepError> {
+        self.batches.send(batch.clone()).unwrap();
+        match self.orders.recv().unwrap() {
+            Order::Tokens => {
+                let token = |id| (id, Ok(SampledToken { token: 7, logprob: None }));
+                let sampled = batch.sequences.iter().filter(|s| s.sample.is_some()).map(|s| token(s.id)).collect();
+                Ok(StepOutput { sampled })
+            }
+            Order::Fail => Err(StepError::NoPrefix { slot: 0 }),
+            Order::Panic => panic!("a kernel broke"),
+        }
+    }
+
+    fn install(&mut self, slot: AdapterSlot, prepared: &'static str) {
+        self.slots.send((slot, Some(prepared))).unwrap();
+    }
+
+    fn remove(&mut self, slot: AdapterSlot) {
+        self.slots.send((slot, None)).unwrap();
+    }
+}
+
+struct Bench {
+    engine: StartedEngine<&'static str>,
+    orders: mpsc::Sender<Order>,
+    batches: mpsc::Receiver<ScheduledBatch>,
+    slots: mpsc::Receiver<(AdapterSlot, Option<&'static str>)>,
+}
+
+fn bench() -> Bench {
+    let (orders, order_receiver) = mpsc::channel();
+    let (batch_sender, batches) = mpsc::channel();
+    let (slot_sender, slots) = mpsc::channel();
+    let executor = Stepped { orders: order_receiver, batches: batch_sender, slots: slot_sender };
+    let config = SchedulerConfig {
+        block_size: 4,
+        num_blocks: 64,
+        max_num_seqs: 8,
+        max_num_batched_tokens: 64,
+        max_prefill_chunk: None,
+        max_model_len: 64,
+        prefix_cache: true,
+        base_digest: [0; 32],
+    };
+    let engine = start(executor, config, 2, Box::new(|_| {})).unwrap();
+    Bench { engine, orders, batches, slots }
+}
+
+fn request(id: u64, max_tokens: u32) -> EngineRequest {
+    EngineRequest {
+        id: RequestId(id),
+        prompt: vec![1, 2, 3].into(),
+        adapter: None,
+        sampling: SamplingParams::greedy().into(),
+        stopping: StoppingParams { max_tokens, min_tokens: 0, stop_token_ids: vec![] }.into(),
+        choices: 1,
+        priority: 0,
+        tenant_salt: [].into(),
+        deadline: None,
+        arrived: Instant::now(),
+    }
+}
+
+/// Says when it is dropped.
+struct Flag(mpsc::Sender<&'static str>);
+
+impl Drop for Flag {
+    fn drop(&mut self) {
+        let _ = self.0.send("dropped");
+    }
+}
+
+#[test]
+fn a_request_runs_to_its_last_token_and_gives_its_lease_back() {
+    let bench = bench();
+    let (flag, dropped) = mpsc::channel();
+    let mut events = bench.engine.handle.submit(request(1, 2), Some(Box::new(Flag(flag)))).unwrap();
+    bench.orders.send(Order::Tokens).unwrap();
+    assert!(matches!(events.blocking_recv(), Some(SequenceEvent::Started { .. })));
+    assert!(matches!(events.blocking_recv(), Some(SequenceEvent::Token { token: Some(7), finish: None, .. })));
+    assert!(dropped.try_recv().is_err(), "the lease lives while the request does");
+    bench.orders.send(Order::Tokens).unwrap();
+    let last = events.blocking_recv();
+    assert!(matches!(last, Some(SequenceEvent::Token { finish: Some((FinishReason::Length, _)), .. })), "{last:?}");
+    assert_eq!(events.blocking_recv(), None);
+    assert_eq!(dropped.recv(), Ok("dropped"));
+}
+
+#[test]
+fn an_abort_between_steps_keeps_the_request_out_of_the_next_one() {
+    let bench = bench();
+    let first = bench.engine.handle.submit(request(1, 9), None).unwrap();
+    let _second = bench.engine.handle.submit(request(2, 9), None).unwrap();
+    let mut seen = bench.batches.recv().unwrap().sequences.len();
+    if seen == 1 {
+        bench.orders.send(Order::Tokens).unwrap();
+        seen = bench.batches.recv().unwrap().sequences.len();
+    }
+    assert_eq!(seen, 2);
+    drop(first);
+    bench.orders.send(Order::Tokens).unwrap();
+    assert_eq!(bench.batches.recv().unwrap().sequences.len(), 1);
+    bench.orders.send(Order::Tokens).unwrap();
+}
+
+#[test]
+fn a_panicking_step_fails_its_requests_and_the_engine_goes_on() {
+    let bench = bench();
+    for order in [Order::Panic, Order::Fail] {
+        let mut events = bench.engine.handle.submit(request(1, 9), None).unwrap();
+        bench.orders.send(order).unwrap();
+        assert!(matches!(events.blocking_recv(), Some(SequenceEvent::Started { .. })));
+        assert_eq!(events.blocking_recv(), Some(SequenceEvent::Failed(RequestFailure::EngineFailed)));
+    }
+    let mut events = bench.engine.handle.submit(request(2, 1), None).unwrap();
+    bench.orders.send(Order::Tokens).unwrap();
+    assert!(matches!(events.blocking_recv(), Some(SequenceEvent::Started { .. })));
+    assert!(matches!(events.blocking_recv(), Some(SequenceEvent::Token { token: Some(7), .. })));
+    assert!(!*bench.engine.ended.borrow());
+}
+
+#[test]
+fn an_engine_whose_steps_keep_failing_ends_and_says_so() {
+    let mut bench = bench();
+    for id in 0..u64::from(MAX_FAILED_STEPS) {
+        let mut events = bench.engine.handle.submit(request(id, 9), None).unwrap();
+        bench.orders.send(Order::Fail).unwrap();
+        while events.blocking_recv().is_some() {}
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(bench.engine.ended.wait_for(|ended| *ended)).unwrap();
+    assert_eq!(bench.engine.handle.submit(request(9, 1), None).unwrap_err(), SubmitError::Stopped);
+}
+
+#[test]
+fn requests_beyond_the_queue_limit_are_refused_with_the_numbers() {
+    let bench = bench();
+    let _running = bench.engine.handle.submit(request(1, 9), None).unwrap();
+    // The step is held, so what follows stays queued.
+    bench.batches.recv().unwrap();
+    let _second = bench.engine.handle.submit(request(2, 9), None).unwrap();
+    let _third = bench.engine.handle.submit(request(3, 9), None).unwrap();
+    let refused = bench.engine.handle.submit(request(4, 9), None).unwrap_err();
+    assert_eq!(refused, SubmitError::QueueFull { queued: 2, limit: 2 });
+    bench.orders.send(Order::Tokens).unwrap();
+}
+
+#[test]
+fn a_deadline_ends_a_request_in_any_phase() {
+    let bench = bench();
+    let mut expired = request(1, 9);
+    expired.deadline = Some(Instant::now());
+    let mut events = bench.engine.handle.submit(expired, None).unwrap();
+    assert_eq!(events.blocking_recv(), Some(SequenceEvent::Failed(RequestFailure::DeadlineExceeded)));
+    assert_eq!(events.blocking_recv(), None);
+}
+
+#[test]
+fn adapters_are_installed_into_emptied_slots_between_steps() {
+    let bench = bench();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(bench.engine.installs.install(AdapterSlot(3), "sql")).unwrap();
+    runtime.block_on(bench.engine.handle.remove(vec![AdapterSlot(3)])).unwrap();
+    let changes: Vec<_> = bench.slots.try_iter().collect();
+    assert_eq!(changes, [(AdapterSlot(3), None), (AdapterSlot(3), Some("sql")), (AdapterSlot(3), None)]);
+}
+
+#[test]
+fn draining_ends_what_has_not_started_and_waits_for_the_rest() {
+    let bench = bench();
+    let mut running = bench.engine.handle.submit(request(1, 1), None).unwrap();
+    bench.batches.recv().unwrap();
+    let mut queued = bench.engine.handle.submit(request(2, 1), None).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let handle = bench.engine.handle.clone();
+    runtime.block_on(async {
+        let drain = handle.drain();
+        tokio::pin!(drain);
+        // Polled once so that the command is sent before the step is let go.
+        let early = tokio::time::timeout(Duration::ZERO, &mut drain).await;
+        assert!(early.is_err(), "a request is still running");
+        bench.orders.send(Order::Tokens).unwrap();
+        drain.await.unwrap();
+        assert!(matches!(running.recv().await, Some(SequenceEvent::Started { .. })));
+        assert!(matches!(running.recv().await, Some(SequenceEvent::Token { finish: Some(_), .. })));
+        assert_eq!(queued.recv().await, Some(SequenceEvent::Failed(RequestFailure::Draining)));
+    });
+    assert_eq!(handle.submit(request(3, 1), None).unwrap_err(), SubmitError::Stopped);
+}

@@ -1,0 +1,133 @@
+//! The seam between the hall and the computing wing: [`StepExecutor`], and the executor that runs a real decoder.
+
+use std::sync::Arc;
+
+use super::error::StepError;
+use super::prepare::prepare;
+use crate::delta::{Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, PreparedDelta, compile};
+use crate::model::{Checkpoint, Decoder};
+use crate::ops::{Backend, OpsError};
+use crate::sampler::Sampler;
+use crate::types::{AdapterSlot, ScheduledBatch, StepOutput};
+
+/// Runs steps. Owned by the engine thread; a fake one makes the loop testable without a model.
+pub trait StepExecutor: Send + 'static {
+    /// An adapter whose bytes are on the device already, so that installing it moves none.
+    type Prepared: Send + 'static;
+
+    /// Apply the batch's prefix writes and block copies, run its rows in one pass, sample.
+    ///
+    /// # Errors
+    /// [`StepError`]; nothing of the step's KV may be trusted then.
+    fn execute(&mut self, batch: &ScheduledBatch) -> Result<StepOutput, StepError>;
+
+    /// Put an adapter into an empty slot.
+    fn install(&mut self, slot: AdapterSlot, prepared: Self::Prepared);
+
+    /// Empty a slot; harmless if it is.
+    fn remove(&mut self, slot: AdapterSlot);
+}
+
+/// A decoder and a sampler.
+pub struct ModelExecutor<B: Backend> {
+    decoder: Decoder<B>,
+    sampler: Sampler,
+    block_size: u32,
+}
+
+impl<B: Backend> ModelExecutor<B> {
+    /// An executor whose KV blocks have `block_size` places.
+    #[must_use]
+    pub fn new(decoder: Decoder<B>, vocab_size: usize, block_size: u32) -> Self {
+        Self { decoder, sampler: Sampler::new(vocab_size), block_size }
+    }
+}
+
+impl<B: Backend> StepExecutor for ModelExecutor<B> {
+    type Prepared = PreparedDelta<B>;
+
+    fn execute(&mut self, batch: &ScheduledBatch) -> Result<StepOutput, StepError> {
+        for write in &batch.prefix_writes {
+            let blocks: Vec<u32> = write.blocks.iter().map(|block| block.0).collect();
+            if !self.decoder.write_prefix(write.slot, &blocks) {
+                return Err(StepError::NoPrefix { slot: write.slot.0 });
+            }
+        }
+        for copy in &batch.block_copies {
+            self.decoder.copy_block(copy.source.0, copy.target.0);
+        }
+        let mut output = StepOutput::default();
+        if batch.sequences.is_empty() {
+            return Ok(output);
+        }
+        let prepared = prepare(batch, self.block_size);
+        let sampler = &mut self.sampler;
+        self.decoder.forward(&prepared.input, |index, logits| {
+            let (id, spec) = prepared.samples[index];
+            output.sampled.push((id, sampler.sample(logits, spec)));
+        })?;
+        Ok(output)
+    }
+
+    fn install(&mut self, slot: AdapterSlot, prepared: PreparedDelta<B>) {
+        self.decoder.install(slot, prepared);
+    }
+
+    fn remove(&mut self, slot: AdapterSlot) {
+        self.decoder.remove(slot);
+    }
+}
+
+/// Turns adapter files into what a [`StepExecutor`] installs. Used on loader threads while steps go on.
+pub trait DeltaLoader: Send + Sync + 'static {
+    /// See [`StepExecutor::Prepared`].
+    type Prepared: Send + 'static;
+
+    /// Check an adapter in full; nothing moves to the device.
+    ///
+    /// # Errors
+    /// [`DeltaError`]: why it is refused.
+    fn compile(&self, config: &[u8], weights: &[u8]) -> Result<DeltaProgram, DeltaError>;
+
+    /// Bytes of one number of a matrix on the device.
+    fn weight_bytes(&self) -> usize;
+
+    /// Move a compiled adapter to the device.
+    ///
+    /// # Errors
+    /// [`OpsError::OutOfMemory`].
+    fn prepare(&self, program: DeltaProgram) -> Result<Self::Prepared, OpsError>;
+}
+
+/// The loader for a [`ModelExecutor`].
+pub struct ModelLoader<B: Backend> {
+    backend: Arc<B>,
+    layout: BaseLayout,
+    checkpoint: Arc<Checkpoint>,
+    limits: CompileLimits,
+}
+
+impl<B: Backend> ModelLoader<B> {
+    /// A loader for adapters of one base.
+    #[must_use]
+    pub fn new(backend: Arc<B>, layout: BaseLayout, checkpoint: Arc<Checkpoint>, limits: CompileLimits) -> Self {
+        Self { backend, layout, checkpoint, limits }
+    }
+}
+
+impl<B: Backend> DeltaLoader for ModelLoader<B> {
+    type Prepared = PreparedDelta<B>;
+
+    fn compile(&self, config: &[u8], weights: &[u8]) -> Result<DeltaProgram, DeltaError> {
+        let base = Base { layout: &self.layout, weights: self.checkpoint.as_ref() };
+        compile(config, weights, base, self.limits)
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.backend.dtype().size()
+    }
+
+    fn prepare(&self, program: DeltaProgram) -> Result<PreparedDelta<B>, OpsError> {
+        PreparedDelta::new(self.backend.as_ref(), &self.layout, program)
+    }
+}

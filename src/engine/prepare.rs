@@ -1,0 +1,87 @@
+//! From what the scheduler decided to what the decoder reads: a pure translation of ids into flat arrays.
+
+use crate::model::{EmbedRows, ModelInput};
+use crate::ops::{RowPlan, SequencePlan, StepPlan};
+use crate::types::{SampleSpec, ScheduledBatch, ScheduledSequence, SequenceId, TokenSource};
+
+/// A decoder's input, and for each sampled row in order whose it is.
+pub(super) struct Prepared<'a> {
+    pub(super) input: ModelInput,
+    pub(super) samples: Vec<(SequenceId, &'a SampleSpec)>,
+}
+
+pub(super) fn prepare(batch: &ScheduledBatch, block_size: u32) -> Prepared<'_> {
+    let rows = batch.num_tokens();
+    let mut slots = Vec::with_capacity(rows);
+    let mut input = ModelInput::default();
+    let mut samples = Vec::new();
+    for sequence in &batch.sequences {
+        let first = slots.len();
+        slots.resize(first + sequence.tokens.len(), sequence.slot);
+        append(&mut input, sequence, first, block_size);
+        if let Some(spec) = &sequence.sample {
+            samples.push((sequence.id, spec));
+            input.sampled.push(slots.len() as u32 - 1);
+        }
+    }
+    input.plan = StepPlan { rows: RowPlan::new(slots), ..input.plan };
+    Prepared { input, samples }
+}
+
+fn append(input: &mut ModelInput, sequence: &ScheduledSequence, first: usize, block_size: u32) {
+    let count = sequence.tokens.len();
+    let rows = first..first + count;
+    match &sequence.tokens {
+        TokenSource::Ids(ids) => input.plan.ids.extend(ids.iter().copied().map(Some)),
+        TokenSource::PromptEmbeds { first: first_virtual, .. } => {
+            input.plan.ids.resize(rows.end, None);
+            if let Some(slot) = sequence.slot {
+                input.embeds.push(EmbedRows { slot, first: *first_virtual as usize, rows: rows.clone() });
+            }
+        }
+    }
+    for position in sequence.start..sequence.start + count as u32 {
+        let block = sequence.blocks[(position / block_size) as usize];
+        input.plan.positions.push(position);
+        input.plan.kv_slots.push(block.0 * block_size + position % block_size);
+    }
+    let blocks = sequence.blocks.iter().map(|block| block.0).collect();
+    input.plan.sequences.push(SequencePlan { rows, start: sequence.start, blocks });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{AdapterSlot, BlockId, SamplingParams};
+
+    fn sequence(id: u64, slot: Option<u32>, start: u32, tokens: TokenSource, blocks: &[u32]) -> ScheduledSequence {
+        let blocks = blocks.iter().copied().map(BlockId).collect();
+        ScheduledSequence { id: SequenceId(id), slot: slot.map(AdapterSlot), start, tokens, blocks, sample: None }
+    }
+
+    #[test]
+    fn the_running_example_of_the_plan_comes_out_as_documented() {
+        let mut batch = ScheduledBatch::default();
+        batch.sequences.push(sequence(0, Some(2), 5, TokenSource::Ids(vec![7]), &[3, 1]));
+        batch.sequences.push(sequence(1, None, 0, TokenSource::Ids(vec![4, 5, 6]), &[0]));
+        batch.sequences.push(sequence(2, Some(2), 1, TokenSource::PromptEmbeds { first: 1, count: 1 }, &[2]));
+        let spec = SampleSpec {
+            params: SamplingParams::greedy().into(),
+            choice: 0,
+            output_position: 0,
+            banned: vec![],
+            history: None,
+        };
+        batch.sequences[1].sample = Some(spec);
+        let prepared = prepare(&batch, 4);
+        let plan = &prepared.input.plan;
+        assert_eq!(plan.positions, [5, 0, 1, 2, 1]);
+        assert_eq!(plan.kv_slots, [5, 0, 1, 2, 9]);
+        assert_eq!(plan.ids, [Some(7), Some(4), Some(5), Some(6), None]);
+        assert_eq!(plan.rows.order, [0, 4]);
+        assert_eq!(plan.sequences[1].rows, 1..4);
+        assert_eq!(prepared.input.sampled, [3]);
+        assert_eq!(prepared.samples[0].0, SequenceId(1));
+        assert_eq!(prepared.input.embeds, [EmbedRows { slot: AdapterSlot(2), first: 1, rows: 4..5 }]);
+    }
+}

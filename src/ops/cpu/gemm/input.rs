@@ -1,0 +1,100 @@
+//! x in the form the tiles broadcast from.
+
+use crate::ops::Dtype;
+use crate::ops::cpu::isa::{Arithmetic, DetectedIsa, Isa, dispatched};
+use crate::ops::cpu::math::round_bf16_bits;
+
+/// How a row of x is laid out in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::ops::cpu) enum InputForm {
+    /// f32, as it is.
+    Exact,
+    /// f32 with the value of the nearest bf16.
+    Rounded,
+    /// Two bf16 to a word, the lower k in the lower half; an odd last k is paired with 0.
+    Pairs,
+}
+
+impl InputForm {
+    pub(in crate::ops::cpu) fn of(isa: DetectedIsa, dtype: Dtype) -> Self {
+        match (dtype, isa.get()) {
+            (Dtype::F32, _) => Self::Exact,
+            (Dtype::Bf16, Isa::Avx512Bf16) => Self::Pairs,
+            (Dtype::Bf16, _) => Self::Rounded,
+        }
+    }
+
+    /// Words that `depth` numbers take.
+    pub(in crate::ops::cpu) fn words(self, depth: usize) -> usize {
+        match self {
+            Self::Exact | Self::Rounded => depth,
+            Self::Pairs => depth.div_ceil(2),
+        }
+    }
+
+    /// Words from one row to the next: whole cache lines, and an odd number of them so that rows of a power of two do
+    /// not fall on the same few sets of a cache.
+    pub(in crate::ops::cpu) fn stride(self, depth: usize) -> usize {
+        (self.words(depth).div_ceil(16) | 1) * 16
+    }
+}
+
+/// Prepared rows.
+#[derive(Clone, Copy)]
+pub(in crate::ops::cpu) struct Inputs<'a> {
+    words: &'a [u32],
+    form: InputForm,
+    depth: usize,
+    stride: usize,
+}
+
+impl<'a> Inputs<'a> {
+    /// `words` holds whole rows of [`InputForm::stride`].
+    pub(in crate::ops::cpu) fn new(words: &'a [u32], form: InputForm, depth: usize) -> Self {
+        Self { words, form, depth, stride: form.stride(depth) }
+    }
+
+    /// The rows from `row` on.
+    pub(in crate::ops::cpu) fn from_row(self, row: usize) -> Self {
+        Self { words: &self.words[row * self.stride..], ..self }
+    }
+
+    pub(super) fn form(&self) -> InputForm {
+        self.form
+    }
+
+    pub(super) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.words.len() / self.stride
+    }
+
+    /// A row, readable for [`InputForm::words`] of the depth.
+    pub(super) fn row(&self, row: usize) -> *const u32 {
+        self.words[row * self.stride..][..self.stride].as_ptr()
+    }
+}
+
+dispatched! {
+    /// Write one row in `form`.
+    fn prepare_row(form: InputForm, x: &[f32], words: &mut [u32]) = prepare
+}
+
+#[inline(always)]
+fn prepare<A: Arithmetic>(form: InputForm, x: &[f32], words: &mut [u32]) {
+    match form {
+        InputForm::Exact => words.iter_mut().zip(x).for_each(|(word, x)| *word = x.to_bits()),
+        InputForm::Rounded => words.iter_mut().zip(x).for_each(|(word, x)| *word = round_bf16_bits(*x)),
+        InputForm::Pairs => {
+            let (pairs, last) = x.as_chunks::<2>();
+            for (word, pair) in words.iter_mut().zip(pairs) {
+                *word = round_bf16_bits(pair[0]) >> 16 | round_bf16_bits(pair[1]);
+            }
+            if let [last] = last {
+                words[pairs.len()] = round_bf16_bits(*last) >> 16;
+            }
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! One GEMM for any number of rows.
+//!
+//! An output element is the sum over k, ascending, of `x[r, k] * w[n, k]` in one accumulator (with `vdpbf16ps`: one
+//! pair of k at a time), and sits in one lane from the first k to the last. Tiles differ in how many rows and panels
+//! they carry side by side, and blocks of k park the accumulator in y between them; neither changes that sequence.
+//! So a row gives the same bits alone or among others, stacked or not, on any number of threads.
+//!
+//! Threads are given panels; this file computes the panels it is told to.
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod input;
+mod portable;
+
+use std::ops::Range;
+
+pub(super) use input::{InputForm, Inputs, prepare_row};
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) use avx512::{Avx512, Avx512Dot};
+pub(super) use portable::Portable;
+
+use super::isa::{DetectedIsa, Isa, Plain};
+use super::pack::{PANEL, PackedWeight};
+use crate::ops::Dtype;
+
+/// Most rows of a tile on any instruction set.
+pub(super) const MAX_ROWS: usize = 8;
+
+/// Words of a line.
+pub(super) const WORDS: usize = PANEL;
+
+/// What happens to the sums.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Store {
+    /// `y = sum`.
+    Overwrite,
+    /// The accumulators start at y, `y = sum`.
+    Continue,
+    /// `y = y + s * sum`.
+    AddScaled(f32),
+}
+
+/// Operands of one register tile: some rows of x against some neighbouring panels, over a range of k.
+pub(super) struct Tile {
+    /// k = 0 of each row.
+    pub(super) x: [*const u32; MAX_ROWS],
+    /// k = 0 of the first panel, a line at a time.
+    pub(super) w: *const u32,
+    /// Words from one panel to the next.
+    pub(super) panel_stride: usize,
+    /// First and end k. Only attention starts at an odd k.
+    pub(super) k: Range<usize>,
+    /// First column of each row of y.
+    pub(super) y: [*mut f32; MAX_ROWS],
+    /// Columns of y over all panels of the tile; only the last panel may be ragged.
+    pub(super) width: usize,
+    pub(super) store: Store,
+}
+
+/// The register tiles of one instruction set and weight type.
+pub(super) trait Kernel {
+    /// Most rows of a tile.
+    const ROWS: usize;
+
+    /// Panels side by side in a tile of `rows` rows, so that enough sums are in flight.
+    fn panels(rows: usize) -> usize;
+
+    /// Compute one tile.
+    ///
+    /// # Safety
+    /// The machine has the instruction set. `1 <= rows <= ROWS`, `1 <= panels <= Self::panels(rows)`; for each of the
+    /// first `rows` rows, x is readable over k (two k to a word where x is given in pairs), y is writable
+    /// for `width` columns and no other thread touches them; w is readable over k for every panel;
+    /// `(panels - 1) * 16 < width <= panels * 16`.
+    unsafe fn tile(rows: usize, panels: usize, tile: &Tile);
+}
+
+/// Where the rows of a result go.
+#[derive(Clone, Copy)]
+pub(super) struct Outputs<'a> {
+    base: *mut f32,
+    len: usize,
+    stride: usize,
+    /// Row of y of each row of x; the same without.
+    map: Option<&'a [u32]>,
+}
+
+// SAFETY: only a place. Who writes through it (`multiply`) is told by its contract which columns are its own.
+unsafe impl Sync for Outputs<'_> {}
+// SAFETY: as above.
+unsafe impl Send for Outputs<'_> {}
+
+impl<'a> Outputs<'a> {
+    /// Rows of `y`, `stride` numbers apart, through `map` if there is one.
+    pub(super) fn new(y: &'a mut [f32], stride: usize, map: Option<&'a [u32]>) -> Self {
+        Self { base: y.as_mut_ptr(), len: y.len(), stride, map }
+    }
+
+    /// The same memory with other row numbers.
+    pub(super) fn with_map(self, map: &'a [u32]) -> Self {
+        Self { map: Some(map), ..self }
+    }
+
+    /// The same memory from `offset` on, with rows `stride` apart and no map.
+    pub(super) fn part(self, offset: usize, stride: usize) -> Self {
+        assert!(offset <= self.len);
+        Self { base: self.base.wrapping_add(offset), len: self.len - offset, stride, map: None }
+    }
+
+    /// The address of `width` columns of a row.
+    pub(super) fn at(&self, row: usize, column: usize, width: usize) -> *mut f32 {
+        let row = self.map.map_or(row, |map| map[row] as usize);
+        let start = row * self.stride + column;
+        assert!(column + width <= self.stride && start + width <= self.len, "a row or column outside the result");
+        self.base.wrapping_add(start)
+    }
+}
+
+/// One thread's part of a GEMM.
+pub(super) struct Part<'a> {
+    pub(super) x: Inputs<'a>,
+    pub(super) w: &'a PackedWeight,
+    pub(super) panels: Range<usize>,
+    pub(super) rows: Range<usize>,
+    pub(super) y: Outputs<'a>,
+    /// Column of y where column 0 of the weight goes.
+    pub(super) column: usize,
+    pub(super) store: Store,
+}
+
+/// The kernel of a GEMM for an instruction set and dtype. `Inputs` must be prepared in [`InputForm::of`] the same.
+///
+/// # Safety
+/// No other thread touches the columns of `part.panels` in the rows of `part.rows` of y meanwhile.
+pub(super) unsafe fn multiply(isa: DetectedIsa, dtype: Dtype, part: &Part<'_>) {
+    part.check(InputForm::of(isa, dtype));
+    // SAFETY: `DetectedIsa` proves the instruction set; the ranges were just checked; the caller answers for y.
+    unsafe {
+        match (isa.get(), dtype) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512Bf16, Dtype::Bf16) => blocks::<Avx512Dot>(part),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => blocks::<Avx512<false>>(part),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Dtype::Bf16) => blocks::<Avx512<true>>(part),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Dtype::F32) => blocks::<Avx2<false>>(part),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Dtype::Bf16) => blocks::<Avx2<true>>(part),
+            (_, Dtype::F32) => blocks::<Portable<Plain, false>>(part),
+            (_, Dtype::Bf16) => blocks::<Portable<Plain, true>>(part),
+        }
+    }
+}
+
+impl Part<'_> {
+    fn check(&self, form: InputForm) {
+        assert!(self.x.form() == form && self.x.depth() == self.w.depth(), "x was prepared for another weight");
+        assert!(self.rows.end <= self.x.rows() && self.panels.end <= self.w.panels());
+    }
+}
+
+/// Rows from which on k is walked in blocks over many panels, so that x stays in the second-level cache.
+const MANY_ROWS: usize = 24;
+/// Rows of such a block.
+const ROW_BLOCK: usize = 96;
+/// k of a block: 16 columns of it are 8 KiB in bf16, 16 KiB in f32.
+const K_BLOCK: usize = 256;
+
+/// # Safety
+/// As [`multiply`], with `part` checked and the machine having the instruction set of `K`.
+unsafe fn blocks<K: Kernel>(part: &Part<'_>) {
+    let depth = part.w.depth();
+    let rows = part.rows.len();
+    if rows == 0 {
+        return;
+    }
+    let one_tile = rows <= K::ROWS;
+    // A scaled sum is added once, so its k is never cut.
+    let k_block = if one_tile || matches!(part.store, Store::AddScaled(_)) { depth } else { K_BLOCK };
+    for run in part.w.runs(part.panels.clone()) {
+        let group = if rows < MANY_ROWS { K::panels(rows.div_ceil(rows.div_ceil(K::ROWS))) } else { run.panels.len() };
+        for row in (0..rows).step_by(ROW_BLOCK) {
+            let block_rows = part.rows.start + row..part.rows.start + (row + ROW_BLOCK).min(rows);
+            for first in run.panels.clone().step_by(group) {
+                let panels = first..(first + group).min(run.panels.end);
+                let column = run.columns.start + (first - run.panels.start) * PANEL;
+                let columns = column..run.columns.end.min(column + panels.len() * PANEL);
+                for k in (0..depth).step_by(k_block) {
+                    let k = k..(k + k_block).min(depth);
+                    // SAFETY: handed on.
+                    unsafe { panels_of_block::<K>(part, block_rows.clone(), panels.clone(), columns.clone(), k) };
+                }
+            }
+        }
+    }
+}
+
+/// One block of rows and k against neighbouring panels.
+///
+/// # Safety
+/// As [`blocks`]; the ranges lie within `part`.
+unsafe fn panels_of_block<K: Kernel>(
+    part: &Part<'_>,
+    rows: Range<usize>,
+    panels: Range<usize>,
+    columns: Range<usize>,
+    k: Range<usize>,
+) {
+    let tiles = rows.len().div_ceil(K::ROWS);
+    let side = K::panels(rows.len().div_ceil(tiles));
+    let stride = part.w.panel_stride() * WORDS;
+    let words = part.w.lines().as_ptr().cast::<u32>();
+    let store = if k.start == 0 { part.store } else { Store::Continue };
+    for first in panels.clone().step_by(side) {
+        let count = side.min(panels.end - first);
+        let column = columns.start + (first - panels.start) * PANEL;
+        let width = (columns.end - column).min(count * PANEL);
+        let mut tile = Tile {
+            x: [std::ptr::null(); MAX_ROWS],
+            w: words.wrapping_add(first * stride),
+            panel_stride: stride,
+            k: k.clone(),
+            y: [std::ptr::null_mut(); MAX_ROWS],
+            width,
+            store,
+        };
+        let mut row = rows.start;
+        for index in 0..tiles {
+            let tile_rows = (rows.end - row).div_ceil(tiles - index);
+            for i in 0..tile_rows {
+                tile.x[i] = part.x.row(row + i);
+                tile.y[i] = part.y.at(row + i, part.column + column, width);
+            }
+            // SAFETY: `Inputs::row` covers the depth, `Outputs::at` asserted the columns, the panels lie in the weight;
+            // the caller answers for threads and for the instruction set.
+            unsafe { K::tile(tile_rows, count, &tile) };
+            row += tile_rows;
+        }
+    }
+}
+
+/// Calls `$tile::<rows, panels>` for run-time numbers of rows and panels.
+macro_rules! by_shape {
+    ($tile:ident, $rows:expr, $panels:expr, $operands:expr, [$(($r:literal, $p:literal)),* $(,)?]) => {
+        match ($rows, $panels) {
+            $(($r, $p) => $tile::<BF16, $r, $p>($operands),)*
+            (rows, panels) => unreachable!("no tile of {rows} rows and {panels} panels"),
+        }
+    };
+}
+pub(super) use by_shape;

@@ -1,0 +1,237 @@
+//! Weights in the layout the GEMM tiles read.
+//!
+//! A matrix `[out, in]` is cut into *panels* of 16 output columns; every stacked segment starts at a panel of its own
+//! and the last panel of a segment is filled up with zeros. Inside a panel the numbers run along k, one cache line
+//! ([`Line`]) at a time: in f32 a line is one k of 16 columns, in bf16 it is two k, the pair of one column in one
+//! 32-bit word (lower k in the lower half), which is what `vdpbf16ps` eats and what AVX2 widens with one shift and one
+//! mask. Example, bf16, 3 inputs: line 0 holds `(w[c, 0], w[c, 1])` for c in 0..16, line 1 `(w[c, 2], 0)`.
+
+use std::ops::Range;
+
+use half::bf16;
+
+use super::math::round_bf16_bits;
+use super::memory::filled;
+use super::pool::Pool;
+use crate::ops::{Dtype, HostData, HostMatrix, OpsError};
+
+/// Output columns of a panel.
+pub(super) const PANEL: usize = 16;
+
+/// 16 words of 32 bits on one cache line.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub(super) [u32; PANEL]);
+
+/// One stacked matrix within a [`PackedWeight`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PackedSegment {
+    /// Panels of the weight that hold it.
+    pub(super) panels: Range<usize>,
+    /// Output columns of the stacked result.
+    pub(super) columns: Range<usize>,
+}
+
+/// A packed matrix `[out, in]`, possibly several stacked along `out`.
+#[derive(Debug)]
+pub struct PackedWeight {
+    dtype: Dtype,
+    depth: usize,
+    lines: Vec<Line>,
+    segments: Vec<PackedSegment>,
+}
+
+/// Consecutive panels whose columns are consecutive too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) panels: Range<usize>,
+    pub(super) columns: Range<usize>,
+}
+
+/// Lines of one panel of `depth` inputs.
+pub(super) fn lines_per_panel(dtype: Dtype, depth: usize) -> usize {
+    match dtype {
+        Dtype::F32 => depth,
+        Dtype::Bf16 => depth.div_ceil(2),
+    }
+}
+
+impl PackedWeight {
+    /// Pack `segments` in order. In bf16 mode the numbers are rounded to nearest even.
+    pub(super) fn new(dtype: Dtype, segments: &[HostMatrix<'_>], pool: &Pool) -> Result<Self, OpsError> {
+        let depth = segments.first().map_or(0, |first| first.cols);
+        let mut packed = Vec::with_capacity(segments.len());
+        let (mut panel, mut column) = (0, 0);
+        for matrix in segments {
+            let len = match matrix.data {
+                HostData::F32(data) => data.len(),
+                HostData::Bf16(data) => data.len(),
+            };
+            let fits = matrix.cols == depth && matrix.rows > 0 && depth > 0;
+            if !fits || matrix.rows.checked_mul(matrix.cols) != Some(len) {
+                return Err(OpsError::Shape { rows: matrix.rows, cols: matrix.cols, expected: depth });
+            }
+            let panels = panel..panel + matrix.rows.div_ceil(PANEL);
+            packed.push(PackedSegment { panels: panels.clone(), columns: column..column + matrix.rows });
+            (panel, column) = (panels.end, column + matrix.rows);
+        }
+        if panel == 0 {
+            return Err(OpsError::Shape { rows: 0, cols: 0, expected: 0 });
+        }
+        let stride = lines_per_panel(dtype, depth);
+        let mut lines = filled("a packed weight", stride.saturating_mul(panel), Line::default())?;
+        for (matrix, segment) in segments.iter().zip(&packed) {
+            let target = &mut lines[segment.panels.start * stride..segment.panels.end * stride];
+            pool.for_blocks(matrix.rows * depth, target, stride, |index, panel| {
+                let first = index * PANEL;
+                for lane in 0..PANEL.min(matrix.rows - first) {
+                    fill_lane(dtype, matrix, first + lane, lane, panel);
+                }
+            });
+        }
+        Ok(Self { dtype, depth, lines, segments: packed })
+    }
+
+    /// Inputs.
+    pub(super) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Output columns of all segments.
+    pub(super) fn columns(&self) -> usize {
+        self.segments.last().map_or(0, |last| last.columns.end)
+    }
+
+    pub(super) fn panels(&self) -> usize {
+        self.segments.last().map_or(0, |last| last.panels.end)
+    }
+
+    pub(super) fn segment(&self, segment: usize) -> &PackedSegment {
+        &self.segments[segment]
+    }
+
+    pub(super) fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// Lines from one panel to the next.
+    pub(super) fn panel_stride(&self) -> usize {
+        lines_per_panel(self.dtype, self.depth)
+    }
+
+    /// Cut a range of panels where a segment ends.
+    pub(super) fn runs(&self, panels: Range<usize>) -> impl Iterator<Item = Run> + '_ {
+        self.segments.iter().filter_map(move |segment| {
+            let start = panels.start.max(segment.panels.start);
+            let end = panels.end.min(segment.panels.end);
+            let column = segment.columns.start + start.saturating_sub(segment.panels.start) * PANEL;
+            let last = segment.columns.start + end.saturating_sub(segment.panels.start) * PANEL;
+            (start < end).then(|| Run { panels: start..end, columns: column..last.min(segment.columns.end) })
+        })
+    }
+
+    /// The words of one row (an output column), pairs of bf16 or single f32, along k.
+    pub(super) fn row_words(&self, row: usize) -> impl Iterator<Item = u32> + '_ {
+        let holder = self.segments.iter().find(|segment| segment.columns.contains(&row));
+        let (panel, lane) = holder.map_or((self.panels(), 0), |segment| {
+            let within = row - segment.columns.start;
+            (segment.panels.start + within / PANEL, within % PANEL)
+        });
+        let stride = self.panel_stride();
+        self.lines[panel * stride..][..stride].iter().map(move |line| line.0[lane])
+    }
+
+    /// Write a row times `scale`, widened to f32.
+    pub(super) fn widen_row(&self, row: usize, scale: f32, target: &mut [f32]) {
+        let target = &mut target[..self.depth];
+        match self.dtype {
+            Dtype::F32 => {
+                for (target, word) in target.iter_mut().zip(self.row_words(row)) {
+                    *target = scale * f32::from_bits(word);
+                }
+            }
+            Dtype::Bf16 => {
+                for (pair, word) in target.chunks_mut(2).zip(self.row_words(row)) {
+                    pair[0] = scale * f32::from_bits(word << 16);
+                    if let Some(high) = pair.get_mut(1) {
+                        *high = scale * f32::from_bits(word & 0xffff_0000);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Write row `row` of `matrix` into lane `lane` of its panel.
+fn fill_lane(dtype: Dtype, matrix: &HostMatrix<'_>, row: usize, lane: usize, panel: &mut [Line]) {
+    let range = row * matrix.cols..(row + 1) * matrix.cols;
+    match (matrix.data, dtype) {
+        (HostData::F32(data), Dtype::F32) => {
+            panel.iter_mut().zip(&data[range]).for_each(|(line, x)| line.0[lane] = x.to_bits());
+        }
+        (HostData::Bf16(data), Dtype::F32) => {
+            panel.iter_mut().zip(&data[range]).for_each(|(line, x)| line.0[lane] = u32::from(x.to_bits()) << 16);
+        }
+        (HostData::F32(data), Dtype::Bf16) => fill_pairs(&data[range], lane, panel, |x| round_bf16_bits(x) >> 16),
+        (HostData::Bf16(data), Dtype::Bf16) => {
+            fill_pairs(&data[range], lane, panel, |x: bf16| u32::from(x.to_bits()));
+        }
+    }
+}
+
+fn fill_pairs<T: Copy>(row: &[T], lane: usize, panel: &mut [Line], bits: impl Fn(T) -> u32) {
+    for (line, pair) in panel.iter_mut().zip(row.chunks(2)) {
+        let high = pair.get(1).map_or(0, |x| bits(*x));
+        line.0[lane] = bits(pair[0]) | high << 16;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(len: usize) -> Vec<f32> {
+        (0..len).map(|i| i as f32).collect()
+    }
+
+    #[test]
+    fn segments_start_at_their_own_panels_and_rows_come_back() {
+        let pool = Pool::new(2).unwrap();
+        let (first, second) = (numbers(17 * 3), numbers(5 * 3));
+        let segments = [HostMatrix::f32(17, 3, &first), HostMatrix::f32(5, 3, &second)];
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let w = PackedWeight::new(dtype, &segments, &pool).unwrap();
+            assert_eq!((w.depth(), w.columns(), w.panels()), (3, 22, 3));
+            assert_eq!(w.segment(1), &PackedSegment { panels: 2..3, columns: 17..22 });
+            let mut row = [0.0; 3];
+            w.widen_row(16, 1.0, &mut row);
+            assert_eq!(row, [48.0, 49.0, 50.0]);
+            w.widen_row(18, 2.0, &mut row);
+            assert_eq!(row, [6.0, 8.0, 10.0]);
+            let runs: Vec<Run> = w.runs(1..3).collect();
+            assert_eq!(runs, [Run { panels: 1..2, columns: 16..17 }, Run { panels: 2..3, columns: 17..22 }]);
+        }
+    }
+
+    #[test]
+    fn a_line_of_bf16_holds_pairs_of_k() {
+        let pool = Pool::new(1).unwrap();
+        let data = [1.0, 2.0, 3.0];
+        let w = PackedWeight::new(Dtype::Bf16, &[HostMatrix::f32(1, 3, &data)], &pool).unwrap();
+        let bits = |x: f32| u32::from(bf16::from_f32(x).to_bits());
+        assert_eq!(w.lines()[0].0[0], bits(1.0) | bits(2.0) << 16);
+        assert_eq!(w.lines()[1].0[0], bits(3.0));
+        assert_eq!(w.lines()[0].0[1..], [0; 15]);
+    }
+
+    #[test]
+    fn shapes_that_do_not_stack_are_refused() {
+        let pool = Pool::new(1).unwrap();
+        let data = numbers(6);
+        let stacked = [HostMatrix::f32(2, 3, &data), HostMatrix::f32(3, 2, &data)];
+        let refused = PackedWeight::new(Dtype::F32, &stacked, &pool).unwrap_err();
+        assert_eq!(refused, OpsError::Shape { rows: 3, cols: 2, expected: 3 });
+        assert!(PackedWeight::new(Dtype::F32, &[], &pool).is_err());
+        assert!(PackedWeight::new(Dtype::F32, &[HostMatrix::f32(0, 3, &[])], &pool).is_err());
+    }
+}

@@ -1,0 +1,186 @@
+//! Starting what waits: the pages of its adapter, reused blocks, its own blocks, in that order.
+
+use std::time::Instant;
+
+use super::policy::Rank;
+use super::step::StepPlan;
+use super::virtual_pages::{PageSet, PagesKey, Prefill};
+use super::{Events, Scheduler};
+use crate::cache::BlockTable;
+use crate::types::{AdapterSlot, BlockCopy, BlockId, PrefixWrite, SequenceEvent, SequenceId};
+
+/// What became of an attempt to start a waiting sequence.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Admission {
+    /// It runs.
+    Started,
+    /// It waits for something that is on its way; others may pass.
+    NotYet,
+    /// Its blocks do not fit. Nobody passes, or a large request would wait for ever.
+    NoRoom,
+}
+
+impl Scheduler {
+    pub(super) fn admit_waiting(&mut self, now: Instant, plan: &mut StepPlan) {
+        let mut previous = None;
+        while plan.budget > 0 && self.running.len() + self.pages.num_prefilling() < self.config.max_num_seqs {
+            let Some(rank) = self.waiting.next_after(previous) else { return };
+            previous = Some(rank);
+            if self.try_start(rank, now, plan) == Admission::NoRoom {
+                return;
+            }
+        }
+    }
+
+    fn try_start(&mut self, rank: Rank, now: Instant, plan: &mut StepPlan) -> Admission {
+        let id = rank.id();
+        if self.waits_for_first_choice(id) {
+            return Admission::NotYet;
+        }
+        let pages = self.sequences[id].pages;
+        let set = pages.and_then(|key| self.pages.get(key));
+        if set.is_some_and(|set| set.prefill.is_some()) {
+            return Admission::NotYet;
+        }
+        let missing = if set.is_none() { pages } else { None };
+        let reused = self.find_reusable(id);
+        if !self.fits(rank, &reused, missing) {
+            return Admission::NoRoom;
+        }
+        let missing = missing.zip(self.sequences[id].slot);
+        if let Some((key, slot)) = missing.filter(|(key, _)| !key.saved_kv) {
+            self.make_pages(key, slot, plan);
+            self.schedule_pages(key, slot, plan);
+            return Admission::NotYet;
+        }
+        // Reused blocks are taken before any is allocated, or an allocation could overwrite one.
+        for block in &reused {
+            self.cache.share(*block);
+        }
+        if let Some((key, slot)) = missing {
+            self.make_pages(key, slot, plan);
+        }
+        self.start(rank, &reused, plan);
+        self.note_start(id, now, &mut plan.events);
+        let sequence = &self.sequences[id];
+        plan.push(sequence.schedule(self.chunk(sequence.num_remaining(), plan)));
+        Admission::Started
+    }
+
+    /// Choices after the first wait until its prompt is computed, to reuse those blocks.
+    fn waits_for_first_choice(&self, id: SequenceId) -> bool {
+        let sequence = &self.sequences[id];
+        let computed = self.requests.get(&sequence.request).is_some_and(|request| request.prompt_computed);
+        sequence.choice > 0 && self.cache.prefix_cache() && !computed
+    }
+
+    fn find_reusable(&mut self, id: SequenceId) -> Vec<BlockId> {
+        let mut found = Vec::new();
+        let cache = &self.cache;
+        if cache.prefix_cache() {
+            self.sequences[id].walk_reusable(|contents| match cache.find(contents) {
+                Some(block) => {
+                    found.push(block);
+                    true
+                }
+                None => false,
+            });
+        }
+        found
+    }
+
+    /// Make sure the blocks of a start are free, reclaiming pages if that is what it takes. All blocks for the known
+    /// tokens are counted, not only the first chunk's: a prefill under way never runs out.
+    fn fits(&mut self, rank: Rank, reused: &[BlockId], missing: Option<PagesKey>) -> bool {
+        let sequence = &self.sequences[rank.id()];
+        let own = sequence.blocks_for(sequence.num_tokens()) - sequence.first_block() - reused.len();
+        let revived = reused.iter().filter(|block| self.cache.is_free(**block)).count();
+        let pages = missing.map_or(0, |key| Self::blocks_for_pages(self.block_size, key));
+        // Running decodes take a new block once per block size; without that headroom what starts now is preempted
+        // at once.
+        let headroom = self.running.len().div_ceil(self.block_size.get());
+        let needed = own + revived + pages + headroom;
+
+        let free = self.cache.num_free();
+        if free >= needed {
+            return true;
+        }
+        let reclaimable = self.reclaimable_pages(rank, sequence.pages);
+        if free + reclaimable.iter().map(|(_, blocks)| blocks).sum::<usize>() < needed {
+            return false;
+        }
+        for (key, _) in reclaimable {
+            if self.cache.num_free() >= needed {
+                break;
+            }
+            let blocks = self.pages.remove(key);
+            self.release_pages(blocks);
+        }
+        true
+    }
+
+    /// Allocate the pages of an adapter; they are written in this step, or prefilled from this step on.
+    fn make_pages(&mut self, key: PagesKey, slot: AdapterSlot, plan: &mut StepPlan) {
+        let count = Self::blocks_for_pages(self.block_size, key);
+        let blocks: Vec<_> = (0..count).map_while(|_| self.cache.allocate()).collect();
+        let prefill = if key.saved_kv {
+            plan.batch.prefix_writes.push(PrefixWrite { slot, blocks: blocks.clone() });
+            None
+        } else {
+            Some(Prefill { id: self.new_sequence_id(), num_computed: 0 })
+        };
+        self.pages.insert(key, PageSet { blocks, prefill, last_used: self.counters.steps });
+    }
+
+    /// Give a waiting sequence its table: its adapter's pages, the `reused` blocks it holds already, new ones. `fits`
+    /// has made sure of the blocks.
+    fn start(&mut self, rank: Rank, reused: &[BlockId], plan: &mut StepPlan) {
+        let sequence = &mut self.sequences[rank.id()];
+        let pages = sequence.pages.and_then(|key| {
+            self.pages.touch(key, self.counters.steps);
+            self.pages.get(key)
+        });
+        let shared = pages.map_or(&[][..], |set| &set.blocks[..sequence.first_block()]);
+        let tail = pages.and_then(|set| set.blocks.get(sequence.first_block()));
+
+        let mut table = BlockTable::default();
+        for block in shared {
+            self.cache.share(*block);
+            table.push(*block);
+        }
+        for block in reused {
+            table.push(*block);
+        }
+        let total = sequence.blocks_for(sequence.num_tokens());
+        while table.len() < total
+            && let Some(block) = self.cache.allocate()
+        {
+            if reused.is_empty()
+                && table.len() == sequence.first_block()
+                && let Some(tail) = tail
+            {
+                plan.batch.block_copies.push(BlockCopy { source: *tail, target: block });
+            }
+            table.push(block);
+        }
+        assert_eq!(table.len(), total, "blocks ran out in a start that was checked to fit");
+        sequence.start(table, reused.len());
+        self.waiting.remove(rank);
+        self.running.insert(rank);
+    }
+
+    /// Statistics of a sequence's first start, and the `Started` event of its request's.
+    fn note_start(&mut self, id: SequenceId, now: Instant, events: &mut Events) {
+        let sequence = &mut self.sequences[id];
+        let cached = sequence.num_computed_tokens.min(sequence.prompt.len());
+        if !std::mem::replace(&mut sequence.counted, true) && self.cache.prefix_cache() {
+            self.counters.prefix_queries += sequence.prompt.len() as u64;
+            self.counters.prefix_hits += cached as u64;
+        }
+        if let Some(request) = self.requests.get_mut(&sequence.request)
+            && !std::mem::replace(&mut request.started, true)
+        {
+            events.push((sequence.request, SequenceEvent::Started { at: now, cached_tokens: cached as u32 }));
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Requests coming and going: what is refused, how one becomes sequences, how its KV is given back.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::policy::Rank;
+use super::sequence::{Sequence, SequenceSeed};
+use super::virtual_pages::PagesKey;
+use super::{Events, Scheduler, SchedulerError};
+use crate::cache::PrefixScope;
+use crate::types::{BlockId, EngineRequest, RequestFailure, RequestId, SequenceEvent, SequenceId};
+
+/// What the choices of a request share.
+#[derive(Debug)]
+pub(super) struct Request {
+    /// Choices that have not ended.
+    pub(super) live: Vec<Rank>,
+    pub(super) scope: Arc<PrefixScope>,
+    pub(super) deadline: Option<Instant>,
+    /// Its first row has entered a step.
+    pub(super) started: bool,
+    /// Its first choice has computed the whole prompt, so the others can reuse those blocks.
+    pub(super) prompt_computed: bool,
+}
+
+fn num_virtual(request: &EngineRequest) -> usize {
+    let tokens = request.adapter.and_then(|adapter| adapter.virtual_tokens);
+    tokens.map_or(0, |tokens| tokens.count as usize)
+}
+
+impl Scheduler {
+    pub(super) fn check_request(&self, request: &EngineRequest) -> Result<(), SchedulerError> {
+        let id = request.id;
+        let pages = request.adapter.and_then(|adapter| PagesKey::of(&adapter));
+        let empty = |field| Err(SchedulerError::EmptyField { id, field });
+        if self.draining {
+            return Err(SchedulerError::Draining);
+        }
+        if self.requests.contains_key(&id) {
+            return Err(SchedulerError::DuplicateRequest { id });
+        }
+        if request.prompt.is_empty() {
+            return empty("prompt");
+        }
+        if request.choices == 0 {
+            return empty("choices");
+        }
+        if request.stopping.max_tokens == 0 {
+            return empty("max_tokens");
+        }
+        if pages.is_some_and(|pages| pages.count == 0) {
+            return empty("virtual_tokens");
+        }
+        self.check_lengths(request)
+    }
+
+    fn check_lengths(&self, request: &EngineRequest) -> Result<(), SchedulerError> {
+        let (virtual_tokens, prompt_tokens) = (num_virtual(request), request.prompt.len());
+        let max_tokens = self.max_output(request);
+        if max_tokens == 0 {
+            let max_model_len = self.config.max_model_len as usize;
+            return Err(SchedulerError::ContextTooLong { virtual_tokens, prompt_tokens, max_model_len });
+        }
+        // The last output token's KV is never computed. A partly filled virtual block is held twice: the shared
+        // original and the copy at the head of the sequence's own blocks.
+        let size = self.block_size;
+        let table = size.blocks_for(virtual_tokens + prompt_tokens + max_tokens - 1);
+        let needed_blocks = table + size.blocks_for(virtual_tokens) - size.full_blocks(virtual_tokens);
+        let num_blocks = self.cache.num_blocks();
+        if needed_blocks > num_blocks {
+            return Err(SchedulerError::PoolTooSmall {
+                virtual_tokens,
+                prompt_tokens,
+                max_tokens,
+                needed_blocks,
+                num_blocks,
+                block_size: size.get(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Output tokens that may come: `max_tokens`, or what the context leaves.
+    fn max_output(&self, request: &EngineRequest) -> usize {
+        let used = num_virtual(request).saturating_add(request.prompt.len());
+        let left = (self.config.max_model_len as usize).saturating_sub(used);
+        left.min(request.stopping.max_tokens as usize)
+    }
+
+    pub(super) fn new_sequence_id(&mut self) -> SequenceId {
+        self.next_sequence += 1;
+        SequenceId(self.next_sequence)
+    }
+
+    pub(super) fn insert_request(&mut self, request: EngineRequest) -> Vec<SequenceId> {
+        let scope = Arc::new(PrefixScope {
+            tenant_salt: Arc::clone(&request.tenant_salt),
+            base_digest: self.config.base_digest,
+            version: request.adapter.map(|adapter| adapter.version),
+            virtual_tokens: num_virtual(&request) as u32,
+        });
+        let max_output = self.max_output(&request);
+        let mut live = Vec::with_capacity(request.choices as usize);
+        for choice in 0..request.choices {
+            let id = self.new_sequence_id();
+            let block_size = self.block_size;
+            let seed = SequenceSeed { request: &request, id, choice, scope: &scope, max_output, block_size };
+            let sequence = Sequence::new(seed);
+            if let (Some(pages), Some(slot)) = (sequence.pages, sequence.slot) {
+                self.pages.join(pages, sequence.rank, slot);
+            }
+            live.push(sequence.rank);
+            self.waiting.insert(sequence.rank);
+            self.sequences.insert(sequence);
+        }
+        if let Some(deadline) = request.deadline {
+            self.deadlines.insert((deadline, request.id));
+        }
+        let ids = live.iter().map(|rank| rank.id()).collect();
+        let deadline = request.deadline;
+        self.requests.insert(request.id, Request { live, scope, deadline, started: false, prompt_computed: false });
+        ids
+    }
+
+    /// Take a sequence out of everything and free its KV. Its request goes with its last sequence.
+    pub(super) fn finish_sequence(&mut self, id: SequenceId) {
+        let Some(mut sequence) = self.sequences.remove(id) else { return };
+        self.waiting.remove(sequence.rank);
+        self.running.remove(sequence.rank);
+        self.cache.release_table(&mut sequence.table);
+        if let Some(pages) = sequence.pages {
+            let unwanted = self.pages.leave(pages, sequence.rank);
+            self.release_pages(unwanted);
+        }
+        if let Some(request) = self.requests.get_mut(&sequence.request) {
+            request.live.retain(|rank| *rank != sequence.rank);
+            if request.live.is_empty() {
+                let deadline = request.deadline;
+                self.requests.remove(&sequence.request);
+                if let Some(deadline) = deadline {
+                    self.deadlines.remove(&(deadline, sequence.request));
+                }
+            }
+        }
+    }
+
+    /// End a request, all choices. False where it is not here.
+    pub(super) fn remove_request(&mut self, id: RequestId) -> bool {
+        let Some(request) = self.requests.get(&id) else { return false };
+        for rank in request.live.clone() {
+            self.finish_sequence(rank.id());
+        }
+        true
+    }
+
+    /// End one choice without an event. The other choices wait for the first one's prompt only while it lives.
+    pub(super) fn remove_choice(&mut self, id: RequestId, choice: u32) -> bool {
+        let Some(request) = self.requests.get_mut(&id) else { return false };
+        let is_choice = |rank: &&Rank| self.sequences.get(rank.id()).is_some_and(|sequence| sequence.choice == choice);
+        let Some(rank) = request.live.iter().find(is_choice).copied() else { return false };
+        request.prompt_computed |= choice == 0;
+        self.finish_sequence(rank.id());
+        true
+    }
+
+    /// End a request with an event; nothing where it is gone already.
+    pub(super) fn fail_request(&mut self, id: RequestId, failure: RequestFailure, events: &mut Events) {
+        if self.remove_request(id) {
+            events.push((id, SequenceEvent::Failed(failure)));
+        }
+    }
+
+    pub(super) fn release_pages(&mut self, blocks: Vec<BlockId>) {
+        for block in blocks {
+            self.cache.release(block);
+        }
+    }
+
+    /// End every request whose deadline has come, whatever its phase.
+    pub(super) fn expire(&mut self, now: Instant, events: &mut Events) {
+        while let Some((deadline, id)) = self.deadlines.first().copied()
+            && deadline <= now
+        {
+            self.deadlines.remove(&(deadline, id));
+            self.fail_request(id, RequestFailure::DeadlineExceeded, events);
+        }
+    }
+
+    pub(super) fn begin_drain(&mut self) -> Events {
+        self.draining = true;
+        let unstarted: Vec<_> =
+            self.requests.iter().filter(|(_, request)| !request.started).map(|(id, _)| *id).collect();
+        let mut events = Events::new();
+        for id in unstarted {
+            self.fail_request(id, RequestFailure::Draining, &mut events);
+        }
+        events
+    }
+
+    pub(super) fn fail_everything(&mut self, failure: RequestFailure) -> Events {
+        let ids: Vec<_> = self.requests.keys().copied().collect();
+        let mut events = Events::new();
+        for id in ids {
+            self.fail_request(id, failure, &mut events);
+        }
+        let pages = self.pages.remove_all();
+        self.release_pages(pages);
+        self.cache.forget_all();
+        events
+    }
+}

@@ -1,0 +1,270 @@
+//! One choice of one request: its tokens, how far they are computed, and the blocks that hold them.
+//!
+//! Two countings meet here. *Tokens* are the request's own, prompt then output, from 0. *Places* are KV indices: the
+//! adapter's virtual tokens lie in places `0..num_virtual`, token `i` lies in place `num_virtual + i`.
+
+use std::collections::HashMap;
+use std::ops::{Index, IndexMut, Range};
+use std::sync::Arc;
+
+use super::policy::Rank;
+use super::virtual_pages::PagesKey;
+use crate::cache::{BlockKey, BlockSize, BlockTable, PrefixBlock, PrefixScope};
+use crate::types::{
+    AdapterSlot, BlockId, EngineRequest, FinishReason, RequestId, SampleSpec, SamplingParams, ScheduledSequence,
+    SequenceId, StoppingParams, TokenHistory, TokenSource,
+};
+
+/// Life of a sequence. A finished one is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SequenceState {
+    /// Has never had KV.
+    Waiting,
+    /// Has KV; takes part in steps.
+    Running,
+    /// Had KV and gave it up; waits to compute all its tokens, prompt and output, anew.
+    Preempted,
+}
+
+/// What a sampled id meant for its sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Accepted {
+    /// The id, unless it was a stop id.
+    pub(super) token: Option<u32>,
+    /// Set on the last one.
+    pub(super) finish: Option<(FinishReason, Option<u32>)>,
+}
+
+#[derive(Debug)]
+pub(super) struct Sequence {
+    pub(super) rank: Rank,
+    pub(super) request: RequestId,
+    pub(super) choice: u32,
+    pub(super) state: SequenceState,
+    pub(super) slot: Option<AdapterSlot>,
+    /// The virtual pages it starts with.
+    pub(super) pages: Option<PagesKey>,
+    pub(super) scope: Arc<PrefixScope>,
+    pub(super) prompt: Arc<[u32]>,
+    pub(super) output: Vec<u32>,
+    /// Output tokens that end it: `max_tokens`, or fewer where the context ends before.
+    pub(super) max_output: usize,
+    pub(super) sampling: Arc<SamplingParams>,
+    pub(super) stopping: Arc<StoppingParams>,
+    /// Tokens whose KV is in the cache.
+    pub(super) num_computed_tokens: usize,
+    pub(super) table: BlockTable,
+    /// Its first start is in the statistics.
+    pub(super) counted: bool,
+    /// Leading blocks of the table that have been offered to the prefix index, or came from it.
+    num_published_blocks: usize,
+    /// Keys of the full blocks from `first_block` on; they stay true through a preemption.
+    keys: Vec<BlockKey>,
+    block_size: BlockSize,
+}
+
+/// What [`Sequence::new`] needs besides what a request shares among its choices.
+pub(super) struct SequenceSeed<'a> {
+    pub(super) request: &'a EngineRequest,
+    pub(super) id: SequenceId,
+    pub(super) choice: u32,
+    pub(super) scope: &'a Arc<PrefixScope>,
+    pub(super) max_output: usize,
+    pub(super) block_size: BlockSize,
+}
+
+impl Sequence {
+    pub(super) fn new(seed: SequenceSeed<'_>) -> Self {
+        let SequenceSeed { request, id, choice, scope, max_output, block_size } = seed;
+        Self {
+            rank: Rank::new(request.priority, id),
+            request: request.id,
+            choice,
+            state: SequenceState::Waiting,
+            slot: request.adapter.map(|adapter| adapter.slot),
+            pages: request.adapter.and_then(|adapter| PagesKey::of(&adapter)),
+            scope: Arc::clone(scope),
+            prompt: Arc::clone(&request.prompt),
+            output: Vec::new(),
+            max_output,
+            sampling: Arc::clone(&request.sampling),
+            stopping: Arc::clone(&request.stopping),
+            num_computed_tokens: 0,
+            table: BlockTable::default(),
+            counted: false,
+            num_published_blocks: 0,
+            keys: Vec::new(),
+            block_size,
+        }
+    }
+
+    pub(super) fn num_virtual(&self) -> usize {
+        self.scope.virtual_tokens as usize
+    }
+
+    /// The first block of the table that is its own: the ones before hold virtual tokens only.
+    pub(super) fn first_block(&self) -> usize {
+        self.block_size.full_blocks(self.num_virtual())
+    }
+
+    /// Prompt and output so far.
+    pub(super) fn num_tokens(&self) -> usize {
+        self.prompt.len() + self.output.len()
+    }
+
+    /// Known tokens without KV.
+    pub(super) fn num_remaining(&self) -> usize {
+        self.num_tokens() - self.num_computed_tokens
+    }
+
+    /// Blocks that hold everything up to token `num_tokens`.
+    pub(super) fn blocks_for(&self, num_tokens: usize) -> usize {
+        self.block_size.blocks_for(self.num_virtual() + num_tokens)
+    }
+
+    fn tokens(&self, range: Range<usize>) -> Vec<u32> {
+        let split = self.prompt.len();
+        let prompt = &self.prompt[range.start.min(split)..range.end.min(split)];
+        let output = &self.output[range.start.saturating_sub(split)..range.end.saturating_sub(split)];
+        [prompt, output].concat()
+    }
+
+    /// The real tokens in block `block` of the table; the block must be full.
+    fn block_tokens(&self, block: usize) -> Vec<u32> {
+        let size = self.block_size.get();
+        let token = |place: usize| place.saturating_sub(self.num_virtual());
+        self.tokens(token(block * size)..token((block + 1) * size))
+    }
+
+    /// Call `visit` with the contents of full blocks `range` in order, until it returns false.
+    fn walk_blocks(&mut self, range: Range<usize>, mut visit: impl FnMut(usize, &PrefixBlock<'_>) -> bool) {
+        let first = self.first_block();
+        for block in range {
+            let tokens = self.block_tokens(block);
+            let position = block - first;
+            let parent = if position == 0 { self.scope.root() } else { self.keys[position - 1] };
+            if self.keys.len() == position {
+                self.keys.push(parent.child(&tokens));
+            }
+            let contents = PrefixBlock { scope: &self.scope, parent, key: self.keys[position], tokens: &tokens };
+            if !visit(block, &contents) {
+                return;
+            }
+        }
+    }
+
+    /// Visit the blocks that a new start could reuse, in order, until `visit` returns false. At least the last known
+    /// token is left out: its logits are needed.
+    pub(super) fn walk_reusable(&mut self, mut visit: impl FnMut(&PrefixBlock<'_>) -> bool) {
+        let end = self.block_size.full_blocks(self.num_virtual() + self.num_tokens() - 1);
+        self.walk_blocks(self.first_block()..end, |_, contents| visit(contents));
+    }
+
+    /// Visit the blocks that have become full since the last call.
+    pub(super) fn walk_new_full_blocks(&mut self, mut visit: impl FnMut(BlockId, &PrefixBlock<'_>)) {
+        let end = self.block_size.full_blocks(self.num_virtual() + self.num_computed_tokens);
+        let start = self.num_published_blocks.max(self.first_block());
+        if start >= end {
+            return;
+        }
+        let blocks = self.table.blocks().to_vec();
+        self.walk_blocks(start..end, |block, contents| {
+            visit(blocks[block], contents);
+            true
+        });
+        self.num_published_blocks = end;
+    }
+
+    /// Begin to run with a table whose blocks after the virtual ones hold `num_reused` reused blocks.
+    pub(super) fn start(&mut self, table: BlockTable, num_reused: usize) {
+        self.state = SequenceState::Running;
+        self.table = table;
+        self.num_published_blocks = self.first_block() + num_reused;
+        self.num_computed_tokens = match num_reused {
+            0 => 0,
+            _ => self.num_published_blocks * self.block_size.get() - self.num_virtual(),
+        };
+    }
+
+    /// Give up its KV: the blocks to release.
+    pub(super) fn preempt(&mut self) -> BlockTable {
+        self.state = SequenceState::Preempted;
+        self.num_computed_tokens = 0;
+        self.num_published_blocks = 0;
+        std::mem::take(&mut self.table)
+    }
+
+    /// Its share of a step: the next `count` tokens, sampled if they are the last known ones.
+    pub(super) fn schedule(&self, count: usize) -> ScheduledSequence {
+        let end = self.num_computed_tokens + count;
+        let places = self.num_virtual() + end;
+        ScheduledSequence {
+            id: self.rank.id(),
+            slot: self.slot,
+            start: (places - count) as u32,
+            tokens: TokenSource::Ids(self.tokens(self.num_computed_tokens..end)),
+            blocks: self.table.covering(places, self.block_size).to_vec(),
+            sample: (end == self.num_tokens()).then(|| self.sample_spec()),
+        }
+    }
+
+    fn sample_spec(&self) -> SampleSpec {
+        let stop_allowed = self.output.len() >= self.stopping.min_tokens as usize;
+        SampleSpec {
+            params: Arc::clone(&self.sampling),
+            choice: self.choice,
+            output_position: self.output.len() as u32,
+            banned: if stop_allowed { Vec::new() } else { self.stopping.stop_token_ids.clone() },
+            history: self
+                .sampling
+                .needs_history()
+                .then(|| TokenHistory { prompt: Arc::clone(&self.prompt), output: self.output.clone() }),
+        }
+    }
+
+    /// Take in the id sampled after the last known token.
+    pub(super) fn accept(&mut self, token: u32) -> Accepted {
+        let stop_allowed = self.output.len() >= self.stopping.min_tokens as usize;
+        if stop_allowed && self.stopping.stop_token_ids.contains(&token) {
+            return Accepted { token: None, finish: Some((FinishReason::Stop, Some(token))) };
+        }
+        self.output.push(token);
+        let at_limit = self.output.len() >= self.max_output;
+        Accepted { token: Some(token), finish: at_limit.then_some((FinishReason::Length, None)) }
+    }
+}
+
+/// The live sequences. A queue never holds an id that is not here, so looking up such an id is an index.
+#[derive(Debug, Default)]
+pub(super) struct SequenceMap(HashMap<SequenceId, Sequence>);
+
+impl SequenceMap {
+    pub(super) fn insert(&mut self, sequence: Sequence) {
+        self.0.insert(sequence.rank.id(), sequence);
+    }
+
+    pub(super) fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
+        self.0.remove(&id)
+    }
+
+    pub(super) fn get(&self, id: SequenceId) -> Option<&Sequence> {
+        self.0.get(&id)
+    }
+}
+
+impl Index<SequenceId> for SequenceMap {
+    type Output = Sequence;
+
+    fn index(&self, id: SequenceId) -> &Sequence {
+        &self.0[&id]
+    }
+}
+
+impl IndexMut<SequenceId> for SequenceMap {
+    fn index_mut(&mut self, id: SequenceId) -> &mut Sequence {
+        match self.0.get_mut(&id) {
+            Some(sequence) => sequence,
+            None => panic!("sequence {} is queued but not held", id.0),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Taking in the result of a step: progress, full blocks for the prefix index, tokens, failures.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use super::{Events, Scheduler};
+use crate::types::{
+    RequestFailure, RequestId, SampledToken, ScheduledBatch, ScheduledSequence, SequenceEvent, SequenceFailure,
+    SequenceId, StepOutput, TokenSource,
+};
+
+impl Scheduler {
+    pub(super) fn apply_step(&mut self, batch: &ScheduledBatch, output: &StepOutput, now: Instant) -> Events {
+        let results: HashMap<_, _> = output.sampled.iter().map(|(id, result)| (*id, result)).collect();
+        let mut events = Events::new();
+        for scheduled in &batch.sequences {
+            match (&scheduled.tokens, results.get(&scheduled.id)) {
+                (_, Some(Err(failure))) => self.fail_sequence(scheduled.id, *failure, &mut events),
+                (TokenSource::PromptEmbeds { count, .. }, _) => {
+                    if let Some(key) = self.pages.key_of(scheduled.id) {
+                        self.pages.advance(key, *count);
+                    }
+                }
+                (TokenSource::Ids(_), Some(Ok(sampled))) => {
+                    self.advance(scheduled, Some(sampled), now, &mut events);
+                }
+                (TokenSource::Ids(_), None) => self.advance(scheduled, None, now, &mut events),
+            }
+        }
+        events
+    }
+
+    fn advance(
+        &mut self,
+        scheduled: &ScheduledSequence,
+        sampled: Option<&SampledToken>,
+        now: Instant,
+        events: &mut Events,
+    ) {
+        let id = scheduled.id;
+        // Aborted while the step ran.
+        if self.sequences.get(id).is_none() {
+            return;
+        }
+        let sequence = &mut self.sequences[id];
+        sequence.num_computed_tokens += scheduled.tokens.len();
+        if self.cache.prefix_cache() {
+            sequence.walk_new_full_blocks(|block, contents| self.cache.publish(block, contents));
+        }
+        let request = sequence.request;
+        if sequence.num_computed_tokens >= sequence.prompt.len()
+            && let Some(request) = self.requests.get_mut(&request)
+        {
+            request.prompt_computed = true;
+        }
+        match (&scheduled.sample, sampled) {
+            (None, _) => {}
+            (Some(_), Some(sampled)) => self.accept(id, sampled, now, events),
+            (Some(_), None) => self.fail_request(request, RequestFailure::EngineFailed, events),
+        }
+    }
+
+    fn accept(&mut self, id: SequenceId, sampled: &SampledToken, now: Instant, events: &mut Events) {
+        let sequence = &mut self.sequences[id];
+        let accepted = sequence.accept(sampled.token);
+        let event = SequenceEvent::Token {
+            choice: sequence.choice,
+            token: accepted.token,
+            logprob: accepted.token.and(sampled.logprob.clone()),
+            finish: accepted.finish,
+            at: now,
+        };
+        events.push((sequence.request, event));
+        if accepted.finish.is_some() {
+            self.finish_sequence(id);
+        }
+    }
+
+    /// A sequence failed alone. What it computed may be poisoned, and so may all KV of the same origin: none of that
+    /// is reused. Sequences that run on it go on and are judged by their own rows.
+    fn fail_sequence(&mut self, id: SequenceId, failure: SequenceFailure, events: &mut Events) {
+        let SequenceFailure::NonFinite = failure;
+        for request in self.requests_behind(id) {
+            let Some(scope) = self.requests.get(&request).map(|request| request.scope.clone()) else { continue };
+            self.fail_request(request, RequestFailure::NonFinite, events);
+            match scope.version {
+                None => self.cache.forget_scope(&scope),
+                Some(version) => {
+                    self.cache.forget_version(version);
+                    let pages = self.pages.remove_version(version);
+                    self.release_pages(pages);
+                }
+            }
+        }
+    }
+
+    /// The requests that end with this sequence: its own, or all that want the virtual tokens it prefills.
+    fn requests_behind(&self, id: SequenceId) -> Vec<RequestId> {
+        if let Some(sequence) = self.sequences.get(id) {
+            return vec![sequence.request];
+        }
+        let Some(key) = self.pages.key_of(id) else { return Vec::new() };
+        let mut requests: Vec<_> =
+            self.pages.wanted_by(key).into_iter().map(|rank| self.sequences[rank.id()].request).collect();
+        requests.dedup();
+        requests
+    }
+
+    pub(super) fn fail_batch(&mut self, batch: &ScheduledBatch, failure: RequestFailure) -> Events {
+        let mut events = Events::new();
+        for scheduled in &batch.sequences {
+            for request in self.requests_behind(scheduled.id) {
+                self.fail_request(request, failure, &mut events);
+            }
+        }
+        for write in &batch.prefix_writes {
+            let pages = self.pages.remove_written(&write.blocks);
+            self.release_pages(pages);
+        }
+        events
+    }
+}

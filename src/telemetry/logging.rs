@@ -1,0 +1,61 @@
+//! The log: lines for people or JSON objects, on standard error.
+
+use std::io;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// How to log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Levels, as `info` or `info,polydelta::engine=debug`.
+    pub filter: String,
+    /// One JSON object a line.
+    pub json: bool,
+    /// Colours in text; the caller knows whether standard error is a terminal and whether `NO_COLOR` is set.
+    pub color: bool,
+}
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    /// The filter cannot be read.
+    #[error("--log is {filter:?}: {reason}")]
+    Filter {
+        /// What was given.
+        filter: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The process logs already.
+    #[error("logging is set up already")]
+    AlreadySet,
+}
+
+/// Set up logging for the process, once, before anything is logged.
+///
+/// # Errors
+/// [`LoggingError`].
+pub fn init_logging(settings: &LogSettings) -> Result<(), LoggingError> {
+    subscriber(settings, io::stderr)?.try_init().map_err(|_| LoggingError::AlreadySet)
+}
+
+/// The subscriber of these settings, writing where it is told.
+pub(super) fn subscriber<W>(
+    settings: &LogSettings,
+    writer: W,
+) -> Result<Box<dyn tracing::Subscriber + Send + Sync>, LoggingError>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let filter = EnvFilter::builder()
+        .parse(&settings.filter)
+        .map_err(|error| LoggingError::Filter { filter: settings.filter.clone(), reason: error.to_string() })?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    Ok(if settings.json {
+        Box::new(builder.json().flatten_event(true).finish())
+    } else {
+        Box::new(builder.with_ansi(settings.color).finish())
+    })
+}

@@ -1,0 +1,219 @@
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::names::{self, Kind};
+use super::*;
+use crate::types::Usage;
+
+fn recorder() -> (Metrics, PrometheusHandle) {
+    let mut builder = PrometheusBuilder::new();
+    for metric in names::ALL {
+        if let Kind::Histogram(bounds) = metric.kind {
+            builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.into()), bounds).unwrap();
+        }
+    }
+    let recorder = builder.build_recorder();
+    let handle = recorder.handle();
+    (Metrics::new(Box::new(recorder), "tiny"), handle)
+}
+
+fn request(adapter: Option<&str>) -> RequestFacts<'_> {
+    RequestFacts {
+        adapter,
+        outcome: RequestOutcome::Stop,
+        usage: Usage { prompt_tokens: 7, completion_tokens: 5, cached_tokens: 0 },
+        queue: Duration::from_millis(10),
+        prefill: Some(Duration::from_millis(20)),
+        decode: Duration::from_millis(400),
+        total: Duration::from_millis(430),
+    }
+}
+
+#[test]
+fn names_are_unique_and_their_bounds_ascend() {
+    let distinct: BTreeSet<_> = names::ALL.iter().map(|metric| metric.name).collect();
+    assert_eq!(distinct.len(), names::ALL.len());
+    for metric in names::ALL {
+        if let Kind::Histogram(bounds) = metric.kind {
+            assert!(bounds.is_sorted() && !bounds.is_empty(), "{}", metric.name);
+        }
+        assert_eq!(metric.kind == Kind::Counter, metric.name.ends_with("_total"), "{}", metric.name);
+    }
+}
+
+#[test]
+fn vllms_names_keep_their_colon_and_labels() {
+    let (metrics, handle) = recorder();
+    metrics.record_step(&StepFacts {
+        tokens: 9,
+        sequences: 3,
+        distinct_adapters: 2,
+        duration: Duration::from_millis(5),
+        running: 3,
+        waiting: 1,
+        kv_blocks_used: 25,
+        kv_blocks_total: 100,
+        preemptions: 2,
+        prefix_queries: 40,
+        prefix_hits: 30,
+    });
+    metrics.record_request(&request(None));
+    let text = handle.render();
+    for line in [
+        "vllm:num_requests_running{model_name=\"tiny\",engine=\"0\"} 3",
+        "vllm:num_requests_waiting{model_name=\"tiny\",engine=\"0\"} 1",
+        "vllm:kv_cache_usage_perc{model_name=\"tiny\",engine=\"0\"} 0.25",
+        "vllm:num_preemptions_total{model_name=\"tiny\",engine=\"0\"} 2",
+        "vllm:prompt_tokens_total{model_name=\"tiny\",engine=\"0\"} 7",
+        "vllm:generation_tokens_total{model_name=\"tiny\",engine=\"0\"} 5",
+        "vllm:prefix_cache_hits_total{model_name=\"tiny\",engine=\"0\"} 30",
+        "vllm:request_success_total{finished_reason=\"stop\",model_name=\"tiny\",engine=\"0\"} 1",
+        "vllm:time_to_first_token_seconds_bucket{model_name=\"tiny\",engine=\"0\",le=\"0.04\"} 1",
+        "vllm:request_time_per_output_token_seconds_bucket{model_name=\"tiny\",engine=\"0\",le=\"0.1\"} 1",
+        "polydelta_batch_distinct_adapters_bucket{le=\"1\"} 0",
+        "polydelta_batch_distinct_adapters_bucket{le=\"2\"} 1",
+        "polydelta_adapter_requests_total{adapter=\"base\",outcome=\"stop\"} 1",
+        "# HELP vllm:num_requests_running Sequences in execution batches.",
+        "# TYPE vllm:time_to_first_token_seconds histogram",
+        "polydelta_kv_blocks_used 25",
+    ] {
+        assert!(text.lines().any(|have| have == line), "{line}\nis missing from\n{text}");
+    }
+}
+
+#[test]
+fn adapter_labels_are_bounded() {
+    let (metrics, handle) = recorder();
+    for index in 0..1000 {
+        metrics.record_request(&request(Some(&format!("adapter-{index}"))));
+    }
+    metrics.record_request(&request(None));
+    let text = handle.render();
+    let series = text.lines().filter(|line| line.starts_with("polydelta_adapter_requests_total{")).count();
+    assert_eq!(series, 130, "128 adapters, other and base");
+    assert!(text.contains("polydelta_adapter_requests_total{adapter=\"other\",outcome=\"stop\"} 872"));
+    assert!(text.contains("polydelta_adapter_requests_total{adapter=\"base\",outcome=\"stop\"} 1"));
+}
+
+#[test]
+fn every_other_fact_shows_up() {
+    let (metrics, handle) = recorder();
+    metrics.record_adapters(&AdapterGauges { registered: 4, resident: 2, resident_bytes: 10, stored_bytes: 20 });
+    metrics.record_adapter_load(LoadStage::Compile, Duration::from_millis(3));
+    metrics.record_eviction("room");
+    metrics.record_adapter_wait(Duration::from_millis(1));
+    metrics.record_upload(UploadOutcome::Created, 4096);
+    metrics.record_rejection("queue_full");
+    metrics.record_rpc_start("polydelta.v1.GenerationService", "Generate");
+    metrics.record_rpc(&RpcFacts {
+        service: "polydelta.v1.GenerationService",
+        method: "Generate",
+        code: "OK",
+        duration: Duration::from_millis(1),
+    });
+    metrics.record_token_interval(Duration::from_millis(20));
+    metrics.record_cache(16, 512);
+    metrics.record_process();
+    metrics.record_step(&StepFacts::default());
+    metrics.record_request(&request(Some("sql")));
+    let text = handle.render();
+    for metric in names::ALL {
+        assert!(text.contains(&format!("# TYPE {} ", metric.name)), "{} was never recorded", metric.name);
+    }
+}
+
+fn scrape(address: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_taken_port_moves_the_default_but_refuses_an_explicit_address() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    assert!(
+        matches!(start_metrics(address, true, "tiny"), Err(ExporterError::Bind { address: bad, .. }) if bad == address)
+    );
+    let (metrics, moved) = start_metrics(address, false, "tiny").unwrap();
+    assert_ne!(moved, address);
+    metrics.record_request(&request(Some("sql")));
+    let text = tokio::task::spawn_blocking(move || scrape(moved)).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    assert!(text.contains("vllm:e2e_request_latency_seconds_bucket"), "{text}");
+}
+
+#[derive(Clone, Default)]
+struct Sink(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'w> MakeWriter<'w> for Sink {
+    type Writer = Self;
+
+    fn make_writer(&'w self) -> Self {
+        self.clone()
+    }
+}
+
+fn logged(settings: &LogSettings, log: impl FnOnce()) -> String {
+    let sink = Sink::default();
+    let subscriber = logging::subscriber(settings, sink.clone()).unwrap();
+    tracing::subscriber::with_default(subscriber, log);
+    String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
+}
+
+fn settings(filter: &str, json: bool) -> LogSettings {
+    LogSettings { filter: filter.into(), json, color: false }
+}
+
+#[test]
+fn the_json_log_is_one_object_a_line() {
+    let text = logged(&settings("info", true), || tracing::info!(rows = 3, "a step"));
+    let line: serde_json::Value = serde_json::from_str(text.trim()).unwrap();
+    assert_eq!((&line["message"], &line["rows"], &line["level"]), (&"a step".into(), &3.into(), &"INFO".into()));
+}
+
+#[test]
+fn the_filter_chooses_by_level_and_module() {
+    let log = || {
+        tracing::info!(target: "polydelta::engine", "engine info");
+        tracing::debug!(target: "polydelta::engine", "engine debug");
+        tracing::debug!(target: "polydelta::server", "server debug");
+    };
+    let text = logged(&settings("info,polydelta::engine=debug", false), log);
+    assert!(text.contains("engine info") && text.contains("engine debug") && !text.contains("server debug"), "{text}");
+    assert!(!text.contains('\u{1b}'), "no colours were asked for");
+    let refused = logging::subscriber(&settings("polydelta=loud", false), io::stderr).err();
+    assert!(matches!(refused, Some(LoggingError::Filter { filter, .. }) if filter == "polydelta=loud"));
+}
+
+#[test]
+fn without_a_terminal_progress_is_one_line() {
+    let text = logged(&settings("info", false), || {
+        let mut progress = Progress::bytes("loading the model", 100, false);
+        progress.advance(60);
+        progress.advance(40);
+        assert_eq!(progress.position(), (100, 100));
+        progress.finish();
+    });
+    assert_eq!(text.lines().count(), 1);
+    assert!(text.contains("loading the model done") && text.contains("bytes=100"), "{text}");
+}

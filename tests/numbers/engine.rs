@@ -1,0 +1,134 @@
+//! The whole hall on golden requests: scheduler, paged cache, virtual pages, executor and sampler give PEFT's ids and
+//! log-probabilities, with room for everything and with so few KV blocks that requests are preempted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use polydelta::engine::{DeltaLoader, EngineHandle, ModelExecutor, ModelLoader, StartedEngine, start};
+use polydelta::model::{BaseModel, Decoder, DecoderLimits, base_layout};
+use polydelta::ops::{Dtype, reference::ReferenceBackend};
+use polydelta::scheduler::SchedulerConfig;
+use polydelta::types::{
+    AdapterBinding, AdapterSlot, AdapterVersion, EngineRequest, RequestId, SamplingParams, SequenceEvent,
+    StoppingParams,
+};
+
+use crate::fixture::{Case, Family, LIMITS};
+
+/// Refused by this server.
+fn served(case: &&Case) -> bool {
+    let adapter = case.adapter.as_deref().unwrap_or_default();
+    !adapter.starts_with("save_") && !adapter.ends_with("_tokens")
+}
+
+struct Hall {
+    handle: EngineHandle,
+    bindings: BTreeMap<String, AdapterBinding>,
+    next: u64,
+}
+
+fn hall(family: &Family, adapters: &[String], config: SchedulerConfig) -> Hall {
+    let backend = Arc::new(ReferenceBackend::new(Dtype::F32));
+    let context = config.max_model_len as usize;
+    let base = BaseModel::load(backend.as_ref(), &family.spec, &family.checkpoint, context, &|_, _| {}).unwrap();
+    let limits = DecoderLimits {
+        max_rows: config.max_num_batched_tokens,
+        kv_blocks: config.num_blocks as usize,
+        block_size: config.block_size as usize,
+    };
+    let decoder = Decoder::new(Arc::clone(&backend), family.spec.clone(), base, limits).unwrap();
+    let executor = ModelExecutor::new(decoder, family.spec.vocab_size, config.block_size);
+    let checkpoint = Arc::new(polydelta::model::Checkpoint::open(&family.dir.join("base")).unwrap());
+    let loader = ModelLoader::new(backend, base_layout(&family.spec), checkpoint, LIMITS);
+    let StartedEngine { handle, installs, .. } = start(executor, config, usize::MAX, Box::new(|_| {})).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut bindings = BTreeMap::new();
+    for (index, adapter) in adapters.iter().enumerate() {
+        let program = family.compile(adapter).unwrap();
+        let virtual_tokens = program.facts(4).virtual_tokens;
+        let slot = AdapterSlot(index as u32);
+        runtime.block_on(installs.install(slot, loader.prepare(program).unwrap())).unwrap();
+        let version = AdapterVersion([index as u8 + 1; 32]);
+        bindings.insert(adapter.clone(), AdapterBinding { version, slot, virtual_tokens });
+    }
+    Hall { handle, bindings, next: 0 }
+}
+
+impl Hall {
+    fn submit(&mut self, case: &Case) -> tokio::sync::mpsc::Receiver<SequenceEvent> {
+        self.next += 1;
+        let request = EngineRequest {
+            id: RequestId(self.next),
+            prompt: case.prompt.as_slice().into(),
+            adapter: case.adapter.as_ref().map(|adapter| self.bindings[adapter]),
+            sampling: SamplingParams { logprobs: Some(5), ..SamplingParams::greedy() }.into(),
+            stopping: StoppingParams { max_tokens: case.ids.len() as u32, min_tokens: 0, stop_token_ids: vec![] }
+                .into(),
+            choices: 1,
+            priority: 0,
+            tenant_salt: [].into(),
+            deadline: None,
+            arrived: Instant::now(),
+        };
+        self.handle.submit(request, None).unwrap()
+    }
+
+    fn check(&mut self, family: &Family, cases: &[&Case]) {
+        let receivers: Vec<_> = cases.iter().map(|case| self.submit(case)).collect();
+        for (case, mut events) in cases.iter().zip(receivers) {
+            let name = format!("{} {}", family.name, case.name);
+            let mut ids = Vec::new();
+            while let Some(event) = events.blocking_recv() {
+                match event {
+                    SequenceEvent::Token { token: Some(token), logprob, .. } => {
+                        let found = logprob.unwrap();
+                        let step = ids.len();
+                        assert!((found.logprob - case.logprobs[step]).abs() < 1e-4, "{name}: log-prob {step}");
+                        assert_eq!(found.top[0].0, case.top[step][0].0, "{name}: top of {step}");
+                        ids.push(token);
+                    }
+                    SequenceEvent::Started { .. } => {}
+                    other => panic!("{name}: {other:?}"),
+                }
+            }
+            assert_eq!(ids, case.ids, "{name}");
+        }
+    }
+}
+
+fn config(family: &Family, num_blocks: u32) -> SchedulerConfig {
+    SchedulerConfig {
+        block_size: 4,
+        num_blocks,
+        max_num_seqs: 12,
+        max_num_batched_tokens: 48,
+        max_prefill_chunk: None,
+        max_model_len: family.spec.context_length as u32,
+        prefix_cache: true,
+        base_digest: [0; 32],
+    }
+}
+
+#[test]
+fn golden_requests_come_out_of_the_engine_with_and_without_room() {
+    for name in ["llama", "gemma3", "mistral", "phi3"] {
+        let family = Family::open(name);
+        let cases: Vec<&Case> = family.cases.iter().filter(served).collect();
+        let mut adapters: Vec<String> = cases.iter().filter_map(|case| case.adapter.clone()).collect();
+        adapters.sort();
+        adapters.dedup();
+        for num_blocks in [1024, 40] {
+            let mut hall = hall(&family, &adapters, config(&family, num_blocks));
+            hall.check(&family, &cases);
+            // Again, with the prompts' blocks in the prefix cache.
+            hall.check(&family, &cases);
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let stats = runtime.block_on(hall.handle.stats()).unwrap();
+            assert_eq!(stats.running + stats.waiting, 0, "{name}");
+            assert_eq!(stats.preemptions > 0, num_blocks == 40, "{name}: {stats:?}");
+            assert!(num_blocks == 40 || stats.prefix_hits > 0, "{name}: {stats:?}");
+            assert!(stats.steps_by_distinct_adapters.len() > 4, "{name}: {stats:?}");
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Batch invariance, bit for bit: a request's logits do not depend on the batch it is in, on how its prompt is cut into
+//! chunks, on where its blocks lie, or on being computed again from the start.
+
+use polydelta::ops::{Backend, Dtype, reference::ReferenceBackend};
+
+use crate::fixture::{Case, Family, Runner, Sequence};
+
+/// Fixtures that together hold every op class and every kind of attention.
+const FAMILIES: [&str; 4] = ["llama", "llama_bias", "phi3", "gemma3"];
+
+/// Adapters of the fixtures that are refused.
+fn served(case: &&Case) -> bool {
+    let adapter = case.adapter.as_deref().unwrap_or_default();
+    !adapter.starts_with("save_") && !adapter.ends_with("_tokens")
+}
+
+fn bits(sequence: &Sequence) -> Vec<Vec<u32>> {
+    sequence.logits.iter().map(|row| row.iter().map(|logit| logit.to_bits()).collect()).collect()
+}
+
+pub(crate) fn check_invariance<B: Backend>(make: impl Fn() -> B) {
+    for name in FAMILIES {
+        let family = Family::open(name);
+        let cases: Vec<&Case> = family.cases.iter().filter(served).collect();
+        let mut adapters: Vec<String> = cases.iter().filter_map(|case| case.adapter.clone()).collect();
+        adapters.sort();
+        adapters.dedup();
+        let mut runner = Runner::new(make(), &family, family.spec.context_length, &adapters);
+        let alone: Vec<_> = cases.iter().map(|case| bits(&runner.generate(&[case], usize::MAX)[0])).collect();
+        for chunk in [usize::MAX, 1, 5] {
+            for (case, (alone, mixed)) in cases.iter().zip(alone.iter().zip(runner.generate(&cases, chunk))) {
+                assert!(*alone == bits(&mixed), "{name} {}: mixed, chunks of {chunk}", case.name);
+            }
+        }
+        let reversed: Vec<&Case> = cases.iter().rev().copied().collect();
+        for (case, (alone, mixed)) in reversed.iter().zip(alone.iter().rev().zip(runner.generate(&reversed, 3))) {
+            assert!(*alone == bits(&mixed), "{name} {}: in reversed order", case.name);
+        }
+        for (case, alone) in cases.iter().zip(&alone) {
+            assert!(*alone == bits(&runner.recompute(case)), "{name} {}: recomputed at every token", case.name);
+        }
+    }
+}
+
+#[test]
+fn the_reference_backend_in_f32_gives_a_request_the_same_bits_in_any_batch() {
+    check_invariance(|| ReferenceBackend::new(Dtype::F32));
+}
+
+#[test]
+fn the_reference_backend_in_bf16_gives_a_request_the_same_bits_in_any_batch() {
+    check_invariance(|| ReferenceBackend::new(Dtype::Bf16));
+}
