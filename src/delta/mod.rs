@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! A delta is a small program: compilers from adapter files to a [`DeltaProgram`], one file per PEFT method, and its
 //! residency on a device. A step knows op classes, never method names; this room never sees a request.
 
@@ -16,8 +15,3 @@ pub use error::DeltaError;
 pub use layout::{BaseLayout, BaseReadError, BaseSizes, BaseWeights, LayerSite, Module, ModuleKind, Site};
 pub use program::{DeltaOp, DeltaProgram, PrefixLayer};
 pub use resident::{DeltaTable, LayerDeltas, LinearDeltas, PreparedDelta, VirtualRows};
-=======
-//! A delta is a small program: compilers from adapter files to a DeltaProgram, one file per PEFT method, and its residency on a device.
-
-pub mod safetensors;
->>>>>>> wt-adapters
