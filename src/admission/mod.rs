@@ -1,1 +1,20 @@
-//! The gate: limits, validation, permits, deadlines, adapter leases. Turns a request into an EngineRequest or a refusal that names the field.
+//! The gate: limits, validation, permits, deadlines, adapter leases. Turns a request into an
+//! [`EngineRequest`](crate::types::EngineRequest) or a refusal that names the field, and the engine's events into text.
+//!
+//! It knows no gRPC. Nothing here computes with weights; what takes long runs off the reactor.
+
+mod engine;
+mod error;
+mod gate;
+mod generation;
+mod hall;
+pub mod validate;
+
+pub use engine::{GenerationEngine, StatsFuture};
+pub use error::AdmissionError;
+pub use gate::{AdapterChoice, Arrival, Gate, GateParts, GenerateRequest, TokenizedPrompt};
+pub use generation::{
+    ChoiceDelta, Generation, GenerationError, GenerationEvent, GenerationInfo, OutputToken, StopMatch, Timings,
+};
+pub use hall::{AdapterHall, ResidentFuture};
+pub use validate::InvalidRequest;

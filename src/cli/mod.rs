@@ -1,1 +1,16 @@
-//! The command line: serve, demo, adapter, generate, inspect, bench.
+//! The verbs of the command line that talk to a server, over the same gRPC as everybody else.
+//!
+//! Tables and text are for people, `--json` is for programs; standard output carries results only, everything else goes
+//! to standard error. `serve`, `demo` and `inspect` need the whole house and are the application's.
+
+mod adapter;
+mod client;
+mod exit;
+mod generate;
+mod table;
+mod upload;
+
+pub use adapter::run as adapter;
+pub use exit::{CliError, UsageError};
+pub use generate::run as generate;
+pub use table::{Table, bytes};

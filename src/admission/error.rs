@@ -1,0 +1,44 @@
+//! Why a request is not admitted.
+
+use super::validate::InvalidRequest;
+use crate::adapters::AdapterError;
+use crate::engine::SubmitError;
+use crate::text::{ChatError, TokenizerError};
+
+/// Refusals of the gate.
+#[derive(Debug, thiserror::Error)]
+pub enum AdmissionError {
+    /// As many requests as allowed are in the server.
+    #[error("{limit} requests are in the server, the limit is reached")]
+    TooManyRequests {
+        /// `--max-concurrent-requests`.
+        limit: u32,
+    },
+    /// A field of the request is out of range, or does not go with another.
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    /// The tokenizer makes no token of it.
+    #[error("the prompt has no tokens")]
+    EmptyPrompt,
+    /// A chat was sent to a model without a template.
+    #[error("the model has no chat template; send a prompt")]
+    NoChatTemplate,
+    /// The chat template does not take it.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// The tokenizer failed.
+    #[error("tokenizing the prompt: {0}")]
+    Tokenizer(#[from] TokenizerError),
+    /// A defect of the tokenizer, contained.
+    #[error("the tokenizer panicked")]
+    TokenizerPanicked,
+    /// The adapter cannot be had.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The engine does not take it.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// The deadline had passed when it came.
+    #[error("the deadline passed before the request was queued")]
+    DeadlineExceeded,
+}

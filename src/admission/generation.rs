@@ -1,0 +1,353 @@
+//! A running request as its reader sees it: engine events in, text out.
+//!
+//! This is the only consumer of [`SequenceEvent`]s; the unary and the streaming call both read it. It detokenizes, finds
+//! stop strings, ends a choice at one, counts, and takes times. Dropped before its end, it ends the request.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::engine::GenerationEngine;
+use crate::telemetry::metrics::{Metrics, RequestFacts, RequestOutcome};
+use crate::text::{ChoiceText, TokenizerError};
+use crate::types::{
+    AdapterName, AdapterVersion, FinishReason, RequestFailure, RequestId, SequenceEvent, TokenLogprob, Usage,
+};
+
+/// Why a generation ended without a result.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerationError {
+    /// The engine said so.
+    #[error(transparent)]
+    Failed(#[from] RequestFailure),
+    /// The engine closed the channel before every choice had ended: its thread is gone.
+    #[error("the engine ended the request without a result")]
+    EngineGone,
+    /// An id of the model that the tokenizer cannot decode.
+    #[error("decoding generated tokens: {0}")]
+    Text(#[from] TokenizerError),
+}
+
+impl GenerationError {
+    fn outcome(&self) -> RequestOutcome {
+        match self {
+            Self::Failed(RequestFailure::DeadlineExceeded) => RequestOutcome::DeadlineExceeded,
+            Self::Failed(RequestFailure::Draining | RequestFailure::NonFinite | RequestFailure::EngineFailed)
+            | Self::EngineGone
+            | Self::Text(_) => RequestOutcome::Failed,
+        }
+    }
+}
+
+/// Which stop ended a choice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopMatch {
+    /// A stop string of the request.
+    Text(String),
+    /// An eos or stop id.
+    Token(u32),
+}
+
+/// A generated token, or one of the prompt in an echo.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutputToken {
+    /// The id.
+    pub id: u32,
+    /// Present where asked for; never for the prompt.
+    pub logprob: Option<TokenLogprob>,
+}
+
+/// More of one choice.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ChoiceDelta {
+    /// Which choice.
+    pub index: u32,
+    /// Final text.
+    pub text: String,
+    /// The tokens that came with it. Text can lag behind its tokens.
+    pub tokens: Vec<OutputToken>,
+    /// Set on the choice's last delta.
+    pub finish: Option<(FinishReason, Option<StopMatch>)>,
+}
+
+/// Where the time of a request went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Arrival to first step.
+    pub queue: Duration,
+    /// First step to first token.
+    pub prefill: Duration,
+    /// First token to last.
+    pub decode: Duration,
+    /// Arrival to last token.
+    pub total: Duration,
+}
+
+/// What a generation says while it runs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GenerationEvent {
+    /// More of one choice.
+    Delta(ChoiceDelta),
+    /// Every choice has ended. Said once; nothing follows.
+    Finished {
+        /// Token counts.
+        usage: Usage,
+        /// Times.
+        timings: Timings,
+    },
+}
+
+/// What is known of a request once it is admitted.
+#[derive(Clone, Debug)]
+pub struct GenerationInfo {
+    /// The client's or the server's id.
+    pub request_id: String,
+    /// Name and version; `None` is the base.
+    pub adapter: Option<(AdapterName, AdapterVersion)>,
+    /// Number of choices.
+    pub choices: u32,
+}
+
+/// What an admitted request is made of, for [`Generation::new`].
+pub(super) struct Admitted {
+    pub info: GenerationInfo,
+    pub id: RequestId,
+    pub engine: Arc<dyn GenerationEngine>,
+    pub events: mpsc::Receiver<SequenceEvent>,
+    pub texts: Vec<ChoiceText>,
+    pub stop: Vec<String>,
+    pub prompt_tokens: u32,
+    pub echo: Option<Echo>,
+    pub arrived: Instant,
+    pub place: OwnedSemaphorePermit,
+    pub metrics: Metrics,
+}
+
+/// The prompt, to be returned at the head of every choice.
+#[derive(Clone, Debug)]
+pub(super) struct Echo {
+    pub text: String,
+    pub ids: Arc<[u32]>,
+}
+
+/// An admitted request. Dropping it aborts what still runs.
+pub struct Generation {
+    info: GenerationInfo,
+    request: Running,
+    choices: Vec<Choice>,
+    stop: Vec<String>,
+    usage: Usage,
+    times: Times,
+    echo: Option<Echo>,
+    /// Index of the next choice whose echo is due.
+    echoed: u32,
+    finished: bool,
+    record: Record,
+    /// Its place among the requests in the server.
+    _place: OwnedSemaphorePermit,
+}
+
+struct Choice {
+    text: ChoiceText,
+    open: bool,
+}
+
+struct Times {
+    arrived: Instant,
+    started: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+}
+
+impl Generation {
+    pub(super) fn new(admitted: Admitted) -> Self {
+        let Admitted { info, id, engine, events, texts, stop, prompt_tokens, echo, arrived, place, metrics } = admitted;
+        Self {
+            record: Record { metrics, outcome: RequestOutcome::Cancelled },
+            info,
+            request: Running { id, engine, events, over: false },
+            choices: texts.into_iter().map(|text| Choice { text, open: true }).collect(),
+            stop,
+            usage: Usage { prompt_tokens, ..Usage::default() },
+            times: Times { arrived, started: None, first_token: None, last_token: None },
+            echo,
+            echoed: 0,
+            finished: false,
+            _place: place,
+        }
+    }
+
+    /// What is known of it.
+    #[must_use]
+    pub fn info(&self) -> &GenerationInfo {
+        &self.info
+    }
+
+    /// The next thing to say; `None` after [`GenerationEvent::Finished`].
+    ///
+    /// # Errors
+    /// The request failed; what was said of it before is void, and nothing follows.
+    pub async fn next(&mut self) -> Option<Result<GenerationEvent, GenerationError>> {
+        if self.finished {
+            return None;
+        }
+        if let Some(delta) = self.next_echo() {
+            return Some(Ok(GenerationEvent::Delta(delta)));
+        }
+        loop {
+            if self.choices.iter().all(|choice| !choice.open) {
+                self.finished = true;
+                self.request.over = true;
+                let (usage, timings) = (self.usage, self.times.timings());
+                return Some(Ok(GenerationEvent::Finished { usage, timings }));
+            }
+            let delta = match self.request.events.recv().await {
+                Some(event) => self.take(event),
+                None => {
+                    self.request.over = true;
+                    Err(GenerationError::EngineGone)
+                }
+            };
+            match delta {
+                Ok(Some(delta)) => return Some(Ok(GenerationEvent::Delta(delta))),
+                Ok(None) => {}
+                Err(error) => {
+                    self.finished = true;
+                    self.record.outcome = error.outcome();
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+
+    fn next_echo(&mut self) -> Option<ChoiceDelta> {
+        let echo = self.echo.as_ref().filter(|_| self.echoed < self.info.choices)?;
+        let tokens = echo.ids.iter().map(|id| OutputToken { id: *id, logprob: None }).collect();
+        let delta = ChoiceDelta { index: self.echoed, text: echo.text.clone(), tokens, finish: None };
+        self.echoed += 1;
+        Some(delta)
+    }
+
+    fn take(&mut self, event: SequenceEvent) -> Result<Option<ChoiceDelta>, GenerationError> {
+        match event {
+            SequenceEvent::Started { at, cached_tokens } => {
+                self.times.started = Some(at);
+                self.usage.cached_tokens = cached_tokens;
+                Ok(None)
+            }
+            SequenceEvent::Token { choice, token, logprob, finish, at } => {
+                self.take_token(choice, token.map(|id| OutputToken { id, logprob }), finish, at)
+            }
+            SequenceEvent::Failed(failure) => {
+                self.request.over = true;
+                Err(failure.into())
+            }
+        }
+    }
+
+    fn take_token(
+        &mut self,
+        index: u32,
+        token: Option<OutputToken>,
+        finish: Option<(FinishReason, Option<u32>)>,
+        at: Instant,
+    ) -> Result<Option<ChoiceDelta>, GenerationError> {
+        let Some(choice) = self.choices.get_mut(index as usize).filter(|choice| choice.open) else {
+            // Tokens computed after a stop string matched are neither shown nor counted.
+            return Ok(None);
+        };
+        if let Some(before) = self.times.last_token.replace(at) {
+            self.record.metrics.record_token_interval(at.saturating_duration_since(before));
+        }
+        self.times.first_token.get_or_insert(at);
+        let mut delta = ChoiceDelta { index, ..ChoiceDelta::default() };
+        let mut matched = None;
+        if let Some(token) = token {
+            self.usage.completion_tokens += 1;
+            let text = choice.text.push(token.id)?;
+            (delta.text, matched) = (text.text, text.stop);
+            delta.tokens.push(token);
+        }
+        if finish.is_some() && matched.is_none() {
+            let rest = choice.text.finish()?;
+            delta.text += &rest.text;
+            matched = rest.stop;
+        }
+        delta.finish = match (matched, finish) {
+            (Some(which), ended) => {
+                if ended.is_none() {
+                    self.request.engine.finish_choice(self.request.id, index);
+                }
+                Some((FinishReason::Stop, self.stop.get(which).cloned().map(StopMatch::Text)))
+            }
+            (None, Some((reason, stop_id))) => Some((reason, stop_id.map(StopMatch::Token))),
+            (None, None) => None,
+        };
+        choice.open = delta.finish.is_none();
+        if let Some((reason, _)) = &delta.finish {
+            self.record.outcome = match reason {
+                FinishReason::Stop => RequestOutcome::Stop,
+                FinishReason::Length => RequestOutcome::Length,
+            };
+        }
+        let silent = delta.text.is_empty() && delta.tokens.is_empty() && delta.finish.is_none();
+        Ok((!silent).then_some(delta))
+    }
+}
+
+impl Times {
+    fn timings(&self) -> Timings {
+        let since = |later: Option<Instant>, earlier: Option<Instant>| match (later, earlier) {
+            (Some(later), Some(earlier)) => later.saturating_duration_since(earlier),
+            _ => Duration::ZERO,
+        };
+        Timings {
+            queue: since(self.started, Some(self.arrived)),
+            prefill: since(self.first_token, self.started),
+            decode: since(self.last_token, self.first_token),
+            total: since(self.last_token, Some(self.arrived)),
+        }
+    }
+}
+
+/// The request in the engine.
+struct Running {
+    id: RequestId,
+    engine: Arc<dyn GenerationEngine>,
+    events: mpsc::Receiver<SequenceEvent>,
+    /// The engine has ended it, or will without being asked.
+    over: bool,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.over {
+            self.engine.abort(self.id);
+        }
+    }
+}
+
+/// What the metrics are told at the end.
+struct Record {
+    metrics: Metrics,
+    outcome: RequestOutcome,
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        let Timings { queue, prefill, decode, total } = self.times.timings();
+        self.record.metrics.record_request(&RequestFacts {
+            adapter: self.info.adapter.as_ref().map(|(name, _)| name.as_str()),
+            outcome: self.record.outcome,
+            usage: self.usage,
+            queue,
+            prefill: self.times.first_token.map(|_| prefill),
+            decode,
+            total,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

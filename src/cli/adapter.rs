@@ -1,0 +1,172 @@
+//! `polydelta adapter …`
+
+use std::io::Write;
+
+use serde_json::{Value, json};
+use tonic::transport::Channel;
+
+use super::client::{connect, request};
+use super::exit::CliError;
+use super::table::{Table, bytes};
+use super::upload;
+use crate::config::client::NamedArgs;
+use crate::config::{AdapterCommand, ClientArgs, InspectArgs};
+use crate::server::pb;
+use pb::adapter_service_client::AdapterServiceClient;
+
+type Service = AdapterServiceClient<Channel>;
+
+const PAGE: i32 = 500;
+
+/// Run a verb, writing to `out`. `inspect` compiles an adapter without a server; it is the caller's, who has the room
+/// that compiles.
+///
+/// # Errors
+/// The connection, the server's refusal, the output, or whatever `inspect` says.
+pub async fn run<E: From<CliError>>(
+    command: &AdapterCommand,
+    out: &mut impl Write,
+    inspect: impl AsyncFnOnce(&InspectArgs) -> Result<(), E>,
+) -> Result<(), E> {
+    let done = match command {
+        AdapterCommand::Inspect(args) => return inspect(args).await,
+        AdapterCommand::List { client } => list(client, out).await,
+        AdapterCommand::Delete(args) => delete(args, out).await,
+        AdapterCommand::Upload(args) => print(&args.client, upload::run(args).await, out),
+        AdapterCommand::Show(args) => print(&args.client, show(args).await, out),
+        AdapterCommand::Load { named, pin } => print(&named.client, load(named, *pin).await, out),
+        AdapterCommand::Unload(args) => print(&args.client, unload(args).await, out),
+    };
+    done.map_err(E::from)
+}
+
+fn print(
+    client: &ClientArgs,
+    adapter: Result<Option<pb::Adapter>, CliError>,
+    out: &mut impl Write,
+) -> Result<(), CliError> {
+    let adapter = adapter?.ok_or(CliError::Incomplete { missing: "adapter" })?;
+    print_one(&adapter, client.json, out).map_err(CliError::Output)
+}
+
+async fn show(args: &NamedArgs) -> Result<Option<pb::Adapter>, CliError> {
+    let message = pb::GetAdapterRequest { name: args.name.to_string() };
+    let mut service = Service::new(connect(&args.client).await?);
+    Ok(service.get_adapter(request(&args.client, message)).await?.into_inner().adapter)
+}
+
+async fn load(args: &NamedArgs, pin: bool) -> Result<Option<pb::Adapter>, CliError> {
+    let message = pb::LoadAdapterRequest { name: args.name.to_string(), pin: pin.then_some(true) };
+    let mut service = Service::new(connect(&args.client).await?);
+    Ok(service.load_adapter(request(&args.client, message)).await?.into_inner().adapter)
+}
+
+async fn unload(args: &NamedArgs) -> Result<Option<pb::Adapter>, CliError> {
+    let message = pb::UnloadAdapterRequest { name: args.name.to_string() };
+    let mut service = Service::new(connect(&args.client).await?);
+    Ok(service.unload_adapter(request(&args.client, message)).await?.into_inner().adapter)
+}
+
+async fn delete(args: &NamedArgs, out: &mut impl Write) -> Result<(), CliError> {
+    let message = pb::DeleteAdapterRequest { name: args.name.to_string(), ..pb::DeleteAdapterRequest::default() };
+    let mut service = Service::new(connect(&args.client).await?);
+    service.delete_adapter(request(&args.client, message)).await?;
+    if args.client.json {
+        writeln!(out, "{}", json!({ "deleted": args.name.as_str() })).map_err(CliError::Output)?;
+    }
+    Ok(())
+}
+
+async fn list(client: &ClientArgs, out: &mut impl Write) -> Result<(), CliError> {
+    let mut service = Service::new(connect(client).await?);
+    let mut adapters = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let message = pb::ListAdaptersRequest { page_size: PAGE, page_token };
+        let page = service.list_adapters(request(client, message)).await?.into_inner();
+        adapters.extend(page.adapters);
+        if page.next_page_token.is_empty() {
+            return print_list(&adapters, client.json, out).map_err(CliError::Output);
+        }
+        page_token = page.next_page_token;
+    }
+}
+
+fn print_list(adapters: &[pb::Adapter], json: bool, out: &mut impl Write) -> std::io::Result<()> {
+    if json {
+        let adapters: Vec<_> = adapters.iter().map(adapter_json).collect();
+        return writeln!(out, "{:#}", json!({ "adapters": adapters }));
+    }
+    let mut table = Table::new(["NAME", "KIND", "RANK", "STATE", "PIN", "ACTIVE", "DEVICE", "STORED", "VERSION"]);
+    for adapter in adapters {
+        table.row([
+            adapter.name.clone(),
+            or_dash(&adapter.kind),
+            if adapter.max_rank == 0 { "-".to_owned() } else { adapter.max_rank.to_string() },
+            state(adapter).to_owned(),
+            if adapter.pinned { "yes" } else { "" }.to_owned(),
+            adapter.active_requests.to_string(),
+            if adapter.device_bytes == 0 { "-".to_owned() } else { bytes(adapter.device_bytes) },
+            bytes(adapter.stored_bytes),
+            adapter.version.chars().take(12).collect(),
+        ]);
+    }
+    table.write(out)
+}
+
+fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
+fn state(adapter: &pb::Adapter) -> &'static str {
+    match adapter.state() {
+        pb::AdapterState::Unspecified => "-",
+        pb::AdapterState::Stored => "stored",
+        pb::AdapterState::Loading => "loading",
+        pb::AdapterState::Resident => "resident",
+        pb::AdapterState::Evicting => "evicting",
+    }
+}
+
+fn print_one(adapter: &pb::Adapter, json: bool, out: &mut impl Write) -> std::io::Result<()> {
+    if json {
+        return writeln!(out, "{:#}", adapter_json(adapter));
+    }
+    let ops: Vec<_> = adapter.ops.iter().map(|op| format!("{} × {}", op.count, op.op_class)).collect();
+    let rows = [
+        ("name", adapter.name.clone()),
+        ("version", adapter.version.clone()),
+        ("kind", or_dash(&adapter.kind)),
+        ("state", state(adapter).to_owned()),
+        ("pinned", if adapter.pinned { "yes" } else { "no" }.to_owned()),
+        ("max rank", adapter.max_rank.to_string()),
+        ("ops", or_dash(&ops.join(", "))),
+        ("parameters", adapter.parameters.to_string()),
+        ("virtual tokens", adapter.virtual_tokens.to_string()),
+        ("on the device", bytes(adapter.device_bytes)),
+        ("in the store", bytes(adapter.stored_bytes)),
+        ("active requests", adapter.active_requests.to_string()),
+        ("last error", or_dash(&adapter.last_error)),
+    ];
+    rows.iter().try_for_each(|(label, value)| writeln!(out, "{label:<16}{value}"))
+}
+
+fn adapter_json(adapter: &pb::Adapter) -> Value {
+    let ops: serde_json::Map<_, _> = adapter.ops.iter().map(|op| (op.op_class.clone(), json!(op.count))).collect();
+    json!({
+        "name": adapter.name,
+        "version": adapter.version,
+        "kind": adapter.kind,
+        "state": adapter.state().as_str_name(),
+        "pinned": adapter.pinned,
+        "max_rank": adapter.max_rank,
+        "ops": ops,
+        "parameters": adapter.parameters,
+        "device_bytes": adapter.device_bytes,
+        "stored_bytes": adapter.stored_bytes,
+        "virtual_tokens": adapter.virtual_tokens,
+        "active_requests": adapter.active_requests,
+        "create_time": adapter.create_time.as_ref().map(ToString::to_string),
+        "last_error": adapter.last_error,
+    })
+}

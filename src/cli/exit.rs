@@ -1,0 +1,122 @@
+//! How a verb fails, and with which exit code.
+
+use tonic::Code;
+
+use crate::config::Exit;
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The server's answer.
+    #[error("{}", describe(.0))]
+    Status(#[from] Box<tonic::Status>),
+    /// The address is no address.
+    #[error("{address:?} is not an address like 127.0.0.1:50051 or http://host:port")]
+    BadAddress {
+        /// As given.
+        address: String,
+    },
+    /// Nobody answers there.
+    #[error("cannot connect to {address}: {source}")]
+    Connect {
+        /// As given.
+        address: String,
+        /// Why not.
+        source: Box<tonic::transport::Error>,
+    },
+    /// A local file.
+    #[error("{action} {path}: {source}")]
+    File {
+        /// What was being done.
+        action: &'static str,
+        /// To which file.
+        path: String,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// Writing to the terminal or pipe.
+    #[error("writing the output: {0}")]
+    Output(std::io::Error),
+    /// The arguments contradict each other or the files they name.
+    #[error("{0}")]
+    Usage(#[from] UsageError),
+    /// The answer lacks what the protocol promises.
+    #[error("the server's answer has no {missing}")]
+    Incomplete {
+        /// Name of the field.
+        missing: &'static str,
+    },
+}
+
+/// Arguments that cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum UsageError {
+    /// A folder without adapter.
+    #[error("{folder} has no {file}")]
+    NoAdapter {
+        /// As given.
+        folder: String,
+        /// What it lacks.
+        file: &'static str,
+    },
+    /// Prompt bytes that are no text.
+    #[error("the prompt is not UTF-8")]
+    PromptEncoding,
+}
+
+impl From<tonic::Status> for CliError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+impl CliError {
+    /// The exit code.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Status(status) => exit_of(status.code()),
+            Self::BadAddress { .. } | Self::Usage(_) => Exit::Usage,
+            Self::Connect { .. } => Exit::Unavailable,
+            Self::File { .. } | Self::Output(_) | Self::Incomplete { .. } => Exit::Failure,
+        }
+    }
+}
+
+fn exit_of(code: Code) -> Exit {
+    match code {
+        Code::Ok => Exit::Ok,
+        Code::NotFound => Exit::NotFound,
+        Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded => Exit::Unavailable,
+        Code::InvalidArgument
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::Unimplemented => Exit::Rejected,
+        Code::Cancelled | Code::Unknown | Code::Internal | Code::DataLoss => Exit::Failure,
+    }
+}
+
+fn describe(status: &tonic::Status) -> String {
+    use tonic_types::StatusExt;
+    let reason = status.get_details_error_info().map_or_else(|| format!("{:?}", status.code()), |info| info.reason);
+    format!("{} [{reason}]", status.message())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_the_documented_ones() {
+        let of = |code| CliError::from(tonic::Status::new(code, "x")).exit();
+        assert_eq!(of(Code::NotFound), Exit::NotFound);
+        assert_eq!(of(Code::Unavailable), Exit::Unavailable);
+        assert_eq!(of(Code::InvalidArgument), Exit::Rejected);
+        assert_eq!(of(Code::Internal), Exit::Failure);
+        assert_eq!(CliError::BadAddress { address: "x".into() }.exit(), Exit::Usage);
+    }
+}

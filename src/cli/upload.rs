@@ -1,0 +1,183 @@
+//! `polydelta adapter upload`: a folder saved by peft goes to the server in chunks, from where it last broke off.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use tonic::transport::Channel;
+
+use super::client::{connect, request};
+use super::exit::{CliError, UsageError};
+use crate::config::{ClientArgs, UploadArgs};
+use crate::server::pb;
+use crate::telemetry::progress::Progress;
+use pb::adapter_service_client::AdapterServiceClient;
+use pb::upload_adapter_request::Frame;
+
+const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+const CHUNK: usize = 512 * 1024;
+/// How often an upload goes on after the connection broke.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Upload a folder and return the adapter.
+///
+/// # Errors
+/// The folder, the connection, the server's refusal.
+pub(super) async fn run(args: &UploadArgs) -> Result<Option<pb::Adapter>, CliError> {
+    let folder = args.dir.clone();
+    let files = blocking(move || digest_all(&folder)).await??;
+    let mut service = AdapterServiceClient::new(connect(&args.client).await?);
+    let upload_id = args.upload_id.clone().unwrap_or_else(random_id);
+    let header = header(args, &files, &upload_id);
+    let mut attempt = 1;
+    loop {
+        match send(&args.client, &mut service, header.clone(), &files).await {
+            Ok(adapter) => return Ok(adapter),
+            Err(CliError::Status(status)) if status.code() == Code::Unavailable && attempt < ATTEMPTS => {
+                tokio::time::sleep(PAUSE * attempt).await;
+                attempt += 1;
+            }
+            Err(error) => {
+                tracing::error!("the upload broke off; to go on: --upload-id {upload_id}");
+                return Err(error);
+            }
+        }
+    }
+}
+
+struct LocalFile {
+    path: PathBuf,
+    name: &'static str,
+    size: u64,
+    sha256: String,
+}
+
+fn digest_all(folder: &Path) -> Result<Vec<LocalFile>, CliError> {
+    FILES.into_iter().map(|name| digest(folder, name)).collect()
+}
+
+fn digest(folder: &Path, name: &'static str) -> Result<LocalFile, CliError> {
+    let path = folder.join(name);
+    let failed = |source: std::io::Error| match source.kind() {
+        std::io::ErrorKind::NotFound => {
+            CliError::from(UsageError::NoAdapter { folder: folder.display().to_string(), file: name })
+        }
+        _ => CliError::File { action: "reading", path: path.display().to_string(), source },
+    };
+    let mut file = std::fs::File::open(&path).map_err(failed)?;
+    let mut hasher = Sha256::new();
+    let size = std::io::copy(&mut file, &mut hasher).map_err(failed)?;
+    let sha256 = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(LocalFile { path, name, size, sha256 })
+}
+
+fn random_id() -> String {
+    // RandomState is seeded by the operating system.
+    let random = || RandomState::new().hash_one(std::process::id());
+    format!("cli-{:016x}{:016x}", random(), random())
+}
+
+fn header(args: &UploadArgs, files: &[LocalFile], upload_id: &str) -> pb::UploadHeader {
+    let file = |file: &LocalFile| pb::UploadFile {
+        path: file.name.to_owned(),
+        size: file.size,
+        sha256: file.sha256.clone(),
+    };
+    pb::UploadHeader {
+        name: args.name.to_string(),
+        files: files.iter().map(file).collect(),
+        upload_id: upload_id.to_owned(),
+        expected_version: args.expected_version.clone(),
+        validate_only: args.validate_only,
+        pin: args.pin,
+    }
+}
+
+/// Send what the server does not have yet.
+async fn send(
+    client: &ClientArgs,
+    service: &mut AdapterServiceClient<Channel>,
+    header: pb::UploadHeader,
+    files: &[LocalFile],
+) -> Result<Option<pb::Adapter>, CliError> {
+    let offsets = committed(client, service, &header.upload_id, files.len()).await?;
+    let missing = files.iter().map(|file| file.size).sum::<u64>().saturating_sub(offsets.iter().sum());
+    let label = format!("uploading {}", header.name);
+    let progress = Progress::bytes(&label, missing, std::io::stderr().is_terminal());
+    let (frames, receiver) = mpsc::channel(2);
+    let parts: Vec<_> = files.iter().map(|file| file.path.clone()).zip(offsets).collect();
+    let reader = tokio::task::spawn_blocking(move || read_frames(header, parts, &frames, progress));
+    let response = service.upload_adapter(request(client, ReceiverStream::new(receiver))).await;
+    // The server's refusal says more than that it stopped listening.
+    let response = response?.into_inner();
+    let sent = reader.await.map_err(|source| file_error("reading", Path::new("the adapter"), source.into()))??;
+    sent.finish();
+    Ok(response.adapter)
+}
+
+/// How much of each file the server has.
+async fn committed(
+    client: &ClientArgs,
+    service: &mut AdapterServiceClient<Channel>,
+    upload_id: &str,
+    files: usize,
+) -> Result<Vec<u64>, CliError> {
+    let message = pb::GetUploadRequest { upload_id: upload_id.to_owned() };
+    let upload = match service.get_upload(request(client, message)).await {
+        Ok(response) => response.into_inner().upload.unwrap_or_default(),
+        Err(status) if status.code() == Code::NotFound => pb::Upload::default(),
+        Err(status) => return Err(status.into()),
+    };
+    let mut offsets: Vec<_> = upload.files.iter().map(|file| file.committed_size).collect();
+    offsets.resize(files, 0);
+    Ok(offsets)
+}
+
+/// Blocks. Ends early where nobody listens any more: the call then says why.
+fn read_frames(
+    header: pb::UploadHeader,
+    parts: Vec<(PathBuf, u64)>,
+    frames: &mpsc::Sender<pb::UploadAdapterRequest>,
+    mut progress: Progress,
+) -> Result<Progress, CliError> {
+    let send = |frame| frames.blocking_send(pb::UploadAdapterRequest { frame: Some(frame) }).is_ok();
+    if !send(Frame::Header(header)) {
+        return Ok(progress);
+    }
+    for (file_index, (path, mut offset)) in parts.into_iter().enumerate() {
+        let mut file = std::fs::File::open(&path).map_err(|source| file_error("opening", &path, source))?;
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(offset))
+            .map_err(|source| file_error("reading", &path, source))?;
+        loop {
+            let mut data = Vec::with_capacity(CHUNK);
+            let read = (&mut file).take(CHUNK as u64).read_to_end(&mut data);
+            let length = read.map_err(|source| file_error("reading", &path, source))?;
+            if length == 0 {
+                break;
+            }
+            let chunk = pb::UploadChunk { file_index: file_index as u32, offset, data: Bytes::from(data) };
+            if !send(Frame::Chunk(chunk)) {
+                return Ok(progress);
+            }
+            offset += length as u64;
+            progress.advance(length as u64);
+        }
+    }
+    Ok(progress)
+}
+
+fn file_error(action: &'static str, path: &Path, source: std::io::Error) -> CliError {
+    CliError::File { action, path: path.display().to_string(), source }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CliError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|source| file_error("reading", Path::new("the adapter"), source.into()))
+}

@@ -1,0 +1,164 @@
+//! `AdapterService`: uploads, adapters, residency. Whatever touches the disk runs off the reactor.
+
+mod upload;
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status, Streaming};
+
+pub(super) use self::upload::BadUploadStream;
+use self::watch::{Bridge, Watch};
+use super::pb::adapter_service_server::AdapterService;
+use super::{convert, page, pb, status};
+use crate::adapters::{AdapterError, AdapterInfo, AdapterRegistry};
+use crate::admission::AdapterHall;
+use crate::types::AdapterName;
+
+/// What `AdapterService` is made of.
+#[derive(Clone)]
+pub struct Adapters {
+    registry: Arc<AdapterRegistry>,
+    hall: Arc<dyn AdapterHall>,
+    bridge: Arc<Bridge>,
+    /// Uploads that are being compiled: that takes as many cores as it gets, and requests need them.
+    checks: Arc<Semaphore>,
+    upload_idle: Duration,
+}
+
+impl Adapters {
+    /// An upload that sends nothing for `upload_idle` is ended.
+    #[must_use]
+    pub fn new(registry: Arc<AdapterRegistry>, hall: Arc<dyn AdapterHall>, upload_idle: Duration) -> Self {
+        let bridge = Bridge::observe(registry.events());
+        Self { registry, hall, bridge, checks: Arc::new(Semaphore::new(1)), upload_idle }
+    }
+
+    /// Run `work` on the registry where it may block.
+    async fn blocking<T, F>(&self, work: F) -> Result<T, Status>
+    where
+        T: Send + 'static,
+        F: FnOnce(&AdapterRegistry) -> Result<T, AdapterError> + Send + 'static,
+    {
+        let registry = Arc::clone(&self.registry);
+        off_reactor(move || work(&registry).map_err(|error| status::from_adapter(&error))).await?
+    }
+
+    fn describe(&self, name: &AdapterName) -> Result<pb::Adapter, Status> {
+        self.registry.get(name).map(|info| convert::adapter(&info)).map_err(|error| status::from_adapter(&error))
+    }
+
+    /// Bring a name to the device.
+    async fn load(&self, name: &AdapterName) -> Result<(), AdapterError> {
+        let want = self.registry.want(name, None)?;
+        self.hall.resident(want).await.map(drop)
+    }
+}
+
+/// Run `work` on a thread that may block.
+async fn off_reactor<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| status::internal_error("blocking work", &error))
+}
+
+fn name(text: &str) -> Result<AdapterName, Status> {
+    convert::adapter_name("name", text).map_err(|bad| status::from_bad_message(&bad))
+}
+
+#[tonic::async_trait]
+impl AdapterService for Adapters {
+    async fn upload_adapter(
+        &self,
+        request: Request<Streaming<pb::UploadAdapterRequest>>,
+    ) -> Result<Response<pb::UploadAdapterResponse>, Status> {
+        upload::receive(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_upload(
+        &self,
+        request: Request<pb::GetUploadRequest>,
+    ) -> Result<Response<pb::GetUploadResponse>, Status> {
+        let upload_id = request.into_inner().upload_id;
+        let id = upload_id.parse().map_err(|error| status::from_adapter(&error))?;
+        // Waits for the disk where a chunk is being written just now.
+        let progress = self.blocking(move |registry| registry.upload_status(&id)).await?;
+        Ok(Response::new(pb::GetUploadResponse { upload: Some(convert::upload(upload_id, &progress)) }))
+    }
+
+    async fn get_adapter(
+        &self,
+        request: Request<pb::GetAdapterRequest>,
+    ) -> Result<Response<pb::GetAdapterResponse>, Status> {
+        let name = name(&request.into_inner().name)?;
+        Ok(Response::new(pb::GetAdapterResponse { adapter: Some(self.describe(&name)?) }))
+    }
+
+    async fn list_adapters(
+        &self,
+        request: Request<pb::ListAdaptersRequest>,
+    ) -> Result<Response<pb::ListAdaptersResponse>, Status> {
+        let pb::ListAdaptersRequest { page_size, page_token } = request.into_inner();
+        let refuse = |bad| status::from_bad_page(&bad);
+        let (size, after) = (page::size(page_size).map_err(refuse)?, page::after(&page_token).map_err(refuse)?);
+        // One more than asked for tells whether there is a next page.
+        let mut found: Vec<AdapterInfo> = self.registry.list(after.as_ref(), size + 1);
+        let more = found.len() > size;
+        found.truncate(size);
+        let next = found.last().filter(|_| more).map(|last| page::token(&last.stored.name));
+        Ok(Response::new(pb::ListAdaptersResponse {
+            adapters: found.iter().map(convert::adapter).collect(),
+            next_page_token: next.unwrap_or_default(),
+            total_size: convert::saturate(self.registry.len()),
+        }))
+    }
+
+    async fn delete_adapter(
+        &self,
+        request: Request<pb::DeleteAdapterRequest>,
+    ) -> Result<Response<pb::DeleteAdapterResponse>, Status> {
+        let pb::DeleteAdapterRequest { name: text, expected_version, allow_missing } = request.into_inner();
+        let name = name(&text)?;
+        let expected = convert::expected_for_delete(expected_version.as_deref())
+            .map_err(|bad| status::from_bad_message(&bad))?;
+        self.blocking(move |registry| match registry.delete(&name, expected) {
+            Err(AdapterError::NotFound { .. }) if allow_missing => Ok(()),
+            result => result.map(drop),
+        })
+        .await?;
+        Ok(Response::new(pb::DeleteAdapterResponse {}))
+    }
+
+    async fn load_adapter(
+        &self,
+        request: Request<pb::LoadAdapterRequest>,
+    ) -> Result<Response<pb::LoadAdapterResponse>, Status> {
+        let pb::LoadAdapterRequest { name: text, pin } = request.into_inner();
+        let name = name(&text)?;
+        if let Some(pinned) = pin {
+            let name = name.clone();
+            self.blocking(move |registry| registry.set_pinned(&name, pinned)).await?;
+        }
+        self.load(&name).await.map_err(|error| status::from_adapter(&error))?;
+        Ok(Response::new(pb::LoadAdapterResponse { adapter: Some(self.describe(&name)?) }))
+    }
+
+    async fn unload_adapter(
+        &self,
+        request: Request<pb::UnloadAdapterRequest>,
+    ) -> Result<Response<pb::UnloadAdapterResponse>, Status> {
+        let name = name(&request.into_inner().name)?;
+        let unloading = name.clone();
+        self.blocking(move |registry| registry.unload(&unloading)).await?;
+        Ok(Response::new(pb::UnloadAdapterResponse { adapter: Some(self.describe(&name)?) }))
+    }
+
+    type WatchAdaptersStream = Watch;
+
+    async fn watch_adapters(
+        &self,
+        _: Request<pb::WatchAdaptersRequest>,
+    ) -> Result<Response<Self::WatchAdaptersStream>, Status> {
+        Ok(Response::new(watch::start(Arc::clone(&self.registry), &self.bridge)))
+    }
+}

@@ -1,0 +1,113 @@
+//! The frames of one upload.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use tonic::{Status, Streaming};
+
+use super::super::{convert, pb, status};
+use super::{Adapters, off_reactor};
+use crate::adapters::{Begin, Published, Staged, UploadSession};
+use pb::upload_adapter_request::Frame;
+
+/// What a client can do wrong in the order of frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(in crate::server) enum BadUploadStream {
+    /// Nothing came.
+    #[error("the upload has no header")]
+    Empty,
+    /// A message without a frame.
+    #[error("a message of the upload has neither header nor chunk")]
+    NoFrame,
+    /// A chunk came first.
+    #[error("the first frame of an upload is its header")]
+    ChunkBeforeHeader,
+    /// A header came again.
+    #[error("an upload has one header")]
+    SecondHeader,
+    /// Nothing came for too long.
+    #[error("nothing came for {limit:?}")]
+    Idle {
+        /// `--upload-idle-timeout`.
+        limit: Duration,
+    },
+}
+
+/// Take an upload from its first frame to its acknowledgement.
+pub(super) async fn receive(
+    adapters: &Adapters,
+    mut frames: Streaming<pb::UploadAdapterRequest>,
+) -> Result<pb::UploadAdapterResponse, Status> {
+    let header = match next(&mut frames, adapters.upload_idle).await? {
+        Some(Frame::Header(header)) => convert::upload_header(header).map_err(|bad| status::from_bad_message(&bad))?,
+        Some(Frame::Chunk(_)) => return Err(status::from_upload_stream(&BadUploadStream::ChunkBeforeHeader)),
+        None => return Err(status::from_upload_stream(&BadUploadStream::Empty)),
+    };
+    let begin = adapters.blocking(move |registry| registry.begin_upload(header, Instant::now())).await?;
+    let mut session = match begin {
+        Begin::Open(session) => session,
+        Begin::Finished(published) => return Ok(response(&published)),
+    };
+    while let Some(frame) = next(&mut frames, adapters.upload_idle).await? {
+        let Frame::Chunk(chunk) = frame else {
+            return Err(status::from_upload_stream(&BadUploadStream::SecondHeader));
+        };
+        session = write(session, chunk).await?;
+    }
+    let staged = off_reactor(move || session.finish()).await?.map_err(|error| status::from_adapter(&error))?;
+    accept(adapters, staged).await
+}
+
+async fn next(
+    frames: &mut Streaming<pb::UploadAdapterRequest>,
+    idle: Duration,
+) -> Result<Option<Frame>, Status> {
+    let message = tokio::time::timeout(idle, frames.message())
+        .await
+        .map_err(|_| status::from_upload_stream(&BadUploadStream::Idle { limit: idle }))?
+        .map_err(status::of_message_stream)?;
+    match message {
+        Some(pb::UploadAdapterRequest { frame: Some(frame) }) => Ok(Some(frame)),
+        Some(pb::UploadAdapterRequest { frame: None }) => Err(status::from_upload_stream(&BadUploadStream::NoFrame)),
+        None => Ok(None),
+    }
+}
+
+/// Write a chunk and give the session back. A refused chunk ends the stream; a resumable upload stays open.
+async fn write(mut session: UploadSession, chunk: pb::UploadChunk) -> Result<UploadSession, Status> {
+    off_reactor(move || {
+        let pb::UploadChunk { file_index, offset, data } = chunk;
+        session.write(file_index as usize, offset, &data, Instant::now())?;
+        Ok(session)
+    })
+    .await?
+    .map_err(|error| status::from_adapter(&error))
+}
+
+/// Every byte is there and is the one declared: compile it, and give it its name.
+async fn accept(adapters: &Adapters, staged: Staged) -> Result<pb::UploadAdapterResponse, Status> {
+    let check = {
+        let _turn = adapters.checks.acquire().await.map_err(|closed| status::internal_error("upload", &closed))?;
+        let hall = std::sync::Arc::clone(&adapters.hall);
+        off_reactor(move || hall.check(staged.dir()).map(|facts| (staged, facts))).await?
+    };
+    let (staged, facts) = check.map_err(|failure| status::load_failed(failure.as_ref()))?;
+    if staged.validate_only() {
+        let exists = adapters.registry.get(staged.name()).is_ok();
+        return Ok(pb::UploadAdapterResponse { adapter: Some(convert::preview(&staged, &facts)), created: !exists });
+    }
+    let published = adapters.blocking(move |registry| registry.publish(staged, facts, SystemTime::now())).await?;
+    let (name, pinned) = (&published.adapter.name, published.adapter.pinned);
+    if pinned && let Err(error) = adapters.load(name).await {
+        // The upload is stored and stays so; the adapter says what happened as its last error.
+        tracing::warn!(%name, %error, "a pinned adapter could not be loaded");
+    }
+    Ok(adapters.describe(name).map_or_else(
+        // Deleted or replaced since.
+        |_| response(&published),
+        |adapter| pb::UploadAdapterResponse { adapter: Some(adapter), created: published.created },
+    ))
+}
+
+fn response(published: &Published) -> pb::UploadAdapterResponse {
+    pb::UploadAdapterResponse { adapter: Some(convert::published(published)), created: published.created }
+}

@@ -1,0 +1,217 @@
+//! What surrounds every call, whichever service it is for: request id, refusal while draining, deadline, panics.
+//!
+//! It holds for the response body as much as for the head, so a stream that a client reads for a minute is under its
+//! deadline for that minute, and a panic in it ends this call and no other.
+
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::{Body as _, Frame, SizeHint};
+use tonic::Status;
+use tonic::body::Body;
+use tower::Service;
+
+use super::deadline::deadline;
+use super::lifecycle::{Lifecycle, Phase, RunningCall};
+use super::observe::{CallRecord, Role, method_of};
+use super::request_id::{self, RequestIds};
+use super::status::{self, Interrupted};
+use crate::telemetry::metrics::Metrics;
+
+/// Facts about a call that handlers find in the request's extensions.
+#[derive(Clone, Debug)]
+pub(super) struct CallContext {
+    /// When its headers arrived.
+    pub arrived: Instant,
+    /// When it ends with DEADLINE_EXCEEDED.
+    pub deadline: Option<Instant>,
+    /// From `x-request-id`, else made here; returned as `x-request-id`.
+    pub request_id: String,
+}
+
+/// The outermost service of a connection.
+#[derive(Clone)]
+pub(super) struct CallService<S> {
+    inner: S,
+    lifecycle: Lifecycle,
+    ids: RequestIds,
+    metrics: Metrics,
+}
+
+impl<S> CallService<S> {
+    pub(super) fn new(inner: S, lifecycle: Lifecycle, metrics: Metrics) -> Self {
+        Self { inner, lifecycle, ids: RequestIds::new(), metrics }
+    }
+}
+
+type CallFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+impl<S, B> Service<Request<B>> for CallService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<tonic::codegen::StdError>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = CallFuture;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> CallFuture {
+        let mut request = request.map(Body::new);
+        let arrived = Instant::now();
+        let request_id = self.ids.of(request.headers());
+        let method = method_of(request.uri().path());
+        let mut record = CallRecord::start(self.metrics.clone(), method, arrived);
+        // Entered before the phase is read: a drain either sees this call running or this call sees the drain.
+        let running = (method.role == Role::Work).then(|| self.lifecycle.enter());
+        let refusal = if method.role != Role::Observe && self.lifecycle.phase() >= Phase::Draining {
+            Some(status::draining())
+        } else {
+            None
+        };
+        let deadline = match (refusal, deadline(request.headers(), arrived)) {
+            (Some(refusal), _) => return refuse(refusal, &request_id, record),
+            (None, Err(bad)) => return refuse(status::bad_timeout(&bad), &request_id, record),
+            (None, Ok(deadline)) => deadline,
+        };
+        request.extensions_mut().insert(CallContext { arrived, deadline, request_id: request_id.clone() });
+
+        let path = request.uri().path().to_owned();
+        let mut limits = Limits::new(deadline, &self.lifecycle);
+        let head = catch_unwind(AssertUnwindSafe(|| self.inner.call(request)));
+        Box::pin(async move {
+            let outcome = match head {
+                Ok(head) => limits.guard(head).await,
+                Err(panic) => Err(Interrupted::panicked(panic.as_ref())),
+            };
+            let response = match outcome {
+                Ok(Ok(response)) => status::normalize(response),
+                Ok(Err(infallible)) => match infallible {},
+                Err(interrupted) => status::interrupted(interrupted, &path).into_http(),
+            };
+            record.ended_by(response.headers());
+            let response =
+                response.map(|body| Body::new(CallBody { inner: Some(body), path, limits, record, _running: running }));
+            Ok(request_id::stamp(response, &request_id))
+        })
+    }
+}
+
+fn refuse(status: Status, request_id: &str, mut record: CallRecord) -> CallFuture {
+    record.ended(status.code());
+    let response = request_id::stamp(status.into_http(), request_id);
+    Box::pin(std::future::ready(Ok(response)))
+}
+
+/// What may end a call before it has ended by itself.
+struct Limits {
+    deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+    cut: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Limits {
+    fn new(deadline: Option<Instant>, lifecycle: &Lifecycle) -> Self {
+        Self {
+            deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into()))),
+            cut: Box::pin(lifecycle.reached_owned(Phase::Cut)),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Interrupted> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Interrupted::DeadlineExceeded);
+        }
+        self.cut.as_mut().poll(cx).map(|()| Interrupted::Cut)
+    }
+
+    /// Run `future` to its end, or to the first limit, or to a panic. What is ready counts: a response that comes at
+    /// the deadline is delivered.
+    async fn guard<F: Future>(&mut self, future: F) -> Result<F::Output, Interrupted> {
+        let mut future = Box::pin(future);
+        std::future::poll_fn(|cx| {
+            match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+                Ok(Poll::Ready(output)) => return Poll::Ready(Ok(output)),
+                Ok(Poll::Pending) => {}
+                Err(panic) => return Poll::Ready(Err(Interrupted::panicked(panic.as_ref()))),
+            }
+            self.poll(cx).map(Err)
+        })
+        .await
+    }
+}
+
+/// A response body under the limits of its call. Once a limit strikes, the body it wraps is dropped, which ends the
+/// work behind it, and the status follows as trailers.
+struct CallBody {
+    inner: Option<Body>,
+    path: String,
+    limits: Limits,
+    record: CallRecord,
+    _running: Option<RunningCall>,
+}
+
+impl http_body::Body for CallBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        let interrupted = match catch_unwind(AssertUnwindSafe(|| Pin::new(inner).poll_frame(cx))) {
+            Ok(Poll::Ready(frame)) => {
+                match &frame {
+                    None => this.inner = None,
+                    Some(Ok(frame)) => {
+                        if let Some(trailers) = frame.trailers_ref() {
+                            this.record.ended_by(trailers);
+                        }
+                    }
+                    Some(Err(status)) => this.record.ended(status.code()),
+                }
+                return Poll::Ready(frame);
+            }
+            Ok(Poll::Pending) => match this.limits.poll(cx) {
+                Poll::Ready(interrupted) => interrupted,
+                Poll::Pending => return Poll::Pending,
+            },
+            Err(panic) => Interrupted::panicked(panic.as_ref()),
+        };
+        this.inner = None;
+        let status = status::interrupted(interrupted, &this.path);
+        this.record.ended(status.code());
+        Poll::Ready(Some(Ok(Frame::trailers(trailers(&status)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.as_ref().is_none_or(http_body::Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint)
+    }
+}
+
+fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    if status.add_header(&mut trailers).is_err() {
+        // Only a message or detail that is no header value gets here; the code alone always is.
+        trailers.clear();
+        trailers.insert("grpc-status", HeaderValue::from(status.code() as i32));
+    }
+    trailers
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,82 @@
+//! Messages to plain data and back. Nothing is decided here: a message that cannot be expressed in `types` is refused
+//! naming the field, everything else passes.
+
+mod adapters;
+mod generation;
+mod info;
+
+use std::time::Duration;
+
+use crate::types::{AdapterName, AdapterVersion, InvalidAdapterName, InvalidAdapterVersion};
+
+pub(super) use self::adapters::{adapter, expected_for_delete, preview, published, upload, upload_header};
+pub(super) use self::generation::{delta, finished, generate_request, started, timings, tokenize_input, usage, Collected};
+pub(super) use self::info::{server_info, stats};
+
+/// A message that has no meaning.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadMessage {
+    /// A oneof without a member.
+    #[error("{field} is required")]
+    Missing {
+        /// Path of the field.
+        field: &'static str,
+    },
+    /// Not an adapter's name.
+    #[error("{field}: {source}")]
+    Name {
+        /// Path of the field.
+        field: &'static str,
+        /// The rule.
+        source: InvalidAdapterName,
+    },
+    /// Not a version.
+    #[error("{field}: {source}")]
+    Version {
+        /// Path of the field.
+        field: &'static str,
+        /// The rule.
+        source: InvalidAdapterVersion,
+    },
+    /// A version without the name that it belongs to.
+    #[error("adapter_version is set and adapter is not")]
+    VersionWithoutAdapter,
+    /// Not usable as a request id.
+    #[error("request_id is not 1 to 128 printable ASCII characters")]
+    RequestId,
+    /// An upload id that breaks the rule.
+    #[error("header.upload_id: not of the form [A-Za-z0-9._:-]{{1,128}}")]
+    UploadId,
+}
+
+impl BadMessage {
+    /// Path of the field in the message.
+    pub(super) fn field(&self) -> &'static str {
+        match self {
+            Self::Missing { field } | Self::Name { field, .. } | Self::Version { field, .. } => field,
+            Self::VersionWithoutAdapter => "adapter_version",
+            Self::RequestId => "request_id",
+            Self::UploadId => "header.upload_id",
+        }
+    }
+}
+
+pub(super) fn adapter_name(field: &'static str, text: &str) -> Result<AdapterName, BadMessage> {
+    text.parse().map_err(|source| BadMessage::Name { field, source })
+}
+
+fn adapter_version(field: &'static str, text: &str) -> Result<AdapterVersion, BadMessage> {
+    text.parse().map_err(|source| BadMessage::Version { field, source })
+}
+
+/// Counts in messages are 32 bits wide; one that does not fit says "at least that many".
+pub(super) fn saturate(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests;

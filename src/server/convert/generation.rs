@@ -1,0 +1,226 @@
+//! Requests to generate, and what becomes of them.
+
+use super::super::pb;
+use super::{BadMessage, adapter_name, adapter_version, milliseconds};
+use crate::admission::{AdapterChoice, ChoiceDelta, GenerateRequest, GenerationInfo, OutputToken, StopMatch, Timings};
+use crate::types::generate::{
+    ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput,
+};
+use crate::types::{FinishReason, TokenLogprob, Usage};
+
+/// Without the transport's part: id, arrival and deadline are the handler's to add.
+pub(in crate::server) fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, BadMessage> {
+    use pb::generate_request::Input;
+    let pb::GenerateRequest {
+        request_id,
+        adapter,
+        adapter_version: version,
+        input,
+        sampling,
+        stopping,
+        options,
+        n,
+        priority,
+    } = request;
+    if !request_id.is_empty() && !super::super::request_id::is_valid(&request_id) {
+        return Err(BadMessage::RequestId);
+    }
+    let prompt = match input.ok_or(BadMessage::Missing { field: "input" })? {
+        Input::Prompt(text) => PromptInput::Text(text),
+        Input::TokenIds(pb::TokenIds { ids }) => PromptInput::TokenIds(ids),
+        Input::Chat(messages) => PromptInput::Chat(chat(messages)),
+    };
+    let options = options.unwrap_or_default();
+    Ok(GenerateRequest {
+        request_id,
+        adapter: adapter_choice(&adapter, &version)?,
+        input: GenerateInput {
+            prompt,
+            sampling: sampling_input(sampling.unwrap_or_default()),
+            stopping: stopping_input(stopping.unwrap_or_default()),
+            options: OutputOptions { logprobs: options.logprobs, echo: options.echo, token_ids: options.token_ids },
+            choices: n,
+            priority,
+        },
+    })
+}
+
+fn adapter_choice(name: &str, version: &str) -> Result<Option<AdapterChoice>, BadMessage> {
+    match (name, version) {
+        ("", "") => Ok(None),
+        ("", _) => Err(BadMessage::VersionWithoutAdapter),
+        (name, version) => Ok(Some(AdapterChoice {
+            name: adapter_name("adapter", name)?,
+            version: (!version.is_empty()).then(|| adapter_version("adapter_version", version)).transpose()?,
+        })),
+    }
+}
+
+fn chat(chat: pb::Chat) -> Vec<ChatMessage> {
+    chat.messages.into_iter().map(|pb::ChatMessage { role, content }| ChatMessage { role, content }).collect()
+}
+
+fn sampling_input(sampling: pb::SamplingParams) -> SamplingInput {
+    let pb::SamplingParams {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        seed,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        logit_bias,
+    } = sampling;
+    let mut logit_bias: Vec<_> = logit_bias.into_iter().collect();
+    // The map of the message has no order of its own; refusals must not depend on it.
+    logit_bias.sort_by_key(|(id, _)| *id);
+    SamplingInput {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        seed,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        logit_bias,
+    }
+}
+
+fn stopping_input(stopping: pb::StoppingParams) -> StoppingInput {
+    let pb::StoppingParams { max_tokens, min_tokens, stop, stop_token_ids, ignore_eos } = stopping;
+    StoppingInput { max_tokens, min_tokens, stop, stop_token_ids, ignore_eos }
+}
+
+pub(in crate::server) fn tokenize_input(request: pb::TokenizeRequest) -> Result<PromptInput, BadMessage> {
+    use pb::tokenize_request::Input;
+    match request.input.ok_or(BadMessage::Missing { field: "input" })? {
+        Input::Prompt(text) => Ok(PromptInput::Text(text)),
+        Input::Chat(messages) => Ok(PromptInput::Chat(chat(messages))),
+    }
+}
+
+fn adapter_strings(info: &GenerationInfo) -> (String, String) {
+    let strings = info.adapter.as_ref().map(|(name, version)| (name.to_string(), version.to_string()));
+    strings.unwrap_or_default()
+}
+
+fn event(event: pb::generate_stream_response::Event) -> pb::GenerateStreamResponse {
+    pb::GenerateStreamResponse { event: Some(event) }
+}
+
+pub(in crate::server) fn started(info: &GenerationInfo) -> pb::GenerateStreamResponse {
+    let (adapter, adapter_version) = adapter_strings(info);
+    let request_id = info.request_id.clone();
+    event(pb::generate_stream_response::Event::Started(pb::Started { request_id, adapter, adapter_version }))
+}
+
+/// `token_ids` says whether the client wants them.
+pub(in crate::server) fn delta(delta: ChoiceDelta, token_ids: bool) -> pb::GenerateStreamResponse {
+    let ChoiceDelta { index, text, tokens, finish } = delta;
+    let Tokens { ids, logprobs } = Tokens::of(tokens, token_ids);
+    let (finish_reason, stop_match) = finish_parts(finish);
+    event(pb::generate_stream_response::Event::Delta(pb::Delta {
+        index,
+        text,
+        token_ids: ids,
+        logprobs,
+        finish_reason: finish_reason.into(),
+        stop_match,
+    }))
+}
+
+pub(in crate::server) fn finished(usage: Usage, timings: Timings) -> pb::GenerateStreamResponse {
+    event(pb::generate_stream_response::Event::Finished(pb::Finished {
+        usage: Some(self::usage(usage)),
+        timings: Some(self::timings(timings)),
+    }))
+}
+
+struct Tokens {
+    ids: Vec<u32>,
+    logprobs: Vec<pb::TokenLogprob>,
+}
+
+impl Tokens {
+    fn of(tokens: Vec<OutputToken>, token_ids: bool) -> Self {
+        let ids = if token_ids { tokens.iter().map(|token| token.id).collect() } else { Vec::new() };
+        let logprobs = tokens.into_iter().filter_map(|token| Some(logprob(token.id, token.logprob?))).collect();
+        Self { ids, logprobs }
+    }
+}
+
+fn logprob(token_id: u32, logprob: TokenLogprob) -> pb::TokenLogprob {
+    let top = logprob.top.into_iter().map(|(token_id, logprob)| pb::TopLogprob { token_id, logprob }).collect();
+    pb::TokenLogprob { token_id, logprob: logprob.logprob, top }
+}
+
+fn finish_parts(finish: Option<(FinishReason, Option<StopMatch>)>) -> (pb::FinishReason, Option<pb::StopMatch>) {
+    use pb::stop_match::Match;
+    let Some((reason, stop)) = finish else { return (pb::FinishReason::Unspecified, None) };
+    let reason = match reason {
+        FinishReason::Stop => pb::FinishReason::Stop,
+        FinishReason::Length => pb::FinishReason::Length,
+    };
+    let stop = stop.map(|stop| match stop {
+        StopMatch::Text(text) => Match::Stop(text),
+        StopMatch::Token(id) => Match::TokenId(id),
+    });
+    (reason, stop.map(|matched| pb::StopMatch { r#match: Some(matched) }))
+}
+
+pub(in crate::server) fn usage(usage: Usage) -> pb::Usage {
+    let Usage { prompt_tokens, completion_tokens, cached_tokens } = usage;
+    pb::Usage { prompt_tokens, completion_tokens, cached_tokens }
+}
+
+pub(in crate::server) fn timings(timings: Timings) -> pb::Timings {
+    pb::Timings {
+        queue_ms: milliseconds(timings.queue),
+        prefill_ms: milliseconds(timings.prefill),
+        decode_ms: milliseconds(timings.decode),
+        total_ms: milliseconds(timings.total),
+    }
+}
+
+/// A unary response in the making: the deltas of a stream, put together.
+pub(in crate::server) struct Collected {
+    response: pb::GenerateResponse,
+    token_ids: bool,
+}
+
+impl Collected {
+    pub(in crate::server) fn new(info: &GenerationInfo, token_ids: bool) -> Self {
+        let (adapter, adapter_version) = adapter_strings(info);
+        let choice = |index| pb::Choice { index, ..pb::Choice::default() };
+        let response = pb::GenerateResponse {
+            request_id: info.request_id.clone(),
+            adapter,
+            adapter_version,
+            choices: (0..info.choices).map(choice).collect(),
+            usage: None,
+            timings: None,
+        };
+        Self { response, token_ids }
+    }
+
+    pub(in crate::server) fn add(&mut self, delta: ChoiceDelta) {
+        let Some(choice) = self.response.choices.get_mut(delta.index as usize) else { return };
+        let Tokens { ids, logprobs } = Tokens::of(delta.tokens, self.token_ids);
+        choice.text.push_str(&delta.text);
+        choice.token_ids.extend(ids);
+        choice.logprobs.extend(logprobs);
+        if delta.finish.is_some() {
+            let (finish_reason, stop_match) = finish_parts(delta.finish);
+            choice.finish_reason = finish_reason.into();
+            choice.stop_match = stop_match;
+        }
+    }
+
+    pub(in crate::server) fn finish(mut self, usage: Usage, timings: Timings) -> pb::GenerateResponse {
+        self.response.usage = Some(self::usage(usage));
+        self.response.timings = Some(self::timings(timings));
+        self.response
+    }
+}

@@ -1,0 +1,119 @@
+//! `ServerService`: what is served, and what it does now.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tonic::{Request, Response, Status};
+
+use super::pb::server_service_server::ServerService;
+use super::{convert, pb, status};
+use crate::adapters::AdapterRegistry;
+use crate::admission::GenerationEngine;
+
+/// What a server says of itself. Does not change while it runs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServerInfo {
+    /// The base model.
+    pub model: ModelInfo,
+    /// Number format of weights and KV cache, for example `bf16`.
+    pub dtype: String,
+    /// Where the model runs, for example `cpu`.
+    pub device: String,
+    /// Instruction set path chosen at start; empty where there is none.
+    pub isa: String,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Blocks of the KV cache.
+    pub kv_blocks: usize,
+    /// Tokens a block holds.
+    pub kv_block_size: usize,
+    /// Limits on requests and uploads.
+    pub limits: ServerLimits,
+    /// Delta methods that can be uploaded.
+    pub adapter_kinds: Vec<String>,
+}
+
+/// The frozen base.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModelInfo {
+    /// Name it is served under.
+    pub name: String,
+    /// sha256 over its config and weights.
+    pub digest: String,
+    /// Of its config.json, for example `LlamaForCausalLM`.
+    pub architecture: String,
+    /// Learned numbers.
+    pub parameters: u64,
+    /// Tokens of the vocabulary.
+    pub vocab_size: usize,
+    /// Most tokens of prompt and output together.
+    pub context_length: usize,
+    /// Whether it has a chat template.
+    pub has_chat_template: bool,
+}
+
+/// Limits a client may want to know.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServerLimits {
+    /// Sequences computed at the same time.
+    pub max_sequences: usize,
+    /// Rows of a step.
+    pub max_batched_tokens: usize,
+    /// Requests that may wait.
+    pub max_queued_requests: usize,
+    /// `max_tokens` where a request leaves it unset.
+    pub default_max_tokens: u32,
+    /// Choices of a request.
+    pub max_choices: u32,
+    /// Top alternatives per token.
+    pub max_logprobs: u32,
+    /// Bytes of a prompt.
+    pub max_prompt_bytes: usize,
+    /// Adapters on the device.
+    pub max_resident_adapters: u32,
+    /// Largest rank.
+    pub max_adapter_rank: u32,
+    /// Bytes of an upload.
+    pub max_upload_bytes: u64,
+    /// Bytes of a chunk.
+    pub max_chunk_bytes: usize,
+}
+
+/// What `ServerService` is made of.
+#[derive(Clone)]
+pub struct Informer {
+    info: Arc<ServerInfo>,
+    engine: Arc<dyn GenerationEngine>,
+    registry: Arc<AdapterRegistry>,
+    started: Instant,
+}
+
+impl Informer {
+    /// `started` is when the process began.
+    #[must_use]
+    pub fn new(
+        info: ServerInfo,
+        engine: Arc<dyn GenerationEngine>,
+        registry: Arc<AdapterRegistry>,
+        started: Instant,
+    ) -> Self {
+        Self { info: Arc::new(info), engine, registry, started }
+    }
+}
+
+#[tonic::async_trait]
+impl ServerService for Informer {
+    async fn get_server_info(
+        &self,
+        _: Request<pb::GetServerInfoRequest>,
+    ) -> Result<Response<pb::GetServerInfoResponse>, Status> {
+        Ok(Response::new(convert::server_info(&self.info)))
+    }
+
+    async fn get_stats(&self, _: Request<pb::GetStatsRequest>) -> Result<Response<pb::GetStatsResponse>, Status> {
+        let engine = self.engine.stats().await.map_err(|error| status::from_stats(&error))?;
+        let adapters = self.registry.residency().stats();
+        let response = convert::stats(engine, self.registry.len(), &adapters, self.started.elapsed());
+        Ok(Response::new(response))
+    }
+}

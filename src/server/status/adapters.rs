@@ -1,0 +1,232 @@
+//! Adapters and uploads.
+
+use std::error::Error;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+
+use super::super::adapters::BadUploadStream;
+use super::refusal::Refusal;
+use super::{internal, internal_error};
+use crate::adapters::{AdapterError, CONFIG_FILE};
+use crate::delta::DeltaError;
+use crate::ops::OpsError;
+
+/// A wait after which an upload slot, staging space or a slot on the device may be free.
+const RETRY: Duration = Duration::from_secs(1);
+
+const ADAPTER: &str = "polydelta.v1.Adapter";
+
+fn bad(reason: &'static str, field: &str, error: &AdapterError) -> Refusal {
+    Refusal::new(Code::InvalidArgument, reason, error).field(field, error)
+}
+
+fn exhausted(reason: &'static str, subject: &str, error: &dyn Error) -> Refusal {
+    Refusal::new(Code::ResourceExhausted, reason, error).quota(subject, error)
+}
+
+pub(in crate::server) fn from_adapter(error: &AdapterError) -> Status {
+    use AdapterError as E;
+    let refusal = match error {
+        E::MissingFile { path } => bad("MISSING_FILE", "header.files", error).with("path", path),
+        E::UnsupportedFormat { path, format } => {
+            bad("UNSUPPORTED_FORMAT", "header.files.path", error).with("path", path).with("format", format)
+        }
+        E::UnknownFile { path } => bad("UNKNOWN_FILE", "header.files.path", error).with("path", path),
+        E::BadPath { path } => bad("BAD_PATH", "header.files.path", error).with("path", path),
+        E::DuplicateFile { path } => bad("DUPLICATE_FILE", "header.files.path", error).with("path", path),
+        E::BadDigest { path } => bad("BAD_DIGEST", "header.files.sha256", error).with("path", path),
+        E::EmptyFile { path } => bad("EMPTY_FILE", "header.files.size", error).with("path", path),
+        E::TooManyFiles { files, max } => {
+            bad("TOO_MANY_FILES", "header.files", error).with("files", files).with("max", max)
+        }
+        E::FileTooLarge { path, bytes, max } => bad("UPLOAD_TOO_LARGE", "header.files.size", error)
+            .with("path", path)
+            .with("bytes", bytes)
+            .with("max", max),
+        E::AdapterTooLarge { bytes, max } => {
+            bad("UPLOAD_TOO_LARGE", "header.files.size", error).with("bytes", bytes).with("max", max)
+        }
+        E::BadUploadId { upload_id } => bad("INVALID_FIELD", "upload_id", error).with("upload_id", upload_id),
+        E::UnknownFileIndex { index, files } => {
+            bad("UNKNOWN_FILE_INDEX", "chunk.file_index", error).with("index", index).with("files", files)
+        }
+        E::EmptyChunk { path } => bad("EMPTY_CHUNK", "chunk.data", error).with("path", path),
+        E::ChunkTooLarge { bytes, max } => {
+            bad("CHUNK_TOO_LARGE", "chunk.data", error).with("bytes", bytes).with("max", max)
+        }
+        E::WrongOffset { path, expected, got } => {
+            Refusal::new(Code::OutOfRange, "UPLOAD_OFFSET_MISMATCH", error)
+                .field("chunk.offset", error)
+                .with("path", path)
+                .with("expected", expected)
+                .with("got", got)
+        }
+        E::TooManyBytes { path, declared, got } => {
+            bad("TOO_MANY_BYTES", "chunk.data", error).with("path", path).with("declared", declared).with("got", got)
+        }
+        E::Truncated { path, declared, got } => {
+            bad("TRUNCATED", "header.files.size", error).with("path", path).with("declared", declared).with("got", got)
+        }
+        E::ChecksumMismatch { path, declared, actual } => bad("CHECKSUM_MISMATCH", "header.files.sha256", error)
+            .with("path", path)
+            .with("declared", declared)
+            .with("actual", actual),
+        E::TooManyUploads { open, max } => Refusal::new(Code::ResourceExhausted, "TOO_MANY_UPLOADS", error)
+            .with("open", open)
+            .with("max", max)
+            .retry_after(RETRY),
+        E::StagingFull { requested, used, max } => Refusal::new(Code::ResourceExhausted, "STAGING_FULL", error)
+            .with("requested", requested)
+            .with("used", used)
+            .with("max", max)
+            .retry_after(RETRY),
+        E::UnknownUpload { upload_id } => Refusal::new(Code::NotFound, "UPLOAD_NOT_FOUND", error)
+            .resource("polydelta.v1.Upload", upload_id, error)
+            .with("upload_id", upload_id),
+        E::UploadTakenOver { upload_id } => {
+            Refusal::new(Code::Aborted, "UPLOAD_TAKEN_OVER", error).with("upload_id", upload_id)
+        }
+        E::UploadBusy { upload_id } => Refusal::new(Code::Unavailable, "UPLOAD_BUSY", error)
+            .with("upload_id", upload_id)
+            .retry_after(RETRY),
+        E::UploadIdReused { upload_id } => {
+            bad("UPLOAD_ID_REUSED", "header.upload_id", error).with("upload_id", upload_id)
+        }
+        E::TooManyAdapters { count, max } => {
+            exhausted("TOO_MANY_ADAPTERS", "adapters", error).with("count", count).with("max", max)
+        }
+        E::StoreFull { requested, used, max } => exhausted("STORE_FULL", "store_bytes", error)
+            .with("requested", requested)
+            .with("used", used)
+            .with("max", max),
+        E::NotFound { name } => Refusal::new(Code::NotFound, "ADAPTER_NOT_FOUND", error)
+            .resource(ADAPTER, name, error)
+            .with("adapter", name),
+        E::AlreadyExists { name, actual } => Refusal::new(Code::AlreadyExists, "ADAPTER_ALREADY_EXISTS", error)
+            .resource(ADAPTER, name, error)
+            .with("adapter", name)
+            .with("version", actual),
+        E::VersionMismatch { name, expected, actual } => {
+            let refusal = Refusal::new(Code::Aborted, "ADAPTER_VERSION_MISMATCH", error)
+                .resource(ADAPTER, name, error)
+                .with("adapter", name)
+                .with("expected", expected);
+            match actual {
+                Some(actual) => refusal.with("actual", actual),
+                None => refusal,
+            }
+        }
+        E::TooLargeForDevice { version, bytes, max } => {
+            Refusal::new(Code::FailedPrecondition, "ADAPTER_TOO_LARGE_FOR_DEVICE", error)
+                .precondition("DEVICE_MEMORY", version, error)
+                .with("bytes", bytes)
+                .with("max", max)
+        }
+        E::PinnedFull { version, bytes, pinned_bytes, max_bytes, pinned_slots, max_slots } => {
+            Refusal::new(Code::ResourceExhausted, "ADAPTER_CAPACITY", error)
+                .quota("pinned_adapters", error)
+                .with("version", version)
+                .with("bytes", bytes)
+                .with("pinned_bytes", pinned_bytes)
+                .with("max_bytes", max_bytes)
+                .with("pinned_slots", pinned_slots)
+                .with("max_slots", max_slots)
+        }
+        E::Outgrown { version, bytes, reserved, free } => {
+            Refusal::new(Code::Unavailable, "ADAPTER_LOADING", error)
+                .with("version", version)
+                .with("bytes", bytes)
+                .with("reserved", reserved)
+                .with("free", free)
+                .retry_after(RETRY)
+        }
+        E::InUse { version, leases } => Refusal::new(Code::FailedPrecondition, "ADAPTER_IN_USE", error)
+            .precondition("IN_USE", version, error)
+            .with("version", version)
+            .with("leases", leases),
+        E::LoadFailed { source, .. } => return load_failed(source.as_ref()),
+        E::LoadAbandoned { version } => Refusal::new(Code::Unavailable, "ADAPTER_LOADING", error)
+            .with("version", version)
+            .retry_after(RETRY),
+        E::DiskFull { action } => Refusal::new(Code::ResourceExhausted, "DISK_FULL", error)
+            .quota("disk", error)
+            .with("action", action),
+        E::Corrupt { version, path } => {
+            tracing::error!(%version, path, "a stored adapter is damaged");
+            Refusal::new(Code::DataLoss, "ADAPTER_CORRUPT", error).with("version", version).with("path", path)
+        }
+        E::Io { .. } | E::StoreLocked { .. } | E::NotAFolder { .. } | E::UnknownVersion { .. } => {
+            return internal_error("adapters", error);
+        }
+    };
+    refusal.into_status()
+}
+
+/// Why an adapter could not be read, compiled or installed. Whoever made the error knows its kind; see the hall.
+pub(in crate::server) fn load_failed(failure: &(dyn Error + Send + Sync + 'static)) -> Status {
+    if let Some(error) = failure.downcast_ref::<AdapterError>() {
+        return match error {
+            // Never nested in practice; a cycle must not become a deep recursion.
+            AdapterError::LoadFailed { .. } => internal(),
+            error => from_adapter(error),
+        };
+    }
+    match failure.downcast_ref::<DeltaError>() {
+        Some(error) => from_delta(error),
+        None => internal_error("loading an adapter", failure),
+    }
+}
+
+/// Why an adapter does not compile. Bad input names the field or tensor; what the server does not serve is a
+/// precondition of the upload that may change with a newer server.
+fn from_delta(error: &DeltaError) -> Status {
+    use DeltaError as E;
+    let bad = |reason, field: &dyn std::fmt::Display| {
+        Refusal::new(Code::InvalidArgument, reason, error).field(field, error)
+    };
+    let refusal = match error {
+        E::Json { .. } => bad("INVALID_CONFIG", &CONFIG_FILE),
+        E::BadField { field, found, expected } => {
+            bad("INVALID_CONFIG", field).with("found", found).with("expected", expected)
+        }
+        E::UnsupportedField { field, found, .. } => bad("UNSUPPORTED_CONFIG", field).with("found", found),
+        E::Regex { field, reason } => bad("INVALID_CONFIG", field).with("cause", reason),
+        E::UnknownTensor { tensor, kind } => bad("UNKNOWN_TENSOR", tensor).with("kind", kind),
+        E::UnsupportedTensor { tensor, feature } => bad("UNSUPPORTED_TENSOR", tensor).with("feature", feature),
+        E::NotTargeted { tensor } => bad("TENSOR_NOT_TARGETED", tensor),
+        E::MissingTensor { module, missing } => bad("MISSING_TENSOR", module).with("missing", missing),
+        E::WrongModule { module, kind } => bad("WRONG_MODULE", module).with("kind", kind),
+        E::Shape { tensor, found, expected } => bad("SHAPE_MISMATCH", tensor)
+            .with("found", format!("{found:?}"))
+            .with("expected", format!("{expected:?}")),
+        E::Rank { module, rank, max } => bad("RANK_OUT_OF_RANGE", module).with("rank", rank).with("max", max),
+        E::NothingMatched => bad("NOTHING_MATCHED", &"target_modules"),
+        E::BaseMismatch { tensor } => {
+            Refusal::new(Code::FailedPrecondition, "BASE_MISMATCH", error).precondition("BASE_MODEL", tensor, error)
+        }
+        E::VirtualTokens { count, max } => {
+            bad("VIRTUAL_TOKENS_OUT_OF_RANGE", &"num_virtual_tokens").with("count", count).with("max", max)
+        }
+        E::NonFinite { tensor, index } => bad("NON_FINITE", tensor).with("index", index),
+        E::Base(_) | E::Candle(_) => return internal_error("compiling an adapter", error),
+        E::Ops(OpsError::OutOfMemory { what, bytes }) => {
+            exhausted("DEVICE_OUT_OF_MEMORY", "device_bytes", error).with("what", what).with("bytes", bytes)
+        }
+        E::Ops(OpsError::Shape { .. } | OpsError::Thread { .. }) => {
+            return internal_error("compiling an adapter", error);
+        }
+    };
+    refusal.into_status()
+}
+
+pub(in crate::server) fn from_upload_stream(error: &BadUploadStream) -> Status {
+    use BadUploadStream as E;
+    let refusal = match error {
+        E::Empty | E::ChunkBeforeHeader => Refusal::new(Code::InvalidArgument, "MISSING_HEADER", error).field("header", error),
+        E::NoFrame => Refusal::new(Code::InvalidArgument, "INVALID_FIELD", error).field("frame", error),
+        E::SecondHeader => Refusal::new(Code::InvalidArgument, "SECOND_HEADER", error).field("header", error),
+        E::Idle { limit } => Refusal::new(Code::Aborted, "UPLOAD_IDLE", error).with("limit_ms", limit.as_millis()),
+    };
+    refusal.into_status()
+}
