@@ -1,1 +1,3 @@
+//! The polydelta command.
+
 fn main() {}

@@ -139,12 +139,7 @@ impl Gate {
         let ids: Arc<[u32]> = ids.into();
         let texts = (0..choices)
             .map(|_| {
-                ChoiceText::new(
-                    Arc::clone(&self.parts.tokenizer),
-                    &ids,
-                    &input.stopping.stop,
-                    stopping.min_tokens,
-                )
+                ChoiceText::new(Arc::clone(&self.parts.tokenizer), &ids, &input.stopping.stop, stopping.min_tokens)
             })
             .collect();
         let version = binding.map(|binding| binding.version);

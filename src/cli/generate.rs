@@ -24,11 +24,7 @@ fn message(args: &GenerateArgs) -> Result<pb::GenerateRequest, CliError> {
         input: Some(input),
         sampling: Some(sampling(&args.sampling)),
         stopping: Some(stopping(&args.stopping)),
-        options: Some(pb::OutputOptions {
-            logprobs: args.logprobs,
-            echo: args.echo,
-            token_ids: args.client.json,
-        }),
+        options: Some(pb::OutputOptions { logprobs: args.logprobs, echo: args.echo, token_ids: args.client.json }),
         n: args.n.unwrap_or(0),
         priority: args.priority.unwrap_or(0),
         ..pb::GenerateRequest::default()
@@ -193,7 +189,6 @@ fn choice_json(choice: &pb::Choice) -> Value {
 }
 
 fn logprob_json(token: &pb::TokenLogprob) -> Value {
-    let top: Vec<_> =
-        token.top.iter().map(|top| json!({ "token_id": top.token_id, "logprob": top.logprob })).collect();
+    let top: Vec<_> = token.top.iter().map(|top| json!({ "token_id": top.token_id, "logprob": top.logprob })).collect();
     json!({ "token_id": token.token_id, "logprob": token.logprob, "top": top })
 }

@@ -85,11 +85,8 @@ fn random_id() -> String {
 }
 
 fn header(args: &UploadArgs, files: &[LocalFile], upload_id: &str) -> pb::UploadHeader {
-    let file = |file: &LocalFile| pb::UploadFile {
-        path: file.name.to_owned(),
-        size: file.size,
-        sha256: file.sha256.clone(),
-    };
+    let file =
+        |file: &LocalFile| pb::UploadFile { path: file.name.to_owned(), size: file.size, sha256: file.sha256.clone() };
     pb::UploadHeader {
         name: args.name.to_string(),
         files: files.iter().map(file).collect(),

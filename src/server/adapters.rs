@@ -119,8 +119,8 @@ impl AdapterService for Adapters {
     ) -> Result<Response<pb::DeleteAdapterResponse>, Status> {
         let pb::DeleteAdapterRequest { name: text, expected_version, allow_missing } = request.into_inner();
         let name = name(&text)?;
-        let expected = convert::expected_for_delete(expected_version.as_deref())
-            .map_err(|bad| status::from_bad_message(&bad))?;
+        let expected =
+            convert::expected_for_delete(expected_version.as_deref()).map_err(|bad| status::from_bad_message(&bad))?;
         self.blocking(move |registry| match registry.delete(&name, expected) {
             Err(AdapterError::NotFound { .. }) if allow_missing => Ok(()),
             result => result.map(drop),

@@ -10,12 +10,12 @@ use std::time::Duration;
 use crate::types::{AdapterName, AdapterVersion, InvalidAdapterName, InvalidAdapterVersion};
 
 pub(super) use self::adapters::{adapter, expected_for_delete, preview, published, upload, upload_header};
-pub(super) use self::generation::{delta, finished, generate_request, started, timings, tokenize_input, usage, Collected};
+pub(super) use self::generation::{Collected, delta, finished, generate_request, started, tokenize_input};
 pub(super) use self::info::{server_info, stats};
 
 /// A message that has no meaning.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadMessage {
+pub(super) enum BadMessage {
     /// A oneof without a member.
     #[error("{field} is required")]
     Missing {

@@ -10,7 +10,7 @@ const HEADER: &str = "grpc-timeout";
 /// A header that is not of the form of the gRPC specification.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("grpc-timeout is not of the form [0-9]{{1,8}}[HMSmun]")]
-pub struct BadTimeout;
+pub(super) struct BadTimeout;
 
 /// When the client stops waiting: the moment by which the call must have ended; `None` without a limit.
 ///

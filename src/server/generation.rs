@@ -37,7 +37,8 @@ impl Generator {
     /// Admit a request; also says whether its client wants token ids.
     async fn admit(&self, request: Request<pb::GenerateRequest>) -> Result<(Generation, bool), Status> {
         let context = request.extensions().get::<CallContext>().cloned();
-        let mut request = convert::generate_request(request.into_inner()).map_err(|bad| status::from_bad_message(&bad))?;
+        let mut request =
+            convert::generate_request(request.into_inner()).map_err(|bad| status::from_bad_message(&bad))?;
         let arrival = context.map_or_else(Arrival::now, |context| {
             if request.request_id.is_empty() {
                 request.request_id = context.request_id;
@@ -61,10 +62,7 @@ fn respond<T>(message: T, request_id: &str) -> Response<T> {
 
 #[tonic::async_trait]
 impl GenerationService for Generator {
-    async fn generate(
-        &self,
-        request: Request<pb::GenerateRequest>,
-    ) -> Result<Response<pb::GenerateResponse>, Status> {
+    async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<pb::GenerateResponse>, Status> {
         let (mut generation, token_ids) = self.admit(request).await?;
         let request_id = generation.info().request_id.clone();
         let mut collected = Collected::new(generation.info(), token_ids);
@@ -93,10 +91,7 @@ impl GenerationService for Generator {
         Ok(respond(Streamed { receiver, pump, over: false }, &request_id))
     }
 
-    async fn tokenize(
-        &self,
-        request: Request<pb::TokenizeRequest>,
-    ) -> Result<Response<pb::TokenizeResponse>, Status> {
+    async fn tokenize(&self, request: Request<pb::TokenizeRequest>) -> Result<Response<pb::TokenizeResponse>, Status> {
         let input = convert::tokenize_input(request.into_inner()).map_err(|bad| status::from_bad_message(&bad))?;
         let prompt = self.gate.tokenize(input).await.map_err(|error| status::from_admission(&error))?;
         Ok(Response::new(pb::TokenizeResponse { token_ids: prompt.ids, text: prompt.text }))

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Why a connection was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConnectionRefused {
+pub(super) enum ConnectionRefused {
     /// As many as allowed are open.
     #[error("{limit} connections are open, the limit is reached")]
     TooMany {

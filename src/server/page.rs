@@ -9,7 +9,7 @@ const TOKEN_PREFIX: &str = "after:";
 
 /// Why a page cannot be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadPage {
+pub(super) enum BadPage {
     /// Sizes are not negative.
     #[error("page_size {given} is negative")]
     NegativeSize {
@@ -37,7 +37,7 @@ pub(super) fn after(token: &str) -> Result<Option<AdapterName>, BadPage> {
     }
     let digits = token.as_bytes();
     let bytes: Option<Vec<u8>> =
-        (digits.len() % 2 == 0).then(|| digits.chunks(2).map(byte_of).collect()).unwrap_or_default();
+        if digits.len().is_multiple_of(2) { digits.chunks(2).map(byte_of).collect() } else { Default::default() };
     let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or(BadPage::BadToken)?;
     let name = text.strip_prefix(TOKEN_PREFIX).ok_or(BadPage::BadToken)?;
     name.parse().map(Some).map_err(|_| BadPage::BadToken)

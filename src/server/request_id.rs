@@ -53,7 +53,8 @@ mod tests {
     #[test]
     fn a_usable_id_of_the_client_is_kept_and_any_other_replaced() {
         let ids = RequestIds::new();
-        let with = |value: &str| HeaderMap::from_iter([(http::HeaderName::from_static(HEADER), value.parse().unwrap())]);
+        let with =
+            |value: &str| HeaderMap::from_iter([(http::HeaderName::from_static(HEADER), value.parse().unwrap())]);
         assert_eq!(ids.of(&with("trace-7")), "trace-7");
         let (first, second) = (ids.of(&with("")), ids.of(&with(&"x".repeat(129))));
         assert_eq!(first.len(), 32);

@@ -51,9 +51,8 @@ impl Services {
         let generation = GenerationServiceServer::new(self.generation)
             .max_decoding_message_size(limit)
             .max_encoding_message_size(limit);
-        let adapters = AdapterServiceServer::new(self.adapters)
-            .max_decoding_message_size(limit)
-            .max_encoding_message_size(limit);
+        let adapters =
+            AdapterServiceServer::new(self.adapters).max_decoding_message_size(limit).max_encoding_message_size(limit);
         let info =
             ServerServiceServer::new(self.info).max_decoding_message_size(limit).max_encoding_message_size(limit);
         let routes = Routes::new(health_service).add_service(generation).add_service(adapters).add_service(info);

@@ -98,8 +98,7 @@ where
             tracing::debug!(%peer, %error, "connection gone");
             continue;
         }
-        let serving =
-            connection::serve(stream, service.clone(), builder.clone(), *config, lifecycle.clone());
+        let serving = connection::serve(stream, service.clone(), builder.clone(), *config, lifecycle.clone());
         connections.spawn(async move {
             serving.await;
             drop(permit);

@@ -159,7 +159,9 @@ impl GenerationEngine for FakeEngine {
     }
 
     fn stats(&self) -> StatsFuture<'_> {
-        Box::pin(async { Ok(EngineStats { steps: 5, steps_by_distinct_adapters: vec![1, 4], ..EngineStats::default() }) })
+        Box::pin(async {
+            Ok(EngineStats { steps: 5, steps_by_distinct_adapters: vec![1, 4], ..EngineStats::default() })
+        })
     }
 }
 

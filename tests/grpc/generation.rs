@@ -69,8 +69,7 @@ async fn a_stop_string_ends_its_choice_and_what_comes_after_is_not_counted() {
     server.engine.plan(|_| Plan::text("one;two;three"));
     let stopping = pb::StoppingParams { stop: vec!["zz".into(), ";t".into()], ..pb::StoppingParams::default() };
     let options = pb::OutputOptions { token_ids: true, ..pb::OutputOptions::default() };
-    let request =
-        pb::GenerateRequest { stopping: Some(stopping), options: Some(options), n: 2, ..prompt("count") };
+    let request = pb::GenerateRequest { stopping: Some(stopping), options: Some(options), n: 2, ..prompt("count") };
     let response = server.generation().await.generate(request).await.unwrap().into_inner();
     for choice in &response.choices {
         assert_eq!(choice.text, "one");

@@ -108,8 +108,7 @@ impl Server {
         let routes = services.into_routes(options.transport.max_message_bytes, &lifecycle).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let done =
-            tokio::spawn(serve(listener, routes, options.transport, options.drain_timeout, lifecycle.clone()));
+        let done = tokio::spawn(serve(listener, routes, options.transport, options.drain_timeout, lifecycle.clone()));
         Self { address, engine, registry, gate, lifecycle, done, _store: store }
     }
 

@@ -55,7 +55,7 @@ fn the_reference_backend_in_bf16_gives_a_request_the_same_bits_in_any_batch() {
 
 #[test]
 fn the_cpu_backend_gives_a_request_the_same_bits_in_any_batch_on_every_path() {
-    for isa in Isa::available() {
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
         for dtype in [Dtype::F32, Dtype::Bf16] {
             check_invariance(|| CpuBackend::new(CpuOptions { threads: 2, dtype, isa: Some(isa) }).unwrap());
         }

@@ -36,7 +36,9 @@ fn both_files_are_required() {
 
 #[test]
 fn formats_that_run_code_or_hide_files_are_refused_by_name() {
-    for path in ["adapter_model.bin", "optimizer.pt", "rng_state.pth", "m.gguf", "a.zip", "a.tar.gz", "TRAINING_ARGS.BIN"] {
+    for path in
+        ["adapter_model.bin", "optimizer.pt", "rng_state.pth", "m.gguf", "a.zip", "a.tar.gz", "TRAINING_ARGS.BIN"]
+    {
         let error = check(|header| header.files.push(file(path, 1))).unwrap_err();
         assert!(matches!(error, AdapterError::UnsupportedFormat { .. }), "{path}: {error}");
     }
@@ -44,7 +46,9 @@ fn formats_that_run_code_or_hide_files_are_refused_by_name() {
 
 #[test]
 fn paths_are_plain_names() {
-    for path in ["../x", "/etc/passwd", "a/b", "", ".", "..", ".hidden", "a\0", "a\\b", "é.json", " a", &"x".repeat(129)] {
+    for path in
+        ["../x", "/etc/passwd", "a/b", "", ".", "..", ".hidden", "a\0", "a\\b", "é.json", " a", &"x".repeat(129)]
+    {
         let error = check(|header| header.files.push(file(path, 1))).unwrap_err();
         assert!(matches!(error, AdapterError::BadPath { .. }), "{path:?}: {error}");
     }

@@ -390,7 +390,8 @@ impl World {
     }
 
     fn poll(&mut self, index: usize) {
-        let before: HashSet<_> = self.pinned.iter().filter(|id| self.device.state(**id) == AdapterState::Resident).copied().collect();
+        let before: HashSet<_> =
+            self.pinned.iter().filter(|id| self.device.state(**id) == AdapterState::Resident).copied().collect();
         match self.wants[index].poll() {
             Ok(Acquire::Ready(lease)) => {
                 assert_eq!(self.memory[&lease.slot()].0, lease.version());
@@ -467,7 +468,11 @@ impl World {
             }
             Op::Release { index } if index < self.running.len() => drop(self.running.swap_remove(index)),
             Op::Pin { id, pinned } => {
-                if pinned { self.pinned.insert(id) } else { self.pinned.remove(&id) };
+                if pinned {
+                    self.pinned.insert(id)
+                } else {
+                    self.pinned.remove(&id)
+                };
                 self.device.residency.set_pinned(version(id), pinned);
             }
             // The registry unpins what it retires.

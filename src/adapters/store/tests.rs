@@ -244,8 +244,7 @@ fn a_folder_of_the_store_that_is_a_symlink_is_refused() {
 /// there were.
 fn live_and_crash(root: &TempDir, fault: Fault, at: usize) -> (Vec<bool>, usize) {
     let fs = FaultyFs::new(Fault::None, 0);
-    let (store, _) =
-        FolderStore::open_with(root.path(), StoreLimits::default(), Arc::new(fs.clone())).unwrap();
+    let (store, _) = FolderStore::open_with(root.path(), StoreLimits::default(), Arc::new(fs.clone())).unwrap();
     put_on(&store, &fs, "old", 1).unwrap();
     put_on(&store, &fs, "gone", 2).unwrap();
     let before = fs.changes();
@@ -300,8 +299,7 @@ fn a_failing_disk_is_reported_and_the_next_attempt_works() {
         for at in 0.. {
             let root = tempfile::tempdir().unwrap();
             let fs = FaultyFs::new(Fault::None, 0);
-            let (store, _) =
-                FolderStore::open_with(root.path(), StoreLimits::default(), Arc::new(fs.clone())).unwrap();
+            let (store, _) = FolderStore::open_with(root.path(), StoreLimits::default(), Arc::new(fs.clone())).unwrap();
             put_on(&store, &fs, "a", 1).unwrap();
             let dir = stage(&store, &fs, 2).unwrap();
             fs.arm(fault, at);

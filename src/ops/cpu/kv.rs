@@ -148,7 +148,8 @@ fn store_v(layout: &KvLayout, v: &[f32], lane: usize, words: &mut [u32]) {
                 let line = &mut panel[lane / 2 * PANEL..][..v.len()];
                 for (word, v) in line.iter_mut().zip(v) {
                     let bits = round_bf16_bits(*v);
-                    *word = if lane % 2 == 0 { *word & 0xffff_0000 | bits >> 16 } else { *word & 0xffff | bits };
+                    *word =
+                        if lane.is_multiple_of(2) { *word & 0xffff_0000 | bits >> 16 } else { *word & 0xffff | bits };
                 }
             }
         }

@@ -190,7 +190,7 @@ impl Pool {
         // SAFETY: `busy` makes us the only caller, and the last `finish` left the state closed with no worker inside.
         unsafe { *shared.job.get() = Some(job) };
         let generation = (shared.state.load(Ordering::Relaxed) / GENERATION).wrapping_add(1) & (u64::MAX / GENERATION);
-        shared.state.store(generation * GENERATION | OPEN, Ordering::SeqCst);
+        shared.state.store((generation * GENERATION) | OPEN, Ordering::SeqCst);
         shared.wake_sleepers();
         shared.work(job);
         self.finish();
@@ -200,7 +200,7 @@ impl Pool {
     fn finish(&self) {
         self.shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0_u32;
-        while self.shared.state.load(Ordering::Acquire) % OPEN != 0 {
+        while !self.shared.state.load(Ordering::Acquire).is_multiple_of(OPEN) {
             std::hint::spin_loop();
             spins = spins.saturating_add(1);
             if spins > 4096 {

@@ -57,10 +57,7 @@ pub(super) async fn receive(
     accept(adapters, staged).await
 }
 
-async fn next(
-    frames: &mut Streaming<pb::UploadAdapterRequest>,
-    idle: Duration,
-) -> Result<Option<Frame>, Status> {
+async fn next(frames: &mut Streaming<pb::UploadAdapterRequest>, idle: Duration) -> Result<Option<Frame>, Status> {
     let message = tokio::time::timeout(idle, frames.message())
         .await
         .map_err(|_| status::from_upload_stream(&BadUploadStream::Idle { limit: idle }))?

@@ -112,11 +112,8 @@ impl Watcher {
         };
         match name {
             Some(name) if kind == EventType::Deleted => {
-                let adapter = pb::Adapter {
-                    name: name.to_string(),
-                    version: version.to_string(),
-                    ..pb::Adapter::default()
-                };
+                let adapter =
+                    pb::Adapter { name: name.to_string(), version: version.to_string(), ..pb::Adapter::default() };
                 self.send(kind, Some(adapter)).await
             }
             Some(name) => match self.registry.get(&name) {

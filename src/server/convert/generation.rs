@@ -3,9 +3,7 @@
 use super::super::pb;
 use super::{BadMessage, adapter_name, adapter_version, milliseconds};
 use crate::admission::{AdapterChoice, ChoiceDelta, GenerateRequest, GenerationInfo, OutputToken, StopMatch, Timings};
-use crate::types::generate::{
-    ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput,
-};
+use crate::types::generate::{ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput};
 use crate::types::{FinishReason, TokenLogprob, Usage};
 
 /// Without the transport's part: id, arrival and deadline are the handler's to add.

@@ -16,10 +16,7 @@ pub(in crate::server) fn server_info(info: &ServerInfo) -> pb::GetServerInfoResp
         device: info.device.clone(),
         isa: info.isa.clone(),
         threads: saturate(info.threads),
-        kv_cache: Some(pb::KvCacheInfo {
-            blocks: saturate(info.kv_blocks),
-            block_size: saturate(info.kv_block_size),
-        }),
+        kv_cache: Some(pb::KvCacheInfo { blocks: saturate(info.kv_blocks), block_size: saturate(info.kv_block_size) }),
         limits: Some(limits(&info.limits)),
         adapter_kinds: info.adapter_kinds.clone(),
     }

@@ -40,10 +40,9 @@ pub(in crate::server) fn from_adapter(error: &AdapterError) -> Status {
         E::TooManyFiles { files, max } => {
             bad("TOO_MANY_FILES", "header.files", error).with("files", files).with("max", max)
         }
-        E::FileTooLarge { path, bytes, max } => bad("UPLOAD_TOO_LARGE", "header.files.size", error)
-            .with("path", path)
-            .with("bytes", bytes)
-            .with("max", max),
+        E::FileTooLarge { path, bytes, max } => {
+            bad("UPLOAD_TOO_LARGE", "header.files.size", error).with("path", path).with("bytes", bytes).with("max", max)
+        }
         E::AdapterTooLarge { bytes, max } => {
             bad("UPLOAD_TOO_LARGE", "header.files.size", error).with("bytes", bytes).with("max", max)
         }
@@ -55,13 +54,11 @@ pub(in crate::server) fn from_adapter(error: &AdapterError) -> Status {
         E::ChunkTooLarge { bytes, max } => {
             bad("CHUNK_TOO_LARGE", "chunk.data", error).with("bytes", bytes).with("max", max)
         }
-        E::WrongOffset { path, expected, got } => {
-            Refusal::new(Code::OutOfRange, "UPLOAD_OFFSET_MISMATCH", error)
-                .field("chunk.offset", error)
-                .with("path", path)
-                .with("expected", expected)
-                .with("got", got)
-        }
+        E::WrongOffset { path, expected, got } => Refusal::new(Code::OutOfRange, "UPLOAD_OFFSET_MISMATCH", error)
+            .field("chunk.offset", error)
+            .with("path", path)
+            .with("expected", expected)
+            .with("got", got),
         E::TooManyBytes { path, declared, got } => {
             bad("TOO_MANY_BYTES", "chunk.data", error).with("path", path).with("declared", declared).with("got", got)
         }
@@ -87,9 +84,9 @@ pub(in crate::server) fn from_adapter(error: &AdapterError) -> Status {
         E::UploadTakenOver { upload_id } => {
             Refusal::new(Code::Aborted, "UPLOAD_TAKEN_OVER", error).with("upload_id", upload_id)
         }
-        E::UploadBusy { upload_id } => Refusal::new(Code::Unavailable, "UPLOAD_BUSY", error)
-            .with("upload_id", upload_id)
-            .retry_after(RETRY),
+        E::UploadBusy { upload_id } => {
+            Refusal::new(Code::Unavailable, "UPLOAD_BUSY", error).with("upload_id", upload_id).retry_after(RETRY)
+        }
         E::UploadIdReused { upload_id } => {
             bad("UPLOAD_ID_REUSED", "header.upload_id", error).with("upload_id", upload_id)
         }
@@ -133,25 +130,23 @@ pub(in crate::server) fn from_adapter(error: &AdapterError) -> Status {
                 .with("pinned_slots", pinned_slots)
                 .with("max_slots", max_slots)
         }
-        E::Outgrown { version, bytes, reserved, free } => {
-            Refusal::new(Code::Unavailable, "ADAPTER_LOADING", error)
-                .with("version", version)
-                .with("bytes", bytes)
-                .with("reserved", reserved)
-                .with("free", free)
-                .retry_after(RETRY)
-        }
+        E::Outgrown { version, bytes, reserved, free } => Refusal::new(Code::Unavailable, "ADAPTER_LOADING", error)
+            .with("version", version)
+            .with("bytes", bytes)
+            .with("reserved", reserved)
+            .with("free", free)
+            .retry_after(RETRY),
         E::InUse { version, leases } => Refusal::new(Code::FailedPrecondition, "ADAPTER_IN_USE", error)
             .precondition("IN_USE", version, error)
             .with("version", version)
             .with("leases", leases),
         E::LoadFailed { source, .. } => return load_failed(source.as_ref()),
-        E::LoadAbandoned { version } => Refusal::new(Code::Unavailable, "ADAPTER_LOADING", error)
-            .with("version", version)
-            .retry_after(RETRY),
-        E::DiskFull { action } => Refusal::new(Code::ResourceExhausted, "DISK_FULL", error)
-            .quota("disk", error)
-            .with("action", action),
+        E::LoadAbandoned { version } => {
+            Refusal::new(Code::Unavailable, "ADAPTER_LOADING", error).with("version", version).retry_after(RETRY)
+        }
+        E::DiskFull { action } => {
+            Refusal::new(Code::ResourceExhausted, "DISK_FULL", error).quota("disk", error).with("action", action)
+        }
         E::Corrupt { version, path } => {
             tracing::error!(%version, path, "a stored adapter is damaged");
             Refusal::new(Code::DataLoss, "ADAPTER_CORRUPT", error).with("version", version).with("path", path)
@@ -182,11 +177,11 @@ pub(in crate::server) fn load_failed(failure: &(dyn Error + Send + Sync + 'stati
 /// precondition of the upload that may change with a newer server.
 fn from_delta(error: &DeltaError) -> Status {
     use DeltaError as E;
-    let bad = |reason, field: &dyn std::fmt::Display| {
-        Refusal::new(Code::InvalidArgument, reason, error).field(field, error)
-    };
+    let bad =
+        |reason, field: &dyn std::fmt::Display| Refusal::new(Code::InvalidArgument, reason, error).field(field, error);
     let refusal = match error {
         E::Json { .. } => bad("INVALID_CONFIG", &CONFIG_FILE),
+        E::Safetensors(_) => bad("INVALID_SAFETENSORS", &"adapter_model.safetensors"),
         E::BadField { field, found, expected } => {
             bad("INVALID_CONFIG", field).with("found", found).with("expected", expected)
         }
@@ -197,9 +192,9 @@ fn from_delta(error: &DeltaError) -> Status {
         E::NotTargeted { tensor } => bad("TENSOR_NOT_TARGETED", tensor),
         E::MissingTensor { module, missing } => bad("MISSING_TENSOR", module).with("missing", missing),
         E::WrongModule { module, kind } => bad("WRONG_MODULE", module).with("kind", kind),
-        E::Shape { tensor, found, expected } => bad("SHAPE_MISMATCH", tensor)
-            .with("found", format!("{found:?}"))
-            .with("expected", format!("{expected:?}")),
+        E::Shape { tensor, found, expected } => {
+            bad("SHAPE_MISMATCH", tensor).with("found", format!("{found:?}")).with("expected", format!("{expected:?}"))
+        }
         E::Rank { module, rank, max } => bad("RANK_OUT_OF_RANGE", module).with("rank", rank).with("max", max),
         E::NothingMatched => bad("NOTHING_MATCHED", &"target_modules"),
         E::BaseMismatch { tensor } => {
@@ -213,7 +208,7 @@ fn from_delta(error: &DeltaError) -> Status {
         E::Ops(OpsError::OutOfMemory { what, bytes }) => {
             exhausted("DEVICE_OUT_OF_MEMORY", "device_bytes", error).with("what", what).with("bytes", bytes)
         }
-        E::Ops(OpsError::Shape { .. } | OpsError::Thread { .. }) => {
+        E::Ops(OpsError::Shape { .. } | OpsError::Thread { .. } | OpsError::Isa { .. }) => {
             return internal_error("compiling an adapter", error);
         }
     };
@@ -223,7 +218,9 @@ fn from_delta(error: &DeltaError) -> Status {
 pub(in crate::server) fn from_upload_stream(error: &BadUploadStream) -> Status {
     use BadUploadStream as E;
     let refusal = match error {
-        E::Empty | E::ChunkBeforeHeader => Refusal::new(Code::InvalidArgument, "MISSING_HEADER", error).field("header", error),
+        E::Empty | E::ChunkBeforeHeader => {
+            Refusal::new(Code::InvalidArgument, "MISSING_HEADER", error).field("header", error)
+        }
         E::NoFrame => Refusal::new(Code::InvalidArgument, "INVALID_FIELD", error).field("frame", error),
         E::SecondHeader => Refusal::new(Code::InvalidArgument, "SECOND_HEADER", error).field("header", error),
         E::Idle { limit } => Refusal::new(Code::Aborted, "UPLOAD_IDLE", error).with("limit_ms", limit.as_millis()),

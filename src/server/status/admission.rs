@@ -47,13 +47,16 @@ pub(in crate::server) fn from_admission(error: &AdmissionError) -> Status {
     use AdmissionError as E;
     let bad = |reason, field: &str| Refusal::new(Code::InvalidArgument, reason, error).field(field, error);
     let refusal = match error {
-        E::TooManyRequests { limit } => Refusal::new(Code::ResourceExhausted, "QUEUE_FULL", error)
-            .with("limit", limit)
-            .retry_after(RETRY),
+        E::TooManyRequests { limit } => {
+            Refusal::new(Code::ResourceExhausted, "QUEUE_FULL", error).with("limit", limit).retry_after(RETRY)
+        }
         E::Invalid(invalid) => return from_invalid(invalid),
         E::EmptyPrompt => bad("EMPTY_PROMPT", "prompt"),
-        E::NoChatTemplate => Refusal::new(Code::FailedPrecondition, "NO_CHAT_TEMPLATE", error)
-            .precondition("CHAT_TEMPLATE", "model", error),
+        E::NoChatTemplate => Refusal::new(Code::FailedPrecondition, "NO_CHAT_TEMPLATE", error).precondition(
+            "CHAT_TEMPLATE",
+            "model",
+            error,
+        ),
         E::Chat(ChatError::Refused { .. }) => bad("CHAT_REFUSED", "chat.messages"),
         E::Chat(ChatError::Render { .. }) => bad("CHAT_FAILED", "chat.messages"),
         E::Tokenizer(TokenizerError::Encode { .. }) => bad("TOKENIZER_FAILED", "prompt"),

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::ops::{SequencePlan, Segment};
+use crate::ops::{Segment, SequencePlan};
 use crate::types::AdapterSlot;
 
 const DEPTH: usize = 896;
@@ -36,10 +36,13 @@ fn read_bandwidth(threads: usize) -> f64 {
     let time = best(400, |index| {
         let part = &data[index % 32 * BLOCK..][..BLOCK];
         pool.run(usize::MAX, 64, |chunk| {
-            let sums = part[chunk * BLOCK / 64..][..BLOCK / 64].as_chunks::<16>().0.iter().fold([0_u64; 16], |mut sums, line| {
-                sums.iter_mut().zip(line).for_each(|(sum, x)| *sum = sum.wrapping_add(*x));
-                sums
-            });
+            let sums = part[chunk * BLOCK / 64..][..BLOCK / 64].as_chunks::<16>().0.iter().fold(
+                [0_u64; 16],
+                |mut sums, line| {
+                    sums.iter_mut().zip(line).for_each(|(sum, x)| *sum = sum.wrapping_add(*x));
+                    sums
+                },
+            );
             black_box(sums);
         });
     });
@@ -56,7 +59,8 @@ fn report_gemm(threads: usize, dtype: Dtype) {
     for rows in [1, 2, 3, 4, 6, 8, 12, 16, 32, 128, 512] {
         let x = buffer(DEPTH, &numbers(2, rows * DEPTH));
         let mut y = cpu.buffer(rows, OUT).unwrap();
-        let time = best(if rows > 100 { 24 } else { 200 }, |index| cpu.gemm(rows, &x, &weights[index % MATRICES], &mut y));
+        let time =
+            best(if rows > 100 { 24 } else { 200 }, |index| cpu.gemm(rows, &x, &weights[index % MATRICES], &mut y));
         times.push(time);
         println!(
             "{} {rows:4} rows: {:8.1} us {:6.1} GB/s {:6.1} GFLOP/s, {:.2} of 1 row",
@@ -86,14 +90,21 @@ fn report_low_rank(threads: usize) {
     let plan = |first: u32| RowPlan {
         slots: (0..8).map(|row| Some(AdapterSlot(first + row))).collect(),
         order: (0..8).collect(),
-        segments: (0..8).map(|row| Segment { slot: AdapterSlot(first + row), range: row as usize..row as usize + 1 }).collect(),
+        segments: (0..8)
+            .map(|row| Segment { slot: AdapterSlot(first + row), range: row as usize..row as usize + 1 })
+            .collect(),
     };
     let plans: Vec<RowPlan> = (0..8).map(|index| plan(index * 8)).collect();
     let x = buffer(DEPTH, &numbers(3, 8 * DEPTH));
     let mut y = cpu.buffer(8, OUT).unwrap();
     let time = best(400, |index| cpu.low_rank(&plans[index % 8], &table, &x, &mut y));
     let bytes = 8 * 16 * 2 * (DEPTH + OUT);
-    println!("{} low rank 8 x r16: {:8.1} us {:6.1} GB/s", name(&cpu), time.as_secs_f64() * 1e6, gigabytes(bytes, time));
+    println!(
+        "{} low rank 8 x r16: {:8.1} us {:6.1} GB/s",
+        name(&cpu),
+        time.as_secs_f64() * 1e6,
+        gigabytes(bytes, time)
+    );
 }
 
 fn report_attention(threads: usize, (heads, kv_heads, head_dim): (usize, usize, usize)) {
@@ -133,9 +144,11 @@ fn report_small(threads: usize) {
         let time = best(200, |_| cpu.gated_activation(rows, Activation::Silu, &x, &mut y));
         println!("{} silu of {rows} x {OUT}: {:.1} us", name(&cpu), time.as_secs_f64() * 1e6);
     }
-    let join = best(2000, |_| cpu.pool.run(usize::MAX, threads, |chunk| {
-        black_box(chunk);
-    }));
+    let join = best(2000, |_| {
+        cpu.pool.run(usize::MAX, threads, |chunk| {
+            black_box(chunk);
+        })
+    });
     println!("{} fork and join: {:.2} us", name(&cpu), join.as_secs_f64() * 1e6);
 }
 

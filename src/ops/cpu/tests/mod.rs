@@ -43,7 +43,6 @@ fn matrix(cols: usize, data: &[f32]) -> Matrix {
     Matrix { cols, data: data.to_vec() }
 }
 
-
 #[track_caller]
 fn assert_same(got: &[f32], want: &[f32], what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
