@@ -161,7 +161,7 @@ impl Scratch {
             let pair = &pairs[task.pairs.start];
             let (segment, op) = (&segments[pair.segment], Self::entry(segments, table, pair));
             let part = Part {
-                x: inputs.from_row(segment.rows.start),
+                x: inputs.starting_at(segment.rows.start),
                 w: &op.a,
                 panels: task.panels.clone(),
                 rows: task.rows.clone(),

@@ -197,7 +197,7 @@ mod tests {
     fn a_sum_of_squares_covers_ragged_lengths() {
         for len in [1, 15, 16, 17, 50] {
             let x: Vec<f32> = (0..len).map(|i| i as f32).collect();
-            assert_eq!(sum_of_squares::<Fused>(&x), x.iter().map(|x| x * x).sum());
+            assert_eq!(sum_of_squares::<Fused>(&x), x.iter().map(|x| x * x).sum::<f32>());
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Fast kernels for the CPU: [`CpuBackend`].
 //!
-//! Weights are packed once into panels of 16 output columns ([`pack`]); one GEMM ([`gemm`]) serves any number of rows,
-//! the low-rank deltas ([`lowrank`]) and attention ([`attention`], over a cache in the same layout, [`kv`]). Threads
-//! ([`pool`]) are handed output columns or rows, never part of a sum. The instruction set ([`isa`]) is chosen once, at
+//! Weights are packed once into panels of 16 output columns (`pack`); one GEMM (`gemm`) serves any number of rows,
+//! the low-rank deltas (`lowrank`) and attention (`attention`, over a cache in the same layout, `kv`). Threads
+//! (`pool`) are handed output columns or rows, never part of a sum. The instruction set (`isa`) is chosen once, at
 //! start. Results are the same bit for bit whatever the batch and the number of threads, per binary, path and dtype.
 //!
 //! AVX2 and the portable path are what the tests exercise on machines without AVX-512; the two AVX-512 paths run the

@@ -55,7 +55,7 @@ impl<'a> Inputs<'a> {
     }
 
     /// The rows from `row` on.
-    pub(in crate::ops::cpu) fn from_row(self, row: usize) -> Self {
+    pub(in crate::ops::cpu) fn starting_at(self, row: usize) -> Self {
         Self { words: &self.words[row * self.stride..], ..self }
     }
 
