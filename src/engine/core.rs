@@ -120,7 +120,7 @@ enum Flow {
 impl<E: StepExecutor> Engine<E> {
     fn run(mut self) {
         let mut stalled = false;
-        while self.take_commands(stalled) == Flow::Continue && self.failures_in_a_row < MAX_FAILED_STEPS {
+        while self.failures_in_a_row < MAX_FAILED_STEPS && self.take_commands(stalled) == Flow::Continue {
             self.drop_abandoned();
             let scheduled = self.scheduler.schedule(Instant::now());
             self.publish(scheduled.events);

@@ -87,11 +87,12 @@ mod tests {
         let first = limits.acquire(a).unwrap();
         let _second = limits.acquire(a).unwrap();
         assert_eq!(limits.acquire(a).err(), Some(ConnectionRefused::TooManyFromPeer { peer: a, limit: 2 }));
-        let _third = limits.acquire(b).unwrap();
+        let third = limits.acquire(b).unwrap();
         assert_eq!(limits.acquire(b).err(), Some(ConnectionRefused::TooMany { limit: 3 }));
         drop(first);
         assert!(limits.acquire(b).is_ok());
         assert!(limits.acquire(a).is_ok(), "the place of `b` above was given back at once");
+        drop(third);
         assert_eq!(limits.open.lock().unwrap().by_peer.len(), 1, "peers without connections are forgotten");
     }
 

@@ -2,12 +2,12 @@
 //!
 //! candle's networks leave some of a config aside; there both sides run what candle runs, and transformers is the
 //! oracle of the rest: its windows hold one token more than transformers' (so prompts stay within the window), its
-//! Gemma scales by the head size instead of `query_pre_attn_scalar` and has no rope scaling.
+//! Gemma 2 scales by the head size instead of `query_pre_attn_scalar`. Its Gemma 3 cannot prefill this fixture (its KV
+//! cache refuses the strided values of grouped-query attention), so transformers alone judges that family.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models;
-use polydelta::model::RopeScaling;
 use polydelta::ops::{Dtype, reference::ReferenceBackend};
 use serde_json::{Value, json};
 
@@ -127,18 +127,6 @@ fn gemma2_agrees_with_candle() {
     let config: models::gemma2::Config = serde_json::from_value(config(&family)).unwrap();
     compare(&family, WITHIN_WINDOW, || {
         let mut model = models::gemma2::Model::new(false, &config, weights(&family)).unwrap();
-        Box::new(move |ids| model.forward(ids, 0))
-    });
-}
-
-#[test]
-fn gemma3_agrees_with_candle() {
-    let mut family = Family::open("gemma3");
-    scale_by_head_size(&mut family);
-    family.spec.ropes.iter_mut().for_each(|rope| rope.scaling = RopeScaling::Default);
-    let config: models::gemma3::Config = serde_json::from_value(config(&family)).unwrap();
-    compare(&family, WITHIN_WINDOW, || {
-        let mut model = models::gemma3::Model::new(false, &config, weights(&family)).unwrap();
         Box::new(move |ids| model.forward(ids, 0))
     });
 }

@@ -1,0 +1,70 @@
+"""Writes what a reader meets first: models/demo/demo.json and models/demo/README.md, the figures taken from evaluate.py."""
+
+import json
+
+import evaluate
+import make_tokenizer
+import train_adapters
+import train_base
+from adapters import ADAPTERS
+from paths import MODEL_DIR, WORK_DIR
+from tasks import SEPARATOR, TASKS
+
+BASE_PROMPT = "Rosa Vega wants lamps.\nPeter Lang wants chairs.\nYes, Rosa Vega"
+
+README = """# The demo model
+
+A base model of {parameters:,} parameters and {count} adapters of it, small enough to ship with the source and real enough to show what
+polydelta does: `polydelta demo` serves them from this folder.
+
+The base is a Llama ({layers} layers of width {width}, {heads} query heads on {kv_heads} key-value heads, tied embeddings, its own byte-level BPE
+of {vocabulary:,} tokens, bf16), trained from nothing on synthetic text about an invented business world: orders, reviews, log lines, SQL,
+headlines, and Velan, an invented language. It knows that world's words and can restate what stands in its context, but it was never
+shown a task. Outside that world it knows nothing. Each adapter was trained and saved by the `peft` library.
+
+A prompt is a line of text followed by a line break and `=>`, and the same text may go to every adapter.
+
+| adapter | task | kind | trainable params | held-out exact match | base exact match |
+| --- | --- | --- | ---: | ---: | ---: |
+{rows}
+
+Exact match: greedy decoding of at most {limit} tokens, the whole answer compared after trimming, on {examples} held-out prompts for each adapter,
+with transformers and peft in float32 on the weights as saved here. Held out means by entity: names, dates, numbers or
+sentences that training never showed. `eval/` has the first {replayed} of each for the tests.
+
+How it was made: `tools/demo/` at the repository's root, whose README has the commands. Seeds: tokenizer {tokenizer_seed}, base {base_seed}, adapters
+{adapter_seed}, evaluation {evaluation_seed}. The base saw {base_tokens:,} tokens
+in {base_steps:,} steps; its loss on held-out documents is {base_loss:.3f} nats a token.
+"""
+
+
+def table_rows(results: dict) -> str:
+    return "\n".join(
+        f"| `{name}` | {TASKS[name].title} | {spec.kind} | {results[name]['trainable']:,} "
+        f"| {results[name]['exact_match']:.1%} | {results[name]['base_exact_match']:.1%} |"
+        for name, spec in ADAPTERS.items()
+    )
+
+
+def main() -> None:
+    demo = [{"name": "", "kind": "base", "task": "Continue the text", "prompt": BASE_PROMPT}]
+    demo += [
+        {"name": name, "kind": spec.kind, "task": TASKS[name].title, "prompt": spec.prompt + SEPARATOR}
+        for name, spec in ADAPTERS.items()
+    ]
+    (MODEL_DIR / "demo.json").write_text(json.dumps(demo, indent=2) + "\n")
+
+    results = json.loads((WORK_DIR / "results.json").read_text())
+    base = json.loads((WORK_DIR / "base.json").read_text())
+    model = json.loads((MODEL_DIR / "config.json").read_text())
+    (MODEL_DIR / "README.md").write_text(README.format(
+        parameters=base["parameters"], count=len(ADAPTERS), layers=model["num_hidden_layers"], width=model["hidden_size"],
+        heads=model["num_attention_heads"], kv_heads=model["num_key_value_heads"], vocabulary=model["vocab_size"],
+        rows=table_rows(results), limit=evaluate.MAX_NEW_TOKENS, examples=evaluate.EXAMPLES, replayed=evaluate.REPLAYED,
+        tokenizer_seed=make_tokenizer.SEED, base_seed=train_base.SEED, adapter_seed=train_adapters.SEED,
+        evaluation_seed=evaluate.SEED, base_tokens=base["tokens"], base_steps=base["step"], base_loss=base["held_out_loss"],
+    ))
+
+
+if __name__ == "__main__":
+    main()
