@@ -12,7 +12,7 @@ use crate::adapters::testing::{contents, facts, header, tree};
 fn limits() -> RegistryLimits {
     RegistryLimits {
         store: StoreLimits::default(),
-        residency: ResidencyLimits { max_resident_adapters: 2, device_bytes: 4000 },
+        residency: ResidencyLimits { max_resident_adapters: 2, device_bytes: 1000 },
         event_history: 1024,
     }
 }
