@@ -82,6 +82,8 @@ pub struct AdapterLimits {
     pub max_bytes: u64,
     /// Largest rank of a low-rank op.
     pub max_rank: u32,
+    /// Bytes of all of them on the device; `None` leaves it to the start-up.
+    pub memory_bytes: Option<u64>,
 }
 
 /// Limits on requests.
@@ -126,6 +128,8 @@ pub struct TransportConfig {
     pub handshake_timeout: Duration,
     /// An upload that sends nothing for this long ends.
     pub upload_idle_timeout: Duration,
+    /// A stream whose client takes nothing for this long ends.
+    pub stream_stall_timeout: Duration,
     /// Connections in all.
     pub max_connections: u32,
     /// Connections from one address.
@@ -391,7 +395,11 @@ fn cache(checks: &mut Checks, args: &SchedulerArgs) -> CacheConfig {
 
 fn adapter_limits(checks: &mut Checks, args: &AdapterArgs) -> AdapterLimits {
     checks.range("--max-adapter-bytes", args.max_adapter_bytes, 1, 1 << 40);
+    if let Some(bytes) = args.adapter_memory {
+        checks.range("--adapter-memory", bytes, 1, 1 << 46);
+    }
     AdapterLimits {
+        memory_bytes: args.adapter_memory,
         max_resident: checks.count("--max-resident-adapters", args.max_resident_adapters, 1, 1 << 20),
         max_bytes: args.max_adapter_bytes,
         max_rank: checks.count("--max-lora-rank", args.max_lora_rank, 1, 1 << 16),
@@ -427,6 +435,7 @@ fn transport(checks: &mut Checks, args: &NetworkArgs) -> TransportConfig {
         max_connection_age_grace: checks.duration("--max-connection-age-grace", args.max_connection_age_grace, DAY),
         handshake_timeout: checks.duration("--handshake-timeout", args.handshake_timeout, DAY),
         upload_idle_timeout: checks.duration("--upload-idle-timeout", args.upload_idle_timeout, DAY),
+        stream_stall_timeout: checks.duration("--stream-stall-timeout", args.stream_stall_timeout, DAY),
         max_connections: checks.count("--max-connections", args.max_connections, 1, 1 << 20),
         max_connections_per_peer: checks.count("--max-connections-per-peer", args.max_connections_per_peer, 1, 1 << 20),
         max_header_bytes: u32::try_from(args.max_header_bytes).unwrap_or(u32::MAX),
