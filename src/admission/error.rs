@@ -42,3 +42,20 @@ pub enum AdmissionError {
     #[error("the deadline passed before the request was queued")]
     DeadlineExceeded,
 }
+
+impl AdmissionError {
+    /// The kind of refusal in one word, for metrics.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::TooManyRequests { .. } | Self::Submit(SubmitError::QueueFull { .. }) => "capacity",
+            Self::Invalid(_) | Self::EmptyPrompt | Self::NoChatTemplate | Self::Chat(_) | Self::Tokenizer(_) => {
+                "invalid"
+            }
+            Self::Adapter(_) => "adapter",
+            Self::Submit(SubmitError::Stopped) => "draining",
+            Self::DeadlineExceeded => "deadline",
+            Self::TokenizerPanicked => "internal",
+        }
+    }
+}

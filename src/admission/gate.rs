@@ -114,6 +114,14 @@ impl Gate {
     /// # Errors
     /// Why it is not admitted; nothing of it is left then.
     pub async fn admit(&self, request: GenerateRequest, arrival: Arrival) -> Result<Generation, AdmissionError> {
+        let admitted = self.try_admit(request, arrival).await;
+        if let Err(error) = &admitted {
+            self.parts.metrics.record_rejection(error.reason());
+        }
+        admitted
+    }
+
+    async fn try_admit(&self, request: GenerateRequest, arrival: Arrival) -> Result<Generation, AdmissionError> {
         let GenerateRequest { request_id, adapter, input } = request;
         if arrival.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(AdmissionError::DeadlineExceeded);
@@ -122,8 +130,9 @@ impl Gate {
         let place =
             Arc::clone(&self.places).try_acquire_owned().map_err(|_| AdmissionError::TooManyRequests { limit })?;
         self.parts.limits.check(&input)?;
-        let GenerateInput { prompt, .. } = &input;
-        let prompt = self.tokenize(prompt.clone()).await?;
+        let prompt = self.tokenize(input.prompt.clone()).await?;
+        // Once more when the adapter's virtual tokens are known; no adapter is loaded for a prompt that is too long.
+        self.parts.limits.room(&input, prompt.ids.len(), 0)?;
         // A name that does not exist is refused before anything is loaded; a lease keeps the version alive from here.
         let lease = match &adapter {
             Some(choice) => Some(self.lease(choice).await?),
@@ -165,7 +174,7 @@ impl Gate {
             stop: input.stopping.stop,
             prompt_tokens: u32::try_from(ids.len()).unwrap_or(u32::MAX),
             echo: input.options.echo.then_some(Echo { text, ids }),
-            arrived: arrival.arrived,
+            arrival,
             place,
             metrics: self.parts.metrics.clone(),
         }))
@@ -173,7 +182,10 @@ impl Gate {
 
     async fn lease(&self, choice: &AdapterChoice) -> Result<ResidentLease, AdmissionError> {
         let want = self.parts.registry.want(&choice.name, choice.version)?;
-        Ok(self.parts.hall.resident(want).await?)
+        let asked = Instant::now();
+        let lease = self.parts.hall.resident(want).await?;
+        self.parts.metrics.record_adapter_wait(asked.elapsed());
+        Ok(lease)
     }
 
     /// Token ids of a prompt. Works off the reactor: a long prompt takes milliseconds.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::engine::GenerationEngine;
+use super::gate::Arrival;
 use crate::telemetry::metrics::{Metrics, RequestFacts, RequestOutcome};
 use crate::text::{ChoiceText, TokenizerError};
 use crate::types::{
@@ -119,7 +120,7 @@ pub(super) struct Admitted {
     pub stop: Vec<String>,
     pub prompt_tokens: u32,
     pub echo: Option<Echo>,
-    pub arrived: Instant,
+    pub arrival: Arrival,
     pub place: OwnedSemaphorePermit,
     pub metrics: Metrics,
 }
@@ -151,6 +152,7 @@ pub struct Generation {
 struct Choice {
     text: ChoiceText,
     open: bool,
+    last_token: Option<Instant>,
 }
 
 struct Times {
@@ -162,12 +164,13 @@ struct Times {
 
 impl Generation {
     pub(super) fn new(admitted: Admitted) -> Self {
-        let Admitted { info, id, engine, events, texts, stop, prompt_tokens, echo, arrived, place, metrics } = admitted;
+        let Admitted { info, id, engine, events, texts, stop, prompt_tokens, echo, arrival, place, metrics } = admitted;
+        let Arrival { arrived, deadline } = arrival;
         Self {
-            record: Record { metrics, outcome: RequestOutcome::Cancelled },
+            record: Record { metrics, deadline, outcome: None },
             info,
             request: Running { id, engine, events, over: false },
-            choices: texts.into_iter().map(|text| Choice { text, open: true }).collect(),
+            choices: texts.into_iter().map(|text| Choice { text, open: true, last_token: None }).collect(),
             stop,
             usage: Usage { prompt_tokens, ..Usage::default() },
             times: Times { arrived, started: None, first_token: None, last_token: None },
@@ -214,7 +217,7 @@ impl Generation {
                 Ok(None) => {}
                 Err(error) => {
                     self.finished = true;
-                    self.record.outcome = error.outcome();
+                    self.record.outcome = Some(error.outcome());
                     return Some(Err(error));
                 }
             }
@@ -257,10 +260,11 @@ impl Generation {
             // Tokens computed after a stop string matched are neither shown nor counted.
             return Ok(None);
         };
-        if let Some(before) = self.times.last_token.replace(at) {
+        if let Some(before) = choice.last_token.replace(at) {
             self.record.metrics.record_token_interval(at.saturating_duration_since(before));
         }
         self.times.first_token.get_or_insert(at);
+        self.times.last_token = Some(at);
         let mut delta = ChoiceDelta { index, ..ChoiceDelta::default() };
         let mut matched = None;
         if let Some(token) = token {
@@ -285,11 +289,13 @@ impl Generation {
             (None, None) => None,
         };
         choice.open = delta.finish.is_none();
-        if let Some((reason, _)) = &delta.finish {
-            self.record.outcome = match reason {
+        if let Some((reason, _)) = &delta.finish
+            && self.choices.iter().all(|choice| !choice.open)
+        {
+            self.record.outcome = Some(match reason {
                 FinishReason::Stop => RequestOutcome::Stop,
                 FinishReason::Length => RequestOutcome::Length,
-            };
+            });
         }
         let silent = delta.text.is_empty() && delta.tokens.is_empty() && delta.finish.is_none();
         Ok((!silent).then_some(delta))
@@ -331,7 +337,19 @@ impl Drop for Running {
 /// What the metrics are told at the end.
 struct Record {
     metrics: Metrics,
-    outcome: RequestOutcome,
+    deadline: Option<Instant>,
+    /// `None` until every choice has ended, or the request has failed.
+    outcome: Option<RequestOutcome>,
+}
+
+impl Record {
+    /// A generation dropped before its end was given up by whoever read it: at the deadline, or because the client left.
+    fn outcome(&self) -> RequestOutcome {
+        self.outcome.unwrap_or_else(|| match self.deadline {
+            Some(deadline) if deadline <= Instant::now() => RequestOutcome::DeadlineExceeded,
+            _ => RequestOutcome::Cancelled,
+        })
+    }
 }
 
 impl Drop for Generation {
@@ -339,7 +357,7 @@ impl Drop for Generation {
         let Timings { queue, prefill, decode, total } = self.times.timings();
         self.record.metrics.record_request(&RequestFacts {
             adapter: self.info.adapter.as_ref().map(|(name, _)| name.as_str()),
-            outcome: self.record.outcome,
+            outcome: self.record.outcome(),
             usage: self.usage,
             queue,
             prefill: self.times.first_token.map(|_| prefill),

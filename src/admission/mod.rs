@@ -7,6 +7,7 @@ mod engine;
 mod error;
 mod gate;
 mod generation;
+pub mod generation_defaults;
 mod hall;
 pub mod validate;
 
@@ -16,5 +17,6 @@ pub use gate::{AdapterChoice, Arrival, Gate, GateParts, GenerateRequest, Tokeniz
 pub use generation::{
     ChoiceDelta, Generation, GenerationError, GenerationEvent, GenerationInfo, OutputToken, StopMatch, Timings,
 };
+pub use generation_defaults::{GenerationDefaults, GenerationDefaultsError};
 pub use hall::{AdapterHall, ResidentFuture};
-pub use validate::InvalidRequest;
+pub use validate::{InvalidRequest, Limits};

@@ -1,58 +1,218 @@
-//! STAND-IN until the validation room lands.
-use crate::types::generate::{GenerateInput, PromptInput};
-use crate::types::{SamplingParams, StoppingParams};
+//! What a request may ask for, and what it gets where it does not say.
+//!
+//! Three questions in the order a request meets them: [`Limits::check`] and [`Limits::check_prompt`] look at the request
+//! alone, before anything is tokenized or allocated; [`Limits::room`] at the length of its prompt; [`Limits::resolve`]
+//! fills in what was left out. Every way into the server passes here, and nothing behind the gate checks again.
 
-/// Stand-in.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{field} is invalid")]
-pub struct InvalidRequest {
-    /// Field.
-    pub field: String,
-}
+mod invalid;
+mod resolve;
 
-/// Stand-in.
+pub use invalid::{Interval, InvalidRequest};
+pub use resolve::Resolved;
+
+use super::generation_defaults::GenerationDefaults;
+use crate::config::RequestLimits;
+use crate::types::generate::{ChatMessage, GenerateInput, PromptInput, SamplingInput, StoppingInput};
+
+/// Most entries of `sampling.logit_bias`: each is applied anew for every token.
+pub const MAX_LOGIT_BIAS: usize = 1024;
+
+/// Most entries of `stopping.stop_token_ids`: each is looked at for every token.
+pub const MAX_STOP_TOKEN_IDS: usize = 256;
+
+/// Most entries of `chat.messages`: the template costs time for an empty message too.
+pub const MAX_CHAT_MESSAGES: usize = 4096;
+
+/// Most tokens of all choices of a request together. The engine never waits for a reader, so this bounds what a request
+/// that nobody reads can pile up.
+pub const MAX_REQUEST_TOKENS: u64 = 1 << 20;
+
+/// What a request may ask for, and what it gets where it does not say. One per server.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Context.
-    pub context: u32,
-    /// Default.
+    /// Most tokens of a sequence: prompt, virtual tokens and output together. No more than the model's context and
+    /// than the KV cache has room for.
+    pub context_length: u32,
+    /// Width of the model's logits: every token id of a request is below.
+    pub vocab_size: u32,
+    /// `stopping.max_tokens` where it is unset and the context leaves more.
     pub default_max_tokens: u32,
-}
-
-/// Stand-in.
-pub struct Resolved {
-    /// Sampling.
-    pub sampling: SamplingParams,
-    /// Stopping.
-    pub stopping: StoppingParams,
-    /// Choices.
-    pub choices: u32,
+    /// Largest `n`.
+    pub max_choices: u32,
+    /// Most bytes of a prompt's text; of a chat, all roles and contents together.
+    pub max_prompt_bytes: u64,
+    /// Most entries of `stopping.stop`.
+    pub max_stop_strings: u32,
+    /// Most bytes of one of them.
+    pub max_stop_bytes: u64,
+    /// Largest `options.logprobs`.
+    pub max_logprobs: u32,
+    /// What the model's makers want where a request does not say.
+    pub defaults: GenerationDefaults,
 }
 
 impl Limits {
-    /// Stand-in.
-    pub fn check(&self, _: &GenerateInput) -> Result<(), InvalidRequest> {
-        Ok(())
-    }
-    /// Stand-in.
-    pub fn check_prompt(&self, _: &PromptInput) -> Result<(), InvalidRequest> {
-        Ok(())
-    }
-    /// Stand-in.
-    pub fn resolve(&self, input: &GenerateInput, prompt: usize, virt: u32) -> Result<Resolved, InvalidRequest> {
-        let left = self.context.saturating_sub(prompt as u32 + virt);
-        let max_tokens = input.stopping.max_tokens.unwrap_or(self.default_max_tokens).min(left);
-        if max_tokens == 0 {
-            return Err(InvalidRequest { field: "stopping.max_tokens".into() });
+    /// The limits of a server's configuration, with what only the loaded model knows.
+    #[must_use]
+    pub fn new(config: &RequestLimits, context_length: u32, vocab_size: u32, defaults: GenerationDefaults) -> Self {
+        Self {
+            context_length,
+            vocab_size,
+            default_max_tokens: config.default_max_tokens,
+            max_choices: config.max_choices,
+            max_prompt_bytes: config.max_prompt_bytes,
+            max_stop_strings: config.max_stop_strings,
+            max_stop_bytes: config.max_stop_bytes,
+            max_logprobs: config.max_logprobs,
+            defaults,
         }
-        Ok(Resolved {
-            sampling: SamplingParams { logprobs: input.options.logprobs, ..SamplingParams::greedy() },
-            stopping: StoppingParams {
+    }
+
+    /// Everything that can be said of a request before it is tokenized. Costs time in proportion to the request.
+    ///
+    /// # Errors
+    /// The first field that is out of its range.
+    pub fn check(&self, input: &GenerateInput) -> Result<(), InvalidRequest> {
+        let GenerateInput { prompt, sampling, stopping, options, choices, priority: _ } = input;
+        at_most("n", *choices, self.max_choices)?;
+        if let Some(logprobs) = options.logprobs {
+            at_most("options.logprobs", logprobs, self.max_logprobs)?;
+        }
+        self.check_sampling(sampling)?;
+        self.check_stopping(stopping)?;
+        self.check_prompt(prompt)?;
+        self.check_total(stopping, *choices)
+    }
+
+    fn check_sampling(&self, sampling: &SamplingInput) -> Result<(), InvalidRequest> {
+        let SamplingInput {
+            temperature,
+            top_k: _,
+            top_p,
+            min_p,
+            seed: _,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias,
+        } = sampling;
+        Interval::at_least(0.0).check("sampling.temperature", *temperature)?;
+        Interval::above(0.0).and_at_most(1.0).check("sampling.top_p", *top_p)?;
+        Interval::at_least(0.0).and_at_most(1.0).check("sampling.min_p", *min_p)?;
+        Interval::above(0.0).check("sampling.repetition_penalty", *repetition_penalty)?;
+        Interval::at_least(-2.0).and_at_most(2.0).check("sampling.presence_penalty", *presence_penalty)?;
+        Interval::at_least(-2.0).and_at_most(2.0).check("sampling.frequency_penalty", *frequency_penalty)?;
+        self.check_logit_bias(logit_bias)
+    }
+
+    fn check_logit_bias(&self, logit_bias: &[(u32, f32)]) -> Result<(), InvalidRequest> {
+        const FIELD: &str = "sampling.logit_bias";
+        few(FIELD, logit_bias.len(), MAX_LOGIT_BIAS)?;
+        for (id, bias) in logit_bias {
+            self.in_vocabulary(*id, || FIELD.to_owned())?;
+            Interval::at_least(-100.0).and_at_most(100.0).check(FIELD, Some(*bias))?;
+        }
+        let mut ids: Vec<u32> = logit_bias.iter().map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        match ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(InvalidRequest::Repeated { field: FIELD, id: pair[0] }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_stopping(&self, stopping: &StoppingInput) -> Result<(), InvalidRequest> {
+        let StoppingInput { max_tokens, min_tokens, stop, stop_token_ids, ignore_eos: _ } = stopping;
+        if *max_tokens == Some(0) {
+            return Err(InvalidRequest::Zero { field: "stopping.max_tokens" });
+        }
+        if let (Some(min_tokens), Some(max_tokens)) = (*min_tokens, *max_tokens)
+            && min_tokens > max_tokens
+        {
+            return Err(InvalidRequest::MinTokens { min_tokens, max_tokens });
+        }
+        few("stopping.stop", stop.len(), self.max_stop_strings as usize)?;
+        for (index, text) in stop.iter().enumerate() {
+            if text.is_empty() {
+                return Err(InvalidRequest::Empty { field: format!("stopping.stop[{index}]") });
+            }
+            short(text.len() as u64, self.max_stop_bytes, || format!("stopping.stop[{index}]"))?;
+        }
+        few("stopping.stop_token_ids", stop_token_ids.len(), MAX_STOP_TOKEN_IDS)?;
+        self.all_in_vocabulary("stopping.stop_token_ids", stop_token_ids)
+    }
+
+    /// Everything that can be said of a prompt before it is tokenized.
+    ///
+    /// # Errors
+    /// It is too long, empty where that has no meaning, or holds ids that are no tokens.
+    pub fn check_prompt(&self, prompt: &PromptInput) -> Result<(), InvalidRequest> {
+        match prompt {
+            // A tokenizer may make a token of an empty text: the beginning of a sequence.
+            PromptInput::Text(text) => short(text.len() as u64, self.max_prompt_bytes, || "prompt".to_owned()),
+            PromptInput::TokenIds(ids) => {
+                if ids.is_empty() {
+                    return Err(InvalidRequest::Empty { field: "token_ids.ids".to_owned() });
+                }
+                self.check_length(prompt, ids.len(), 0)?;
+                self.all_in_vocabulary("token_ids.ids", ids)
+            }
+            PromptInput::Chat(messages) => self.check_chat(messages),
+        }
+    }
+
+    fn check_chat(&self, messages: &[ChatMessage]) -> Result<(), InvalidRequest> {
+        if messages.is_empty() {
+            return Err(InvalidRequest::Empty { field: "chat.messages".to_owned() });
+        }
+        few("chat.messages", messages.len(), MAX_CHAT_MESSAGES)?;
+        if let Some(index) = messages.iter().position(|message| message.role.is_empty()) {
+            return Err(InvalidRequest::Empty { field: format!("chat.messages[{index}].role") });
+        }
+        let bytes = messages.iter().map(|message| (message.role.len() + message.content.len()) as u64).sum();
+        short(bytes, self.max_prompt_bytes, || "chat.messages".to_owned())
+    }
+
+    /// What is asked for in so many words. Where `max_tokens` is unset, [`Limits::room`] sees to it.
+    fn check_total(&self, stopping: &StoppingInput, choices: u32) -> Result<(), InvalidRequest> {
+        let (Some(max_tokens), choices) = (stopping.max_tokens, choices.max(1)) else { return Ok(()) };
+        // The context is named first: a client that asks for too much of both should hear of that one.
+        if max_tokens >= self.context_length {
+            return Err(InvalidRequest::MaxTokens {
                 max_tokens,
-                min_tokens: input.stopping.min_tokens.unwrap_or(0),
-                stop_token_ids: input.stopping.stop_token_ids.clone(),
-            },
-            choices: input.choices.max(1),
-        })
+                prompt_tokens: None,
+                virtual_tokens: 0,
+                context_length: self.context_length,
+            });
+        }
+        if u64::from(max_tokens) * u64::from(choices) > MAX_REQUEST_TOKENS {
+            return Err(InvalidRequest::TotalTokens { max_tokens, choices, max: MAX_REQUEST_TOKENS });
+        }
+        Ok(())
+    }
+
+    fn in_vocabulary(&self, id: u32, field: impl FnOnce() -> String) -> Result<(), InvalidRequest> {
+        if id < self.vocab_size {
+            return Ok(());
+        }
+        Err(InvalidRequest::NotInVocabulary { field: field(), id, vocab_size: self.vocab_size })
+    }
+
+    fn all_in_vocabulary(&self, field: &'static str, ids: &[u32]) -> Result<(), InvalidRequest> {
+        ids.iter().enumerate().try_for_each(|(index, id)| self.in_vocabulary(*id, || format!("{field}[{index}]")))
     }
 }
+
+fn at_most(field: &'static str, value: u32, max: u32) -> Result<(), InvalidRequest> {
+    if value <= max { Ok(()) } else { Err(InvalidRequest::TooLarge { field, value, max }) }
+}
+
+fn few(field: &'static str, count: usize, max: usize) -> Result<(), InvalidRequest> {
+    if count <= max { Ok(()) } else { Err(InvalidRequest::TooMany { field, count, max }) }
+}
+
+fn short(bytes: u64, max: u64, field: impl FnOnce() -> String) -> Result<(), InvalidRequest> {
+    if bytes <= max { Ok(()) } else { Err(InvalidRequest::TooLong { field: field(), bytes, max }) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ use super::pb::adapter_service_server::AdapterService;
 use super::{convert, page, pb, status};
 use crate::adapters::{AdapterError, AdapterInfo, AdapterRegistry};
 use crate::admission::AdapterHall;
+use crate::telemetry::metrics::Metrics;
 use crate::types::AdapterName;
 
 /// What `AdapterService` is made of.
@@ -26,14 +27,20 @@ pub struct Adapters {
     /// Uploads that are being compiled: that takes as many cores as it gets, and requests need them.
     checks: Arc<Semaphore>,
     upload_idle: Duration,
+    metrics: Metrics,
 }
 
 impl Adapters {
     /// An upload that sends nothing for `upload_idle` is ended.
     #[must_use]
-    pub fn new(registry: Arc<AdapterRegistry>, hall: Arc<dyn AdapterHall>, upload_idle: Duration) -> Self {
+    pub fn new(
+        registry: Arc<AdapterRegistry>,
+        hall: Arc<dyn AdapterHall>,
+        upload_idle: Duration,
+        metrics: Metrics,
+    ) -> Self {
         let bridge = Bridge::observe(registry.events());
-        Self { registry, hall, bridge, checks: Arc::new(Semaphore::new(1)), upload_idle }
+        Self { registry, hall, bridge, checks: Arc::new(Semaphore::new(1)), upload_idle, metrics }
     }
 
     /// Run `work` on the registry where it may block.

@@ -133,6 +133,8 @@ pub enum UploadOutcome {
     Replaced,
     /// The name had these very bytes already.
     Unchanged,
+    /// Found good and not stored, as asked for.
+    Validated,
     /// Refused.
     Rejected,
     /// Cut off; it may be resumed.
@@ -400,6 +402,7 @@ impl Metrics {
             UploadOutcome::Created => "created",
             UploadOutcome::Replaced => "replaced",
             UploadOutcome::Unchanged => "unchanged",
+            UploadOutcome::Validated => "validated",
             UploadOutcome::Rejected => "rejected",
             UploadOutcome::Interrupted => "interrupted",
         };

@@ -7,6 +7,7 @@ use tonic::{Status, Streaming};
 use super::super::{convert, pb, status};
 use super::{Adapters, off_reactor};
 use crate::adapters::{Begin, Published, Staged, UploadSession};
+use crate::telemetry::metrics::{Metrics, UploadOutcome};
 use pb::upload_adapter_request::Frame;
 
 /// What a client can do wrong in the order of frames.
@@ -32,12 +33,42 @@ pub(in crate::server) enum BadUploadStream {
     },
 }
 
+/// RAII: what the metrics are told of one upload. One that is dropped unfinished was interrupted.
+struct Record {
+    metrics: Metrics,
+    bytes: u64,
+    outcome: UploadOutcome,
+    /// The client's stream ended in an error, or fell silent.
+    broken: bool,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.metrics.record_upload(self.outcome, self.bytes);
+    }
+}
+
 /// Take an upload from its first frame to its acknowledgement.
 pub(super) async fn receive(
     adapters: &Adapters,
-    mut frames: Streaming<pb::UploadAdapterRequest>,
+    frames: Streaming<pb::UploadAdapterRequest>,
 ) -> Result<pb::UploadAdapterResponse, Status> {
-    let header = match next(&mut frames, adapters.upload_idle).await? {
+    let mut record =
+        Record { metrics: adapters.metrics.clone(), bytes: 0, outcome: UploadOutcome::Interrupted, broken: false };
+    let result = take(adapters, frames, &mut record).await;
+    if result.is_err() && !record.broken {
+        record.outcome = UploadOutcome::Rejected;
+    }
+    result
+}
+
+async fn take(
+    adapters: &Adapters,
+    mut frames: Streaming<pb::UploadAdapterRequest>,
+    record: &mut Record,
+) -> Result<pb::UploadAdapterResponse, Status> {
+    let first = next(&mut frames, adapters.upload_idle).await.inspect_err(|_| record.broken = true)?;
+    let header = match first {
         Some(Frame::Header(header)) => convert::upload_header(header).map_err(|bad| status::from_bad_message(&bad))?,
         Some(Frame::Chunk(_)) => return Err(status::from_upload_stream(&BadUploadStream::ChunkBeforeHeader)),
         None => return Err(status::from_upload_stream(&BadUploadStream::Empty)),
@@ -45,16 +76,21 @@ pub(super) async fn receive(
     let begin = adapters.blocking(move |registry| registry.begin_upload(header, Instant::now())).await?;
     let mut session = match begin {
         Begin::Open(session) => session,
-        Begin::Finished(published) => return Ok(response(&published)),
+        Begin::Finished(published) => {
+            record.outcome = UploadOutcome::Unchanged;
+            return Ok(response(&published));
+        }
     };
-    while let Some(frame) = next(&mut frames, adapters.upload_idle).await? {
+    while let Some(frame) = next(&mut frames, adapters.upload_idle).await.inspect_err(|_| record.broken = true)? {
         let Frame::Chunk(chunk) = frame else {
             return Err(status::from_upload_stream(&BadUploadStream::SecondHeader));
         };
+        let bytes = chunk.data.len() as u64;
         session = write(session, chunk).await?;
+        record.bytes += bytes;
     }
     let staged = off_reactor(move || session.finish()).await?.map_err(|error| status::from_adapter(&error))?;
-    accept(adapters, staged).await
+    accept(adapters, staged, record).await
 }
 
 async fn next(frames: &mut Streaming<pb::UploadAdapterRequest>, idle: Duration) -> Result<Option<Frame>, Status> {
@@ -81,7 +117,7 @@ async fn write(mut session: UploadSession, chunk: pb::UploadChunk) -> Result<Upl
 }
 
 /// Every byte is there and is the one declared: compile it, and give it its name.
-async fn accept(adapters: &Adapters, staged: Staged) -> Result<pb::UploadAdapterResponse, Status> {
+async fn accept(adapters: &Adapters, staged: Staged, record: &mut Record) -> Result<pb::UploadAdapterResponse, Status> {
     let check = {
         let _turn = adapters.checks.acquire().await.map_err(|closed| status::internal_error("upload", &closed))?;
         let hall = std::sync::Arc::clone(&adapters.hall);
@@ -89,10 +125,16 @@ async fn accept(adapters: &Adapters, staged: Staged) -> Result<pb::UploadAdapter
     };
     let (staged, facts) = check.map_err(|failure| status::load_failed(failure.as_ref()))?;
     if staged.validate_only() {
+        record.outcome = UploadOutcome::Validated;
         let exists = adapters.registry.get(staged.name()).is_ok();
         return Ok(pb::UploadAdapterResponse { adapter: Some(convert::preview(&staged, &facts)), created: !exists });
     }
     let published = adapters.blocking(move |registry| registry.publish(staged, facts, SystemTime::now())).await?;
+    record.outcome = match (published.created, published.replaced) {
+        (true, _) => UploadOutcome::Created,
+        (false, Some(_)) => UploadOutcome::Replaced,
+        (false, None) => UploadOutcome::Unchanged,
+    };
     let (name, pinned) = (&published.adapter.name, published.adapter.pinned);
     if pinned && let Err(error) = adapters.load(name).await {
         // The upload is stored and stays so; the adapter says what happened as its last error.

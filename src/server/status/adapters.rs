@@ -7,9 +7,10 @@ use tonic::{Code, Status};
 
 use super::super::adapters::BadUploadStream;
 use super::refusal::Refusal;
-use super::{internal, internal_error};
+use super::{draining, internal, internal_error};
 use crate::adapters::{AdapterError, CONFIG_FILE};
 use crate::delta::DeltaError;
+use crate::engine::InstallError;
 use crate::ops::OpsError;
 
 /// A wait after which an upload slot, staging space or a slot on the device may be free.
@@ -167,9 +168,19 @@ pub(in crate::server) fn load_failed(failure: &(dyn Error + Send + Sync + 'stati
             error => from_adapter(error),
         };
     }
-    match failure.downcast_ref::<DeltaError>() {
-        Some(error) => from_delta(error),
-        None => internal_error("loading an adapter", failure),
+    match (failure.downcast_ref::<InstallError>(), failure.downcast_ref::<DeltaError>()) {
+        (Some(error), _) => from_install(error),
+        (None, Some(error)) => from_delta(error),
+        (None, None) => internal_error("loading an adapter", failure),
+    }
+}
+
+fn from_install(error: &InstallError) -> Status {
+    match error {
+        InstallError::Adapter(AdapterError::LoadFailed { .. }) => internal(),
+        InstallError::Adapter(error) => from_adapter(error),
+        InstallError::Delta(error) => from_delta(error),
+        InstallError::Stopped => draining(),
     }
 }
 

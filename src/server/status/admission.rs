@@ -71,6 +71,41 @@ pub(in crate::server) fn from_admission(error: &AdmissionError) -> Status {
     refusal.into_status()
 }
 
+/// What does not fit the context has a reason of its own: a client can shorten the prompt and try again.
 fn from_invalid(invalid: &InvalidRequest) -> Status {
-    Refusal::new(Code::InvalidArgument, "INVALID_FIELD", invalid).field(&invalid.field, invalid).into_status()
+    use InvalidRequest as E;
+    let bad = |reason| Refusal::new(Code::InvalidArgument, reason, invalid).field(invalid.field(), invalid);
+    let refusal = match invalid {
+        E::NotFinite { .. } | E::Zero { .. } | E::Empty { .. } => bad("INVALID_FIELD"),
+        E::OutOfRange { value, interval, .. } => bad("INVALID_FIELD").with("value", value).with("expected", interval),
+        E::TooLarge { value, max, .. } => bad("INVALID_FIELD").with("value", value).with("max", max),
+        E::TooMany { count, max, .. } => bad("INVALID_FIELD").with("count", count).with("max", max),
+        E::TooLong { bytes, max, .. } => bad("INVALID_FIELD").with("bytes", bytes).with("max", max),
+        E::NotInVocabulary { id, vocab_size, .. } => {
+            bad("INVALID_FIELD").with("token_id", id).with("vocab_size", vocab_size)
+        }
+        E::Repeated { id, .. } => bad("INVALID_FIELD").with("token_id", id),
+        E::MinTokens { min_tokens, max_tokens } => {
+            bad("INVALID_FIELD").with("min_tokens", min_tokens).with("max_tokens", max_tokens)
+        }
+        E::NothingToSample { vocab_size } => bad("INVALID_FIELD").with("vocab_size", vocab_size),
+        E::TotalTokens { max_tokens, choices, max } => {
+            bad("INVALID_FIELD").with("max_tokens", max_tokens).with("choices", choices).with("max", max)
+        }
+        E::PromptTooLong { prompt_tokens, virtual_tokens, context_length, .. } => bad("CONTEXT_LENGTH_EXCEEDED")
+            .with("prompt_tokens", prompt_tokens)
+            .with("virtual_tokens", virtual_tokens)
+            .with("context_length", context_length),
+        E::MaxTokens { max_tokens, prompt_tokens, virtual_tokens, context_length } => {
+            let refusal = bad("CONTEXT_LENGTH_EXCEEDED")
+                .with("max_tokens", max_tokens)
+                .with("virtual_tokens", virtual_tokens)
+                .with("context_length", context_length);
+            match prompt_tokens {
+                Some(prompt_tokens) => refusal.with("prompt_tokens", prompt_tokens),
+                None => refusal,
+            }
+        }
+    };
+    refusal.into_status()
 }

@@ -1,0 +1,250 @@
+//! What a model's makers want where a request does not say: `generation_config.json`, and for end-of-sequence ids
+//! `config.json`. Reads bytes, not files: whoever opens the model folder hands them over.
+//!
+//! `do_sample` decides as it does in transformers: where it is false or absent, decoding is greedy and temperature,
+//! top-k, top-p and min-p of the file mean nothing. The repetition penalty is a processor and not a warper there, so it
+//! counts either way. A field that the file leaves out is neutral, as in vLLM; transformers would put top-k 50 there.
+
+use serde_json::{Map, Value};
+
+/// Sampling and end-of-sequence ids of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerationDefaults {
+    /// 0 is greedy; else finite and > 0.
+    pub temperature: f32,
+    /// 0 keeps all.
+    pub top_k: u32,
+    /// In (0, 1].
+    pub top_p: f32,
+    /// In [0, 1].
+    pub min_p: f32,
+    /// Finite and > 0; 1 is neutral.
+    pub repetition_penalty: f32,
+    /// Ids that end a text, ascending, each below the vocabulary size. Empty: only `max_tokens` ends one.
+    pub eos_token_ids: Vec<u32>,
+    /// Settings of the file that would change the output and that this server does not have, for the log at start.
+    pub ignored: Vec<&'static str>,
+}
+
+impl Default for GenerationDefaults {
+    /// Greedy, neutral, without an end of sequence.
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            eos_token_ids: Vec::new(),
+            ignored: Vec::new(),
+        }
+    }
+}
+
+/// A file that says something impossible.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GenerationDefaultsError {
+    /// Not JSON.
+    #[error("{file}: {reason}")]
+    Json {
+        /// Which file.
+        file: &'static str,
+        /// What the parser said.
+        reason: String,
+    },
+    /// JSON, but not an object.
+    #[error("{file} is not a JSON object")]
+    NotAnObject {
+        /// Which file.
+        file: &'static str,
+    },
+    /// A field of the wrong type, or out of its range.
+    #[error("{file}: {field} is {found}, expected {expected}")]
+    BadField {
+        /// Which file.
+        file: &'static str,
+        /// The field.
+        field: &'static str,
+        /// What stands there, shortened.
+        found: String,
+        /// What may stand there.
+        expected: &'static str,
+    },
+    /// An end that the model cannot generate.
+    #[error("{file}: eos_token_id {id} is not below the vocabulary size {vocab_size}")]
+    EosOutOfVocabulary {
+        /// Which file.
+        file: &'static str,
+        /// The id.
+        id: u64,
+        /// Width of the model's logits.
+        vocab_size: u32,
+    },
+}
+
+const GENERATION_CONFIG: &str = "generation_config.json";
+const CONFIG: &str = "config.json";
+
+impl GenerationDefaults {
+    /// Read the two files of a model folder. `generation_config` is `None` where there is no such file; `vocab_size` is
+    /// the width of the model's logits.
+    ///
+    /// # Errors
+    /// What stands in a file cannot be meant.
+    pub fn from_json(
+        generation_config: Option<&[u8]>,
+        config: &[u8],
+        vocab_size: u32,
+    ) -> Result<Self, GenerationDefaultsError> {
+        let config = File::parse(CONFIG, config)?;
+        let Some(generation_config) = generation_config else {
+            return Ok(Self { eos_token_ids: eos_of_config(&config, vocab_size)?, ..Self::default() });
+        };
+        let file = File::parse(GENERATION_CONFIG, generation_config)?;
+        let eos_token_ids = match file.eos(&file.object, vocab_size)? {
+            Some(ids) => ids,
+            None => eos_of_config(&config, vocab_size)?,
+        };
+        let neutral = Self {
+            repetition_penalty: file.number("repetition_penalty", "a number above 0", |n| n > 0.0)?.unwrap_or(1.0),
+            eos_token_ids,
+            ignored: file.ignored(),
+            ..Self::default()
+        };
+        if !file.flag("do_sample")?.unwrap_or(false) {
+            return Ok(neutral);
+        }
+        Ok(Self {
+            temperature: file.number("temperature", "a number of at least 0", |n| n >= 0.0)?.unwrap_or(1.0),
+            top_k: file.top_k()?.unwrap_or(0),
+            top_p: file.number("top_p", "a number above 0, at most 1", |n| n > 0.0 && n <= 1.0)?.unwrap_or(1.0),
+            min_p: file.number("min_p", "a number from 0 to 1", |n| (0.0..=1.0).contains(&n))?.unwrap_or(0.0),
+            ..neutral
+        })
+    }
+}
+
+/// Multimodal configs keep the language model's part under `text_config`.
+fn eos_of_config(config: &File, vocab_size: u32) -> Result<Vec<u32>, GenerationDefaultsError> {
+    if let Some(ids) = config.eos(&config.object, vocab_size)? {
+        return Ok(ids);
+    }
+    let text = config.object.get("text_config").and_then(Value::as_object);
+    let ids = text.map(|text| config.eos(text, vocab_size)).transpose()?.flatten();
+    Ok(ids.unwrap_or_default())
+}
+
+struct File {
+    name: &'static str,
+    object: Map<String, Value>,
+}
+
+impl File {
+    fn parse(name: &'static str, bytes: &[u8]) -> Result<Self, GenerationDefaultsError> {
+        let value = serde_json::from_slice(bytes)
+            .map_err(|error| GenerationDefaultsError::Json { file: name, reason: error.to_string() })?;
+        match value {
+            Value::Object(object) => Ok(Self { name, object }),
+            _ => Err(GenerationDefaultsError::NotAnObject { file: name }),
+        }
+    }
+
+    /// JSON null counts as absent.
+    fn get(&self, field: &str) -> Option<&Value> {
+        self.object.get(field).filter(|value| !value.is_null())
+    }
+
+    fn bad(&self, field: &'static str, found: &Value, expected: &'static str) -> GenerationDefaultsError {
+        let found = found.to_string().chars().take(80).collect();
+        GenerationDefaultsError::BadField { file: self.name, field, found, expected }
+    }
+
+    fn flag(&self, field: &'static str) -> Result<Option<bool>, GenerationDefaultsError> {
+        let read = |value: &Value| value.as_bool().ok_or_else(|| self.bad(field, value, "true or false"));
+        self.get(field).map(read).transpose()
+    }
+
+    fn number(
+        &self,
+        field: &'static str,
+        expected: &'static str,
+        allowed: impl Fn(f32) -> bool,
+    ) -> Result<Option<f32>, GenerationDefaultsError> {
+        let read = |value: &Value| {
+            let number = value.as_f64().map(|number| number as f32);
+            number.filter(|n| n.is_finite() && allowed(*n)).ok_or_else(|| self.bad(field, value, expected))
+        };
+        self.get(field).map(read).transpose()
+    }
+
+    /// −1 is how vLLM writes "all".
+    fn top_k(&self) -> Result<Option<u32>, GenerationDefaultsError> {
+        let read = |value: &Value| match value.as_i64() {
+            Some(-1) => Ok(0),
+            Some(k) if k >= 0 => Ok(u32::try_from(k).unwrap_or(u32::MAX)),
+            _ => Err(self.bad("top_k", value, "a whole number of at least 0, or -1")),
+        };
+        self.get("top_k").map(read).transpose()
+    }
+
+    /// A number or a list of numbers.
+    fn eos(&self, object: &Map<String, Value>, vocab_size: u32) -> Result<Option<Vec<u32>>, GenerationDefaultsError> {
+        let Some(value) = object.get("eos_token_id").filter(|value| !value.is_null()) else { return Ok(None) };
+        let one = |id: &Value| {
+            let id = id.as_u64().ok_or_else(|| self.bad("eos_token_id", value, "a token id or a list of token ids"))?;
+            u32::try_from(id)
+                .ok()
+                .filter(|small| *small < vocab_size)
+                .ok_or(GenerationDefaultsError::EosOutOfVocabulary { file: self.name, id, vocab_size })
+        };
+        let mut ids = match value {
+            Value::Array(ids) => ids.iter().map(one).collect::<Result<Vec<u32>, _>>()?,
+            id => vec![one(id)?],
+        };
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(Some(ids))
+    }
+
+    fn ignored(&self) -> Vec<&'static str> {
+        let meant = |value: &Value, neutral: Option<f64>| match value {
+            Value::Bool(on) => *on,
+            Value::Number(number) => number.as_f64() != neutral,
+            Value::Array(list) => !list.is_empty(),
+            Value::Object(map) => !map.is_empty(),
+            Value::String(text) => !text.is_empty(),
+            Value::Null => false,
+        };
+        let here = |(field, neutral): &(&'static str, Option<f64>)| {
+            self.get(field).is_some_and(|value| meant(value, *neutral)).then_some(*field)
+        };
+        UNSUPPORTED.iter().filter_map(here).collect()
+    }
+}
+
+/// Settings of transformers that change which tokens come out, with the number that means "off".
+const UNSUPPORTED: [(&str, Option<f64>); 20] = [
+    ("bad_words_ids", None),
+    ("begin_suppress_tokens", None),
+    ("diversity_penalty", Some(0.0)),
+    ("encoder_no_repeat_ngram_size", Some(0.0)),
+    ("encoder_repetition_penalty", Some(1.0)),
+    ("epsilon_cutoff", Some(0.0)),
+    ("eta_cutoff", Some(0.0)),
+    ("exponential_decay_length_penalty", None),
+    ("forced_bos_token_id", None),
+    ("forced_eos_token_id", None),
+    ("guidance_scale", Some(1.0)),
+    ("min_length", Some(0.0)),
+    ("min_new_tokens", Some(0.0)),
+    ("no_repeat_ngram_size", Some(0.0)),
+    ("num_beams", Some(1.0)),
+    ("penalty_alpha", Some(0.0)),
+    ("sequence_bias", None),
+    ("stop_strings", None),
+    ("suppress_tokens", None),
+    ("typical_p", Some(1.0)),
+];
+
+#[cfg(test)]
+mod tests;
