@@ -16,7 +16,7 @@ use super::error::AppError;
 use super::serve::end_on_signals;
 use super::start::Server;
 use crate::cli::CliError;
-use crate::config::{DemoArgs, Environment, ModelSource, ServeConfig};
+use crate::config::{DemoArgs, Environment, ServeConfig};
 use crate::server::pb;
 use pb::adapter_service_client::AdapterServiceClient;
 use pb::generate_stream_response::Event;
@@ -29,7 +29,7 @@ const MAX_TOKENS: u32 = 48;
 pub(super) async fn run(args: &DemoArgs, environment: &Environment, out: &mut impl Write) -> Result<(), AppError> {
     let began = Instant::now();
     let mut config = ServeConfig::for_demo(args, environment)?;
-    let base = tokio::task::block_in_place(|| OpenedBase::open(&ModelSource::Bundled))?;
+    let base = tokio::task::block_in_place(|| OpenedBase::open(&config.model, environment))?;
     config.adapters = bundled::adapters(base.dir())?;
     let server = Server::start(&config, &base, began).await?;
     let lifecycle = server.lifecycle().clone();
@@ -37,11 +37,11 @@ pub(super) async fn run(args: &DemoArgs, environment: &Environment, out: &mut im
 
     let report = one_batch(&server).await?;
     let written = if args.json { report.write_json(out) } else { report.write_text(out) };
-    written.map_err(CliError::Output)?;
+    written.map_err(AppError::Output)?;
     if args.once {
         lifecycle.drain();
     } else if !args.json {
-        report.write_invitation(out).map_err(CliError::Output)?;
+        report.write_invitation(out).map_err(AppError::Output)?;
     }
     server.ended().await
 }

@@ -3,12 +3,14 @@
 use std::io;
 use std::net::SocketAddr;
 
+use super::inspect::InspectError;
 use crate::adapters::{AdapterError, LoadFailure};
+use crate::admission::GenerationDefaultsError;
 use crate::cli::CliError;
 use crate::config::{ConfigProblems, Exit};
-use crate::delta::DeltaError;
 use crate::engine::EngineError;
 use crate::model::ModelError;
+use crate::model::hub::HubError;
 use crate::ops::OpsError;
 use crate::telemetry::{ExporterError, LoggingError};
 use crate::text::{ChatError, TokenizerError};
@@ -29,6 +31,12 @@ pub enum AppError {
     /// The base model's folder.
     #[error("the base model: {0}")]
     Model(#[from] ModelError),
+    /// The base model's repository.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// The settings its makers want.
+    #[error("the base model: {0}")]
+    GenerationDefaults(#[from] GenerationDefaultsError),
     /// Its tokenizer.
     #[error("the base model's tokenizer: {0}")]
     Tokenizer(#[from] TokenizerError),
@@ -108,9 +116,12 @@ pub enum AppError {
         /// The server's answer.
         status: Box<tonic::Status>,
     },
-    /// An adapter that was inspected would be refused.
-    #[error("refused: {0}")]
-    Refused(#[from] DeltaError),
+    /// An adapter that was inspected would be refused, or cannot be read.
+    #[error("{0}")]
+    Inspect(#[from] InspectError),
+    /// Standard output.
+    #[error("writing the output: {0}")]
+    Output(io::Error),
     /// A verb of the command line.
     #[error(transparent)]
     Cli(#[from] CliError),
@@ -130,10 +141,15 @@ impl AppError {
                 Some(AdapterError::MissingFile { .. }) => Exit::NotFound,
                 _ => Exit::Rejected,
             },
-            Self::Refused(_) => Exit::Rejected,
+            Self::Hub(HubError::NotFound { .. } | HubError::NotCached { .. }) => Exit::NotFound,
+            Self::Hub(HubError::Unreachable { .. }) => Exit::Unavailable,
+            Self::Inspect(error) => error.exit(),
             Self::Cli(error) => error.exit(),
             Self::Runtime(_)
             | Self::Model(_)
+            | Self::Hub(_)
+            | Self::GenerationDefaults(_)
+            | Self::Output(_)
             | Self::Tokenizer(_)
             | Self::Chat(_)
             | Self::Ops(_)
@@ -152,6 +168,6 @@ impl AppError {
     /// The reader of standard output has gone, as `head` does: no failure of ours.
     #[must_use]
     pub fn is_broken_pipe(&self) -> bool {
-        matches!(self, Self::Cli(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe)
+        matches!(self, Self::Cli(CliError::Output(error)) | Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 }

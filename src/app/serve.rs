@@ -11,7 +11,7 @@ use crate::server::Lifecycle;
 pub(super) async fn run(args: &ServeArgs, environment: &Environment) -> Result<(), AppError> {
     let began = Instant::now();
     let config = ServeConfig::resolve(args, environment)?;
-    let base = tokio::task::block_in_place(|| OpenedBase::open(&config.model))?;
+    let base = tokio::task::block_in_place(|| OpenedBase::open(&config.model, environment))?;
     let server = Server::start(&config, &base, began).await?;
     end_on_signals(server.lifecycle().clone());
     server.ended().await

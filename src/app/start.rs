@@ -19,8 +19,7 @@ use crate::adapters::{
     AdapterError, AdapterRegistry, FolderStore, LoadFailure, MAX_CHUNK_BYTES, RegistryLimits, ResidencyLimits,
     StoreLimits,
 };
-use crate::admission::validate::Limits;
-use crate::admission::{AdapterHall, Gate, GateParts, GenerationEngine};
+use crate::admission::{AdapterHall, Gate, GateParts, GenerationEngine, Limits};
 use crate::config::units::format_bytes;
 use crate::config::{ServeConfig, StoreLocation, available_memory};
 use crate::delta::SERVED_KINDS;
@@ -84,6 +83,7 @@ impl Server {
                 Arc::clone(&registry),
                 Arc::clone(&hall.adapters),
                 config.transport.upload_idle_timeout,
+                metrics.clone(),
             ),
             info: Informer::new(server_info(config, base, dtype, sizes, &hall)?, engine, Arc::clone(&registry), began),
             reflection: config.reflection,
@@ -275,7 +275,12 @@ fn gate(
         hall: Arc::clone(&hall.adapters),
         tokenizer: base.tokenizer()?,
         chat_template: base.chat_template()?,
-        limits: Limits { context: sizes.max_model_len, default_max_tokens: config.request_limits.default_max_tokens },
+        limits: Limits::new(
+            &config.request_limits,
+            sizes.max_model_len,
+            u32::try_from(base.spec.vocab_size).unwrap_or(u32::MAX),
+            base.generation_defaults()?,
+        ),
         metrics: metrics.clone(),
         max_concurrent: config.request_limits.max_concurrent,
         tokenize_threads: config.threads,

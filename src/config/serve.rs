@@ -264,8 +264,7 @@ impl ServeConfig {
     /// # Errors
     /// Every problem at once.
     pub fn for_demo(args: &DemoArgs, environment: &Environment) -> Result<Self, ConfigProblems> {
-        let mut serve = ServeArgs::defaults()
-            .map_err(|error| ConfigProblems(vec![ConfigProblem::Defaults { reason: error.to_string() }]))?;
+        let mut serve = default_serve_args()?;
         serve.model.threads = args.threads;
         serve.model.dtype = args.dtype;
         serve.model.kernels = args.kernels;
@@ -276,15 +275,20 @@ impl ServeConfig {
 }
 
 impl InspectArgs {
-    /// The base to inspect against.
+    /// The base to inspect against, and the limits that a server sets where its flags do not say.
     ///
     /// # Errors
     /// [`ConfigProblems`] naming `--model`.
-    pub fn model_source(&self) -> Result<ModelSource, ConfigProblems> {
+    pub fn resolve(&self) -> Result<(ModelSource, AdapterLimits), ConfigProblems> {
         let mut checks = Checks::default();
         let source = self.model.as_ref().map_or(ModelSource::Bundled, |model| model_source(&mut checks, model));
-        checks.done(source)
+        let limits = adapter_limits(&mut checks, &default_serve_args()?.adapters);
+        checks.done((source, limits))
     }
+}
+
+fn default_serve_args() -> Result<ServeArgs, ConfigProblems> {
+    ServeArgs::defaults().map_err(|error| ConfigProblems(vec![ConfigProblem::Defaults { reason: error.to_string() }]))
 }
 
 fn model_source(checks: &mut Checks, model: &str) -> ModelSource {
