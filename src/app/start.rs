@@ -72,6 +72,7 @@ impl Server {
         for (name, folder) in &config.adapters {
             tokio::task::block_in_place(|| import(&registry, hall.adapters.as_ref(), name, folder))?;
         }
+        load_pinned(&registry, &hall.adapters);
         housekeeping::start(Arc::clone(&registry), metrics.clone());
 
         let lifecycle = Lifecycle::new();
@@ -259,6 +260,23 @@ fn import(
         Err(ImportFailure(source)) => return Err(AppError::Import { name: name.clone(), source }),
     }
     Ok(())
+}
+
+/// Bring what is pinned to the device, while requests are served already.
+fn load_pinned(registry: &Arc<AdapterRegistry>, hall: &Arc<dyn AdapterHall>) {
+    let pinned = registry.list(None, usize::MAX).into_iter().filter(|info| info.stored.pinned);
+    for name in pinned.map(|info| info.stored.name) {
+        let (registry, hall) = (Arc::clone(registry), Arc::clone(hall));
+        tokio::spawn(async move {
+            let loaded = match registry.want(&name, None) {
+                Ok(want) => hall.resident(want).await.map(drop),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = loaded {
+                tracing::warn!(adapter = %name, %error, "a pinned adapter could not be loaded");
+            }
+        });
+    }
 }
 
 fn gate(
