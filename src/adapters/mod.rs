@@ -28,7 +28,7 @@ mod slots;
 pub mod store;
 mod sync;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod uploads;
 
 pub use error::{AdapterError, LoadFailure};

@@ -221,11 +221,11 @@ impl StoreFile for FaultyFile {
 }
 
 /// Contents for an upload: a config and weights that differ by `seed`.
-pub(super) fn contents(seed: u8) -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn contents(seed: u8) -> Vec<(&'static str, Vec<u8>)> {
     vec![(CONFIG_FILE, format!("{{\"r\": {seed}}}").into_bytes()), (WEIGHTS_FILE, vec![seed; 1000])]
 }
 
-pub(super) fn header(name: &str, files: &[(&str, Vec<u8>)], upload_id: Option<&str>) -> UploadHeader {
+pub(crate) fn header(name: &str, files: &[(&str, Vec<u8>)], upload_id: Option<&str>) -> UploadHeader {
     let file = |(path, content): &(&str, Vec<u8>)| FileHeader {
         path: (*path).to_owned(),
         size: content.len() as u64,
@@ -241,7 +241,7 @@ pub(super) fn header(name: &str, files: &[(&str, Vec<u8>)], upload_id: Option<&s
     }
 }
 
-pub(super) fn facts(device_bytes: u64) -> AdapterFacts {
+pub(crate) fn facts(device_bytes: u64) -> AdapterFacts {
     AdapterFacts {
         kind: "LoRA".into(),
         max_rank: 8,

@@ -226,3 +226,6 @@ fn tokenize(
     }
     Ok(TokenizedPrompt { ids, text })
 }
+
+#[cfg(test)]
+mod tests;

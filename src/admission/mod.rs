@@ -9,6 +9,8 @@ mod gate;
 mod generation;
 pub mod generation_defaults;
 mod hall;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod validate;
 
 pub use engine::{GenerationEngine, StatsFuture};

@@ -1,4 +1,4 @@
-//! Small real tokenizers for the tests of this room.
+//! Small real tokenizers for tests.
 
 use std::sync::{Arc, OnceLock};
 
@@ -99,7 +99,7 @@ fn opaque_json() -> Value {
     json
 }
 
-pub(super) fn byte_level() -> Arc<Tokenizer> {
+pub(crate) fn byte_level() -> Arc<Tokenizer> {
     static CELL: OnceLock<Arc<Tokenizer>> = OnceLock::new();
     shared(&CELL, byte_level_json)
 }

@@ -12,7 +12,7 @@ pub mod tokenizer;
 
 mod clock;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 
 pub use chat::{ChatError, ChatTemplate};
 pub use choice::{ChoiceText, TextDelta};

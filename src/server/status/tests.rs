@@ -1,1 +1,361 @@
+use std::io;
+use std::sync::Arc;
 
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::super::adapters::BadUploadStream;
+use super::refusal::DOMAIN;
+use super::*;
+use crate::adapters::{AdapterError, LoadFailure, Sha256Digest};
+use crate::admission::validate::Interval;
+use crate::admission::{AdmissionError, GenerationError, InvalidRequest};
+use crate::delta::DeltaError;
+use crate::engine::{InstallError, SubmitError};
+use crate::ops::OpsError;
+use crate::text::{ChatError, TokenizerError};
+use crate::types::{AdapterVersion, RequestFailure};
+
+/// What holds for every status, whatever it says.
+fn check(status: &Status) -> ErrorDetails {
+    let details = status.check_error_details().expect("details decode");
+    let info = details.error_info().expect("an ErrorInfo");
+    assert_eq!(info.domain, DOMAIN);
+    assert!(!info.reason.is_empty() && info.reason.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_'));
+    assert!(!status.message().is_empty(), "{}", info.reason);
+    let fields = details.bad_request().map_or(&[][..], |bad| &bad.field_violations);
+    assert!(fields.iter().all(|violation| !violation.field.is_empty() && !violation.description.is_empty()));
+    match status.code() {
+        Code::InvalidArgument => assert!(!fields.is_empty(), "{} names its field", info.reason),
+        Code::NotFound | Code::AlreadyExists => {
+            assert!(details.resource_info().is_some_and(|it| !it.resource_name.is_empty()), "{}", info.reason);
+        }
+        Code::FailedPrecondition => assert!(details.precondition_failure().is_some(), "{}", info.reason),
+        // Either it helps to come back, and then it says when; or something is used up, and then it says what.
+        Code::ResourceExhausted if info.reason != "MESSAGE_TOO_LARGE" => {
+            assert_ne!(details.retry_info().is_some(), details.quota_failure().is_some(), "{}", info.reason);
+        }
+        _ => {}
+    }
+    let pushback = status.metadata().get("grpc-retry-pushback-ms").map(|value| value.to_str().unwrap().to_owned());
+    let delay = details.retry_info().map(|retry| retry.retry_delay.unwrap().as_millis().to_string());
+    assert_eq!(pushback, delay, "{}", info.reason);
+    let mut headers = http::HeaderMap::new();
+    status.add_header(&mut headers).expect("it can be sent");
+    let received = Status::from_header_map(&headers).unwrap();
+    assert_eq!((received.code(), received.message()), (status.code(), status.message()));
+    assert_eq!(received.get_error_details().error_info().unwrap().metadata, info.metadata);
+    details
+}
+
+fn expect(status: &Status, code: Code, reason: &str) {
+    let details = check(status);
+    assert_eq!((status.code(), details.error_info().unwrap().reason.as_str()), (code, reason), "{}", status.message());
+}
+
+fn field(status: &Status) -> String {
+    check(status).bad_request().unwrap().field_violations[0].field.clone()
+}
+
+fn metadata(status: &Status, key: &str) -> Option<String> {
+    check(status).error_info().unwrap().metadata.get(key).cloned()
+}
+
+const V: AdapterVersion = AdapterVersion([7; 32]);
+
+fn path() -> String {
+    "adapter_model.safetensors".to_owned()
+}
+
+fn io_error() -> io::Error {
+    io::Error::other("/secret/path went wrong")
+}
+
+#[test]
+fn uploads_that_are_wrong() {
+    use AdapterError as E;
+    let digest = Sha256Digest([1; 32]);
+    let cases = [
+        (E::MissingFile { path: "adapter_config.json" }, "MISSING_FILE", "header.files"),
+        (E::UnsupportedFormat { path: path(), format: "a pickle" }, "UNSUPPORTED_FORMAT", "header.files.path"),
+        (E::UnknownFile { path: path() }, "UNKNOWN_FILE", "header.files.path"),
+        (E::BadPath { path: "../x".into() }, "BAD_PATH", "header.files.path"),
+        (E::DuplicateFile { path: path() }, "DUPLICATE_FILE", "header.files.path"),
+        (E::BadDigest { path: path() }, "BAD_DIGEST", "header.files.sha256"),
+        (E::EmptyFile { path: path() }, "EMPTY_FILE", "header.files.size"),
+        (E::TooManyFiles { files: 9, max: 8 }, "TOO_MANY_FILES", "header.files"),
+        (E::FileTooLarge { path: path(), bytes: 9, max: 8 }, "UPLOAD_TOO_LARGE", "header.files.size"),
+        (E::AdapterTooLarge { bytes: 9, max: 8 }, "UPLOAD_TOO_LARGE", "header.files.size"),
+        (E::BadUploadId { upload_id: "a b".into() }, "INVALID_FIELD", "upload_id"),
+        (E::UnknownFileIndex { index: 3, files: 2 }, "UNKNOWN_FILE_INDEX", "chunk.file_index"),
+        (E::EmptyChunk { path: path() }, "EMPTY_CHUNK", "chunk.data"),
+        (E::ChunkTooLarge { bytes: 9, max: 8 }, "CHUNK_TOO_LARGE", "chunk.data"),
+        (E::TooManyBytes { path: path(), declared: 8, got: 9 }, "TOO_MANY_BYTES", "chunk.data"),
+        (E::Truncated { path: path(), declared: 9, got: 8 }, "TRUNCATED", "header.files.size"),
+        (
+            E::ChecksumMismatch { path: path(), declared: digest, actual: digest },
+            "CHECKSUM_MISMATCH",
+            "header.files.sha256",
+        ),
+        (E::UploadIdReused { upload_id: "id".parse().unwrap() }, "UPLOAD_ID_REUSED", "header.upload_id"),
+    ];
+    for (error, reason, wanted) in cases {
+        let status = from_adapter(&error);
+        expect(&status, Code::InvalidArgument, reason);
+        assert_eq!(field(&status), wanted, "{reason}");
+        assert_eq!(status.message(), error.to_string());
+    }
+    let offset = from_adapter(&E::WrongOffset { path: path(), expected: 100, got: 90 });
+    expect(&offset, Code::OutOfRange, "UPLOAD_OFFSET_MISMATCH");
+    assert_eq!(metadata(&offset, "expected").as_deref(), Some("100"), "a program can go on from there");
+    let stream = [
+        (BadUploadStream::Empty, Code::InvalidArgument, "MISSING_HEADER"),
+        (BadUploadStream::ChunkBeforeHeader, Code::InvalidArgument, "MISSING_HEADER"),
+        (BadUploadStream::NoFrame, Code::InvalidArgument, "INVALID_FIELD"),
+        (BadUploadStream::SecondHeader, Code::InvalidArgument, "SECOND_HEADER"),
+        (BadUploadStream::Idle { limit: std::time::Duration::from_secs(30) }, Code::Aborted, "UPLOAD_IDLE"),
+    ];
+    for (error, code, reason) in stream {
+        expect(&from_upload_stream(&error), code, reason);
+    }
+}
+
+#[test]
+fn uploads_and_adapters_in_the_wrong_moment() {
+    use AdapterError as E;
+    let (id, name) = (|| "id".parse().unwrap(), || "sql".parse().unwrap());
+    let cases = [
+        (E::TooManyUploads { open: 8, max: 8 }, Code::ResourceExhausted, "TOO_MANY_UPLOADS"),
+        (E::StagingFull { requested: 1, used: 8, max: 8 }, Code::ResourceExhausted, "STAGING_FULL"),
+        (E::UnknownUpload { upload_id: id() }, Code::NotFound, "UPLOAD_NOT_FOUND"),
+        (E::UploadTakenOver { upload_id: id() }, Code::Aborted, "UPLOAD_TAKEN_OVER"),
+        (E::UploadBusy { upload_id: id() }, Code::Unavailable, "UPLOAD_BUSY"),
+        (E::TooManyAdapters { count: 8, max: 8 }, Code::ResourceExhausted, "TOO_MANY_ADAPTERS"),
+        (E::StoreFull { requested: 1, used: 8, max: 8 }, Code::ResourceExhausted, "STORE_FULL"),
+        (E::NotFound { name: name() }, Code::NotFound, "ADAPTER_NOT_FOUND"),
+        (E::AlreadyExists { name: name(), actual: V }, Code::AlreadyExists, "ADAPTER_ALREADY_EXISTS"),
+        (E::VersionMismatch { name: name(), expected: V, actual: Some(V) }, Code::Aborted, "ADAPTER_VERSION_MISMATCH"),
+        (E::VersionMismatch { name: name(), expected: V, actual: None }, Code::Aborted, "ADAPTER_VERSION_MISMATCH"),
+        (
+            E::TooLargeForDevice { version: V, bytes: 9, max: 8 },
+            Code::FailedPrecondition,
+            "ADAPTER_TOO_LARGE_FOR_DEVICE",
+        ),
+        (
+            E::PinnedFull { version: V, bytes: 1, pinned_bytes: 8, max_bytes: 8, pinned_slots: 1, max_slots: 2 },
+            Code::ResourceExhausted,
+            "ADAPTER_CAPACITY",
+        ),
+        (E::Outgrown { version: V, bytes: 9, reserved: 8, free: 0 }, Code::Unavailable, "ADAPTER_LOADING"),
+        (E::InUse { version: V, leases: 1 }, Code::FailedPrecondition, "ADAPTER_IN_USE"),
+        (E::LoadAbandoned { version: V }, Code::Unavailable, "ADAPTER_LOADING"),
+        (E::DiskFull { action: "writing" }, Code::ResourceExhausted, "DISK_FULL"),
+        (E::Corrupt { version: V, path: path() }, Code::DataLoss, "ADAPTER_CORRUPT"),
+    ];
+    for (error, code, reason) in cases {
+        expect(&from_adapter(&error), code, reason);
+    }
+}
+
+#[test]
+fn a_broken_machine_tells_the_client_nothing() {
+    use AdapterError as E;
+    let defects = [
+        E::Io { action: "renaming", source: io_error() },
+        E::StoreLocked { root: "/secret/path".into() },
+        E::NotAFolder { path: "/secret/path".into() },
+        E::UnknownVersion { version: V },
+        E::LoadFailed { version: V, source: Arc::new(io_error()) },
+    ];
+    let chat = |error| from_admission(&AdmissionError::Chat(error));
+    let tokenizer = |error| from_admission(&AdmissionError::Tokenizer(error));
+    let path = || std::path::PathBuf::from("/secret/path");
+    let mut statuses: Vec<Status> = defects.iter().map(from_adapter).collect();
+    statuses.extend([
+        chat(ChatError::Read { path: path(), source: io_error() }),
+        chat(ChatError::Config { path: path(), reason: "/secret/path".into() }),
+        chat(ChatError::Template { reason: "/secret/path".into() }),
+        tokenizer(TokenizerError::Read { path: path(), source: io_error() }),
+        tokenizer(TokenizerError::Format { reason: "/secret/path".into() }),
+        from_admission(&AdmissionError::TokenizerPanicked),
+        from_failure(&GenerationError::EngineGone),
+        from_failure(&GenerationError::Failed(RequestFailure::EngineFailed)),
+        from_failure(&GenerationError::Text(TokenizerError::Decode { count: 1, reason: "/secret/path".into() })),
+        interrupted(Interrupted::panicked(&"/secret/path"), "/a/b"),
+        interrupted(Interrupted::panicked(&7u8), "/a/b"),
+    ]);
+    for status in statuses {
+        expect(&status, Code::Internal, "INTERNAL");
+        assert!(!format!("{status:?}").contains("secret"), "{status:?}");
+    }
+}
+
+#[test]
+fn adapters_that_do_not_compile() {
+    use DeltaError as E;
+    let cases = [
+        (E::Json { reason: "line 1".into() }, "INVALID_CONFIG", "adapter_config.json"),
+        (E::BadField { field: "r".into(), found: "0".into(), expected: "at least 1" }, "INVALID_CONFIG", "r"),
+        (E::UnsupportedField { field: "x".into(), found: "1".into(), hint: "" }, "UNSUPPORTED_CONFIG", "x"),
+        (E::Regex { field: "target_modules".into(), reason: "(".into() }, "INVALID_CONFIG", "target_modules"),
+        (E::UnknownTensor { tensor: "t".into(), kind: "LoRA" }, "UNKNOWN_TENSOR", "t"),
+        (E::UnsupportedTensor { tensor: "t".into(), feature: "f" }, "UNSUPPORTED_TENSOR", "t"),
+        (E::NotTargeted { tensor: "t".into() }, "TENSOR_NOT_TARGETED", "t"),
+        (E::MissingTensor { module: "m".into(), missing: "lora_A.weight" }, "MISSING_TENSOR", "m"),
+        (E::WrongModule { module: "m".into(), kind: "LoRA" }, "WRONG_MODULE", "m"),
+        (E::Shape { tensor: "t".into(), found: vec![1], expected: vec![2, 3] }, "SHAPE_MISMATCH", "t"),
+        (E::Rank { module: "m".into(), rank: 9, max: 8 }, "RANK_OUT_OF_RANGE", "m"),
+        (E::NothingMatched, "NOTHING_MATCHED", "target_modules"),
+        (E::VirtualTokens { count: 9, max: 8 }, "VIRTUAL_TOKENS_OUT_OF_RANGE", "num_virtual_tokens"),
+        (E::NonFinite { tensor: "t".into(), index: 3 }, "NON_FINITE", "t"),
+    ];
+    for (error, reason, wanted) in cases {
+        let status = load_failed(&error);
+        expect(&status, Code::InvalidArgument, reason);
+        assert_eq!(field(&status), wanted);
+    }
+    expect(&load_failed(&E::BaseMismatch { tensor: "t".into() }), Code::FailedPrecondition, "BASE_MISMATCH");
+    let memory = || E::Ops(OpsError::OutOfMemory { what: "lora", bytes: 9 });
+    expect(&load_failed(&memory()), Code::ResourceExhausted, "DEVICE_OUT_OF_MEMORY");
+    for defect in [
+        OpsError::Shape { rows: 1, cols: 2, expected: 3 },
+        OpsError::Thread { index: 1, reason: "x".into() },
+        OpsError::Isa { isa: "avx512" },
+    ] {
+        expect(&load_failed(&E::Ops(defect)), Code::Internal, "INTERNAL");
+    }
+}
+
+#[test]
+fn a_failed_load_is_what_its_cause_is() {
+    let load = |source: LoadFailure| from_adapter(&AdapterError::LoadFailed { version: V, source });
+    expect(&load(Arc::new(DeltaError::NothingMatched)), Code::InvalidArgument, "NOTHING_MATCHED");
+    expect(&load(Arc::new(AdapterError::DiskFull { action: "reading" })), Code::ResourceExhausted, "DISK_FULL");
+    let install = |error| load(Arc::new(error));
+    expect(&install(InstallError::Delta(DeltaError::NothingMatched)), Code::InvalidArgument, "NOTHING_MATCHED");
+    let corrupt = AdapterError::Corrupt { version: V, path: path() };
+    expect(&install(InstallError::Adapter(corrupt)), Code::DataLoss, "ADAPTER_CORRUPT");
+    expect(&install(InstallError::Stopped), Code::Unavailable, "SERVER_DRAINING");
+    let nested = || AdapterError::LoadFailed { version: V, source: Arc::new(io_error()) };
+    expect(&load(Arc::new(nested())), Code::Internal, "INTERNAL");
+    expect(&install(InstallError::Adapter(nested())), Code::Internal, "INTERNAL");
+}
+
+#[test]
+fn requests_that_are_not_admitted() {
+    use AdmissionError as E;
+    let cases = [
+        (E::TooManyRequests { limit: 8 }, Code::ResourceExhausted, "QUEUE_FULL"),
+        (E::EmptyPrompt, Code::InvalidArgument, "EMPTY_PROMPT"),
+        (E::NoChatTemplate, Code::FailedPrecondition, "NO_CHAT_TEMPLATE"),
+        (E::Chat(ChatError::Refused { message: "no system role".into() }), Code::InvalidArgument, "CHAT_REFUSED"),
+        (E::Chat(ChatError::Render { reason: "x".into() }), Code::InvalidArgument, "CHAT_FAILED"),
+        (
+            E::Tokenizer(TokenizerError::Encode { bytes: 1, reason: "x".into() }),
+            Code::InvalidArgument,
+            "TOKENIZER_FAILED",
+        ),
+        (
+            E::Tokenizer(TokenizerError::Decode { count: 1, reason: "x".into() }),
+            Code::InvalidArgument,
+            "TOKENIZER_FAILED",
+        ),
+        (E::Adapter(AdapterError::NotFound { name: "sql".parse().unwrap() }), Code::NotFound, "ADAPTER_NOT_FOUND"),
+        (E::Submit(SubmitError::QueueFull { queued: 8, limit: 8 }), Code::ResourceExhausted, "QUEUE_FULL"),
+        (E::Submit(SubmitError::Stopped), Code::Unavailable, "SERVER_DRAINING"),
+        (E::DeadlineExceeded, Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+    ];
+    for (error, code, reason) in cases {
+        expect(&from_admission(&error), code, reason);
+    }
+    expect(&from_stats(&SubmitError::Stopped), Code::Unavailable, "SERVER_DRAINING");
+}
+
+#[test]
+fn requests_with_a_field_out_of_range_name_it_and_the_numbers() {
+    use InvalidRequest as E;
+    let interval = Interval { min: std::ops::Bound::Excluded(0.0), max: std::ops::Bound::Included(1.0) };
+    let cases = [
+        (E::NotFinite { field: "sampling.top_p", value: f32::NAN }, "INVALID_FIELD", "sampling.top_p"),
+        (E::OutOfRange { field: "sampling.top_p", value: 2.0, interval }, "INVALID_FIELD", "sampling.top_p"),
+        (E::TooLarge { field: "n", value: 9, max: 8 }, "INVALID_FIELD", "n"),
+        (E::Zero { field: "stopping.max_tokens" }, "INVALID_FIELD", "stopping.max_tokens"),
+        (E::TooMany { field: "stopping.stop", count: 9, max: 8 }, "INVALID_FIELD", "stopping.stop"),
+        (E::TooLong { field: "stopping.stop[3]".into(), bytes: 9, max: 8 }, "INVALID_FIELD", "stopping.stop[3]"),
+        (E::Empty { field: "chat.messages".into() }, "INVALID_FIELD", "chat.messages"),
+        (
+            E::NotInVocabulary { field: "token_ids.ids[1]".into(), id: 9, vocab_size: 8 },
+            "INVALID_FIELD",
+            "token_ids.ids[1]",
+        ),
+        (E::Repeated { field: "sampling.logit_bias", id: 7 }, "INVALID_FIELD", "sampling.logit_bias"),
+        (E::MinTokens { min_tokens: 9, max_tokens: 8 }, "INVALID_FIELD", "stopping.min_tokens"),
+        (E::NothingToSample { vocab_size: 8 }, "INVALID_FIELD", "stopping.stop_token_ids"),
+        (E::TotalTokens { max_tokens: 9, choices: 8, max: 7 }, "INVALID_FIELD", "stopping.max_tokens"),
+        (
+            E::PromptTooLong { field: "prompt", prompt_tokens: 9, virtual_tokens: 1, context_length: 8 },
+            "CONTEXT_LENGTH_EXCEEDED",
+            "prompt",
+        ),
+        (
+            E::MaxTokens { max_tokens: 9, prompt_tokens: Some(3), virtual_tokens: 1, context_length: 8 },
+            "CONTEXT_LENGTH_EXCEEDED",
+            "stopping.max_tokens",
+        ),
+    ];
+    for (error, reason, wanted) in cases {
+        let status = from_admission(&AdmissionError::Invalid(error.clone()));
+        expect(&status, Code::InvalidArgument, reason);
+        assert_eq!(field(&status), wanted);
+        assert_eq!(status.message(), error.to_string());
+    }
+    let of = |error| from_admission(&AdmissionError::Invalid(error));
+    let long = of(E::PromptTooLong { field: "prompt", prompt_tokens: 9, virtual_tokens: 1, context_length: 8 });
+    let number = |key| metadata(&long, key);
+    assert_eq!(number("prompt_tokens").as_deref(), Some("9"));
+    assert_eq!((number("virtual_tokens").as_deref(), number("context_length").as_deref()), (Some("1"), Some("8")));
+    let uncounted = of(E::MaxTokens { max_tokens: 9, prompt_tokens: None, virtual_tokens: 0, context_length: 8 });
+    assert_eq!(metadata(&uncounted, "prompt_tokens"), None);
+}
+
+#[test]
+fn what_ends_a_running_request() {
+    let of = |failure| from_failure(&GenerationError::Failed(failure));
+    expect(&of(RequestFailure::Draining), Code::Unavailable, "SERVER_DRAINING");
+    expect(&of(RequestFailure::DeadlineExceeded), Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    expect(&of(RequestFailure::NonFinite), Code::Internal, "NON_FINITE");
+    expect(&interrupted(Interrupted::Cut, "/a/b"), Code::Unavailable, "SERVER_DRAINING");
+    expect(&interrupted(Interrupted::DeadlineExceeded, "/a/b"), Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    expect(&stalled(), Code::Aborted, "STREAM_STALLED");
+    expect(&watcher_lagged(), Code::Aborted, "WATCH_LAGGED");
+}
+
+#[test]
+fn messages_that_cannot_be_meant() {
+    expect(&from_bad_message(&BadMessage::Missing { field: "input" }), Code::InvalidArgument, "INVALID_FIELD");
+    expect(&from_bad_message(&BadMessage::VersionWithoutAdapter), Code::InvalidArgument, "INVALID_FIELD");
+    expect(&from_bad_page(&BadPage::BadToken), Code::InvalidArgument, "INVALID_FIELD");
+    assert_eq!(field(&from_bad_page(&BadPage::NegativeSize { given: -1 })), "page_size");
+    expect(&bad_timeout(&BadTimeout), Code::InvalidArgument, "INVALID_TIMEOUT");
+}
+
+#[test]
+fn a_message_above_the_limit_is_resource_exhausted_as_everywhere_else() {
+    let tonics =
+        || Status::out_of_range("Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes");
+    let response: Response<tonic::body::Body> = normalize(tonics().into_http());
+    let status = Status::from_header_map(response.headers()).unwrap();
+    expect(&status, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    assert!(status.message().contains("the limit is: 8"));
+    expect(&of_message_stream(tonics()), Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    let other = Status::out_of_range("the offset");
+    assert_eq!(of_message_stream(other.clone()).code(), Code::OutOfRange);
+    let response: Response<tonic::body::Body> = normalize(other.into_http());
+    assert_eq!(Status::from_header_map(response.headers()).unwrap().message(), "the offset");
+}
+
+#[test]
+fn text_of_a_client_cannot_break_the_headers() {
+    let hostile = "x\r\ngrpc-status: 0\r\n\u{0}\u{7f}🦀".to_owned();
+    let status = from_adapter(&AdapterError::BadPath { path: hostile });
+    check(&status);
+}

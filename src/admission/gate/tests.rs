@@ -1,0 +1,221 @@
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use super::super::testing::{House, id, metric, recorded, request};
+use super::*;
+use crate::adapters::AdapterError;
+use crate::admission::InvalidRequest;
+use crate::engine::SubmitError;
+use crate::types::generate::ChatMessage;
+
+fn with_adapter(name: &str, version: Option<AdapterVersion>) -> GenerateRequest {
+    let adapter = Some(AdapterChoice { name: name.parse().unwrap(), version });
+    GenerateRequest { adapter, ..request("prompt") }
+}
+
+async fn refusal(house: &House, request: GenerateRequest) -> AdmissionError {
+    match house.gate.admit(request, Arrival::now()).await {
+        Ok(_) => panic!("admitted"),
+        Err(refusal) => refusal,
+    }
+}
+
+#[tokio::test]
+async fn an_admitted_request_is_what_the_client_asked_for() {
+    let house = House::new();
+    let version = house.adapter("sql", 1);
+    let mut wanted = with_adapter("sql", Some(version));
+    wanted.request_id = "trace-7".into();
+    wanted.input.choices = 2;
+    wanted.input.priority = -3;
+    wanted.input.sampling.seed = Some(9);
+    wanted.input.stopping.max_tokens = Some(5);
+    let deadline = Some(Instant::now() + Duration::from_secs(60));
+    let arrival = Arrival { deadline, ..Arrival::now() };
+    let generation = house.gate.admit(wanted, arrival).await.unwrap();
+    let info = generation.info();
+    assert_eq!((info.request_id.as_str(), info.choices), ("trace-7", 2));
+    assert_eq!(info.adapter, Some(("sql".parse().unwrap(), version)));
+    let submitted = house.engine.take();
+    let request = &submitted.request;
+    assert_eq!(&request.prompt[..], house.gate.parts.tokenizer.encode("prompt", true).unwrap());
+    assert_eq!(request.adapter.unwrap().version, version);
+    assert_eq!((request.choices, request.priority, request.deadline), (2, -3, deadline));
+    assert_eq!((request.sampling.seed, request.stopping.max_tokens), (9, 5));
+    assert_eq!(request.arrived, arrival.arrived);
+    assert!(submitted.lease.is_some(), "the engine holds the adapter");
+}
+
+#[tokio::test]
+async fn the_lease_lives_as_long_as_the_engine_wants() {
+    let house = House::new();
+    house.adapter("sql", 1);
+    let generation = house.gate.admit(with_adapter("sql", None), Arrival::now()).await.unwrap();
+    drop(generation);
+    let submitted = house.engine.take();
+    assert_eq!(house.registry.leases(), 1, "rows of it may be in a step");
+    drop(submitted);
+    assert_eq!(house.registry.leases(), 0);
+}
+
+#[tokio::test]
+async fn places_are_few_and_come_back() {
+    let house = House::new();
+    let first = house.gate.admit(request("a"), Arrival::now()).await.unwrap();
+    let _second = house.gate.admit(request("b"), Arrival::now()).await.unwrap();
+    assert!(matches!(refusal(&house, request("c")).await, AdmissionError::TooManyRequests { limit: 2 }));
+    drop(first);
+    assert!(house.gate.admit(request("c"), Arrival::now()).await.is_ok());
+}
+
+#[tokio::test]
+async fn every_refusal_gives_the_place_back() {
+    let house = House::new();
+    house.adapter("sql", 1);
+    let version = AdapterVersion([7; 32]);
+    let mut zero = request("x");
+    zero.input.stopping.max_tokens = Some(0);
+    let invalid = refusal(&house, zero).await;
+    assert!(matches!(invalid, AdmissionError::Invalid(InvalidRequest::Zero { .. })));
+    let unknown = refusal(&house, with_adapter("none", None)).await;
+    assert!(matches!(unknown, AdmissionError::Adapter(AdapterError::NotFound { .. })));
+    let other = refusal(&house, with_adapter("sql", Some(version))).await;
+    assert!(matches!(other, AdmissionError::Adapter(AdapterError::VersionMismatch { .. })));
+    house.engine.refuse(SubmitError::QueueFull { queued: 4, limit: 4 });
+    let full = refusal(&house, with_adapter("sql", None)).await;
+    assert!(matches!(full, AdmissionError::Submit(SubmitError::QueueFull { queued: 4, limit: 4 })));
+    house.engine.refuse(SubmitError::Stopped);
+    assert!(matches!(refusal(&house, request("x")).await, AdmissionError::Submit(SubmitError::Stopped)));
+    house.hall.broken.store(true, SeqCst);
+    house.adapter("new", 2);
+    let broken = refusal(&house, with_adapter("new", None)).await;
+    assert!(matches!(broken, AdmissionError::Adapter(AdapterError::LoadFailed { .. })));
+    assert_eq!((house.gate.free_places(), house.registry.leases(), house.engine.submitted()), (2, 0, 0));
+}
+
+#[tokio::test]
+async fn the_cheapest_refusal_comes_first() {
+    let house = House::new();
+    house.adapter("sql", 1);
+    // Everything is wrong with this one; each round mends what was named.
+    let mut wrong = with_adapter("none", None);
+    wrong.input.prompt = PromptInput::Text("a".repeat(200));
+    wrong.input.choices = 99;
+    let past = Arrival { deadline: Some(Instant::now()), ..Arrival::now() };
+    let refused = house.gate.admit(wrong.clone(), past).await.err();
+    assert!(matches!(refused, Some(AdmissionError::DeadlineExceeded)));
+    let held =
+        [house.gate.admit(request("a"), Arrival::now()).await, house.gate.admit(request("b"), Arrival::now()).await];
+    assert!(matches!(refusal(&house, wrong.clone()).await, AdmissionError::TooManyRequests { .. }));
+    drop(held);
+    let field = |error: AdmissionError| match error {
+        AdmissionError::Invalid(invalid) => invalid.field().to_owned(),
+        other => panic!("{other}"),
+    };
+    assert_eq!(field(refusal(&house, wrong.clone()).await), "n");
+    wrong.input.choices = 1;
+    assert_eq!(
+        field(refusal(&house, wrong.clone()).await),
+        "prompt",
+        "too many tokens, before the adapter is looked for"
+    );
+    wrong.input.prompt = PromptInput::Text("a".into());
+    let unknown = refusal(&house, wrong).await;
+    assert!(matches!(unknown, AdmissionError::Adapter(AdapterError::NotFound { .. })));
+    assert_eq!(house.hall.asked.load(SeqCst), 0, "no adapter was loaded for any of them");
+}
+
+#[tokio::test]
+async fn virtual_tokens_count_towards_the_context() {
+    let house = House::new();
+    house.hall.virtual_tokens.store(30, SeqCst);
+    house.adapter("prefix", 1);
+    let mut wanted = with_adapter("prefix", None);
+    wanted.input.prompt = PromptInput::TokenIds(vec![id("a"); 60]);
+    let generation = house.gate.admit(wanted.clone(), Arrival::now()).await.unwrap();
+    assert_eq!(house.engine.take().request.stopping.max_tokens, 10, "what 60 and 30 of 100 leave");
+    drop(generation);
+    wanted.input.stopping.max_tokens = Some(11);
+    let refused = refusal(&house, wanted).await;
+    let expected =
+        InvalidRequest::MaxTokens { max_tokens: 11, prompt_tokens: Some(60), virtual_tokens: 30, context_length: 100 };
+    assert!(matches!(refused, AdmissionError::Invalid(invalid) if invalid == expected));
+    assert_eq!(house.registry.leases(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_its_adapter_loads_leaves_nothing_behind() {
+    let house = House::new();
+    house.adapter("sql", 1);
+    house.hall.stuck.store(true, SeqCst);
+    let mut admission = Box::pin(house.gate.admit(with_adapter("sql", None), Arrival::now()));
+    while house.hall.asked.load(SeqCst) == 0 {
+        assert!(futures_poll(&mut admission).await.is_none());
+    }
+    assert_eq!((house.gate.free_places(), house.registry.leases()), (1, 1));
+    drop(admission);
+    assert_eq!((house.gate.free_places(), house.registry.leases(), house.engine.submitted()), (2, 0, 0));
+}
+
+/// Poll once and let others run.
+async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    tokio::select! {
+        biased;
+        output = future => Some(output),
+        () = tokio::task::yield_now() => None,
+    }
+}
+
+#[tokio::test]
+async fn every_form_of_a_prompt_becomes_ids_and_text() {
+    let template =
+        ChatTemplate::new("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}", "", "").unwrap();
+    let house = House::with(|parts| parts.chat_template = Some(Arc::new(template)));
+    let tokenizer = Arc::clone(&house.gate.parts.tokenizer);
+    let text = house.gate.tokenize(PromptInput::Text("hi".into())).await.unwrap();
+    assert_eq!(text, TokenizedPrompt { ids: tokenizer.encode("hi", true).unwrap(), text: "hi".into() });
+    let ids = vec![id("h"), id("i")];
+    let given = house.gate.tokenize(PromptInput::TokenIds(ids.clone())).await.unwrap();
+    assert_eq!(given, TokenizedPrompt { ids, text: "hi".into() });
+    let message = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
+    let chat = PromptInput::Chat(vec![message("user", "hi"), message("assistant", "ho")]);
+    let rendered = house.gate.tokenize(chat).await.unwrap();
+    let wanted = "user:hi;assistant:ho;";
+    let ids = tokenizer.encode(wanted, false).unwrap();
+    assert_eq!(rendered, TokenizedPrompt { ids, text: wanted.into() }, "no special tokens are added");
+}
+
+#[tokio::test]
+async fn prompts_that_cannot_be_tokenized_are_refused() {
+    let house = House::new();
+    let chat = |messages| PromptInput::Chat(messages);
+    let user = ChatMessage { role: "user".into(), content: "hi".into() };
+    let refused = house.gate.tokenize(chat(vec![user.clone()])).await;
+    assert!(matches!(refused, Err(AdmissionError::NoChatTemplate)));
+    let long = house.gate.tokenize(PromptInput::Text("a".repeat(1001))).await;
+    assert!(matches!(long, Err(AdmissionError::Invalid(InvalidRequest::TooLong { bytes: 1001, max: 1000, .. }))));
+    let raising = ChatTemplate::new("{{ raise_exception('no system role') }}", "", "").unwrap();
+    let house = House::with(|parts| parts.chat_template = Some(Arc::new(raising)));
+    let refused = house.gate.tokenize(chat(vec![user.clone()])).await;
+    assert!(matches!(refused, Err(AdmissionError::Chat(_))));
+    let silent = ChatTemplate::new("", "", "").unwrap();
+    let house = House::with(|parts| parts.chat_template = Some(Arc::new(silent)));
+    assert!(matches!(house.gate.tokenize(chat(vec![user])).await, Err(AdmissionError::EmptyPrompt)));
+}
+
+#[tokio::test]
+async fn refusals_and_waits_are_counted() {
+    let (metrics, handle) = recorded();
+    let house = House::with(|parts| parts.metrics = metrics);
+    house.adapter("sql", 1);
+    let mut zero = request("x");
+    zero.input.stopping.max_tokens = Some(0);
+    refusal(&house, zero.clone()).await;
+    refusal(&house, zero).await;
+    refusal(&house, with_adapter("none", None)).await;
+    drop(house.gate.admit(with_adapter("sql", None), Arrival::now()).await.unwrap());
+    let rejected = |reason| metric(&handle, "polydelta_queue_rejected_total", &[reason]);
+    assert_eq!(rejected("reason=\"invalid\""), Some(2.0));
+    assert_eq!(rejected("reason=\"adapter\""), Some(1.0));
+    assert_eq!(metric(&handle, "polydelta_adapter_swap_wait_seconds_count", &[]), Some(1.0));
+}

@@ -1,0 +1,314 @@
+//! A gate with an engine and a hall that tests hold in their hands: nothing happens until a test says so.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::mpsc;
+
+use super::validate::Limits;
+use super::{
+    AdapterHall, Gate, GateParts, GenerateRequest, GenerationDefaults, GenerationEngine, ResidentFuture, StatsFuture,
+};
+use crate::adapters::testing::{contents, facts, header};
+use crate::adapters::{
+    Acquire, AdapterError, AdapterRegistry, Begin, FolderStore, LoadFailure, RegistryLimits, ResidencyLimits,
+    StoreLimits, Want,
+};
+use crate::engine::{EngineStats, Lease, SubmitError};
+use crate::telemetry::Metrics;
+use crate::text::fixtures::byte_level;
+use crate::types::generate::{GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput};
+use crate::types::{
+    AdapterFacts, AdapterVersion, EngineRequest, FinishReason, RequestFailure, RequestId, SequenceEvent, VirtualTokens,
+};
+
+/// An engine that takes requests and makes what a test tells it to make.
+#[derive(Default)]
+pub(crate) struct FakeEngine {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    submitted: Vec<Submitted>,
+    aborted: Vec<RequestId>,
+    ended_choices: Vec<(RequestId, u32)>,
+    refusal: Option<SubmitError>,
+}
+
+/// A request in the engine.
+pub(crate) struct Submitted {
+    pub(crate) request: EngineRequest,
+    pub(crate) lease: Option<Lease>,
+    pub(crate) events: mpsc::Sender<SequenceEvent>,
+}
+
+impl FakeEngine {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// The oldest request not yet taken out.
+    pub(crate) fn take(&self) -> Submitted {
+        self.state().submitted.remove(0)
+    }
+
+    pub(crate) fn submitted(&self) -> usize {
+        self.state().submitted.len()
+    }
+
+    pub(crate) fn aborted(&self) -> Vec<RequestId> {
+        self.state().aborted.clone()
+    }
+
+    /// Choices that the gate ended.
+    pub(crate) fn ended_choices(&self) -> Vec<(RequestId, u32)> {
+        self.state().ended_choices.clone()
+    }
+
+    /// Refuse the next request.
+    pub(crate) fn refuse(&self, refusal: SubmitError) {
+        self.state().refusal = Some(refusal);
+    }
+}
+
+impl GenerationEngine for FakeEngine {
+    fn submit(
+        &self,
+        request: EngineRequest,
+        lease: Option<Lease>,
+    ) -> Result<mpsc::Receiver<SequenceEvent>, SubmitError> {
+        let mut state = self.state();
+        if let Some(refusal) = state.refusal.take() {
+            return Err(refusal);
+        }
+        let (events, receiver) = events_of(request.stopping.max_tokens, request.choices);
+        state.submitted.push(Submitted { request, lease, events });
+        Ok(receiver)
+    }
+
+    fn abort(&self, id: RequestId) {
+        self.state().aborted.push(id);
+    }
+
+    fn finish_choice(&self, id: RequestId, choice: u32) {
+        self.state().ended_choices.push((id, choice));
+    }
+
+    fn stats(&self) -> StatsFuture<'_> {
+        Box::pin(async {
+            Ok(EngineStats { running: 3, steps_by_distinct_adapters: vec![1, 0, 2], ..EngineStats::default() })
+        })
+    }
+}
+
+/// A channel as the engine makes it for a request.
+pub(crate) fn events_of(max_tokens: u32, choices: u32) -> (mpsc::Sender<SequenceEvent>, mpsc::Receiver<SequenceEvent>) {
+    mpsc::channel(max_tokens as usize * choices as usize + 2)
+}
+
+/// What an engine says of a request; `start` is when the request came, times are milliseconds after it.
+pub(crate) struct Events {
+    pub(crate) start: Instant,
+    pub(crate) sender: mpsc::Sender<SequenceEvent>,
+}
+
+impl Events {
+    fn at(&self, ms: u64) -> Instant {
+        self.start + Duration::from_millis(ms)
+    }
+
+    fn send(&self, event: SequenceEvent) {
+        self.sender.try_send(event).unwrap();
+    }
+
+    pub(crate) fn started(&self, ms: u64, cached_tokens: u32) {
+        self.send(SequenceEvent::Started { at: self.at(ms), cached_tokens });
+    }
+
+    pub(crate) fn token(&self, ms: u64, choice: u32, id: u32) {
+        self.send(SequenceEvent::Token { choice, token: Some(id), logprob: None, finish: None, at: self.at(ms) });
+    }
+
+    /// The last token of a choice that reached its length.
+    pub(crate) fn last(&self, ms: u64, choice: u32, id: u32) {
+        let finish = Some((FinishReason::Length, None));
+        self.send(SequenceEvent::Token { choice, token: Some(id), logprob: None, finish, at: self.at(ms) });
+    }
+
+    /// A stop id, which is not output.
+    pub(crate) fn stop(&self, ms: u64, choice: u32, stop_id: u32) {
+        let finish = Some((FinishReason::Stop, Some(stop_id)));
+        self.send(SequenceEvent::Token { choice, token: None, logprob: None, finish, at: self.at(ms) });
+    }
+
+    pub(crate) fn fail(&self, failure: RequestFailure) {
+        self.send(SequenceEvent::Failed(failure));
+    }
+}
+
+impl Submitted {
+    /// What follows is said of this request.
+    pub(crate) fn events(&self) -> Events {
+        Events { start: self.request.arrived, sender: self.events.clone() }
+    }
+}
+
+/// A hall that brings adapters at once, never, or not at all.
+#[derive(Default)]
+pub(crate) struct FakeHall {
+    /// Never answers.
+    pub(crate) stuck: AtomicBool,
+    /// Refuses every adapter.
+    pub(crate) broken: AtomicBool,
+    pub(crate) virtual_tokens: AtomicUsize,
+    pub(crate) asked: AtomicUsize,
+}
+
+/// Why a broken hall refuses.
+#[derive(Debug, thiserror::Error)]
+#[error("the hall is broken")]
+pub(crate) struct Broken;
+
+impl FakeHall {
+    fn facts(&self) -> AdapterFacts {
+        let count = u32::try_from(self.virtual_tokens.load(Ordering::SeqCst)).unwrap();
+        let virtual_tokens = (count > 0).then_some(VirtualTokens { count, saved_kv: true });
+        AdapterFacts { virtual_tokens, ..facts(100) }
+    }
+}
+
+impl AdapterHall for FakeHall {
+    fn check(&self, _: &Path) -> Result<AdapterFacts, LoadFailure> {
+        if self.broken.load(Ordering::SeqCst) { Err(Arc::new(Broken)) } else { Ok(self.facts()) }
+    }
+
+    fn resident(&self, want: Want) -> ResidentFuture<'_> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async move {
+            if self.stuck.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            loop {
+                match want.poll()? {
+                    Acquire::Ready(lease) => return Ok(lease),
+                    Acquire::Load(ticket) if self.broken.load(Ordering::SeqCst) => ticket.fail(Arc::new(Broken)),
+                    Acquire::Load(ticket) => ticket.begin_install(Arc::new(self.facts()))?.complete(),
+                    Acquire::Pending => return Err(AdapterError::LoadAbandoned { version: want.version() }),
+                }
+            }
+        })
+    }
+}
+
+/// Everything behind the porch.
+pub(crate) struct House {
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) engine: Arc<FakeEngine>,
+    pub(crate) hall: Arc<FakeHall>,
+    pub(crate) registry: Arc<AdapterRegistry>,
+    _root: tempfile::TempDir,
+}
+
+impl House {
+    /// Two places, a context of 100 tokens, greedy; `change` comes before the gate is built.
+    pub(crate) fn with(change: impl FnOnce(&mut GateParts)) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let (store, _) = FolderStore::open(root.path(), StoreLimits::default()).unwrap();
+        let limits = RegistryLimits {
+            store: StoreLimits::default(),
+            residency: ResidencyLimits { max_resident_adapters: 2, device_bytes: 4000 },
+            event_history: 64,
+        };
+        let registry = Arc::new(AdapterRegistry::new(Arc::new(store), limits));
+        let (engine, hall) = (Arc::new(FakeEngine::default()), Arc::new(FakeHall::default()));
+        let tokenizer = byte_level();
+        let mut parts = GateParts {
+            engine: Arc::clone(&engine) as Arc<dyn GenerationEngine>,
+            registry: Arc::clone(&registry),
+            hall: Arc::clone(&hall) as Arc<dyn AdapterHall>,
+            limits: Limits {
+                context_length: 100,
+                vocab_size: u32::try_from(tokenizer.vocab_size()).unwrap(),
+                default_max_tokens: 16,
+                max_choices: 4,
+                max_prompt_bytes: 1000,
+                max_stop_strings: 4,
+                max_stop_bytes: 64,
+                max_logprobs: 5,
+                defaults: GenerationDefaults::default(),
+            },
+            tokenizer,
+            chat_template: None,
+            metrics: Metrics::disabled(),
+            max_concurrent: 2,
+            tokenize_threads: 1,
+        };
+        change(&mut parts);
+        Self { gate: Arc::new(Gate::new(parts)), engine, hall, registry, _root: root }
+    }
+
+    pub(crate) fn new() -> Self {
+        Self::with(|_| ())
+    }
+
+    /// Upload an adapter.
+    pub(crate) fn adapter(&self, name: &str, seed: u8) -> AdapterVersion {
+        let files = contents(seed);
+        let now = Instant::now();
+        let Begin::Open(mut session) = self.registry.begin_upload(header(name, &files, None), now).unwrap() else {
+            panic!("the upload is there already")
+        };
+        for (index, (_, content)) in files.iter().enumerate() {
+            session.write(index, 0, content, now).unwrap();
+        }
+        let staged = session.finish().unwrap();
+        self.registry.publish(staged, self.hall.facts(), SystemTime::now()).unwrap().adapter.version
+    }
+}
+
+/// A request of a text, everything else unset.
+pub(crate) fn request(prompt: &str) -> GenerateRequest {
+    GenerateRequest {
+        request_id: "r".to_owned(),
+        adapter: None,
+        input: GenerateInput {
+            prompt: PromptInput::Text(prompt.to_owned()),
+            sampling: SamplingInput::default(),
+            stopping: StoppingInput::default(),
+            options: OutputOptions::default(),
+            choices: 0,
+            priority: 0,
+        },
+    }
+}
+
+/// The id of a text that is one token.
+pub(crate) fn id(text: &str) -> u32 {
+    let ids = byte_level().encode(text, false).unwrap();
+    assert_eq!(ids.len(), 1, "{text:?} is one token");
+    ids[0]
+}
+
+/// Metrics that a test can read.
+pub(crate) fn recorded() -> (Metrics, metrics_exporter_prometheus::PrometheusHandle) {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    (Metrics::new(Box::new(recorder), "tiny"), handle)
+}
+
+/// The value of a metric whose line begins with `name` and holds every one of `labels`.
+pub(crate) fn metric(
+    handle: &metrics_exporter_prometheus::PrometheusHandle,
+    name: &str,
+    labels: &[&str],
+) -> Option<f64> {
+    let text = handle.render();
+    let line = text.lines().find(|line| {
+        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+            && labels.iter().all(|label| line.contains(label))
+    });
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+}
