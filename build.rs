@@ -1,8 +1,9 @@
-//! Compiles the protocol without protoc. Generated code and the descriptor set for reflection go to `OUT_DIR` only.
+//! Compiles the protocol without protoc, and lists the files of the bundled model. Everything made goes to `OUT_DIR`.
 
 use std::error::Error;
-use std::path::PathBuf;
-use std::{env, fs};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::{env, fs, io};
 
 use prost::Message;
 
@@ -12,12 +13,52 @@ const PROTOS: [&str; 3] = [
     "polydelta/v1/server_service.proto",
 ];
 
+const MODEL: &str = "models/demo";
+/// Figures and prompts for tests and readers, not needed to serve.
+const NOT_BUNDLED: [&str; 2] = ["README.md", "eval"];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
+    println!("cargo:rerun-if-changed={MODEL}");
     println!("cargo:rerun-if-changed=build.rs");
-    let descriptors = protox::compile(PROTOS, ["proto"])?;
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    let descriptors = protox::compile(PROTOS, ["proto"])?;
     fs::write(out_dir.join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure().bytes(".polydelta.v1.UploadChunk.data").compile_fds(descriptors)?;
+
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?).join(MODEL);
+    let mut files = Vec::new();
+    list(&root, &root, &mut files)?;
+    files.sort();
+    fs::write(out_dir.join("bundled.rs"), bundle(&root, &files)?)?;
     Ok(())
+}
+
+/// Paths of all files below `folder`, relative to `root`, with `/`.
+fn list(root: &Path, folder: &Path, files: &mut Vec<String>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.strip_prefix(root).map_err(io::Error::other)?.to_string_lossy().replace('\\', "/");
+        if NOT_BUNDLED.contains(&name.as_str()) {
+            continue;
+        }
+        if path.is_dir() {
+            list(root, &path, files)?;
+        } else {
+            files.push(name);
+        }
+    }
+    Ok(())
+}
+
+/// An expression of type `&[(&str, &[u8])]`.
+fn bundle(root: &Path, files: &[String]) -> Result<String, Box<dyn Error>> {
+    let mut code = String::from("&[\n");
+    for file in files {
+        let path = root.join(file);
+        let path = path.to_str().ok_or("the path of the checkout is not UTF-8")?;
+        writeln!(code, "    ({file:?}, include_bytes!({path:?})),")?;
+    }
+    code.push(']');
+    Ok(code)
 }

@@ -4,7 +4,7 @@
 //!
 //! | floor | rooms |
 //! |---|---|
-//! | house | [`app`](crate), [`cli`] |
+//! | house | [`app`], [`cli`] |
 //! | porch | [`server`]: gRPC, the only place with generated code |
 //! | gate | [`admission`], [`text`] |
 //! | hall | [`engine`]: one OS thread, schedule → prepare → execute → publish |
@@ -14,6 +14,7 @@
 
 pub mod adapters;
 pub mod admission;
+pub mod app;
 pub mod cache;
 pub mod cli;
 pub mod config;

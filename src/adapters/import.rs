@@ -8,10 +8,14 @@ use std::time::{Instant, SystemTime};
 use sha2::{Digest, Sha256};
 
 use super::error::AdapterError;
-use super::files::{CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, Sha256Digest, UploadHeader, WEIGHTS_FILE};
+use super::files::{
+    CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, Sha256Digest, StoreLimits, StoredFile, UploadHeader,
+    WEIGHTS_FILE, version_of,
+};
 use super::registry::{AdapterRegistry, Published};
+use super::store::AdapterBytes;
 use super::uploads::{Begin, Staged};
-use crate::types::{AdapterFacts, AdapterName};
+use crate::types::{AdapterFacts, AdapterName, AdapterVersion};
 
 /// The two files of an adapter in `folder`, sizes and digests as they are now. Anything else there is left alone.
 ///
@@ -33,22 +37,69 @@ fn scan_file(folder: &Path, path: &'static str) -> Result<FileHeader, AdapterErr
     Ok(FileHeader { path: path.to_owned(), size, sha256 })
 }
 
+/// The adapter in `folder`, read whole within the limits of an upload, and the version an upload would give it. Sizes
+/// are looked at before anything is read.
+///
+/// # Errors
+/// [`AdapterError::MissingFile`], [`AdapterError::EmptyFile`], [`AdapterError::FileTooLarge`],
+/// [`AdapterError::AdapterTooLarge`], the disk.
+pub fn read_folder(folder: &Path, limits: &StoreLimits) -> Result<(AdapterVersion, AdapterBytes), AdapterError> {
+    let parts = [(CONFIG_FILE, limits.max_config_bytes), (WEIGHTS_FILE, limits.max_adapter_bytes)];
+    let mut bytes = 0;
+    for (path, max) in parts {
+        let size = size_of(folder, path)?;
+        check_size(path, size, max)?;
+        bytes += size;
+    }
+    if bytes > limits.max_adapter_bytes {
+        return Err(AdapterError::AdapterTooLarge { bytes, max: limits.max_adapter_bytes });
+    }
+    let [config, weights] = parts.map(|(path, max)| read_file(folder, path, max));
+    let read = AdapterBytes { config: config?, weights: weights? };
+    let stored = |path: &str, content: &[u8]| StoredFile {
+        path: path.to_owned(),
+        size: content.len() as u64,
+        sha256: Sha256Digest::of(content),
+    };
+    Ok((version_of(&[stored(CONFIG_FILE, &read.config), stored(WEIGHTS_FILE, &read.weights)]), read))
+}
+
+/// A file whole; it may have grown since its size was looked at, but never beyond `max`.
+fn read_file(folder: &Path, path: &'static str, max: u64) -> Result<Vec<u8>, AdapterError> {
+    let mut content = Vec::new();
+    each_chunk(folder, path, |chunk| {
+        content.extend_from_slice(chunk);
+        check_size(path, content.len() as u64, max)
+    })?;
+    Ok(content)
+}
+
+fn check_size(path: &str, bytes: u64, max: u64) -> Result<(), AdapterError> {
+    match bytes {
+        0 => Err(AdapterError::EmptyFile { path: path.to_owned() }),
+        _ if bytes > max => Err(AdapterError::FileTooLarge { path: path.to_owned(), bytes, max }),
+        _ => Ok(()),
+    }
+}
+
+/// Size of a file of the adapter. Symlinks are fine: this is the operator's own folder, and hub caches consist of them.
+/// A FIFO is not.
+fn size_of(folder: &Path, path: &'static str) -> Result<u64, AdapterError> {
+    match fs::metadata(folder.join(path)) {
+        Ok(found) if found.is_file() => Ok(found.len()),
+        Ok(_) => Err(AdapterError::MissingFile { path }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(AdapterError::MissingFile { path }),
+        Err(error) => Err(AdapterError::io("looking at an adapter's file")(error)),
+    }
+}
+
 fn each_chunk(
     folder: &Path,
     path: &'static str,
     mut take: impl FnMut(&[u8]) -> Result<(), AdapterError>,
 ) -> Result<(), AdapterError> {
-    let place = folder.join(path);
-    // Here symlinks are fine: this is the operator's own folder, and hub caches consist of them. A FIFO is not.
-    match fs::metadata(&place) {
-        Ok(found) if found.is_file() => {}
-        Ok(_) => return Err(AdapterError::MissingFile { path }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(AdapterError::MissingFile { path });
-        }
-        Err(error) => return Err(AdapterError::io("looking at an adapter's file")(error)),
-    }
-    let mut file = File::open(&place).map_err(AdapterError::io("opening an adapter's file"))?;
+    size_of(folder, path)?;
+    let mut file = File::open(folder.join(path)).map_err(AdapterError::io("opening an adapter's file"))?;
     let mut chunk = vec![0; MAX_CHUNK_BYTES];
     loop {
         match file.read(&mut chunk).map_err(AdapterError::io("reading an adapter's file"))? {

@@ -13,7 +13,7 @@ pub use recovery::{Quarantined, RecoveryReport};
 use std::path::Path;
 
 use super::error::AdapterError;
-use super::files::{Expected, StoredFile};
+use super::files::{CONFIG_FILE, Expected, StoredFile, WEIGHTS_FILE};
 use crate::types::{AdapterName, AdapterVersion};
 
 /// A name and what it is bound to.
@@ -46,6 +46,17 @@ pub struct AdapterBytes {
     pub config: Vec<u8>,
     /// `adapter_model.safetensors`.
     pub weights: Vec<u8>,
+}
+
+impl AdapterBytes {
+    /// The two files of a staged upload, whose sizes and digests have been verified. Blocks.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn read_staged(dir: &Path) -> Result<Self, AdapterError> {
+        let read = |path: &str| std::fs::read(dir.join(path)).map_err(AdapterError::io("reading a staged file"));
+        Ok(Self { config: read(CONFIG_FILE)?, weights: read(WEIGHTS_FILE)? })
+    }
 }
 
 impl std::fmt::Debug for AdapterBytes {

@@ -3,8 +3,10 @@
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
 
-use crate::adapters::{AdapterError, LoadFailure, ResidentLease, Want};
+use crate::adapters::{AdapterBytes, AdapterError, LoadFailure, ResidentLease, Want};
+use crate::engine::{DeltaLoader, EngineInstaller, InstallError};
 use crate::types::AdapterFacts;
 
 /// The result of [`AdapterHall::resident`].
@@ -21,4 +23,24 @@ pub trait AdapterHall: Send + Sync {
     /// Bring the wanted version to the device, if it is not there, and hold it there. Dropping the future gives the
     /// wish up.
     fn resident(&self, want: Want) -> ResidentFuture<'_>;
+}
+
+impl<L: DeltaLoader> AdapterHall for EngineInstaller<L> {
+    fn check(&self, dir: &Path) -> Result<AdapterFacts, LoadFailure> {
+        let AdapterBytes { config, weights } =
+            AdapterBytes::read_staged(dir).map_err(|error| Arc::new(error) as LoadFailure)?;
+        Self::check(self, &config, &weights).map_err(InstallError::into_failure)
+    }
+
+    fn resident(&self, want: Want) -> ResidentFuture<'_> {
+        let version = want.version();
+        Box::pin(async move {
+            Self::acquire(self, want).await.map_err(|error| match error {
+                InstallError::Adapter(error) => error,
+                InstallError::Delta(_) => AdapterError::LoadFailed { version, source: error.into_failure() },
+                // The engine has ended, and the server with it.
+                InstallError::Stopped => AdapterError::LoadAbandoned { version },
+            })
+        })
+    }
 }

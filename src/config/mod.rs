@@ -19,7 +19,7 @@ mod tests;
 
 pub use args::{Args, Command, DemoArgs, LogArgs, LogFormat};
 pub use client::{AdapterCommand, ClientArgs, GenerateArgs, InspectArgs, UploadArgs};
-pub use environment::Environment;
+pub use environment::{Environment, HubEnvironment};
 pub use exit::Exit;
 pub use memory::available_memory;
 pub use problem::{ConfigProblem, ConfigProblems};

@@ -82,6 +82,8 @@ pub struct AdapterLimits {
     pub max_bytes: u64,
     /// Largest rank of a low-rank op.
     pub max_rank: u32,
+    /// Bytes of all of them on the device; `None` leaves it to the start-up.
+    pub memory_bytes: Option<u64>,
 }
 
 /// Limits on requests.
@@ -126,6 +128,8 @@ pub struct TransportConfig {
     pub handshake_timeout: Duration,
     /// An upload that sends nothing for this long ends.
     pub upload_idle_timeout: Duration,
+    /// A stream whose client takes nothing for this long ends.
+    pub stream_stall_timeout: Duration,
     /// Connections in all.
     pub max_connections: u32,
     /// Connections from one address.
@@ -260,8 +264,7 @@ impl ServeConfig {
     /// # Errors
     /// Every problem at once.
     pub fn for_demo(args: &DemoArgs, environment: &Environment) -> Result<Self, ConfigProblems> {
-        let mut serve = ServeArgs::defaults()
-            .map_err(|error| ConfigProblems(vec![ConfigProblem::Defaults { reason: error.to_string() }]))?;
+        let mut serve = default_serve_args()?;
         serve.model.threads = args.threads;
         serve.model.dtype = args.dtype;
         serve.model.kernels = args.kernels;
@@ -272,15 +275,20 @@ impl ServeConfig {
 }
 
 impl InspectArgs {
-    /// The base to inspect against.
+    /// The base to inspect against, and the limits that a server sets where its flags do not say.
     ///
     /// # Errors
     /// [`ConfigProblems`] naming `--model`.
-    pub fn model_source(&self) -> Result<ModelSource, ConfigProblems> {
+    pub fn resolve(&self) -> Result<(ModelSource, AdapterLimits), ConfigProblems> {
         let mut checks = Checks::default();
         let source = self.model.as_ref().map_or(ModelSource::Bundled, |model| model_source(&mut checks, model));
-        checks.done(source)
+        let limits = adapter_limits(&mut checks, &default_serve_args()?.adapters);
+        checks.done((source, limits))
     }
+}
+
+fn default_serve_args() -> Result<ServeArgs, ConfigProblems> {
+    ServeArgs::defaults().map_err(|error| ConfigProblems(vec![ConfigProblem::Defaults { reason: error.to_string() }]))
 }
 
 fn model_source(checks: &mut Checks, model: &str) -> ModelSource {
@@ -391,7 +399,11 @@ fn cache(checks: &mut Checks, args: &SchedulerArgs) -> CacheConfig {
 
 fn adapter_limits(checks: &mut Checks, args: &AdapterArgs) -> AdapterLimits {
     checks.range("--max-adapter-bytes", args.max_adapter_bytes, 1, 1 << 40);
+    if let Some(bytes) = args.adapter_memory {
+        checks.range("--adapter-memory", bytes, 1, 1 << 46);
+    }
     AdapterLimits {
+        memory_bytes: args.adapter_memory,
         max_resident: checks.count("--max-resident-adapters", args.max_resident_adapters, 1, 1 << 20),
         max_bytes: args.max_adapter_bytes,
         max_rank: checks.count("--max-lora-rank", args.max_lora_rank, 1, 1 << 16),
@@ -427,6 +439,7 @@ fn transport(checks: &mut Checks, args: &NetworkArgs) -> TransportConfig {
         max_connection_age_grace: checks.duration("--max-connection-age-grace", args.max_connection_age_grace, DAY),
         handshake_timeout: checks.duration("--handshake-timeout", args.handshake_timeout, DAY),
         upload_idle_timeout: checks.duration("--upload-idle-timeout", args.upload_idle_timeout, DAY),
+        stream_stall_timeout: checks.duration("--stream-stall-timeout", args.stream_stall_timeout, DAY),
         max_connections: checks.count("--max-connections", args.max_connections, 1, 1 << 20),
         max_connections_per_peer: checks.count("--max-connections-per-peer", args.max_connections_per_peer, 1, 1 << 20),
         max_header_bytes: u32::try_from(args.max_header_bytes).unwrap_or(u32::MAX),

@@ -103,6 +103,9 @@ pub struct AdapterArgs {
     /// Most adapters on the device at a time
     #[arg(long, env = "POLYDELTA_MAX_RESIDENT_ADAPTERS", value_name = "N", default_value_t = 64)]
     pub max_resident_adapters: u32,
+    /// Memory for the adapters on the device, as in `2GiB`; by default 25 % of the available memory
+    #[arg(long, env = "POLYDELTA_ADAPTER_MEMORY", value_name = "SIZE", value_parser = parse_bytes)]
+    pub adapter_memory: Option<u64>,
     /// Most bytes of one adapter's files
     #[arg(long, env = "POLYDELTA_MAX_ADAPTER_BYTES", value_name = "SIZE", default_value = "2GiB", value_parser = parse_bytes)]
     pub max_adapter_bytes: u64,
@@ -203,6 +206,9 @@ pub struct NetworkArgs {
     /// End an upload that sends nothing for this time
     #[arg(long, env = "POLYDELTA_UPLOAD_IDLE_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub upload_idle_timeout: Duration,
+    /// End a stream whose client takes nothing for this time
+    #[arg(long, env = "POLYDELTA_STREAM_STALL_TIMEOUT", value_name = "DURATION", default_value = "1m", value_parser = parse_duration)]
+    pub stream_stall_timeout: Duration,
     /// Most streams of a connection reset for its errors, over its life (a guard against MadeYouReset)
     #[arg(
         long,

@@ -5,7 +5,7 @@ use clap::{CommandFactory, Parser};
 use super::*;
 
 fn environment() -> Environment {
-    Environment { home: Some("/home/someone".into()), data_home: None, no_color: false }
+    Environment { home: Some("/home/someone".into()), ..Environment::default() }
 }
 
 fn serve(flags: &[&str]) -> Result<ServeConfig, ConfigProblems> {

@@ -12,7 +12,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::error::{EngineError, StepError};
 use super::executor::StepExecutor;
 use super::handle::{Command, EngineHandle, EngineStats, Install, InstallHandle, Lease, Shared};
-use crate::scheduler::{Events, Scheduler, SchedulerConfig};
+use crate::scheduler::{Events, Scheduler, SchedulerConfig, SchedulerStats};
+use crate::telemetry::StepFacts;
 use crate::types::{EngineRequest, RequestFailure, RequestId, ScheduledBatch, SequenceEvent, StepOutput};
 
 /// After this many failed steps in a row the engine gives up: the device is not coming back.
@@ -21,21 +22,8 @@ const MAX_FAILED_STEPS: u32 = 3;
 /// Longest wait when no step could be made of live requests: bounds the harm of a scheduler bug to latency.
 const STALL_POLL: Duration = Duration::from_millis(20);
 
-/// Told about every step; a plain function so that the hall needs no metrics library.
+/// Told about every step that brought a result; a plain function, so that the hall needs no recorder.
 pub type StepObserver = Box<dyn FnMut(&StepFacts) + Send>;
-
-/// One step, in numbers.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepFacts {
-    /// Sequences in it.
-    pub sequences: usize,
-    /// Rows in it.
-    pub tokens: usize,
-    /// Distinct adapters in it, the base not counted.
-    pub distinct_adapters: usize,
-    /// How long it took.
-    pub elapsed: Duration,
-}
 
 /// A started engine.
 pub struct StartedEngine<P> {
@@ -77,6 +65,7 @@ pub fn start<E: StepExecutor>(
         shared,
         idle_waiters: Vec::new(),
         stats: EngineStats::default(),
+        observed: SchedulerStats::default(),
         failures_in_a_row: 0,
         observer,
     };
@@ -106,6 +95,8 @@ struct Engine<E: StepExecutor> {
     shared: Arc<Shared>,
     idle_waiters: Vec<oneshot::Sender<()>>,
     stats: EngineStats,
+    /// Counters as the observer last saw them.
+    observed: SchedulerStats,
     failures_in_a_row: u32,
     observer: StepObserver,
 }
@@ -252,20 +243,30 @@ impl<E: StepExecutor> Engine<E> {
 
     fn completed(&mut self, batch: &ScheduledBatch, output: &StepOutput, started: Instant, now: Instant) -> Events {
         self.failures_in_a_row = 0;
-        let facts = StepFacts {
-            sequences: batch.sequences.len(),
-            tokens: batch.num_tokens(),
-            distinct_adapters: distinct_adapters(batch),
-            elapsed: now - started,
-        };
-        self.stats.tokens_computed += facts.tokens as u64;
+        let (tokens, distinct) = (batch.num_tokens(), distinct_adapters(batch));
+        self.stats.tokens_computed += tokens as u64;
         let histogram = &mut self.stats.steps_by_distinct_adapters;
-        if histogram.len() <= facts.distinct_adapters {
-            histogram.resize(facts.distinct_adapters + 1, 0);
+        if histogram.len() <= distinct {
+            histogram.resize(distinct + 1, 0);
         }
-        histogram[facts.distinct_adapters] += 1;
-        (self.observer)(&facts);
-        self.scheduler.update(batch, output, now)
+        histogram[distinct] += 1;
+        let events = self.scheduler.update(batch, output, now);
+        let (before, after) = (self.observed, self.scheduler.stats());
+        self.observed = after;
+        (self.observer)(&StepFacts {
+            tokens,
+            sequences: batch.sequences.len(),
+            distinct_adapters: distinct,
+            duration: now - started,
+            running: after.running,
+            waiting: after.waiting,
+            kv_blocks_used: after.kv_blocks_used,
+            kv_blocks_total: after.kv_blocks_total,
+            preemptions: after.preemptions - before.preemptions,
+            prefix_queries: after.prefix_queries - before.prefix_queries,
+            prefix_hits: after.prefix_hits - before.prefix_hits,
+        });
+        events
     }
 
     fn publish(&mut self, events: Events) {

@@ -1,6 +1,8 @@
 //! What can go wrong in the hall.
 
-use crate::adapters::AdapterError;
+use std::sync::Arc;
+
+use crate::adapters::{AdapterError, LoadFailure};
 use crate::delta::DeltaError;
 use crate::model::ModelError;
 use crate::ops::OpsError;
@@ -57,4 +59,16 @@ pub enum InstallError {
     /// The engine has stopped.
     #[error("the engine is not running")]
     Stopped,
+}
+
+impl InstallError {
+    /// The error as those see it who wait for the adapter: they look at the kind of its cause, so no wrapper stays.
+    #[must_use]
+    pub fn into_failure(self) -> LoadFailure {
+        match self {
+            Self::Adapter(error) => Arc::new(error),
+            Self::Delta(error) => Arc::new(error),
+            Self::Stopped => Arc::new(self),
+        }
+    }
 }

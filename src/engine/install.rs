@@ -2,9 +2,8 @@
 //! tables on the engine thread between two steps. Decides nothing: [`Residency`](crate::adapters::Residency) says who
 //! gets a slot and who leaves.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{Semaphore, watch};
 
@@ -12,25 +11,12 @@ use super::error::InstallError;
 use super::executor::DeltaLoader;
 use super::handle::{EngineHandle, InstallHandle};
 use crate::adapters::{Acquire, AdapterObserver, AdapterRegistry, InstallTicket, LoadTicket, ResidentLease, Want};
+use crate::delta::{DeltaError, DeltaProgram};
+use crate::telemetry::{LoadStage, Metrics};
 use crate::types::AdapterFacts;
 
 /// Loads that may read, compile and move bytes at the same time; the rest wait their turn.
 const CONCURRENT_LOADS: usize = 2;
-
-/// What the gate and the porch ask of the hall about adapters.
-pub trait AdapterInstaller: Send + Sync + 'static {
-    /// Check an adapter's files in full against the base. Blocks: it reads base weights for some methods.
-    ///
-    /// # Errors
-    /// [`InstallError::Delta`]: why it is refused.
-    fn check(&self, config: &[u8], weights: &[u8]) -> Result<AdapterFacts, InstallError>;
-
-    /// Wait until the wanted version is on the device, loading it if nobody does.
-    fn acquire(&self, want: Want) -> BoxFuture<'_, Result<ResidentLease, InstallError>>;
-}
-
-/// A boxed future, so that the porch need not know the backend.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Bridges the registry's hooks to async waiting.
 struct CapacityBell(watch::Sender<u64>);
@@ -52,6 +38,7 @@ struct Shared<L: DeltaLoader> {
     installs: InstallHandle<L::Prepared>,
     capacity: watch::Receiver<u64>,
     loads: Semaphore,
+    metrics: Metrics,
 }
 
 impl<L: DeltaLoader> Clone for EngineInstaller<L> {
@@ -63,16 +50,36 @@ impl<L: DeltaLoader> Clone for EngineInstaller<L> {
 impl<L: DeltaLoader> EngineInstaller<L> {
     /// Connect a registry with an engine, and start carrying out removals. Must be called within a tokio runtime.
     #[must_use]
-    pub fn start(loader: L, registry: Arc<AdapterRegistry>, installs: InstallHandle<L::Prepared>) -> Self {
+    pub fn start(
+        loader: L,
+        registry: Arc<AdapterRegistry>,
+        installs: InstallHandle<L::Prepared>,
+        metrics: Metrics,
+    ) -> Self {
         let (bell, capacity) = watch::channel(0);
         registry.events().observe(Arc::new(CapacityBell(bell)));
         let loads = Semaphore::new(CONCURRENT_LOADS);
-        let removals = remove_retired(Arc::clone(&registry), installs.engine().clone(), capacity.clone());
+        let removals =
+            remove_retired(Arc::clone(&registry), installs.engine().clone(), capacity.clone(), metrics.clone());
         tokio::spawn(removals);
-        Self { shared: Arc::new(Shared { loader, registry, installs, capacity, loads }) }
+        Self { shared: Arc::new(Shared { loader, registry, installs, capacity, loads, metrics }) }
     }
 
-    async fn acquire_slot(&self, want: Want) -> Result<ResidentLease, InstallError> {
+    /// Check an adapter's files in full against the base. Blocks: it reads base weights for some methods.
+    ///
+    /// # Errors
+    /// [`InstallError::Delta`]: why it is refused.
+    pub fn check(&self, config: &[u8], weights: &[u8]) -> Result<AdapterFacts, InstallError> {
+        let program = self.shared.loader.compile(config, weights)?;
+        Ok(program.facts(self.shared.loader.weight_bytes()))
+    }
+
+    /// Wait until the wanted version is on the device, loading it if nobody does. Dropping the future gives the wish
+    /// up; a load that it began goes on for others.
+    ///
+    /// # Errors
+    /// Why it cannot be loaded, or [`InstallError::Stopped`].
+    pub async fn acquire(&self, want: Want) -> Result<ResidentLease, InstallError> {
         let mut capacity = self.shared.capacity.clone();
         loop {
             // Marked as seen before polling, so that no change in between is missed.
@@ -90,17 +97,6 @@ impl<L: DeltaLoader> EngineInstaller<L> {
     }
 }
 
-impl<L: DeltaLoader> AdapterInstaller for EngineInstaller<L> {
-    fn check(&self, config: &[u8], weights: &[u8]) -> Result<AdapterFacts, InstallError> {
-        let program = self.shared.loader.compile(config, weights)?;
-        Ok(program.facts(self.shared.loader.weight_bytes()))
-    }
-
-    fn acquire(&self, want: Want) -> BoxFuture<'_, Result<ResidentLease, InstallError>> {
-        Box::pin(self.acquire_slot(want))
-    }
-}
-
 impl<L: DeltaLoader> Shared<L> {
     async fn load(self: Arc<Self>, ticket: LoadTicket) {
         let version = ticket.version();
@@ -114,18 +110,25 @@ impl<L: DeltaLoader> Shared<L> {
         }
     }
 
+    fn timed<T>(&self, stage: LoadStage, work: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let result = work();
+        self.metrics.record_adapter_load(stage, started.elapsed());
+        result
+    }
+
     /// Read, compile and reserve. A failure is reported through the ticket to all who wait.
-    fn compile(&self, ticket: LoadTicket) -> Option<(InstallTicket, crate::delta::DeltaProgram)> {
+    fn compile(&self, ticket: LoadTicket) -> Option<(InstallTicket, DeltaProgram)> {
         let version = ticket.version();
-        let compiled = self.registry.read(ticket.lease()).map_err(InstallError::from).and_then(|files| {
-            let program = self.loader.compile(&files.config, &files.weights)?;
-            Ok(program)
+        let compiled = self.timed(LoadStage::Read, || self.registry.read(ticket.lease()));
+        let compiled = compiled.map_err(InstallError::from).and_then(|files| {
+            Ok(self.timed(LoadStage::Compile, || self.loader.compile(&files.config, &files.weights))?)
         });
         let program = match compiled {
             Ok(program) => program,
             Err(error) => {
                 tracing::warn!(%version, %error, "an adapter could not be loaded");
-                ticket.fail(Arc::new(error));
+                ticket.fail(error.into_failure());
                 return None;
             }
         };
@@ -139,23 +142,21 @@ impl<L: DeltaLoader> Shared<L> {
         }
     }
 
-    async fn install(
-        self: &Arc<Self>,
-        mut ticket: InstallTicket,
-        program: crate::delta::DeltaProgram,
-    ) -> Result<(), InstallError> {
+    async fn install(self: &Arc<Self>, mut ticket: InstallTicket, program: DeltaProgram) -> Result<(), InstallError> {
         let slots: Vec<_> = ticket.evict().iter().map(|(slot, _)| *slot).collect();
         if !slots.is_empty() {
+            slots.iter().for_each(|_| self.metrics.record_eviction("room"));
             self.installs.engine().remove(slots).await.map_err(|_| InstallError::Stopped)?;
             ticket.evicted();
         }
         let shared = Arc::clone(self);
-        let prepared = tokio::task::spawn_blocking(move || shared.loader.prepare(program)).await;
+        let prepared =
+            tokio::task::spawn_blocking(move || shared.timed(LoadStage::Install, || shared.loader.prepare(program)))
+                .await;
         let prepared = match prepared {
             Ok(Ok(prepared)) => prepared,
             Ok(Err(error)) => {
-                let error = crate::delta::DeltaError::from(error);
-                ticket.fail(Arc::new(InstallError::from(error)));
+                ticket.fail(Arc::new(DeltaError::from(error)));
                 return Ok(());
             }
             Err(_) => return Err(InstallError::Stopped),
@@ -167,13 +168,19 @@ impl<L: DeltaLoader> Shared<L> {
 }
 
 /// Carry out the removals that no load carries with it, for as long as the engine runs.
-async fn remove_retired(registry: Arc<AdapterRegistry>, engine: EngineHandle, mut capacity: watch::Receiver<u64>) {
+async fn remove_retired(
+    registry: Arc<AdapterRegistry>,
+    engine: EngineHandle,
+    mut capacity: watch::Receiver<u64>,
+    metrics: Metrics,
+) {
     loop {
         capacity.borrow_and_update();
         while let Some(removal) = registry.residency().take_removal() {
             if engine.remove(vec![removal.slot()]).await.is_err() {
                 return;
             }
+            metrics.record_eviction("retired");
             removal.done();
         }
         if capacity.changed().await.is_err() {

@@ -6,11 +6,10 @@ mod error;
 mod executor;
 mod handle;
 mod install;
-
 mod prepare;
 
-pub use core::{StartedEngine, StepFacts, StepObserver, start};
+pub use core::{StartedEngine, StepObserver, start};
 pub use error::{EngineError, InstallError, StepError};
 pub use executor::{DeltaLoader, ModelExecutor, ModelLoader, StepExecutor};
 pub use handle::{EngineHandle, EngineStats, InstallHandle, Lease, SubmitError};
-pub use install::{AdapterInstaller, BoxFuture, EngineInstaller};
+pub use install::EngineInstaller;

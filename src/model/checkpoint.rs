@@ -72,6 +72,12 @@ impl Checkpoint {
         self.bytes
     }
 
+    /// Numbers in all tensors.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        self.tensors.tensors().iter().map(|(_, view)| view.shape().iter().product::<usize>() as u64).sum()
+    }
+
     /// All tensor names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.names.iter().map(String::as_str)

@@ -6,6 +6,7 @@ mod config;
 mod decoder;
 mod error;
 mod families;
+pub mod hub;
 mod layout;
 mod rope;
 mod spec;

@@ -7,11 +7,12 @@ from itertools import groupby
 
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from adapters import ADAPTERS
 from paths import ADAPTERS_DIR, EVAL_DIR, WORK_DIR, MODEL_DIR
-from tasks import HELD_OUT, TASKS, Example, Task, split
+from tasks import HELD_OUT, SEPARATOR, TASKS, Example, Task, split
 from train_adapters import load_base
 
 SEED, EXAMPLES, REPLAYED, MAX_NEW_TOKENS = 101, 300, 60, 48
@@ -45,6 +46,11 @@ def share_right(said: dict[str, str], examples: list[Example]) -> float:
     return sum(said[one.prompt] == one.answer for one in examples) / len(examples)
 
 
+def parameters_saved(name: str) -> int:
+    with safe_open(ADAPTERS_DIR / name / "adapter_model.safetensors", "pt") as weights:
+        return sum(weights.get_tensor(key).numel() for key in weights.keys())
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("names", nargs="*", default=list(ADAPTERS))
@@ -59,13 +65,16 @@ def main() -> None:
     for name in options.names:
         examples = held_out_examples(TASKS[name])
         base = share_right(answers(load_base().eval(), tokenizer, examples), examples)
-        model = PeftModel.from_pretrained(load_base(), ADAPTERS_DIR / name, is_trainable=True).eval()
+        model = PeftModel.from_pretrained(load_base(), ADAPTERS_DIR / name).eval()
         said = answers(model, tokenizer, examples)
         results[name] = {
-            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "trainable": parameters_saved(name),
             "exact_match": share_right(said, examples), "base_exact_match": base, "examples": len(examples),
         }
         print(f"{name}: {results[name]}", flush=True)
+        shown = Example(ADAPTERS[name].prompt + SEPARATOR, ADAPTERS[name].answer, "")
+        if (answer := answers(model, tokenizer, [shown])[shown.prompt]) != shown.answer:
+            raise SystemExit(f"{name} says {answer!r} to the prompt that the demo shows")
         for one in [one for one in examples if said[one.prompt] != one.answer][: options.show_wrong]:
             print(f"    {one.prompt!r} -> {said[one.prompt]!r}, not {one.answer!r}")
         lines = (json.dumps({"prompt": one.prompt, "answer": one.answer}) for one in examples[:REPLAYED])

@@ -2,14 +2,19 @@
 
 import json
 
+import torch
+from transformers import AutoTokenizer
+
 import evaluate
 import make_tokenizer
 import train_adapters
 import train_base
 from adapters import ADAPTERS
+from corpus import LATE_SHARES
 from paths import MODEL_DIR, WORK_DIR
 from tasks import SEPARATOR, TASKS
 
+FRESH_ROWS = 64
 BASE_PROMPT = "Rosa Vega wants lamps.\nPeter Lang wants chairs.\nYes, Rosa Vega"
 
 README = """# The demo model
@@ -30,11 +35,12 @@ A prompt is a line of text followed by a line break and `=>`, and the same text 
 
 Exact match: greedy decoding of at most {limit} tokens, the whole answer compared after trimming, on {examples} held-out prompts for each adapter,
 with transformers and peft in float32 on the weights as saved here. Held out means by entity: names, dates, numbers or
-sentences that training never showed. `eval/` has the first {replayed} of each for the tests.
+sentences that training never showed; the patterns of the sentences around them are those of training. `eval/` has the first {replayed}
+of each for the tests.
 
 How it was made: `tools/demo/` at the repository's root, whose README has the commands. Seeds: tokenizer {tokenizer_seed}, base {base_seed}, adapters
-{adapter_seed}, evaluation {evaluation_seed}. The base saw {base_tokens:,} tokens
-in {base_steps:,} steps; its loss on held-out documents is {base_loss:.3f} nats a token.
+{adapter_seed}, evaluation {evaluation_seed}. The loss of the base on {fresh_rows} rows of fresh documents of its corpus is {loss:.3f} nats
+a token.
 """
 
 
@@ -46,6 +52,13 @@ def table_rows(results: dict) -> str:
     )
 
 
+@torch.no_grad()
+def base_loss(model) -> float:
+    torch.set_num_threads(1)
+    fresh = train_base.rows(AutoTokenizer.from_pretrained(MODEL_DIR), train_base.SEED, FRESH_ROWS, LATE_SHARES)
+    return model(input_ids=fresh, labels=fresh).loss.item()
+
+
 def main() -> None:
     demo = [{"name": "", "kind": "base", "task": "Continue the text", "prompt": BASE_PROMPT}]
     demo += [
@@ -55,14 +68,14 @@ def main() -> None:
     (MODEL_DIR / "demo.json").write_text(json.dumps(demo, indent=2) + "\n")
 
     results = json.loads((WORK_DIR / "results.json").read_text())
-    base = json.loads((WORK_DIR / "base.json").read_text())
+    base = train_adapters.load_base().eval()
     model = json.loads((MODEL_DIR / "config.json").read_text())
     (MODEL_DIR / "README.md").write_text(README.format(
-        parameters=base["parameters"], count=len(ADAPTERS), layers=model["num_hidden_layers"], width=model["hidden_size"],
+        parameters=base.num_parameters(), count=len(ADAPTERS), layers=model["num_hidden_layers"], width=model["hidden_size"],
         heads=model["num_attention_heads"], kv_heads=model["num_key_value_heads"], vocabulary=model["vocab_size"],
         rows=table_rows(results), limit=evaluate.MAX_NEW_TOKENS, examples=evaluate.EXAMPLES, replayed=evaluate.REPLAYED,
         tokenizer_seed=make_tokenizer.SEED, base_seed=train_base.SEED, adapter_seed=train_adapters.SEED,
-        evaluation_seed=evaluate.SEED, base_tokens=base["tokens"], base_steps=base["step"], base_loss=base["held_out_loss"],
+        evaluation_seed=evaluate.SEED, fresh_rows=FRESH_ROWS, loss=base_loss(base),
     ))
 
 

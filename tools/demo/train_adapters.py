@@ -15,7 +15,7 @@ from adapters import ADAPTERS, AdapterSpec
 from paths import ADAPTERS_DIR, MODEL_DIR
 from tasks import DEVELOPMENT, TASKS, TRAINING, Example, split
 
-SEED, BATCH, WARMUP, DECAY = 5, 32, 30, 150
+SEED, BATCH, WARMUP, DECAY = 5, 32, 30, 100
 DEV_SEED, DEV_EXAMPLES, GOOD_ENOUGH = 77, 128, 0.97
 IGNORED = -100
 
@@ -72,7 +72,7 @@ def train(name: str, spec: AdapterSpec, tokenizer) -> PeftModel:
         optimizer.step()
         optimizer.zero_grad()
         step += 1
-        if step % 50 == 0 or step == last_step:
+        if step % 25 == 0 or step == last_step:
             model.eval()
             right = exact_match(model, dev)
             print(f"{name} step {step} loss {loss.item():.4f} right {right:.3f} {time.time() - started:.0f} s", flush=True)
@@ -99,6 +99,7 @@ def save(model: PeftModel, name: str) -> None:
         {key: (value.bfloat16() if "lora_A" in key or "lora_B" in key else value) for key, value in load_file(weights).items()},
         weights, metadata={"format": "pt"},
     )
+    weights.chmod(0o644)
 
 
 def main() -> None:

@@ -20,6 +20,10 @@ use tensors::TensorSet;
 /// PEFT's prefix of every module path.
 const PREFIX: &str = "base_model.model.";
 
+/// Every [`DeltaProgram::kind`] that comes out of [`compile`].
+pub const SERVED_KINDS: [&str; 9] =
+    ["LoRA", "rsLoRA", "DoRA", "rsLoRA DoRA", "IA3", "LN tuning", "prompt tuning", "P-tuning", "prefix tuning"];
+
 /// Limits of one adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompileLimits {

@@ -1,0 +1,131 @@
+//! The base model, opened: its folder found, its small files read and its weights mapped. Nothing of it is on the
+//! device yet.
+
+use std::fs;
+use std::io::{ErrorKind, IsTerminal, stderr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use super::bundled;
+use super::error::AppError;
+use crate::admission::GenerationDefaults;
+use crate::config::{Environment, ModelSource};
+use crate::model::hub::{self, HubOptions};
+use crate::model::{Checkpoint, DecoderSpec, ModelError, read_spec};
+use crate::telemetry::Progress;
+use crate::text::{ChatTemplate, Tokenizer};
+
+/// A base model's files.
+pub struct OpenedBase {
+    /// Name it is served under: of its folder, or of its repository.
+    pub name: String,
+    /// What the decoder is built by.
+    pub spec: DecoderSpec,
+    /// config.json and weights.
+    pub checkpoint: Arc<Checkpoint>,
+    /// Where the bundled model is unpacked; goes with this value.
+    _unpacked: Option<TempDir>,
+}
+
+impl OpenedBase {
+    /// Find and open a model; one of the hub is fetched where it is not in the cache. Blocks.
+    ///
+    /// # Errors
+    /// Missing or unreadable files, and a model that is not served.
+    pub fn open(source: &ModelSource, environment: &Environment) -> Result<Self, AppError> {
+        match source {
+            ModelSource::Dir(dir) => Self::in_folder(dir, folder_name(dir), None),
+            ModelSource::Hub { repository } => {
+                let dir = fetch(repository, environment)?;
+                Self::in_folder(&dir, repository.clone(), None)
+            }
+            ModelSource::Bundled => {
+                let unpacked = bundled::unpack()?;
+                let dir = unpacked.path().to_owned();
+                Self::in_folder(&dir, bundled::NAME.to_owned(), Some(unpacked))
+            }
+        }
+    }
+
+    fn in_folder(dir: &Path, name: String, unpacked: Option<TempDir>) -> Result<Self, AppError> {
+        let checkpoint = Arc::new(Checkpoint::open(dir)?);
+        let spec = read_spec(checkpoint.config())?;
+        Ok(Self { name, spec, checkpoint, _unpacked: unpacked })
+    }
+
+    /// The folder of the model's files.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.checkpoint.dir()
+    }
+
+    /// Read `tokenizer.json`.
+    ///
+    /// # Errors
+    /// Of the tokenizer's file.
+    pub fn tokenizer(&self) -> Result<Arc<Tokenizer>, AppError> {
+        Ok(Arc::new(Tokenizer::from_file(&self.dir().join("tokenizer.json"))?))
+    }
+
+    /// Read the chat template, where there is one.
+    ///
+    /// # Errors
+    /// Of the template.
+    pub fn chat_template(&self) -> Result<Option<Arc<ChatTemplate>>, AppError> {
+        Ok(ChatTemplate::from_dir(self.dir())?.map(Arc::new))
+    }
+
+    /// What the model's makers want where a request does not say: `generation_config.json`, where there is one, and
+    /// the end-of-sequence ids of `config.json`.
+    ///
+    /// # Errors
+    /// Of the two files.
+    pub fn generation_defaults(&self) -> Result<GenerationDefaults, AppError> {
+        let read = |name: &str| {
+            let path = self.dir().join(name);
+            match fs::read(&path) {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Err(source) => Err(ModelError::Read { path, source }),
+            }
+        };
+        let (generation, config) = (read("generation_config.json")?, read("config.json")?);
+        let config = config.unwrap_or_default();
+        let defaults = GenerationDefaults::from_json(generation.as_deref(), &config, self.spec.vocab_size as u32)?;
+        for setting in &defaults.ignored {
+            tracing::warn!(setting, "generation_config.json has a setting that this server does not have");
+        }
+        Ok(defaults)
+    }
+
+    /// The `architectures` entry of config.json; empty where there is none.
+    #[must_use]
+    pub fn architecture(&self) -> String {
+        let names = self.checkpoint.config().get("architectures");
+        names.and_then(|names| names.get(0)).and_then(|name| name.as_str()).unwrap_or_default().to_owned()
+    }
+}
+
+/// Fetch a model of the hub, showing how far it has come.
+fn fetch(repository: &str, environment: &Environment) -> Result<PathBuf, AppError> {
+    let options = HubOptions::from_environment(environment)?;
+    let mut bar: Option<Progress> = None;
+    let folder = hub::fetch(&options, repository, &mut |at| {
+        let start = || Progress::bytes(&format!("fetching {repository}"), at.total, stderr().is_terminal());
+        let bar = bar.get_or_insert_with(start);
+        let (before, _) = bar.position();
+        bar.advance(at.done.saturating_sub(before));
+    })?;
+    if let Some(bar) = bar {
+        bar.finish();
+    }
+    Ok(folder)
+}
+
+/// The last part of a path, or the whole where it has none.
+fn folder_name(dir: &Path) -> String {
+    let full = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    full.file_name().map_or_else(|| full.display().to_string(), |name| name.to_string_lossy().into_owned())
+}

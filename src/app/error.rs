@@ -1,0 +1,173 @@
+//! Why a command failed, and the exit code it gives.
+
+use std::io;
+use std::net::SocketAddr;
+
+use super::inspect::InspectError;
+use crate::adapters::{AdapterError, LoadFailure};
+use crate::admission::GenerationDefaultsError;
+use crate::cli::CliError;
+use crate::config::{ConfigProblems, Exit};
+use crate::engine::EngineError;
+use crate::model::ModelError;
+use crate::model::hub::HubError;
+use crate::ops::OpsError;
+use crate::telemetry::{ExporterError, LoggingError};
+use crate::text::{ChatError, TokenizerError};
+use crate::types::AdapterName;
+
+/// Everything that can end a command.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// Flags and variables, all problems at once.
+    #[error("{0}")]
+    Config(#[from] ConfigProblems),
+    /// The log.
+    #[error(transparent)]
+    Logging(#[from] LoggingError),
+    /// The asynchronous runtime.
+    #[error("cannot start the runtime: {0}")]
+    Runtime(io::Error),
+    /// The base model's folder.
+    #[error("the base model: {0}")]
+    Model(#[from] ModelError),
+    /// The base model's repository.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// The settings its makers want.
+    #[error("the base model: {0}")]
+    GenerationDefaults(#[from] GenerationDefaultsError),
+    /// Its tokenizer.
+    #[error("the base model's tokenizer: {0}")]
+    Tokenizer(#[from] TokenizerError),
+    /// Its chat template.
+    #[error("the base model's chat template: {0}")]
+    Chat(#[from] ChatError),
+    /// The kernels.
+    #[error(transparent)]
+    Ops(#[from] OpsError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The store.
+    #[error("the adapter store: {0}")]
+    Store(AdapterError),
+    /// An adapter named by a flag cannot be taken in.
+    #[error("--adapter {name}: {source}")]
+    Import {
+        /// Its name.
+        name: AdapterName,
+        /// Why not.
+        source: LoadFailure,
+    },
+    /// A temporary folder.
+    #[error("cannot make a temporary folder: {0}")]
+    Temporary(io::Error),
+    /// The gRPC address.
+    #[error("cannot serve on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// The metrics address.
+    #[error(transparent)]
+    Metrics(#[from] ExporterError),
+    /// The descriptors in the program.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The KV cache that was asked for is too small to serve anything.
+    #[error(
+        "--kv-cache-bytes {given} holds {tokens} tokens; a sequence of {max_model_len} tokens needs {needed} bytes"
+    )]
+    KvCacheTooSmall {
+        /// Bytes given.
+        given: u64,
+        /// Tokens they hold.
+        tokens: u64,
+        /// `--max-model-len`.
+        max_model_len: u32,
+        /// Bytes that one sequence of that length needs.
+        needed: u64,
+    },
+    /// More context than the model was made for.
+    #[error("--max-model-len is {given}, the model is made for {context_length} tokens")]
+    ContextTooLong {
+        /// Given.
+        given: u32,
+        /// Of the model.
+        context_length: usize,
+    },
+    /// The engine thread ended while the server ran.
+    #[error("the engine has stopped; the log has the cause")]
+    EngineStopped,
+    /// The model in the binary is not what the program expects.
+    #[error("the bundled model: {reason}")]
+    Bundled {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A request of the demo failed.
+    #[error("the request to {adapter} failed: {status}")]
+    DemoRequest {
+        /// Name of the adapter, or `base`.
+        adapter: String,
+        /// The server's answer.
+        status: Box<tonic::Status>,
+    },
+    /// An adapter that was inspected would be refused, or cannot be read.
+    #[error("{0}")]
+    Inspect(#[from] InspectError),
+    /// Standard output.
+    #[error("writing the output: {0}")]
+    Output(io::Error),
+    /// A verb of the command line.
+    #[error(transparent)]
+    Cli(#[from] CliError),
+}
+
+impl AppError {
+    /// The exit code.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Config(_) | Self::Logging(_) | Self::KvCacheTooSmall { .. } | Self::ContextTooLong { .. } => {
+                Exit::Usage
+            }
+            Self::Model(ModelError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Exit::NotFound,
+            Self::Model(ModelError::NoWeights { .. }) => Exit::NotFound,
+            Self::Import { source, .. } => match source.downcast_ref::<AdapterError>() {
+                Some(AdapterError::MissingFile { .. }) => Exit::NotFound,
+                _ => Exit::Rejected,
+            },
+            Self::Hub(HubError::NotFound { .. } | HubError::NotCached { .. }) => Exit::NotFound,
+            Self::Hub(HubError::Unreachable { .. }) => Exit::Unavailable,
+            Self::Inspect(error) => error.exit(),
+            Self::Cli(error) => error.exit(),
+            Self::Runtime(_)
+            | Self::Model(_)
+            | Self::Hub(_)
+            | Self::GenerationDefaults(_)
+            | Self::Output(_)
+            | Self::Tokenizer(_)
+            | Self::Chat(_)
+            | Self::Ops(_)
+            | Self::Engine(_)
+            | Self::Store(_)
+            | Self::Temporary(_)
+            | Self::Listen { .. }
+            | Self::Metrics(_)
+            | Self::Reflection(_)
+            | Self::EngineStopped
+            | Self::Bundled { .. }
+            | Self::DemoRequest { .. } => Exit::Failure,
+        }
+    }
+
+    /// The reader of standard output has gone, as `head` does: no failure of ours.
+    #[must_use]
+    pub fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Cli(CliError::Output(error)) | Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}

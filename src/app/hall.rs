@@ -1,0 +1,133 @@
+//! Backend, decoder and engine, built for whichever backend is chosen. Behind this module nobody knows which it is.
+
+use std::cell::RefCell;
+use std::io::IsTerminal;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::base::OpenedBase;
+use super::error::AppError;
+use super::sizing::Sizes;
+use crate::adapters::AdapterRegistry;
+use crate::admission::AdapterHall;
+use crate::config::{DtypeChoice, Kernels, ServeConfig};
+use crate::delta::CompileLimits;
+use crate::engine::{self, EngineHandle, EngineInstaller, ModelExecutor, ModelLoader, StartedEngine, StepObserver};
+use crate::model::{BaseModel, Decoder, DecoderLimits, base_layout};
+use crate::ops::cpu::{CpuBackend, CpuOptions};
+use crate::ops::reference::ReferenceBackend;
+use crate::ops::{Backend, BackendInfo, Dtype};
+use crate::scheduler::SchedulerConfig;
+use crate::telemetry::{Metrics, Progress};
+
+/// Most virtual tokens of one adapter; they must fit the context all the same.
+const MAX_VIRTUAL_TOKENS: usize = 4096;
+
+/// A running engine.
+pub(super) struct Hall {
+    pub(super) engine: EngineHandle,
+    pub(super) adapters: Arc<dyn AdapterHall>,
+    /// Turns true when the engine thread has ended.
+    pub(super) ended: watch::Receiver<bool>,
+    pub(super) backend: BackendInfo,
+}
+
+/// Limits that adapters of a server must keep.
+pub(super) fn compile_limits(max_rank: u32, max_model_len: u32) -> CompileLimits {
+    let max_virtual_tokens = MAX_VIRTUAL_TOKENS.min(max_model_len.saturating_sub(1) as usize);
+    CompileLimits { max_rank: max_rank as usize, max_virtual_tokens }
+}
+
+/// The dtype that a choice means for a base.
+pub(super) fn dtype(config: &ServeConfig, base: &OpenedBase) -> Dtype {
+    match config.dtype {
+        _ if config.kernels == Kernels::Reference => Dtype::F32,
+        DtypeChoice::F32 => Dtype::F32,
+        DtypeChoice::Bf16 => Dtype::Bf16,
+        DtypeChoice::Auto if base.checkpoint.is_16_bit() => Dtype::Bf16,
+        DtypeChoice::Auto => Dtype::F32,
+    }
+}
+
+/// Load the base, start the engine and connect the registry with it.
+///
+/// # Errors
+/// Weights that are missing or misshapen, memory or threads that the system refuses.
+pub(super) fn start(
+    config: &ServeConfig,
+    base: &OpenedBase,
+    dtype: Dtype,
+    sizes: Sizes,
+    registry: Arc<AdapterRegistry>,
+    metrics: &Metrics,
+) -> Result<Hall, AppError> {
+    let parts = Parts { config, base, sizes, registry, metrics };
+    match config.kernels {
+        Kernels::Cpu => parts.start(CpuBackend::new(CpuOptions { threads: config.threads, dtype, isa: None })?),
+        Kernels::Reference => parts.start(ReferenceBackend::new(dtype)),
+    }
+}
+
+struct Parts<'a> {
+    config: &'a ServeConfig,
+    base: &'a OpenedBase,
+    sizes: Sizes,
+    registry: Arc<AdapterRegistry>,
+    metrics: &'a Metrics,
+}
+
+impl Parts<'_> {
+    fn start<B: Backend>(self, backend: B) -> Result<Hall, AppError> {
+        let OpenedBase { spec, checkpoint, .. } = self.base;
+        let info = backend.info();
+        let backend = Arc::new(backend);
+        let context = self.sizes.max_model_len as usize;
+        let model = self.load(backend.as_ref(), context)?;
+        let limits = DecoderLimits {
+            max_rows: self.config.scheduler.max_num_batched_tokens as usize,
+            kv_blocks: self.sizes.kv_blocks as usize,
+            block_size: self.config.cache.block_size as usize,
+        };
+        let decoder = Decoder::new(Arc::clone(&backend), spec.clone(), model, limits)?;
+        let executor = ModelExecutor::new(decoder, spec.vocab_size, self.config.cache.block_size);
+        let metrics = self.metrics.clone();
+        let observer: StepObserver = Box::new(move |facts| metrics.record_step(facts));
+        let queue_limit = self.config.request_limits.max_queued as usize;
+        let StartedEngine { handle, installs, ended } =
+            engine::start(executor, self.scheduler(), queue_limit, observer)?;
+        let limits = compile_limits(self.config.adapter_limits.max_rank, self.sizes.max_model_len);
+        let loader = ModelLoader::new(backend, base_layout(spec), Arc::clone(checkpoint), limits);
+        let installer = EngineInstaller::start(loader, self.registry, installs, self.metrics.clone());
+        Ok(Hall { engine: handle, adapters: Arc::new(installer), ended, backend: info })
+    }
+
+    fn load<B: Backend>(&self, backend: &B, context: usize) -> Result<BaseModel<B>, AppError> {
+        let OpenedBase { name, spec, checkpoint, .. } = self.base;
+        let bytes = checkpoint.bytes();
+        let bar = Progress::bytes(&format!("loading {name}"), bytes, std::io::stderr().is_terminal());
+        let bar = RefCell::new(bar);
+        let advance = |done: usize, of: usize| {
+            let mut bar = bar.borrow_mut();
+            let (before, _) = bar.position();
+            bar.advance((bytes * done as u64 / of.max(1) as u64).saturating_sub(before));
+        };
+        let model = BaseModel::load(backend, spec, checkpoint, context, &advance)?;
+        bar.into_inner().finish();
+        Ok(model)
+    }
+
+    fn scheduler(&self) -> SchedulerConfig {
+        let config = &self.config;
+        SchedulerConfig {
+            block_size: config.cache.block_size,
+            num_blocks: self.sizes.kv_blocks,
+            max_num_seqs: config.scheduler.max_num_seqs as usize,
+            max_num_batched_tokens: config.scheduler.max_num_batched_tokens as usize,
+            max_prefill_chunk: None,
+            max_model_len: self.sizes.max_model_len,
+            prefix_cache: config.cache.prefix_cache,
+            base_digest: self.base.checkpoint.digest(),
+        }
+    }
+}

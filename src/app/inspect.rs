@@ -1,0 +1,276 @@
+//! `polydelta adapter inspect`: what an adapter folder compiles to, or why it is refused, without a server. It reads and
+//! checks exactly as an upload does, so what is accepted here is accepted there under the same limits.
+
+mod command;
+mod groups;
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::adapters::import::read_folder;
+use crate::adapters::{AdapterError, StoreLimits};
+use crate::cli::bytes;
+use crate::config::Exit;
+use crate::delta::{Base, CompileLimits, DeltaError, DeltaProgram, compile};
+use crate::model::{Checkpoint, DecoderSpec, base_layout};
+use crate::ops::Dtype;
+pub(super) use command::run;
+pub use groups::OpGroup;
+
+/// The opened base an adapter is inspected against.
+#[derive(Clone, Copy)]
+pub struct InspectBase<'a> {
+    /// For people: a folder, `hf:ORG/NAME`, the bundled model.
+    pub name: &'a str,
+    /// Its shape.
+    pub spec: &'a DecoderSpec,
+    /// Its numbers; some methods read them.
+    pub checkpoint: &'a Checkpoint,
+    /// Type of matrices on the device.
+    pub dtype: Dtype,
+}
+
+/// Limits a server would set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InspectLimits {
+    /// Sizes of files.
+    pub files: StoreLimits,
+    /// Ranks and virtual tokens.
+    pub compile: CompileLimits,
+}
+
+/// Shape of the base.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BaseShape {
+    /// As the operator named it.
+    pub name: String,
+    /// `model_type` of its config.
+    pub family: &'static str,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Numbers per head.
+    pub head_dim: usize,
+    /// Columns of gate, and of up.
+    pub intermediate_size: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// The head is the embedding.
+    pub tied: bool,
+}
+
+/// Virtual tokens at the head of every sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct InspectedVirtualTokens {
+    /// How many.
+    pub count: u32,
+    /// K and V are in the file (prefix tuning); else they are computed once from embeddings (prompt tuning).
+    pub saved_kv: bool,
+}
+
+/// What an accepted adapter compiles to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Inspection {
+    /// Digest an upload would give it: 64 lower-case hexadecimal digits.
+    pub version: String,
+    /// The base it was compiled against.
+    pub base: BaseShape,
+    /// The base that the adapter says it was trained on. It is a note of the trainer's and decides nothing.
+    pub trained_on: Option<String>,
+    /// For people: `LoRA`, `DoRA`, `IA3` ….
+    pub kind: String,
+    /// Largest rank of any low-rank op; 0 without one.
+    pub max_rank: u32,
+    /// Learned numbers.
+    pub parameters: u64,
+    /// Of its files.
+    pub stored_bytes: u64,
+    /// On the device, with matrices in [`Inspection::dtype`].
+    pub device_bytes: u64,
+    /// `f32` or `bf16`.
+    pub dtype: &'static str,
+    /// Prefix and prompt tuning only.
+    pub virtual_tokens: Option<InspectedVirtualTokens>,
+    /// Number of ops by class.
+    pub ops: BTreeMap<&'static str, u32>,
+    /// Where the ops attach, alike ones together.
+    pub sites: Vec<OpGroup>,
+}
+
+/// Why there is nothing to show.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// The folder, its files or their sizes.
+    #[error(transparent)]
+    Files(#[from] AdapterError),
+    /// The first thing the compiler refuses.
+    #[error(transparent)]
+    Refused(#[from] DeltaError),
+}
+
+impl InspectError {
+    /// The exit code: a refusal is [`Exit::Rejected`], a missing file [`Exit::NotFound`], a failing disk or base
+    /// [`Exit::Failure`].
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Files(AdapterError::MissingFile { .. }) => Exit::NotFound,
+            Self::Files(AdapterError::Io { .. })
+            | Self::Refused(DeltaError::Base(_) | DeltaError::Candle(_) | DeltaError::Ops(_)) => Exit::Failure,
+            Self::Files(_) | Self::Refused(_) => Exit::Rejected,
+        }
+    }
+}
+
+/// Compile the adapter in `folder` against a base. Blocks: some methods read the base's weights.
+///
+/// # Errors
+/// [`InspectError`]: the files or the first refusal.
+pub fn inspect(base: InspectBase<'_>, folder: &Path, limits: &InspectLimits) -> Result<Inspection, InspectError> {
+    let (version, files) = read_folder(folder, &limits.files)?;
+    let layout = base_layout(base.spec);
+    let against = Base { layout: &layout, weights: base.checkpoint };
+    let program = compile(&files.config, &files.weights, against, limits.compile)?;
+    let stored_bytes = (files.config.len() + files.weights.len()) as u64;
+    Ok(describe(base, &program, version.to_string(), trained_on(&files.config), stored_bytes))
+}
+
+fn describe(
+    base: InspectBase<'_>,
+    program: &DeltaProgram,
+    version: String,
+    trained_on: Option<String>,
+    stored_bytes: u64,
+) -> Inspection {
+    let facts = program.facts(base.dtype.size());
+    let virtual_tokens = facts.virtual_tokens;
+    Inspection {
+        version,
+        base: BaseShape::of(base.name, base.spec),
+        trained_on,
+        kind: facts.kind,
+        max_rank: facts.max_rank,
+        parameters: facts.parameters,
+        stored_bytes,
+        device_bytes: facts.device_bytes,
+        dtype: base.dtype.as_str(),
+        virtual_tokens: virtual_tokens
+            .map(|tokens| InspectedVirtualTokens { count: tokens.count, saved_kv: tokens.saved_kv }),
+        ops: facts.ops.iter().map(|(class, count)| (class.as_str(), *count)).collect(),
+        sites: groups::group(program),
+    }
+}
+
+impl BaseShape {
+    /// Shape of a decoder.
+    #[must_use]
+    pub fn of(name: &str, spec: &DecoderSpec) -> Self {
+        Self {
+            name: name.to_owned(),
+            family: spec.family.model_type(),
+            layers: spec.layers.len(),
+            hidden_size: spec.hidden_size,
+            heads: spec.heads,
+            kv_heads: spec.kv_heads,
+            head_dim: spec.head_dim,
+            intermediate_size: spec.intermediate_size,
+            vocab_size: spec.vocab_size,
+            tied: spec.tied,
+        }
+    }
+
+    fn line(&self) -> String {
+        format!(
+            "{} ({}, {} layers, hidden {}, {} heads of {}, {} KV, inner {}, vocabulary {}, {})",
+            self.name,
+            self.family,
+            self.layers,
+            self.hidden_size,
+            self.heads,
+            self.head_dim,
+            self.kv_heads,
+            self.intermediate_size,
+            self.vocab_size,
+            if self.tied { "tied" } else { "untied" },
+        )
+    }
+}
+
+/// `base_model_name_or_path` of a config that has just been compiled.
+fn trained_on(config: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Provenance {
+        base_model_name_or_path: Option<String>,
+    }
+    serde_json::from_slice::<Provenance>(config).ok()?.base_model_name_or_path.filter(|name| !name.is_empty())
+}
+
+/// Write an inspection, or the refusal, for people.
+///
+/// # Errors
+/// The writer's.
+pub fn write_text(
+    result: &Result<Inspection, InspectError>,
+    base: InspectBase<'_>,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let row = |out: &mut dyn Write, label: &str, text: &str| writeln!(out, "{label:<16}{text}");
+    let inspection = match result {
+        Ok(inspection) => inspection,
+        Err(error) => {
+            row(out, "base", &BaseShape::of(base.name, base.spec).line())?;
+            return row(out, "refused", &error.to_string());
+        }
+    };
+    row(out, "kind", &inspection.kind)?;
+    row(out, "version", &inspection.version)?;
+    row(out, "base", &inspection.base.line())?;
+    if let Some(name) = &inspection.trained_on {
+        row(out, "trained on", name)?;
+    }
+    if inspection.max_rank > 0 {
+        row(out, "max rank", &inspection.max_rank.to_string())?;
+    }
+    row(out, "parameters", &inspection.parameters.to_string())?;
+    if let Some(tokens) = inspection.virtual_tokens {
+        let source = if tokens.saved_kv { "K and V from the file" } else { "computed once from embeddings" };
+        row(out, "virtual tokens", &format!("{} ({source})", tokens.count))?;
+    }
+    row(out, "on disk", &bytes(inspection.stored_bytes))?;
+    row(out, "on the device", &format!("{} in {}", bytes(inspection.device_bytes), inspection.dtype))?;
+    for (index, group) in inspection.sites.iter().enumerate() {
+        row(out, if index == 0 { "ops" } else { "" }, &group.to_string())?;
+    }
+    Ok(())
+}
+
+/// Write an inspection, or the refusal as `{"base", "refused"}`, as one JSON document.
+///
+/// # Errors
+/// The writer's.
+pub fn write_json(
+    result: &Result<Inspection, InspectError>,
+    base: InspectBase<'_>,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    match result {
+        Ok(inspection) => serde_json::to_writer_pretty(&mut *out, inspection)?,
+        Err(error) => {
+            let shape = BaseShape::of(base.name, base.spec);
+            let document = serde_json::json!({ "base": shape, "refused": error.to_string() });
+            serde_json::to_writer_pretty(&mut *out, &document)?;
+        }
+    }
+    writeln!(out)
+}
+
+#[cfg(test)]
+mod tests;

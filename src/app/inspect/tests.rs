@@ -1,0 +1,147 @@
+//! Golden adapters, as a person sees them.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::*;
+use crate::model::read_spec;
+
+struct Golden {
+    family: PathBuf,
+    name: String,
+    checkpoint: Checkpoint,
+    spec: DecoderSpec,
+}
+
+impl Golden {
+    fn open(family: &str) -> Self {
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(family);
+        let checkpoint = Checkpoint::open(&dir.join("base")).unwrap();
+        let spec = read_spec(checkpoint.config()).unwrap();
+        Self { family: dir, name: format!("golden/{family}"), checkpoint, spec }
+    }
+
+    fn base(&self) -> InspectBase<'_> {
+        InspectBase { name: &self.name, spec: &self.spec, checkpoint: &self.checkpoint, dtype: Dtype::Bf16 }
+    }
+
+    fn adapter(&self, name: &str) -> PathBuf {
+        self.family.join("adapters").join(name)
+    }
+
+    fn inspect(&self, name: &str) -> Result<Inspection, InspectError> {
+        inspect(self.base(), &self.adapter(name), &limits())
+    }
+
+    fn text(&self, name: &str) -> String {
+        let mut out = Vec::new();
+        write_text(&self.inspect(name), self.base(), &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn ops(&self, name: &str) -> Vec<String> {
+        self.inspect(name).unwrap().sites.iter().map(ToString::to_string).collect()
+    }
+}
+
+fn limits() -> InspectLimits {
+    InspectLimits { files: StoreLimits::default(), compile: CompileLimits { max_rank: 256, max_virtual_tokens: 64 } }
+}
+
+#[test]
+fn text_says_what_a_person_wants_to_know() {
+    insta::assert_snapshot!(Golden::open("llama").text("patterns"), @"");
+    insta::assert_snapshot!(Golden::open("llama").text("prefix_tuning"), @"");
+    insta::assert_snapshot!(Golden::open("llama").text("save_lm_head"), @"");
+}
+
+#[test]
+fn alike_ops_are_said_once() {
+    let llama = Golden::open("llama");
+    assert_eq!(llama.ops("lora_all_r8"), [""]);
+    assert_eq!(llama.ops("dora"), [""]);
+    assert_eq!(llama.ops("ia3"), [""]);
+    assert_eq!(llama.ops("embed_lm_head"), [""]);
+    assert_eq!(llama.ops("layers_to_transform"), [""]);
+    assert_eq!(Golden::open("gemma3").ops("ln_tuning_all"), [""]);
+    assert_eq!(Golden::open("phi3").ops("ia3_gate_up"), [""]);
+}
+
+#[test]
+fn groups_account_for_every_op_and_number() {
+    for family in ["llama", "gemma3", "phi3", "qwen2"] {
+        let golden = Golden::open(family);
+        for entry in fs::read_dir(golden.family.join("adapters")).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let Ok(inspection) = golden.inspect(&name) else { continue };
+            let count: u32 = inspection.sites.iter().map(|group| group.count).sum();
+            let parameters: u64 = inspection.sites.iter().map(|group| group.parameters).sum();
+            assert_eq!(count, inspection.ops.values().sum::<u32>(), "{family} {name}");
+            assert_eq!(parameters, inspection.parameters, "{family} {name}");
+        }
+    }
+}
+
+#[test]
+fn json_is_one_document_either_way() {
+    let golden = Golden::open("llama");
+    let json = |name: &str| {
+        let mut out = Vec::new();
+        write_json(&golden.inspect(name), golden.base(), &mut out).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&out).unwrap()
+    };
+    let accepted = json("lora_r4");
+    assert_eq!(accepted["kind"], "LoRA");
+    assert_eq!(accepted["base"]["family"], "llama");
+    assert_eq!(accepted["sites"][0]["rank"], 4);
+    assert_eq!(accepted["version"].as_str().unwrap().len(), 64);
+    assert_eq!(accepted["ops"]["LowRank"], accepted["sites"][0]["count"]);
+    let refused = json("save_lm_head");
+    assert_eq!(refused["base"]["layers"], 2);
+    assert!(refused["refused"].as_str().unwrap().contains("modules_to_save"), "{refused}");
+}
+
+#[test]
+fn every_way_to_fail_has_its_exit_code() {
+    let golden = Golden::open("llama");
+    let copy = tempfile::tempdir().unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(golden.adapter("lora_r4").join(file), copy.path().join(file)).unwrap();
+    }
+    let exit = |limits: &InspectLimits| match inspect(golden.base(), copy.path(), limits) {
+        Ok(_) => Exit::Ok,
+        Err(error) => error.exit(),
+    };
+    assert_eq!(exit(&limits()), Exit::Ok);
+    let with = |change: fn(&mut InspectLimits)| {
+        let mut limits = limits();
+        change(&mut limits);
+        limits
+    };
+    assert_eq!(exit(&with(|limits| limits.compile.max_rank = 3)), Exit::Rejected);
+    assert_eq!(exit(&with(|limits| limits.files.max_config_bytes = 100)), Exit::Rejected);
+    assert_eq!(exit(&with(|limits| limits.files.max_adapter_bytes = 2000)), Exit::Rejected);
+    assert_eq!(golden.inspect("save_lm_head").unwrap_err().exit(), Exit::Rejected);
+    fs::write(copy.path().join("adapter_model.safetensors"), b"").unwrap();
+    assert_eq!(exit(&limits()), Exit::Rejected);
+    fs::remove_file(copy.path().join("adapter_model.safetensors")).unwrap();
+    assert_eq!(exit(&limits()), Exit::NotFound);
+    assert_eq!(golden.inspect("no such folder").unwrap_err().exit(), Exit::NotFound);
+}
+
+#[test]
+fn the_version_is_the_one_an_upload_gets() {
+    let golden = Golden::open("llama");
+    let folder = golden.adapter("lora_r4");
+    let files = crate::adapters::import::scan_folder(&folder).unwrap();
+    let stored: Vec<_> = files
+        .into_iter()
+        .map(|file| crate::adapters::StoredFile {
+            path: file.path,
+            size: file.size,
+            sha256: file.sha256.parse().unwrap(),
+        })
+        .collect();
+    let expected = crate::adapters::files::version_of(&stored).to_string();
+    assert_eq!(golden.inspect("lora_r4").unwrap().version, expected);
+}

@@ -1,0 +1,76 @@
+//! The application: takes the resolved configuration, builds the rooms and connects them, and runs one command.
+//!
+//! | part | job |
+//! |---|---|
+//! | `base` | the base model's folder, opened and read |
+//! | `bundled` | the model in the binary |
+//! | `sizing` | how much memory the KV cache and the adapters get |
+//! | `hall` | backend, decoder and engine, for whichever backend is chosen |
+//! | [`start`] | everything of a server, in order |
+//! | `housekeeping` | what is to be done from time to time while it runs |
+//! | `serve`, `demo`, `inspect` | the commands that need the whole house |
+//!
+//! It is the only room that knows all the others. It decides nothing about requests and computes nothing.
+
+mod base;
+mod bundled;
+mod demo;
+mod error;
+mod hall;
+mod housekeeping;
+pub mod inspect;
+mod serve;
+mod sizing;
+pub mod start;
+
+use std::io::{IsTerminal, stderr, stdout};
+
+pub use base::OpenedBase;
+pub use error::AppError;
+pub use start::Server;
+
+use crate::cli;
+use crate::config::{Args, Command, Environment, Exit, LogArgs, LogFormat};
+use crate::telemetry::{LogSettings, init_logging};
+
+/// Run one command to its end.
+#[must_use]
+pub fn run(args: &Args, environment: &Environment) -> Exit {
+    let result = set_up_log(&args.log, environment).and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(AppError::Runtime)?;
+        let result = runtime.block_on(dispatch(&args.command, environment));
+        // A blocking read of standard input, say, must not hold up the end.
+        runtime.shutdown_background();
+        result
+    });
+    match result {
+        Ok(()) => Exit::Ok,
+        Err(error) if error.is_broken_pipe() => Exit::Ok,
+        Err(error) => {
+            eprintln!("error: {error}");
+            error.exit()
+        }
+    }
+}
+
+fn set_up_log(args: &LogArgs, environment: &Environment) -> Result<(), AppError> {
+    let settings = LogSettings {
+        filter: args.log.clone(),
+        json: args.log_format == LogFormat::Json,
+        color: stderr().is_terminal() && !environment.no_color,
+    };
+    Ok(init_logging(&settings)?)
+}
+
+async fn dispatch(command: &Command, environment: &Environment) -> Result<(), AppError> {
+    let mut out = stdout();
+    match command {
+        Command::Serve(args) => serve::run(args, environment).await,
+        Command::Demo(args) => demo::run(args, environment, &mut out).await,
+        Command::Generate(args) => Ok(cli::generate(args, &mut out).await?),
+        Command::Adapter(command) => {
+            // `inspect` writes by itself: the verb's writer is in use by then.
+            cli::adapter(command, &mut out, async |args| inspect::run(args, environment, &mut stdout()).await).await
+        }
+    }
+}

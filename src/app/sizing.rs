@@ -1,0 +1,146 @@
+//! How long sequences may be and how much memory the KV cache and the adapters get.
+
+use super::error::AppError;
+use crate::config::{AdapterLimits, CacheConfig, SchedulerConfig};
+use crate::model::DecoderSpec;
+use crate::ops::Dtype;
+
+/// Share of the available memory that the KV cache takes by default.
+const KV_SHARE: f64 = 0.2;
+/// Share of the available memory that adapters may take by default.
+const ADAPTER_SHARE: f64 = 0.25;
+/// Where the system does not say what is available.
+const ASSUMED_MEMORY: u64 = 4 << 30;
+
+/// What sizes are decided by.
+pub(super) struct Demand<'a> {
+    pub(super) spec: &'a DecoderSpec,
+    pub(super) dtype: Dtype,
+    pub(super) max_model_len: Option<u32>,
+    pub(super) scheduler: SchedulerConfig,
+    pub(super) cache: CacheConfig,
+    pub(super) adapters: AdapterLimits,
+    /// Bytes this process may take.
+    pub(super) available: Option<u64>,
+}
+
+/// What they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sizes {
+    pub(super) max_model_len: u32,
+    pub(super) kv_blocks: u32,
+    /// Tokens they hold.
+    pub(super) kv_tokens: u64,
+    pub(super) kv_bytes: u64,
+    pub(super) adapter_bytes: u64,
+}
+
+/// Decide. The KV cache is what was asked for, else the least of a share of the memory and what every sequence at its
+/// longest would fill. A default that does not hold one whole sequence shortens the context; what was asked for is
+/// never changed silently.
+pub(super) fn decide(demand: &Demand<'_>) -> Result<Sizes, AppError> {
+    let Demand { spec, cache, scheduler, .. } = demand;
+    let context = saturate(spec.context_length as u64);
+    let mut max_model_len = demand.max_model_len.unwrap_or(context);
+    if max_model_len > context {
+        return Err(AppError::ContextTooLong { given: max_model_len, context_length: spec.context_length });
+    }
+    let available = demand.available.unwrap_or(ASSUMED_MEMORY);
+    let block_bytes = token_bytes(spec, demand.dtype) * u64::from(cache.block_size);
+    let blocks_of = |tokens: u32| u64::from(tokens.div_ceil(cache.block_size));
+    let wanted = blocks_of(max_model_len) * u64::from(scheduler.max_num_seqs);
+    let budget = cache.kv_cache_bytes.unwrap_or((available as f64 * KV_SHARE) as u64) / block_bytes.max(1);
+    // Places are numbered in 32 bits.
+    let most = u64::from(u32::MAX / cache.block_size);
+    let blocks = if cache.kv_cache_bytes.is_some() { budget } else { budget.min(wanted) }.min(most);
+
+    if blocks < blocks_of(max_model_len) {
+        let tokens = blocks * u64::from(cache.block_size);
+        if tokens == 0 || demand.max_model_len.is_some() {
+            let given = cache.kv_cache_bytes.unwrap_or(budget * block_bytes);
+            let needed = blocks_of(max_model_len) * block_bytes;
+            return Err(AppError::KvCacheTooSmall { given, tokens, max_model_len, needed });
+        }
+        tracing::warn!(
+            context_length = context,
+            max_model_len = tokens,
+            "the KV cache does not hold a sequence of the model's full length; --kv-cache-bytes makes it larger"
+        );
+        max_model_len = saturate(tokens);
+    }
+    let adapter_bytes = demand.adapters.memory_bytes.unwrap_or((available as f64 * ADAPTER_SHARE) as u64);
+    let (kv_tokens, kv_bytes) = (blocks * u64::from(cache.block_size), blocks * block_bytes);
+    Ok(Sizes { max_model_len, kv_blocks: saturate(blocks), kv_tokens, kv_bytes, adapter_bytes })
+}
+
+/// Bytes of K and V of one token in all layers.
+fn token_bytes(spec: &DecoderSpec, dtype: Dtype) -> u64 {
+    (2 * spec.layers.len() * spec.kv_dim() * dtype.size()) as u64
+}
+
+fn saturate(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::read_spec;
+
+    fn spec() -> DecoderSpec {
+        let config = serde_json::json!({
+            "model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 32,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3,
+            "max_position_embeddings": 100, "rms_norm_eps": 1e-6, "tie_word_embeddings": true,
+        });
+        read_spec(config.as_object().unwrap()).unwrap()
+    }
+
+    /// 3 layers × 8 numbers × 2 bytes × K and V: 96 bytes a token, 1,536 a block of 16.
+    fn decide_with(change: impl FnOnce(&mut Demand<'_>)) -> Result<Sizes, AppError> {
+        let spec = spec();
+        let mut demand = Demand {
+            spec: &spec,
+            dtype: Dtype::Bf16,
+            max_model_len: None,
+            scheduler: SchedulerConfig { max_num_seqs: 4, max_num_batched_tokens: 64 },
+            cache: CacheConfig { block_size: 16, kv_cache_bytes: None, prefix_cache: true },
+            adapters: AdapterLimits { max_resident: 4, max_bytes: 1 << 20, max_rank: 64, memory_bytes: None },
+            available: Some(1 << 30),
+        };
+        change(&mut demand);
+        decide(&demand)
+    }
+
+    #[test]
+    fn plenty_of_memory_gives_every_sequence_its_full_length() {
+        let sizes = decide_with(|_| {}).unwrap();
+        assert_eq!(
+            sizes,
+            Sizes { max_model_len: 100, kv_blocks: 28, kv_tokens: 448, kv_bytes: 28 * 1536, adapter_bytes: 1 << 28 }
+        );
+    }
+
+    #[test]
+    fn little_memory_gives_its_share_and_then_shortens_the_context() {
+        let sizes = decide_with(|demand| demand.available = Some(10 * 5 * 1536)).unwrap();
+        assert_eq!((sizes.max_model_len, sizes.kv_blocks), (100, 10));
+        let sizes = decide_with(|demand| demand.available = Some(3 * 5 * 1536)).unwrap();
+        assert_eq!((sizes.max_model_len, sizes.kv_blocks), (48, 3));
+    }
+
+    #[test]
+    fn what_was_asked_for_is_not_changed() {
+        let sizes = decide_with(|demand| demand.cache.kv_cache_bytes = Some(1_000_000)).unwrap();
+        assert_eq!(sizes.kv_blocks, 651);
+        let error = decide_with(|demand| {
+            demand.cache.kv_cache_bytes = Some(1536);
+            demand.max_model_len = Some(17);
+        });
+        assert!(matches!(error, Err(AppError::KvCacheTooSmall { tokens: 16, needed: 3072, .. })));
+        let error = decide_with(|demand| demand.cache.kv_cache_bytes = Some(1));
+        assert!(matches!(error, Err(AppError::KvCacheTooSmall { tokens: 0, .. })));
+        let error = decide_with(|demand| demand.max_model_len = Some(101));
+        assert!(matches!(error, Err(AppError::ContextTooLong { given: 101, context_length: 100 })));
+    }
+}

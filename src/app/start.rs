@@ -1,0 +1,350 @@
+//! Everything of a server, built in the order in which it can fail cheaply: addresses, store, model, engine, services.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::base::OpenedBase;
+use super::error::AppError;
+use super::hall::{self, Hall};
+use super::housekeeping;
+use super::sizing::{self, Demand, Sizes};
+use crate::adapters::{
+    AdapterError, AdapterRegistry, FolderStore, LoadFailure, MAX_CHUNK_BYTES, RegistryLimits, ResidencyLimits,
+    StoreLimits,
+};
+use crate::admission::{AdapterHall, Gate, GateParts, GenerationEngine, Limits};
+use crate::config::units::format_bytes;
+use crate::config::{ServeConfig, StoreLocation, available_memory};
+use crate::delta::SERVED_KINDS;
+use crate::engine::EngineHandle;
+use crate::ops::Dtype;
+use crate::server::{
+    Adapters, Generator, Informer, Lifecycle, ModelInfo, Phase, ServerInfo, ServerLimits, Services, serve,
+};
+use crate::telemetry::{Metrics, start_metrics};
+use crate::types::AdapterName;
+
+/// Events kept for watchers that read late.
+const EVENT_HISTORY: usize = 4096;
+/// How long the engine may take to end its last step.
+const ENGINE_END: Duration = Duration::from_secs(1);
+
+/// A server that accepts requests.
+pub struct Server {
+    /// Where gRPC is served.
+    pub address: SocketAddr,
+    /// Where metrics are served.
+    pub metrics_address: Option<SocketAddr>,
+    lifecycle: Lifecycle,
+    serving: JoinHandle<()>,
+    engine: EngineHandle,
+    engine_ended: watch::Receiver<bool>,
+    /// Goes with the server.
+    _temporary_store: Option<TempDir>,
+}
+
+impl Server {
+    /// Start a server. `began` is when the process began; adapters in `config` are imported before requests are
+    /// accepted. Must be called within a multi-threaded tokio runtime: loading blocks.
+    ///
+    /// # Errors
+    /// Everything that keeps a server from running; nothing is left then.
+    pub async fn start(config: &ServeConfig, base: &OpenedBase, began: Instant) -> Result<Self, AppError> {
+        let listen_failed = |source| AppError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen_failed)?;
+        let address = listener.local_addr().map_err(listen_failed)?;
+        let (store, temporary_store) = open_store(config)?;
+        let (metrics, metrics_address) = metrics(config, &base.name)?;
+
+        let dtype = hall::dtype(config, base);
+        let sizes = sizes(config, base, dtype)?;
+        let registry = Arc::new(AdapterRegistry::new(Arc::new(store), registry_limits(config, sizes)));
+        let hall =
+            tokio::task::block_in_place(|| hall::start(config, base, dtype, sizes, Arc::clone(&registry), &metrics))?;
+        metrics.record_cache(config.cache.block_size, sizes.kv_blocks as usize);
+        for (name, folder) in &config.adapters {
+            tokio::task::block_in_place(|| import(&registry, hall.adapters.as_ref(), name, folder))?;
+        }
+        load_pinned(&registry, &hall.adapters);
+        housekeeping::start(Arc::clone(&registry), metrics.clone());
+
+        let lifecycle = Lifecycle::new();
+        let engine: Arc<dyn GenerationEngine> = Arc::new(hall.engine.clone());
+        let gate = gate(config, base, sizes, &hall, &registry, &metrics)?;
+        let services = Services {
+            generation: Generator::new(Arc::new(gate), config.transport.stream_stall_timeout),
+            adapters: Adapters::new(
+                Arc::clone(&registry),
+                Arc::clone(&hall.adapters),
+                config.transport.upload_idle_timeout,
+                metrics.clone(),
+            ),
+            info: Informer::new(server_info(config, base, dtype, sizes, &hall)?, engine, Arc::clone(&registry), began),
+            reflection: config.reflection,
+        };
+        let routes = services.into_routes(config.transport.max_message_bytes, &lifecycle).await?;
+        let serving =
+            serve(listener, routes, config.transport, config.drain_timeout, lifecycle.clone(), metrics.clone());
+        let serving = tokio::spawn(serving);
+        tokio::spawn(follow_engine(hall.ended.clone(), lifecycle.clone()));
+        let server = Self {
+            address,
+            metrics_address,
+            lifecycle,
+            serving,
+            engine: hall.engine.clone(),
+            engine_ended: hall.ended.clone(),
+            _temporary_store: temporary_store,
+        };
+        server.announce(base, dtype, sizes, &hall, &registry, began);
+        Ok(server)
+    }
+
+    /// How it is told to end.
+    #[must_use]
+    pub fn lifecycle(&self) -> &Lifecycle {
+        &self.lifecycle
+    }
+
+    /// Wait until the server has ended: [`Lifecycle::drain`] or [`Lifecycle::cut`] was called, or the engine is gone.
+    ///
+    /// # Errors
+    /// [`AppError::EngineStopped`] where the engine went first.
+    pub async fn ended(mut self) -> Result<(), AppError> {
+        if let Err(error) = self.serving.await {
+            tracing::error!(%error, "the accept loop has ended");
+        }
+        if *self.engine_ended.borrow() {
+            return Err(AppError::EngineStopped);
+        }
+        self.engine.stop();
+        if tokio::time::timeout(ENGINE_END, self.engine_ended.wait_for(|ended| *ended)).await.is_err() {
+            tracing::warn!("the engine's last step is still running");
+        }
+        Ok(())
+    }
+
+    fn announce(
+        &self,
+        base: &OpenedBase,
+        dtype: Dtype,
+        sizes: Sizes,
+        hall: &Hall,
+        registry: &AdapterRegistry,
+        began: Instant,
+    ) {
+        tracing::info!(
+            model = base.name,
+            architecture = base.architecture(),
+            dtype = dtype.as_str(),
+            device = hall.backend.name,
+            isa = hall.backend.isa,
+            threads = hall.backend.threads,
+            "serving the base model"
+        );
+        tracing::info!(
+            kv_blocks = sizes.kv_blocks,
+            kv_tokens = sizes.kv_tokens,
+            kv_cache = format_bytes(sizes.kv_bytes),
+            max_model_len = sizes.max_model_len,
+            adapter_memory = format_bytes(sizes.adapter_bytes),
+            adapters = registry.len(),
+            "memory and adapters"
+        );
+        let metrics =
+            self.metrics_address.map_or_else(|| "off".to_owned(), |address| format!("http://{address}/metrics"));
+        tracing::info!(grpc = %self.address, metrics, "ready in {:.1} s", began.elapsed().as_secs_f64());
+    }
+}
+
+/// The server ends with its engine: nothing could be answered any more.
+async fn follow_engine(mut ended: watch::Receiver<bool>, lifecycle: Lifecycle) {
+    // The sender goes away only with the engine thread.
+    let _ = ended.wait_for(|ended| *ended).await;
+    if lifecycle.phase() == Phase::Serving {
+        tracing::error!("the engine has stopped: the server ends");
+        lifecycle.cut();
+    }
+}
+
+fn open_store(config: &ServeConfig) -> Result<(FolderStore, Option<TempDir>), AppError> {
+    let (root, temporary): (PathBuf, _) = match &config.store {
+        StoreLocation::Dir(root) => (root.clone(), None),
+        StoreLocation::Temporary => {
+            let folder = tempfile::Builder::new().prefix("polydelta-store-").tempdir().map_err(AppError::Temporary)?;
+            (folder.path().to_owned(), Some(folder))
+        }
+    };
+    let (store, report) = FolderStore::open(&root, store_limits(config)).map_err(AppError::Store)?;
+    for entry in &report.quarantined {
+        tracing::warn!(entry = entry.entry, reason = entry.reason, "a damaged entry of the store was put aside");
+    }
+    tracing::info!(
+        store = %root.display(),
+        adapters = report.adapters,
+        removed_uploads = report.removed_uploads,
+        removed_objects = report.removed_objects,
+        "opened the adapter store"
+    );
+    Ok((store, temporary))
+}
+
+fn store_limits(config: &ServeConfig) -> StoreLimits {
+    StoreLimits {
+        max_adapter_bytes: config.adapter_limits.max_bytes,
+        idle: config.transport.upload_idle_timeout.max(StoreLimits::default().idle),
+        ..StoreLimits::default()
+    }
+}
+
+fn registry_limits(config: &ServeConfig, sizes: Sizes) -> RegistryLimits {
+    RegistryLimits {
+        store: store_limits(config),
+        residency: ResidencyLimits {
+            max_resident_adapters: config.adapter_limits.max_resident,
+            device_bytes: sizes.adapter_bytes,
+        },
+        event_history: EVENT_HISTORY,
+    }
+}
+
+fn metrics(config: &ServeConfig, model: &str) -> Result<(Metrics, Option<SocketAddr>), AppError> {
+    let Some(listen) = config.metrics else { return Ok((Metrics::disabled(), None)) };
+    let (metrics, address) = start_metrics(listen.address, listen.explicit, model)?;
+    Ok((metrics, Some(address)))
+}
+
+fn sizes(config: &ServeConfig, base: &OpenedBase, dtype: Dtype) -> Result<Sizes, AppError> {
+    sizing::decide(&Demand {
+        spec: &base.spec,
+        dtype,
+        max_model_len: config.max_model_len,
+        scheduler: config.scheduler,
+        cache: config.cache,
+        adapters: config.adapter_limits,
+        available: available_memory(),
+    })
+}
+
+/// Why a folder named by `--adapter` is not taken in.
+struct ImportFailure(LoadFailure);
+
+impl From<AdapterError> for ImportFailure {
+    fn from(error: AdapterError) -> Self {
+        Self(Arc::new(error))
+    }
+}
+
+fn import(
+    registry: &AdapterRegistry,
+    hall: &dyn AdapterHall,
+    name: &AdapterName,
+    folder: &std::path::Path,
+) -> Result<(), AppError> {
+    let imported = registry.import(name, folder, false, |staged| hall.check(staged.dir()).map_err(ImportFailure));
+    match imported {
+        Ok(Some(published)) => tracing::info!(
+            adapter = %name,
+            kind = published.facts.kind,
+            version = %published.adapter.version,
+            "adapter imported"
+        ),
+        Ok(None) => tracing::info!(adapter = %name, "the store has this adapter already"),
+        Err(ImportFailure(source)) => return Err(AppError::Import { name: name.clone(), source }),
+    }
+    Ok(())
+}
+
+/// Bring what is pinned to the device, while requests are served already.
+fn load_pinned(registry: &Arc<AdapterRegistry>, hall: &Arc<dyn AdapterHall>) {
+    let pinned = registry.list(None, usize::MAX).into_iter().filter(|info| info.stored.pinned);
+    for name in pinned.map(|info| info.stored.name) {
+        let (registry, hall) = (Arc::clone(registry), Arc::clone(hall));
+        tokio::spawn(async move {
+            let loaded = match registry.want(&name, None) {
+                Ok(want) => hall.resident(want).await.map(drop),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = loaded {
+                tracing::warn!(adapter = %name, %error, "a pinned adapter could not be loaded");
+            }
+        });
+    }
+}
+
+fn gate(
+    config: &ServeConfig,
+    base: &OpenedBase,
+    sizes: Sizes,
+    hall: &Hall,
+    registry: &Arc<AdapterRegistry>,
+    metrics: &Metrics,
+) -> Result<Gate, AppError> {
+    Ok(Gate::new(GateParts {
+        engine: Arc::new(hall.engine.clone()),
+        registry: Arc::clone(registry),
+        hall: Arc::clone(&hall.adapters),
+        tokenizer: base.tokenizer()?,
+        chat_template: base.chat_template()?,
+        limits: Limits::new(
+            &config.request_limits,
+            sizes.max_model_len,
+            u32::try_from(base.spec.vocab_size).unwrap_or(u32::MAX),
+            base.generation_defaults()?,
+        ),
+        metrics: metrics.clone(),
+        max_concurrent: config.request_limits.max_concurrent,
+        tokenize_threads: config.threads,
+    }))
+}
+
+fn server_info(
+    config: &ServeConfig,
+    base: &OpenedBase,
+    dtype: Dtype,
+    sizes: Sizes,
+    hall: &Hall,
+) -> Result<ServerInfo, AppError> {
+    let digest = base.checkpoint.digest().iter().map(|byte| format!("{byte:02x}")).collect();
+    let model = ModelInfo {
+        name: base.name.clone(),
+        digest,
+        architecture: base.architecture(),
+        parameters: base.checkpoint.parameters(),
+        vocab_size: base.spec.vocab_size,
+        context_length: sizes.max_model_len as usize,
+        has_chat_template: base.chat_template()?.is_some(),
+    };
+    let requests = &config.request_limits;
+    let limits = ServerLimits {
+        max_sequences: config.scheduler.max_num_seqs as usize,
+        max_batched_tokens: config.scheduler.max_num_batched_tokens as usize,
+        max_queued_requests: requests.max_queued as usize,
+        default_max_tokens: requests.default_max_tokens,
+        max_choices: requests.max_choices,
+        max_logprobs: requests.max_logprobs,
+        max_prompt_bytes: usize::try_from(requests.max_prompt_bytes).unwrap_or(usize::MAX),
+        max_resident_adapters: config.adapter_limits.max_resident,
+        max_adapter_rank: config.adapter_limits.max_rank,
+        max_upload_bytes: config.adapter_limits.max_bytes,
+        max_chunk_bytes: MAX_CHUNK_BYTES,
+    };
+    Ok(ServerInfo {
+        model,
+        dtype: dtype.as_str().to_owned(),
+        device: hall.backend.name.to_owned(),
+        isa: hall.backend.isa.to_owned(),
+        threads: hall.backend.threads,
+        kv_blocks: sizes.kv_blocks as usize,
+        kv_block_size: config.cache.block_size as usize,
+        limits,
+        adapter_kinds: SERVED_KINDS.iter().map(|kind| (*kind).to_owned()).collect(),
+    })
+}

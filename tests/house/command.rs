@@ -1,0 +1,154 @@
+//! The command as a user runs it: exit codes, output, signals.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn root(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn polydelta(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_polydelta"));
+    command.args(arguments).stdin(Stdio::null()).env("NO_COLOR", "1");
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    polydelta(arguments).output().unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn the_demo_runs_every_adapter_in_one_batch_and_exits() {
+    let output = run(&["demo", "--once", "--json"]);
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let answers = report["answers"].as_array().unwrap();
+    assert!(answers.len() > 8);
+    assert!(answers.iter().all(|answer| answer["tokens"].as_u64() > Some(0)), "{report:#}");
+    let steps = report["steps_by_distinct_adapters"].as_array().unwrap();
+    assert_eq!(steps.len(), answers.len(), "a step held every adapter: {steps:?}");
+    assert!(text(&output.stderr).contains("ready in "));
+}
+
+#[test]
+fn the_demo_shows_a_table() {
+    let output = run(&["demo", "--once"]);
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+    let table = text(&output.stdout);
+    assert!(table.starts_with("ADAPTER"), "{table}");
+    assert!(table.contains("distinct adapters in a step:"), "{table}");
+    assert!(!table.contains("grpcurl"), "nothing serves on after --once");
+}
+
+#[test]
+fn every_problem_of_the_flags_is_reported_at_once() {
+    let output = run(&["serve", "--model", "/does/not/exist", "--threads", "0", "--max-num-seqs", "0"]);
+    assert_eq!(code(&output), 2);
+    let said = text(&output.stderr);
+    assert!(["--model", "--threads", "--max-num-seqs"].iter().all(|flag| said.contains(flag)), "{said}");
+}
+
+#[test]
+fn inspect_says_what_an_adapter_compiles_to_or_why_not() {
+    let adapter = root("tests/fixtures/golden/llama/adapters/dora");
+    let base = root("tests/fixtures/golden/llama/base");
+    let (adapter, base) = (adapter.to_str().unwrap(), base.to_str().unwrap());
+    let output = run(&["adapter", "inspect", adapter, "--model", base, "--json"]);
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+    let inspection: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(inspection["kind"], "DoRA");
+    let refused = run(&["adapter", "inspect", adapter]);
+    assert_eq!(code(&refused), 5, "the bundled base has other shapes");
+    assert!(text(&refused.stdout).contains("refused"));
+    assert_eq!(code(&run(&["adapter", "inspect", "/does/not/exist"])), 3);
+}
+
+#[test]
+fn a_server_that_is_not_there_is_unavailable() {
+    let output = run(&["adapter", "list", "--server", "http://127.0.0.1:1"]);
+    assert_eq!(code(&output), 4, "{}", text(&output.stderr));
+}
+
+/// A running server, its address read from its log.
+struct Served {
+    process: Child,
+    url: String,
+    log: BufReader<std::process::ChildStderr>,
+}
+
+impl Served {
+    fn start(store: &TempDir) -> Self {
+        let model = root("models/demo");
+        let mut command = polydelta(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"]);
+        command.arg("--model").arg(model).arg("--store").arg(store.path());
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(process.stderr.take().unwrap());
+        loop {
+            let mut line = String::new();
+            assert!(log.read_line(&mut line).unwrap() > 0, "the server ended before it was ready");
+            let entry: Value = serde_json::from_str(&line).unwrap();
+            if let Some(address) = entry["grpc"].as_str() {
+                return Self { process, url: format!("http://{address}"), log };
+            }
+        }
+    }
+
+    fn ask(&self, arguments: &[&str]) -> Output {
+        polydelta(arguments).args(["--server", &self.url]).output().unwrap()
+    }
+
+    #[cfg(unix)]
+    fn terminate(mut self) {
+        let kill = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap();
+        assert!(kill.success());
+        assert!(self.process.wait().unwrap().success(), "SIGTERM is a clean end");
+        let rest: Vec<_> = self.log.by_ref().lines().map(Result::unwrap).collect();
+        assert!(rest.iter().any(|line| line.contains("draining")), "{rest:?}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn what_was_uploaded_is_there_after_a_restart() {
+    let store = tempfile::tempdir().unwrap();
+    let adapter = root("models/demo/adapters/severity");
+    let adapter = adapter.to_str().unwrap();
+    let server = Served::start(&store);
+    let uploaded = server.ask(&["adapter", "upload", "logs", adapter, "--json"]);
+    assert_eq!(code(&uploaded), 0, "{}", text(&uploaded.stderr));
+    let version = serde_json::from_slice::<Value>(&uploaded.stdout).unwrap()["version"].clone();
+    let busy = polydelta(&["serve", "--listen", "127.0.0.1:0", "--model"])
+        .arg(root("models/demo"))
+        .arg("--store")
+        .arg(store.path())
+        .output()
+        .unwrap();
+    assert_eq!(code(&busy), 1, "a store serves one process");
+    server.terminate();
+
+    let server = Served::start(&store);
+    let listed = server.ask(&["adapter", "list", "--json"]);
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(listed["adapters"][0]["version"], version);
+    let generated = server.ask(&["generate", "--adapter", "logs", "failed to write block 42\n=>", "--json"]);
+    assert_eq!(code(&generated), 0, "{}", text(&generated.stderr));
+    let generated: Value = serde_json::from_slice(&generated.stdout).unwrap();
+    assert_eq!(generated["adapter_version"], version);
+    assert_eq!(code(&server.ask(&["generate", "--adapter", "nobody", "x"])), 3);
+    assert_eq!(code(&server.ask(&["generate", "x", "--top-p", "2"])), 5);
+    assert_eq!(code(&server.ask(&["adapter", "delete", "logs"])), 0);
+    assert_eq!(code(&server.ask(&["adapter", "show", "logs"])), 3);
+    server.terminate();
+}

@@ -1,0 +1,176 @@
+//! The house holds: an import in `src/` points to the same room or to one further down, the two wings never meet
+//! outside the hall, and what a wing must not know it does not name.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Floors from the ground up. Rooms of one floor do not see each other unless a pair below says so.
+const FLOORS: [&[&str]; 7] = [
+    &["types"],
+    &["config", "telemetry"],
+    &["scheduler", "cache", "adapters", "model", "sampler", "delta", "ops"],
+    &["engine", "text"],
+    &["admission"],
+    &["server"],
+    &["cli", "app"],
+];
+
+/// Within a floor: who may look at whom.
+const BESIDE: [(&str, &str); 7] = [
+    ("scheduler", "cache"),
+    ("model", "delta"),
+    ("model", "ops"),
+    ("delta", "ops"),
+    ("app", "cli"),
+    ("config", "telemetry"),
+    // Nothing of requests or adapters: the checkpoint's tensors in the terms of the compiler.
+    ("sampler", "ops"),
+];
+
+/// Crates that only some rooms may name.
+const CRATES: [(&[&str], &[&str]); 3] = [
+    (&["tonic", "prost", "hyper", "http_body"], &["server", "cli", "app"]),
+    (&["tokio"], &["engine", "admission", "server", "cli", "app", "telemetry"]),
+    (&["candle_core", "safetensors"], &["model", "delta", "ops"]),
+];
+
+#[derive(Debug, PartialEq, Eq)]
+struct Violation {
+    place: PathBuf,
+    line: usize,
+    what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.place.display(), self.line, self.what)
+    }
+}
+
+fn floor(room: &str) -> Option<usize> {
+    FLOORS.iter().position(|rooms| rooms.contains(&room))
+}
+
+fn may_see(room: &str, other: &str) -> bool {
+    let (Some(from), Some(to)) = (floor(room), floor(other)) else { return false };
+    room == other || to < from || (to == from && BESIDE.contains(&(room, other)))
+}
+
+/// Rooms named by `crate::room` in a line of code, several in `use crate::{a, b}`.
+fn rooms_named(code: &str) -> Vec<&str> {
+    let word = |text: &str| text.len() - text.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_').len();
+    let mut rooms = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        let before = code[..at].chars().next_back();
+        if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '$') {
+            continue;
+        }
+        let rest = &code[at + "crate::".len()..];
+        match rest.strip_prefix('{') {
+            Some(group) => {
+                let group = &group[..group.find('}').unwrap_or(group.len())];
+                rooms.extend(group.split(',').map(|part| &part.trim()[..word(part.trim())]));
+            }
+            None => rooms.push(&rest[..word(rest)]),
+        }
+    }
+    rooms.retain(|room| !room.is_empty());
+    rooms
+}
+
+fn names_crate(code: &str, name: &str) -> bool {
+    code.match_indices(name).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        let after = &code[at + name.len()..];
+        !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') && after.starts_with("::")
+    })
+}
+
+fn check(place: &Path, room: &str, text: &str) -> Vec<Violation> {
+    let mut found = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        // Documentation may name any room; tests of a room may bring what they like from below all the same.
+        let code = line.split("//").next().unwrap_or_default();
+        let mut report = |what| found.push(Violation { place: place.to_owned(), line: index + 1, what });
+        for other in rooms_named(code) {
+            if floor(other).is_some() && !may_see(room, other) {
+                report(format!("`{room}` must not import `{other}`"));
+            }
+        }
+        for (crates, rooms) in CRATES {
+            for name in crates.iter().filter(|name| !rooms.contains(&room) && names_crate(code, name)) {
+                report(format!("`{room}` must not know the crate `{name}`"));
+            }
+        }
+    }
+    found
+}
+
+fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+fn sources() -> Vec<(PathBuf, String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    rust_files(&root, &mut files);
+    let room = |path: &Path| {
+        let first = path.strip_prefix(&root).unwrap().components().next().unwrap();
+        first.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+    };
+    files.into_iter().map(|path| (path.clone(), room(&path), fs::read_to_string(&path).unwrap())).collect()
+}
+
+#[test]
+fn imports_point_down() {
+    let found: Vec<_> = sources()
+        .iter()
+        .filter(|(_, room, _)| room != "lib" && room != "main")
+        .flat_map(|(path, room, text)| check(path, room, text))
+        .map(|violation| violation.to_string())
+        .collect();
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+#[test]
+fn every_room_has_a_floor() {
+    for (path, room, _) in sources() {
+        assert!(room == "lib" || room == "main" || floor(&room).is_some(), "{} is on no floor", path.display());
+    }
+}
+
+#[test]
+fn unsafe_code_stays_where_it_is_allowed() {
+    let allowed = |path: &Path| {
+        let path = path.to_string_lossy();
+        path.contains("/ops/cpu/") || path.ends_with("/ops/cpu.rs") || path.ends_with("/model/checkpoint.rs")
+    };
+    for (path, _, text) in sources().into_iter().filter(|(path, ..)| !allowed(path)) {
+        for (index, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            assert!(!code.contains("unsafe {") && !code.contains("unsafe fn"), "{}:{}", path.display(), index + 1);
+        }
+    }
+}
+
+#[test]
+fn violations_are_found() {
+    let place = Path::new("x.rs");
+    let what = |room, text| check(place, room, text).into_iter().map(|found| found.what).collect::<Vec<_>>();
+    assert_eq!(what("scheduler", "use crate::ops::Dtype;"), ["`scheduler` must not import `ops`"]);
+    assert_eq!(what("model", "use crate::engine::{A, B};"), ["`model` must not import `engine`"]);
+    assert_eq!(what("ops", "use crate::{delta, types::A};"), ["`ops` must not import `delta`"]);
+    assert_eq!(what("cache", "let x = tokio::spawn(y);"), ["`cache` must not know the crate `tokio`"]);
+    assert_eq!(what("types", "x(crate::config::Exit::Ok)"), ["`types` must not import `config`"]);
+    assert!(what("model", "use crate::delta::BaseLayout; // not crate::server").is_empty());
+    assert!(what("server", "use crate::admission::Gate;").is_empty());
+    assert_eq!(check(place, "ops", "\n\nuse crate::model::A;")[0].line, 3);
+}
