@@ -165,6 +165,10 @@ pub(crate) struct FakeHall {
     pub(crate) broken: AtomicBool,
     pub(crate) virtual_tokens: AtomicUsize,
     pub(crate) asked: AtomicUsize,
+    /// Checks that have begun.
+    pub(crate) checks: AtomicUsize,
+    /// A check waits for it.
+    pub(crate) checking: Mutex<()>,
 }
 
 /// Why a broken hall refuses.
@@ -182,6 +186,8 @@ impl FakeHall {
 
 impl AdapterHall for FakeHall {
     fn check(&self, _: &Path) -> Result<AdapterFacts, LoadFailure> {
+        self.checks.fetch_add(1, Ordering::SeqCst);
+        let _turn = self.checking.lock().unwrap();
         if self.broken.load(Ordering::SeqCst) { Err(Arc::new(Broken)) } else { Ok(self.facts()) }
     }
 
