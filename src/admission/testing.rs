@@ -167,8 +167,8 @@ pub(crate) struct FakeHall {
     pub(crate) asked: AtomicUsize,
     /// Checks that have begun.
     pub(crate) checks: AtomicUsize,
-    /// A check waits for it.
-    pub(crate) checking: Mutex<()>,
+    /// The next check waits for word from it.
+    pub(crate) hold: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
 }
 
 /// Why a broken hall refuses.
@@ -187,7 +187,10 @@ impl FakeHall {
 impl AdapterHall for FakeHall {
     fn check(&self, _: &Path) -> Result<AdapterFacts, LoadFailure> {
         self.checks.fetch_add(1, Ordering::SeqCst);
-        let _turn = self.checking.lock().unwrap();
+        let hold = self.hold.lock().unwrap().take();
+        if let Some(hold) = hold {
+            hold.recv().unwrap();
+        }
         if self.broken.load(Ordering::SeqCst) { Err(Arc::new(Broken)) } else { Ok(self.facts()) }
     }
 

@@ -218,7 +218,8 @@ async fn compiling_keeps_its_turn_when_its_client_leaves() {
     client.header("sql", 1, |_| ());
     client.chunks(1);
     drop(client);
-    let checking = uploads.house.hall.checking.lock().unwrap();
+    let (release, hold) = std::sync::mpsc::channel();
+    *uploads.house.hall.hold.lock().unwrap() = Some(hold);
     let adapters = uploads.adapters.clone();
     let upload = tokio::spawn(async move { receive(&adapters, stream).await });
     while uploads.house.hall.checks.load(SeqCst) == 0 {
@@ -227,7 +228,7 @@ async fn compiling_keeps_its_turn_when_its_client_leaves() {
     upload.abort();
     assert!(upload.await.unwrap_err().is_cancelled());
     assert_eq!(uploads.adapters.checks.available_permits(), 0);
-    drop(checking);
+    release.send(()).unwrap();
     drop(uploads.adapters.checks.acquire().await.unwrap());
     assert_eq!((uploads.house.registry.len(), uploads.counted("interrupted")), (0, 1.0));
 }
