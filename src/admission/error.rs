@@ -18,8 +18,11 @@ pub enum AdmissionError {
     #[error(transparent)]
     Invalid(#[from] InvalidRequest),
     /// The tokenizer makes no token of it.
-    #[error("the prompt has no tokens")]
-    EmptyPrompt,
+    #[error("{field} has no tokens")]
+    EmptyPrompt {
+        /// Path of the form in which it came.
+        field: &'static str,
+    },
     /// A chat was sent to a model without a template.
     #[error("the model has no chat template; send a prompt")]
     NoChatTemplate,
@@ -49,7 +52,7 @@ impl AdmissionError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::TooManyRequests { .. } | Self::Submit(SubmitError::QueueFull { .. }) => "capacity",
-            Self::Invalid(_) | Self::EmptyPrompt | Self::NoChatTemplate | Self::Chat(_) | Self::Tokenizer(_) => {
+            Self::Invalid(_) | Self::EmptyPrompt { .. } | Self::NoChatTemplate | Self::Chat(_) | Self::Tokenizer(_) => {
                 "invalid"
             }
             Self::Adapter(_) => "adapter",

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::engine::GenerationEngine;
 use super::error::AdmissionError;
 use super::generation::{Admitted, Echo, Generation, GenerationInfo};
 use super::hall::AdapterHall;
-use super::validate::{Limits, Resolved};
+use super::validate::{Limits, Resolved, prompt_field};
 use crate::adapters::{AdapterRegistry, ResidentLease};
 use crate::engine::Lease;
 use crate::telemetry::metrics::Metrics;
@@ -115,10 +115,7 @@ impl Gate {
     /// Why it is not admitted; nothing of it is left then.
     pub async fn admit(&self, request: GenerateRequest, arrival: Arrival) -> Result<Generation, AdmissionError> {
         let admitted = self.try_admit(request, arrival).await;
-        if let Err(error) = &admitted {
-            self.parts.metrics.record_rejection(error.reason());
-        }
-        admitted
+        admitted.inspect_err(|error| self.parts.metrics.record_rejection(error.reason()))
     }
 
     async fn try_admit(&self, request: GenerateRequest, arrival: Arrival) -> Result<Generation, AdmissionError> {
@@ -126,11 +123,9 @@ impl Gate {
         if arrival.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(AdmissionError::DeadlineExceeded);
         }
-        let limit = self.parts.max_concurrent;
-        let place =
-            Arc::clone(&self.places).try_acquire_owned().map_err(|_| AdmissionError::TooManyRequests { limit })?;
+        let place = self.place()?;
         self.parts.limits.check(&input)?;
-        let prompt = self.tokenize(input.prompt.clone()).await?;
+        let prompt = self.tokenize_in_turn(input.prompt.clone()).await?;
         // Once more when the adapter's virtual tokens are known; no adapter is loaded for a prompt that is too long.
         self.parts.limits.room(&input, prompt.ids.len(), 0)?;
         // A name that does not exist is refused before anything is loaded; a lease keeps the version alive from here.
@@ -188,19 +183,37 @@ impl Gate {
         Ok(lease)
     }
 
-    /// Token ids of a prompt. Works off the reactor: a long prompt takes milliseconds.
+    /// Token ids of a prompt, for a client that wants nothing else. It takes a place while it works.
     ///
     /// # Errors
     /// The prompt is too long, holds unknown ids, or the model has no chat template or refuses the chat.
     pub async fn tokenize(&self, prompt: PromptInput) -> Result<TokenizedPrompt, AdmissionError> {
+        let tokenized = match self.place() {
+            Ok(_place) => self.tokenize_in_turn(prompt).await,
+            Err(full) => Err(full),
+        };
+        tokenized.inspect_err(|error| self.parts.metrics.record_rejection(error.reason()))
+    }
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, AdmissionError> {
+        let limit = self.parts.max_concurrent;
+        Arc::clone(&self.places).try_acquire_owned().map_err(|_| AdmissionError::TooManyRequests { limit })
+    }
+
+    /// Works off the reactor: a long prompt takes milliseconds.
+    async fn tokenize_in_turn(&self, prompt: PromptInput) -> Result<TokenizedPrompt, AdmissionError> {
         self.parts.limits.check_prompt(&prompt)?;
         let template = self.parts.chat_template.clone();
         let tokenizer = Arc::clone(&self.parts.tokenizer);
         // Never closed.
-        let _turn = self.tokenizing.acquire().await.map_err(|_| AdmissionError::TokenizerPanicked)?;
-        tokio::task::spawn_blocking(move || tokenize(prompt, &tokenizer, template.as_deref()))
-            .await
-            .map_err(|_| AdmissionError::TokenizerPanicked)?
+        let turn = Arc::clone(&self.tokenizing).acquire_owned().await.map_err(|_| AdmissionError::TokenizerPanicked)?;
+        tokio::task::spawn_blocking(move || {
+            // The turn goes with the work and not with the client, who may leave before it is done.
+            let _turn = turn;
+            tokenize(prompt, &tokenizer, template.as_deref())
+        })
+        .await
+        .map_err(|_| AdmissionError::TokenizerPanicked)?
     }
 }
 
@@ -209,6 +222,7 @@ fn tokenize(
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
 ) -> Result<TokenizedPrompt, AdmissionError> {
+    let field = prompt_field(&prompt);
     let (ids, text) = match prompt {
         PromptInput::Text(text) => (tokenizer.encode(&text, true)?, text),
         PromptInput::TokenIds(ids) => {
@@ -222,7 +236,7 @@ fn tokenize(
         }
     };
     if ids.is_empty() {
-        return Err(AdmissionError::EmptyPrompt);
+        return Err(AdmissionError::EmptyPrompt { field });
     }
     Ok(TokenizedPrompt { ids, text })
 }

@@ -9,6 +9,7 @@ mod resolve;
 
 pub use invalid::{Interval, InvalidRequest};
 pub use resolve::Resolved;
+pub(super) use resolve::prompt_field;
 
 use super::generation_defaults::GenerationDefaults;
 use crate::config::RequestLimits;

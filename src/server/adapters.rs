@@ -66,7 +66,10 @@ impl Adapters {
 
 /// Run `work` on a thread that may block.
 async fn off_reactor<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| status::internal_error("blocking work", &error))
+    let span = tracing::Span::current();
+    tokio::task::spawn_blocking(move || span.in_scope(work))
+        .await
+        .map_err(|error| status::internal_error("blocking work", &error))
 }
 
 fn name(text: &str) -> Result<AdapterName, Status> {

@@ -15,6 +15,7 @@ use http_body::{Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
+use tracing::Instrument;
 
 use super::deadline::deadline;
 use super::lifecycle::{Lifecycle, Phase, RunningCall};
@@ -71,7 +72,7 @@ where
         let arrived = Instant::now();
         let request_id = self.ids.of(request.headers());
         let method = method_of(request.uri().path());
-        let mut record = CallRecord::start(self.metrics.clone(), method, arrived);
+        let mut record = CallRecord::start(self.metrics.clone(), method, arrived, &request_id);
         // Entered before the phase is read: a drain either sees this call running or this call sees the drain.
         let running = (method.role == Role::Work).then(|| self.lifecycle.enter());
         let refusal = if method.role != Role::Observe && self.lifecycle.phase() >= Phase::Draining {
@@ -86,24 +87,26 @@ where
         };
         request.extensions_mut().insert(CallContext { arrived, deadline, request_id: request_id.clone() });
 
-        let path = request.uri().path().to_owned();
         let mut limits = Limits::new(deadline, &self.lifecycle);
-        let head = catch_unwind(AssertUnwindSafe(|| self.inner.call(request)));
-        Box::pin(async move {
+        let span = record.span().clone();
+        let head = catch_unwind(AssertUnwindSafe(|| span.in_scope(|| self.inner.call(request))));
+        let answer = async move {
             let outcome = match head {
                 Ok(head) => limits.guard(head).await,
                 Err(panic) => Err(Interrupted::panicked(panic.as_ref())),
             };
-            let response = match outcome {
-                Ok(Ok(response)) => status::normalize(response),
+            let mut response = match outcome {
+                Ok(Ok(response)) => response,
                 Ok(Err(infallible)) => match infallible {},
-                Err(interrupted) => status::interrupted(interrupted, &path).into_http(),
+                Err(interrupted) => status::interrupted(interrupted).into_http(),
             };
+            status::normalize(response.headers_mut());
             record.ended_by(response.headers());
             let response =
-                response.map(|body| Body::new(CallBody { inner: Some(body), path, limits, record, _running: running }));
+                response.map(|body| Body::new(CallBody { inner: Some(body), limits, record, _running: running }));
             Ok(request_id::stamp(response, &request_id))
-        })
+        };
+        Box::pin(answer.instrument(span))
     }
 }
 
@@ -156,40 +159,59 @@ impl Limits {
 /// work behind it, and the status follows as trailers.
 struct CallBody {
     inner: Option<Body>,
-    path: String,
     limits: Limits,
     record: CallRecord,
     _running: Option<RunningCall>,
+}
+
+/// What a body answers; `None` is its end.
+type NextFrame = Option<Result<Frame<Bytes>, Status>>;
+
+impl CallBody {
+    /// The next frame of the body behind, or what ends the call before it. Limits come first: a stream that always has
+    /// something to say would outrun them.
+    fn poll_inner(&mut self, inner: &mut Body, cx: &mut Context<'_>) -> Poll<Result<NextFrame, Interrupted>> {
+        if let Poll::Ready(interrupted) = self.limits.poll(cx) {
+            return Poll::Ready(Err(interrupted));
+        }
+        match catch_unwind(AssertUnwindSafe(|| http_body::Body::poll_frame(Pin::new(inner), cx))) {
+            Ok(frame) => frame.map(Ok),
+            Err(panic) => Poll::Ready(Err(Interrupted::panicked(panic.as_ref()))),
+        }
+    }
 }
 
 impl http_body::Body for CallBody {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<NextFrame> {
         let this = &mut *self;
-        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
-        let interrupted = match catch_unwind(AssertUnwindSafe(|| Pin::new(inner).poll_frame(cx))) {
-            Ok(Poll::Ready(frame)) => {
-                match &frame {
-                    None => this.inner = None,
+        let _entered = this.record.span().clone().entered();
+        let Some(mut inner) = this.inner.take() else { return Poll::Ready(None) };
+        let interrupted = match this.poll_inner(&mut inner, cx) {
+            Poll::Pending => {
+                this.inner = Some(inner);
+                return Poll::Pending;
+            }
+            Poll::Ready(Ok(mut frame)) => {
+                match &mut frame {
+                    None => return Poll::Ready(None),
                     Some(Ok(frame)) => {
-                        if let Some(trailers) = frame.trailers_ref() {
+                        if let Some(trailers) = frame.trailers_mut() {
+                            status::normalize(trailers);
                             this.record.ended_by(trailers);
                         }
                     }
                     Some(Err(status)) => this.record.ended(status.code()),
                 }
+                this.inner = Some(inner);
                 return Poll::Ready(frame);
             }
-            Ok(Poll::Pending) => match this.limits.poll(cx) {
-                Poll::Ready(interrupted) => interrupted,
-                Poll::Pending => return Poll::Pending,
-            },
-            Err(panic) => Interrupted::panicked(panic.as_ref()),
+            Poll::Ready(Err(interrupted)) => interrupted,
         };
-        this.inner = None;
-        let status = status::interrupted(interrupted, &this.path);
+        drop(inner);
+        let status = status::interrupted(interrupted);
         this.record.ended(status.code());
         Poll::Ready(Some(Ok(Frame::trailers(trailers(&status)))))
     }

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::Stream;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
+use tracing::{Instrument, Span};
 
 use super::call::CallContext;
 use super::convert::{self, Collected};
@@ -42,6 +43,8 @@ impl Generator {
         let arrival = context.map_or_else(Arrival::now, |context| {
             if request.request_id.is_empty() {
                 request.request_id = context.request_id;
+            } else {
+                Span::current().record("generation_id", &request.request_id);
             }
             Arrival { arrived: context.arrived, deadline: context.deadline }
         });
@@ -87,7 +90,7 @@ impl GenerationService for Generator {
         let request_id = generation.info().request_id.clone();
         let (sender, receiver) = mpsc::channel(AHEAD);
         let pump = Pump { generation, sender, token_ids, stall_limit: self.stall_limit };
-        let pump = tokio::spawn(pump.run());
+        let pump = tokio::spawn(pump.run().in_current_span());
         Ok(respond(Streamed { receiver, pump, over: false }, &request_id))
     }
 
@@ -167,3 +170,6 @@ impl Stream for Streamed {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

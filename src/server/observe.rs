@@ -4,6 +4,8 @@ use std::time::Instant;
 
 use http::HeaderMap;
 use tonic::Code;
+use tracing::Span;
+use tracing::field::Empty;
 
 use crate::telemetry::metrics::{Metrics, RpcFacts};
 
@@ -23,6 +25,7 @@ pub(super) enum Role {
 pub(super) struct Method {
     pub service: &'static str,
     pub name: &'static str,
+    pub kind: &'static str,
     pub role: Role,
 }
 
@@ -31,31 +34,36 @@ const ADAPTERS: &str = "polydelta.v1.AdapterService";
 const SERVER: &str = "polydelta.v1.ServerService";
 const HEALTH: &str = "grpc.health.v1.Health";
 
+const UNARY: &str = "unary";
+const CLIENT_STREAM: &str = "client_stream";
+const SERVER_STREAM: &str = "server_stream";
+const BIDI_STREAM: &str = "bidi_stream";
+
 const METHODS: [Method; 16] = [
-    method(GENERATION, "Generate", Role::Work),
-    method(GENERATION, "GenerateStream", Role::Work),
-    method(GENERATION, "Tokenize", Role::Work),
-    method(ADAPTERS, "UploadAdapter", Role::Work),
-    method(ADAPTERS, "GetUpload", Role::Work),
-    method(ADAPTERS, "GetAdapter", Role::Work),
-    method(ADAPTERS, "ListAdapters", Role::Work),
-    method(ADAPTERS, "DeleteAdapter", Role::Work),
-    method(ADAPTERS, "LoadAdapter", Role::Work),
-    method(ADAPTERS, "UnloadAdapter", Role::Work),
-    method(ADAPTERS, "WatchAdapters", Role::Watch),
-    method(SERVER, "GetServerInfo", Role::Work),
-    method(SERVER, "GetStats", Role::Work),
-    method(HEALTH, "Check", Role::Observe),
-    method(HEALTH, "List", Role::Observe),
-    method(HEALTH, "Watch", Role::Observe),
+    method(GENERATION, "Generate", UNARY, Role::Work),
+    method(GENERATION, "GenerateStream", SERVER_STREAM, Role::Work),
+    method(GENERATION, "Tokenize", UNARY, Role::Work),
+    method(ADAPTERS, "UploadAdapter", CLIENT_STREAM, Role::Work),
+    method(ADAPTERS, "GetUpload", UNARY, Role::Work),
+    method(ADAPTERS, "GetAdapter", UNARY, Role::Work),
+    method(ADAPTERS, "ListAdapters", UNARY, Role::Work),
+    method(ADAPTERS, "DeleteAdapter", UNARY, Role::Work),
+    method(ADAPTERS, "LoadAdapter", UNARY, Role::Work),
+    method(ADAPTERS, "UnloadAdapter", UNARY, Role::Work),
+    method(ADAPTERS, "WatchAdapters", SERVER_STREAM, Role::Watch),
+    method(SERVER, "GetServerInfo", UNARY, Role::Work),
+    method(SERVER, "GetStats", UNARY, Role::Work),
+    method(HEALTH, "Check", UNARY, Role::Observe),
+    method(HEALTH, "List", UNARY, Role::Observe),
+    method(HEALTH, "Watch", SERVER_STREAM, Role::Observe),
 ];
 
 /// Any other path is one label, so that a client cannot make metrics grow.
-const OTHER: Method = method("other", "other", Role::Work);
-const REFLECTION: Method = method("grpc.reflection", "ServerReflectionInfo", Role::Observe);
+const OTHER: Method = method("other", "other", UNARY, Role::Work);
+const REFLECTION: Method = method("grpc.reflection", "ServerReflectionInfo", BIDI_STREAM, Role::Observe);
 
-const fn method(service: &'static str, name: &'static str, role: Role) -> Method {
-    Method { service, name, role }
+const fn method(service: &'static str, name: &'static str, kind: &'static str, role: Role) -> Method {
+    Method { service, name, kind, role }
 }
 
 /// The method of a path `/service/method`.
@@ -76,12 +84,22 @@ pub(super) struct CallRecord {
     method: Method,
     started: Instant,
     code: Code,
+    span: Span,
 }
 
 impl CallRecord {
-    pub(super) fn start(metrics: Metrics, method: Method, started: Instant) -> Self {
-        metrics.record_rpc_start(method.service, method.name);
-        Self { metrics, method, started, code: Code::Cancelled }
+    pub(super) fn start(metrics: Metrics, method: Method, started: Instant, request_id: &str) -> Self {
+        let Method { service, name, kind, role: _ } = method;
+        metrics.record_rpc_start(service, name, kind);
+        // Of level error, so that every line of the log that belongs to the call can be found by its id, whatever the
+        // filter is.
+        let span = tracing::error_span!("call", service, method = name, request_id, generation_id = Empty);
+        Self { metrics, method, started, code: Code::Cancelled, span }
+    }
+
+    /// What is logged of the call is logged in this span.
+    pub(super) fn span(&self) -> &Span {
+        &self.span
     }
 
     pub(super) fn ended(&mut self, code: Code) {
@@ -98,34 +116,33 @@ impl CallRecord {
 
 impl Drop for CallRecord {
     fn drop(&mut self) {
-        self.metrics.record_rpc(&RpcFacts {
-            service: self.method.service,
-            method: self.method.name,
-            code: code_name(self.code),
-            duration: self.started.elapsed(),
-        });
+        let (Method { service, name: method, kind, role: _ }, code) = (self.method, code_name(self.code));
+        let duration = self.started.elapsed();
+        self.span.in_scope(|| tracing::debug!(code, ?duration, "call ended"));
+        self.metrics.record_rpc(&RpcFacts { service, method, kind, code, duration });
     }
 }
 
+/// As go-grpc-middleware spells them, whose names the metrics have.
 fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
     }
 }
 
@@ -141,7 +158,15 @@ mod tests {
             for service in &file.service {
                 for method in &service.method {
                     let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                    assert_ne!(method_of(&path), OTHER, "{path}");
+                    let kind = match (method.client_streaming(), method.server_streaming()) {
+                        (false, false) => UNARY,
+                        (false, true) => SERVER_STREAM,
+                        (true, false) => CLIENT_STREAM,
+                        (true, true) => BIDI_STREAM,
+                    };
+                    let known = method_of(&path);
+                    assert_ne!(known, OTHER, "{path}");
+                    assert_eq!(known.kind, kind, "{path}");
                 }
             }
         }

@@ -10,7 +10,7 @@ mod refusal;
 
 use std::any::Any;
 
-use http::Response;
+use http::HeaderMap;
 use tonic::{Code, Status};
 
 use self::refusal::Refusal;
@@ -46,12 +46,12 @@ impl Interrupted {
     }
 }
 
-pub(super) fn interrupted(interrupted: Interrupted, path: &str) -> Status {
+pub(super) fn interrupted(interrupted: Interrupted) -> Status {
     match interrupted {
         Interrupted::DeadlineExceeded => deadline_exceeded(),
         Interrupted::Cut => draining(),
         Interrupted::Panicked { message } => {
-            tracing::error!(path, message, "a call panicked");
+            tracing::error!(message, "a call panicked");
             internal()
         }
     }
@@ -106,7 +106,7 @@ pub(super) fn stalled() -> Status {
 
 /// What a client's message stream breaks with: its own cancellation, a message too large, bytes that are no message.
 pub(super) fn of_message_stream(status: Status) -> Status {
-    if is_oversized(&status) { oversized(status.message()) } else { status }
+    of_transport(&status).unwrap_or(status)
 }
 
 /// A watcher fell behind and is to list again.
@@ -114,24 +114,51 @@ pub(super) fn watcher_lagged() -> Status {
     Refusal::new(Code::Aborted, "WATCH_LAGGED", "events were lost; begin the watch again").into_status()
 }
 
-/// tonic answers a message above the limit with OUT_OF_RANGE, every other gRPC implementation with RESOURCE_EXHAUSTED.
-pub(super) fn normalize<B>(response: Response<B>) -> Response<B> {
-    let oversized =
-        Status::from_header_map(response.headers()).filter(is_oversized).map(|status| oversized(status.message()));
-    let Some(status) = oversized else { return response };
-    let (mut parts, body) = response.into_parts();
-    parts.headers.remove("grpc-message");
-    // A code, a short ASCII message and base64 are always valid header values.
-    let _ = status.add_header(&mut parts.headers);
-    Response::from_parts(parts, body)
+/// Put what tonic says by itself into the words of this server. `headers` are the trailers of a call, or the head of one
+/// that has nothing else.
+pub(super) fn normalize(headers: &mut HeaderMap) {
+    let Some(status) = Status::from_header_map(headers).as_ref().and_then(of_transport) else { return };
+    headers.remove("grpc-message");
+    // A code, a short message and base64 are always valid header values.
+    let _ = status.add_header(headers);
 }
 
-fn is_oversized(status: &Status) -> bool {
-    status.code() == Code::OutOfRange && status.message().contains("message length too large")
+/// A status that no handler made; `None` for any other.
+///
+/// tonic answers a message above the limit with OUT_OF_RANGE, where every other implementation has RESOURCE_EXHAUSTED,
+/// and bytes that are no message with INTERNAL, which would make a client's mistake look like a defect of the server.
+fn of_transport(status: &Status) -> Option<Status> {
+    let message = status.message();
+    if !status.details().is_empty() {
+        return None;
+    }
+    let refusal = match status.code() {
+        Code::OutOfRange if message.contains("message length too large") => {
+            Refusal::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message).quota("max_message_bytes", message)
+        }
+        Code::Internal if message.starts_with(UNDECODABLE) => {
+            Refusal::new(Code::InvalidArgument, "MALFORMED_MESSAGE", message).field(undecodable_field(message), message)
+        }
+        Code::Unimplemented if message.is_empty() => {
+            Refusal::new(Code::Unimplemented, "UNKNOWN_METHOD", "this server has no such method")
+        }
+        Code::Unimplemented => Refusal::new(Code::Unimplemented, "UNSUPPORTED", message),
+        _ => return None,
+    };
+    Some(refusal.into_status())
 }
 
-fn oversized(message: &str) -> Status {
-    Refusal::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message).into_status()
+/// How prost begins to say that bytes are no message.
+const UNDECODABLE: &str = "failed to decode Protobuf message: ";
+
+/// prost goes on with the way to the field from within, `SamplingParams.top_k: GenerateRequest.sampling: `, and then
+/// says why.
+fn undecodable_field(message: &str) -> String {
+    let way = message.strip_prefix(UNDECODABLE).unwrap_or_default().split(": ");
+    let names = way.map_while(|step| step.split_once('.').filter(|_| !step.contains(' ')));
+    let mut path: Vec<&str> = names.map(|(_, field)| field).collect();
+    path.reverse();
+    if path.is_empty() { "message".to_owned() } else { path.join(".") }
 }
 
 #[cfg(test)]

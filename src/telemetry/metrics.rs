@@ -94,7 +94,9 @@ pub struct RpcFacts {
     pub service: &'static str,
     /// `Generate`.
     pub method: &'static str,
-    /// `OK`, `INVALID_ARGUMENT`, …
+    /// `unary`, `client_stream`, `server_stream` or `bidi_stream`.
+    pub kind: &'static str,
+    /// `OK`, `InvalidArgument`, …
     pub code: &'static str,
     /// From the request's head to the trailers.
     pub duration: Duration,
@@ -411,16 +413,21 @@ impl Metrics {
     }
 
     /// An RPC has begun.
-    pub fn record_rpc_start(&self, service: &'static str, method: &'static str) {
-        let labels = [("grpc_service", service), ("grpc_method", method)];
+    pub fn record_rpc_start(&self, service: &'static str, method: &'static str, kind: &'static str) {
+        let labels = [("grpc_type", kind), ("grpc_service", service), ("grpc_method", method)];
         self.registrar().counter(names::GRPC_STARTED, &labels).increment(1);
     }
 
     /// An RPC has ended.
     pub fn record_rpc(&self, facts: &RpcFacts) {
-        let labels = [("grpc_service", facts.service), ("grpc_method", facts.method), ("grpc_code", facts.code)];
+        let labels = [
+            ("grpc_type", facts.kind),
+            ("grpc_service", facts.service),
+            ("grpc_method", facts.method),
+            ("grpc_code", facts.code),
+        ];
         self.registrar().counter(names::GRPC_HANDLED, &labels).increment(1);
-        self.registrar().histogram(names::GRPC_SECONDS, &labels[..2]).record(facts.duration.as_secs_f64());
+        self.registrar().histogram(names::GRPC_SECONDS, &labels[..3]).record(facts.duration.as_secs_f64());
     }
 
     /// The layout of the KV cache, once at start.

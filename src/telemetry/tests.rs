@@ -112,10 +112,11 @@ fn every_other_fact_shows_up() {
     metrics.record_adapter_wait(Duration::from_millis(1));
     metrics.record_upload(UploadOutcome::Created, 4096);
     metrics.record_rejection("queue_full");
-    metrics.record_rpc_start("polydelta.v1.GenerationService", "Generate");
+    metrics.record_rpc_start("polydelta.v1.GenerationService", "Generate", "unary");
     metrics.record_rpc(&RpcFacts {
         service: "polydelta.v1.GenerationService",
         method: "Generate",
+        kind: "unary",
         code: "OK",
         duration: Duration::from_millis(1),
     });

@@ -64,7 +64,11 @@ async fn places_are_few_and_come_back() {
     let first = house.gate.admit(request("a"), Arrival::now()).await.unwrap();
     let _second = house.gate.admit(request("b"), Arrival::now()).await.unwrap();
     assert!(matches!(refusal(&house, request("c")).await, AdmissionError::TooManyRequests { limit: 2 }));
+    let text = || PromptInput::Text("a".into());
+    assert!(matches!(house.gate.tokenize(text()).await, Err(AdmissionError::TooManyRequests { limit: 2 })));
     drop(first);
+    assert!(house.gate.admit(request("c"), Arrival::now()).await.is_ok());
+    assert!(house.gate.tokenize(text()).await.is_ok(), "and gives its place back");
     assert!(house.gate.admit(request("c"), Arrival::now()).await.is_ok());
 }
 
@@ -200,7 +204,10 @@ async fn prompts_that_cannot_be_tokenized_are_refused() {
     assert!(matches!(refused, Err(AdmissionError::Chat(_))));
     let silent = ChatTemplate::new("", "", "").unwrap();
     let house = House::with(|parts| parts.chat_template = Some(Arc::new(silent)));
-    assert!(matches!(house.gate.tokenize(chat(vec![user])).await, Err(AdmissionError::EmptyPrompt)));
+    assert!(matches!(
+        house.gate.tokenize(chat(vec![user])).await,
+        Err(AdmissionError::EmptyPrompt { field: "chat.messages" })
+    ));
 }
 
 #[tokio::test]

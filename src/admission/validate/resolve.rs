@@ -94,11 +94,7 @@ impl Limits {
         let used = u32::try_from(prompt_tokens).unwrap_or(u32::MAX).saturating_add(virtual_tokens);
         match self.context_length.saturating_sub(used) {
             0 => Err(InvalidRequest::PromptTooLong {
-                field: match prompt {
-                    PromptInput::Text(_) => "prompt",
-                    PromptInput::TokenIds(_) => "token_ids.ids",
-                    PromptInput::Chat(_) => "chat.messages",
-                },
+                field: prompt_field(prompt),
                 prompt_tokens,
                 virtual_tokens,
                 context_length: self.context_length,
@@ -130,6 +126,15 @@ impl Limits {
             logit_bias: input.logit_bias.iter().copied().collect(),
             logprobs,
         }
+    }
+}
+
+/// Path of the form in which a prompt came.
+pub(in crate::admission) fn prompt_field(prompt: &PromptInput) -> &'static str {
+    match prompt {
+        PromptInput::Text(_) => "prompt",
+        PromptInput::TokenIds(_) => "token_ids.ids",
+        PromptInput::Chat(_) => "chat.messages",
     }
 }
 

@@ -47,6 +47,7 @@ fn message(role: &str, content: &str) -> ChatMessage {
 }
 
 type Change = fn(&mut GenerateInput);
+type SetFloat = fn(&mut SamplingInput, f32);
 
 #[test]
 fn every_field_out_of_range_is_refused_by_its_path() {
@@ -100,11 +101,9 @@ fn every_field_out_of_range_is_refused_by_its_path() {
     }
 }
 
-type SetNumber = fn(&mut SamplingInput, f32);
-
 #[test]
 fn no_float_may_be_nan_or_infinite() {
-    let fields: [(&str, SetNumber); 7] = [
+    let fields: [(&str, SetFloat); 7] = [
         ("sampling.temperature", |s, x| s.temperature = Some(x)),
         ("sampling.top_p", |s, x| s.top_p = Some(x)),
         ("sampling.min_p", |s, x| s.min_p = Some(x)),

@@ -1,5 +1,6 @@
 //! The frames of one upload.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tonic::{Status, Streaming};
@@ -118,11 +119,15 @@ async fn write(mut session: UploadSession, chunk: pb::UploadChunk) -> Result<Upl
 
 /// Every byte is there and is the one declared: compile it, and give it its name.
 async fn accept(adapters: &Adapters, staged: Staged, record: &mut Record) -> Result<pb::UploadAdapterResponse, Status> {
-    let check = {
-        let _turn = adapters.checks.acquire().await.map_err(|closed| status::internal_error("upload", &closed))?;
-        let hall = std::sync::Arc::clone(&adapters.hall);
-        off_reactor(move || hall.check(staged.dir()).map(|facts| (staged, facts))).await?
-    };
+    let turn = Arc::clone(&adapters.checks).acquire_owned().await;
+    let turn = turn.map_err(|closed| status::internal_error("upload", &closed))?;
+    let hall = Arc::clone(&adapters.hall);
+    let check = off_reactor(move || {
+        // The turn goes with the work and not with the client, who may leave before it is done.
+        let _turn = turn;
+        hall.check(staged.dir()).map(|facts| (staged, facts))
+    })
+    .await?;
     let (staged, facts) = check.map_err(|failure| status::load_failed(failure.as_ref()))?;
     if staged.validate_only() {
         record.outcome = UploadOutcome::Validated;

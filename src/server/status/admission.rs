@@ -51,7 +51,7 @@ pub(in crate::server) fn from_admission(error: &AdmissionError) -> Status {
             Refusal::new(Code::ResourceExhausted, "QUEUE_FULL", error).with("limit", limit).retry_after(RETRY)
         }
         E::Invalid(invalid) => return from_invalid(invalid),
-        E::EmptyPrompt => bad("EMPTY_PROMPT", "prompt"),
+        E::EmptyPrompt { field } => bad("EMPTY_PROMPT", field),
         E::NoChatTemplate => Refusal::new(Code::FailedPrecondition, "NO_CHAT_TEMPLATE", error).precondition(
             "CHAT_TEMPLATE",
             "model",

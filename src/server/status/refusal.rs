@@ -14,6 +14,10 @@ pub(in crate::server) const DOMAIN: &str = "polydelta.dev";
 /// Read by retry policies of grpc clients (gRFC A6).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
+/// Bytes of one text in a status. Some clients take no more than 8 KiB of trailers, and texts of the client (names,
+/// fields of a config) come back in them, twice: as the message and, in base64, in the details.
+const MAX_TEXT: usize = 512;
+
 pub(super) struct Refusal {
     code: Code,
     reason: &'static str,
@@ -29,7 +33,7 @@ impl Refusal {
         Self {
             code,
             reason,
-            message: message.to_string(),
+            message: clipped(message),
             metadata: HashMap::new(),
             details: ErrorDetails::new(),
             retry_after: None,
@@ -38,31 +42,31 @@ impl Refusal {
 
     /// A variable part of the message, for programs.
     pub(super) fn with(mut self, key: &str, value: impl Display) -> Self {
-        self.metadata.insert(key.to_owned(), value.to_string());
+        self.metadata.insert(key.to_owned(), clipped(value));
         self
     }
 
     /// The field of the request that is wrong, as a path in the proto.
     pub(super) fn field(mut self, field: impl Display, description: impl Display) -> Self {
-        self.details.add_bad_request_violation(field.to_string(), description.to_string());
+        self.details.add_bad_request_violation(clipped(field), clipped(description));
         self
     }
 
     /// The thing it is about.
     pub(super) fn resource(mut self, kind: &str, name: impl Display, description: impl Display) -> Self {
-        self.details.set_resource_info(kind, name.to_string(), "", description.to_string());
+        self.details.set_resource_info(kind, clipped(name), "", clipped(description));
         self
     }
 
     /// What must change before it can work.
     pub(super) fn precondition(mut self, kind: &str, subject: impl Display, description: impl Display) -> Self {
-        self.details.add_precondition_failure_violation(kind, subject.to_string(), description.to_string());
+        self.details.add_precondition_failure_violation(kind, clipped(subject), clipped(description));
         self
     }
 
     /// What is used up, where trying again does not help.
     pub(super) fn quota(mut self, subject: impl Display, description: impl Display) -> Self {
-        self.details.add_quota_failure_violation(subject.to_string(), description.to_string());
+        self.details.add_quota_failure_violation(clipped(subject), clipped(description));
         self
     }
 
@@ -81,4 +85,13 @@ impl Refusal {
         }
         Status::with_error_details_and_metadata(self.code, self.message, self.details, trailers)
     }
+}
+
+fn clipped(text: impl Display) -> String {
+    let mut text = text.to_string();
+    if text.len() > MAX_TEXT {
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        text.push('…');
+    }
+    text
 }

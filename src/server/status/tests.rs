@@ -31,7 +31,7 @@ fn check(status: &Status) -> ErrorDetails {
         }
         Code::FailedPrecondition => assert!(details.precondition_failure().is_some(), "{}", info.reason),
         // Either it helps to come back, and then it says when; or something is used up, and then it says what.
-        Code::ResourceExhausted if info.reason != "MESSAGE_TOO_LARGE" => {
+        Code::ResourceExhausted => {
             assert_ne!(details.retry_info().is_some(), details.quota_failure().is_some(), "{}", info.reason);
         }
         _ => {}
@@ -180,8 +180,8 @@ fn a_broken_machine_tells_the_client_nothing() {
         from_failure(&GenerationError::EngineGone),
         from_failure(&GenerationError::Failed(RequestFailure::EngineFailed)),
         from_failure(&GenerationError::Text(TokenizerError::Decode { count: 1, reason: "/secret/path".into() })),
-        interrupted(Interrupted::panicked(&"/secret/path"), "/a/b"),
-        interrupted(Interrupted::panicked(&7u8), "/a/b"),
+        interrupted(Interrupted::panicked(&"/secret/path")),
+        interrupted(Interrupted::panicked(&7u8)),
     ]);
     for status in statuses {
         expect(&status, Code::Internal, "INTERNAL");
@@ -245,7 +245,7 @@ fn requests_that_are_not_admitted() {
     use AdmissionError as E;
     let cases = [
         (E::TooManyRequests { limit: 8 }, Code::ResourceExhausted, "QUEUE_FULL"),
-        (E::EmptyPrompt, Code::InvalidArgument, "EMPTY_PROMPT"),
+        (E::EmptyPrompt { field: "chat.messages" }, Code::InvalidArgument, "EMPTY_PROMPT"),
         (E::NoChatTemplate, Code::FailedPrecondition, "NO_CHAT_TEMPLATE"),
         (E::Chat(ChatError::Refused { message: "no system role".into() }), Code::InvalidArgument, "CHAT_REFUSED"),
         (E::Chat(ChatError::Render { reason: "x".into() }), Code::InvalidArgument, "CHAT_FAILED"),
@@ -323,8 +323,8 @@ fn what_ends_a_running_request() {
     expect(&of(RequestFailure::Draining), Code::Unavailable, "SERVER_DRAINING");
     expect(&of(RequestFailure::DeadlineExceeded), Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     expect(&of(RequestFailure::NonFinite), Code::Internal, "NON_FINITE");
-    expect(&interrupted(Interrupted::Cut, "/a/b"), Code::Unavailable, "SERVER_DRAINING");
-    expect(&interrupted(Interrupted::DeadlineExceeded, "/a/b"), Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    expect(&interrupted(Interrupted::Cut), Code::Unavailable, "SERVER_DRAINING");
+    expect(&interrupted(Interrupted::DeadlineExceeded), Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     expect(&stalled(), Code::Aborted, "STREAM_STALLED");
     expect(&watcher_lagged(), Code::Aborted, "WATCH_LAGGED");
 }
@@ -338,19 +338,75 @@ fn messages_that_cannot_be_meant() {
     expect(&bad_timeout(&BadTimeout), Code::InvalidArgument, "INVALID_TIMEOUT");
 }
 
+/// A status as tonic sends it, and as it arrives.
+fn normalized(status: &Status) -> Status {
+    let mut headers = HeaderMap::new();
+    status.add_header(&mut headers).unwrap();
+    normalize(&mut headers);
+    Status::from_header_map(&headers).unwrap()
+}
+
 #[test]
 fn a_message_above_the_limit_is_resource_exhausted_as_everywhere_else() {
-    let tonics =
-        || Status::out_of_range("Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes");
-    let response: Response<tonic::body::Body> = normalize(tonics().into_http());
-    let status = Status::from_header_map(response.headers()).unwrap();
-    expect(&status, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
-    assert!(status.message().contains("the limit is: 8"));
-    expect(&of_message_stream(tonics()), Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
-    let other = Status::out_of_range("the offset");
-    assert_eq!(of_message_stream(other.clone()).code(), Code::OutOfRange);
-    let response: Response<tonic::body::Body> = normalize(other.into_http());
-    assert_eq!(Status::from_header_map(response.headers()).unwrap().message(), "the offset");
+    for way in ["decoded", "encoded"] {
+        let message = format!("Error, {way} message length too large: found 9 bytes, the limit is: 8 bytes");
+        let status = Status::out_of_range(&message);
+        expect(&normalized(&status), Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+        expect(&of_message_stream(status), Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+        assert_eq!(normalized(&Status::out_of_range(&message)).message(), message);
+    }
+}
+
+#[test]
+fn bytes_that_are_no_message_are_the_clients_mistake() {
+    use super::super::pb;
+    use prost::Message;
+    // A prompt of two bytes that are not UTF-8; sampling whose top_k is a text; a length beyond the end.
+    let cases = [
+        (&[0x22u8, 2, 0xff, 0xfe][..], "input"),
+        (&[0x3a, 3, 0x12, 1, b'x'], "sampling.top_k"),
+        (&[0xff; 11], "message"),
+    ];
+    for (bytes, wanted) in cases {
+        let error = pb::GenerateRequest::decode(bytes).unwrap_err();
+        let status = normalized(&Status::internal(error.to_string()));
+        expect(&status, Code::InvalidArgument, "MALFORMED_MESSAGE");
+        assert_eq!(field(&status), wanted, "{error}");
+    }
+    expect(&normalized(&Status::unimplemented("")), Code::Unimplemented, "UNKNOWN_METHOD");
+    expect(
+        &normalized(&Status::unimplemented("Content is compressed with `gzip`")),
+        Code::Unimplemented,
+        "UNSUPPORTED",
+    );
+}
+
+#[test]
+fn what_a_handler_said_stays_as_it_is() {
+    let ours = from_adapter(&AdapterError::WrongOffset { path: path(), expected: 100, got: 90 });
+    for status in [ours, Status::out_of_range("the offset"), Status::internal("no"), Status::ok("")] {
+        let after = normalized(&status);
+        assert_eq!((after.code(), after.message()), (status.code(), status.message()));
+        assert_eq!(after.details(), status.details());
+    }
+}
+
+#[test]
+fn texts_of_a_client_come_back_short() {
+    let long = "é".repeat(1 << 20);
+    let statuses = [
+        from_admission(&AdmissionError::Chat(ChatError::Refused { message: long.clone() })),
+        load_failed(&DeltaError::UnknownTensor { tensor: long.clone(), kind: "LoRA" }),
+        load_failed(&DeltaError::UnsupportedField { field: long.clone(), found: long.clone(), hint: "" }),
+        load_failed(&DeltaError::MissingTensor { module: long, missing: "lora_A.weight" }),
+    ];
+    for status in statuses {
+        check(&status);
+        let mut headers = HeaderMap::new();
+        status.add_header(&mut headers).unwrap();
+        let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+        assert!(bytes < 8 << 10, "{bytes} bytes of trailers");
+    }
 }
 
 #[test]
