@@ -94,11 +94,12 @@ where
                 Ok(head) => limits.guard(head).await,
                 Err(panic) => Err(Interrupted::panicked(panic.as_ref())),
             };
-            let response = match outcome {
-                Ok(Ok(response)) => status::normalize(response),
+            let mut response = match outcome {
+                Ok(Ok(response)) => response,
                 Ok(Err(infallible)) => match infallible {},
                 Err(interrupted) => status::interrupted(interrupted, &path).into_http(),
             };
+            status::normalize(response.headers_mut());
             record.ended_by(response.headers());
             let response =
                 response.map(|body| Body::new(CallBody { inner: Some(body), path, limits, record, _running: running }));
@@ -170,11 +171,12 @@ impl http_body::Body for CallBody {
         let this = &mut *self;
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
         let interrupted = match catch_unwind(AssertUnwindSafe(|| Pin::new(inner).poll_frame(cx))) {
-            Ok(Poll::Ready(frame)) => {
-                match &frame {
+            Ok(Poll::Ready(mut frame)) => {
+                match &mut frame {
                     None => this.inner = None,
                     Some(Ok(frame)) => {
-                        if let Some(trailers) = frame.trailers_ref() {
+                        if let Some(trailers) = frame.trailers_mut() {
+                            status::normalize(trailers);
                             this.record.ended_by(trailers);
                         }
                     }

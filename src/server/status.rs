@@ -10,7 +10,7 @@ mod refusal;
 
 use std::any::Any;
 
-use http::Response;
+use http::HeaderMap;
 use tonic::{Code, Status};
 
 use self::refusal::Refusal;
@@ -115,15 +115,14 @@ pub(super) fn watcher_lagged() -> Status {
 }
 
 /// tonic answers a message above the limit with OUT_OF_RANGE, every other gRPC implementation with RESOURCE_EXHAUSTED.
-pub(super) fn normalize<B>(response: Response<B>) -> Response<B> {
-    let oversized =
-        Status::from_header_map(response.headers()).filter(is_oversized).map(|status| oversized(status.message()));
-    let Some(status) = oversized else { return response };
-    let (mut parts, body) = response.into_parts();
-    parts.headers.remove("grpc-message");
-    // A code, a short ASCII message and base64 are always valid header values.
-    let _ = status.add_header(&mut parts.headers);
-    Response::from_parts(parts, body)
+/// `headers` are those of a response, or its trailers.
+pub(super) fn normalize(headers: &mut HeaderMap) {
+    let oversized = Status::from_header_map(headers).filter(is_oversized).map(|status| oversized(status.message()));
+    if let Some(status) = oversized {
+        headers.remove("grpc-message");
+        // A code, a short ASCII message and base64 are always valid header values.
+        let _ = status.add_header(headers);
+    }
 }
 
 fn is_oversized(status: &Status) -> bool {
