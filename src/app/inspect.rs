@@ -14,7 +14,7 @@ use crate::adapters::import::read_folder;
 use crate::adapters::{AdapterError, StoreLimits};
 use crate::cli::bytes;
 use crate::config::Exit;
-use crate::delta::{Base, CompileLimits, DeltaError, DeltaProgram, compile};
+use crate::delta::{Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, compile, config_refusals};
 use crate::model::{Checkpoint, DecoderSpec, base_layout};
 use crate::ops::Dtype;
 pub(super) use command::run;
@@ -111,9 +111,13 @@ pub enum InspectError {
     /// The folder, its files or their sizes.
     #[error(transparent)]
     Files(#[from] AdapterError),
-    /// The first thing the compiler refuses.
-    #[error(transparent)]
-    Refused(#[from] DeltaError),
+    /// What the compiler refuses: every field of the config, or the first thing wrong with the tensors.
+    #[error("{}", joined(.0))]
+    Refused(Vec<DeltaError>),
+}
+
+fn joined(refusals: &[DeltaError]) -> String {
+    refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 impl InspectError {
@@ -121,11 +125,21 @@ impl InspectError {
     /// [`Exit::Failure`].
     #[must_use]
     pub fn exit(&self) -> Exit {
+        let ours =
+            |error: &DeltaError| matches!(error, DeltaError::Base(_) | DeltaError::Candle(_) | DeltaError::Ops(_));
         match self {
             Self::Files(AdapterError::MissingFile { .. }) => Exit::NotFound,
-            Self::Files(AdapterError::Io { .. })
-            | Self::Refused(DeltaError::Base(_) | DeltaError::Candle(_) | DeltaError::Ops(_)) => Exit::Failure,
+            Self::Files(AdapterError::Io { .. }) => Exit::Failure,
+            Self::Refused(refusals) if refusals.iter().any(ours) => Exit::Failure,
             Self::Files(_) | Self::Refused(_) => Exit::Rejected,
+        }
+    }
+
+    /// One line for each thing that is refused.
+    fn lines(&self) -> Vec<String> {
+        match self {
+            Self::Files(error) => vec![error.to_string()],
+            Self::Refused(refusals) => refusals.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -133,14 +147,21 @@ impl InspectError {
 /// Compile the adapter in `folder` against a base. Blocks: some methods read the base's weights.
 ///
 /// # Errors
-/// [`InspectError`]: the files or the first refusal.
+/// [`InspectError`]: the files, or what is refused.
 pub fn inspect(base: InspectBase<'_>, folder: &Path, limits: &InspectLimits) -> Result<Inspection, InspectError> {
     let (version, files) = read_folder(folder, &limits.files)?;
     let layout = base_layout(base.spec);
     let against = Base { layout: &layout, weights: base.checkpoint };
-    let program = compile(&files.config, &files.weights, against, limits.compile)?;
+    let program = compile(&files.config, &files.weights, against, limits.compile);
+    let program = program.map_err(|first| refusals(first, &files.config, &layout, limits.compile))?;
     let stored_bytes = (files.config.len() + files.weights.len()) as u64;
     Ok(describe(base, &program, version.to_string(), trained_on(&files.config), stored_bytes))
+}
+
+/// All that is refused of the config, where it is the config; else what the compiler stopped at.
+fn refusals(first: DeltaError, config: &[u8], layout: &BaseLayout, limits: CompileLimits) -> InspectError {
+    let all = config_refusals(config, layout, limits);
+    InspectError::Refused(if all.is_empty() { vec![first] } else { all })
 }
 
 fn describe(
@@ -213,7 +234,15 @@ fn trained_on(config: &[u8]) -> Option<String> {
     serde_json::from_slice::<Provenance>(config).ok()?.base_model_name_or_path.filter(|name| !name.is_empty())
 }
 
-/// Write an inspection, or the refusal, for people.
+fn row(out: &mut impl Write, label: &str, text: &str) -> io::Result<()> {
+    writeln!(out, "{label:<16}{text}")
+}
+
+fn lines(out: &mut impl Write, label: &str, texts: &[String]) -> io::Result<()> {
+    texts.iter().enumerate().try_for_each(|(index, text)| row(out, if index == 0 { label } else { "" }, text))
+}
+
+/// Write an inspection, or what is refused, for people.
 ///
 /// # Errors
 /// The writer's.
@@ -222,12 +251,11 @@ pub fn write_text(
     base: InspectBase<'_>,
     out: &mut impl Write,
 ) -> io::Result<()> {
-    let row = |out: &mut dyn Write, label: &str, text: &str| writeln!(out, "{label:<16}{text}");
     let inspection = match result {
         Ok(inspection) => inspection,
         Err(error) => {
             row(out, "base", &BaseShape::of(base.name, base.spec).line())?;
-            return row(out, "refused", &error.to_string());
+            return lines(out, "refused", &error.lines());
         }
     };
     row(out, "kind", &inspection.kind)?;
@@ -246,13 +274,10 @@ pub fn write_text(
     }
     row(out, "on disk", &bytes(inspection.stored_bytes))?;
     row(out, "on the device", &format!("{} in {}", bytes(inspection.device_bytes), inspection.dtype))?;
-    for (index, group) in inspection.sites.iter().enumerate() {
-        row(out, if index == 0 { "ops" } else { "" }, &group.to_string())?;
-    }
-    Ok(())
+    lines(out, "ops", &inspection.sites.iter().map(ToString::to_string).collect::<Vec<_>>())
 }
 
-/// Write an inspection, or the refusal as `{"base", "refused"}`, as one JSON document.
+/// Write an inspection, or `{"base", "refused": [texts]}`, as one JSON document.
 ///
 /// # Errors
 /// The writer's.
@@ -265,7 +290,7 @@ pub fn write_json(
         Ok(inspection) => serde_json::to_writer_pretty(&mut *out, inspection)?,
         Err(error) => {
             let shape = BaseShape::of(base.name, base.spec);
-            let document = serde_json::json!({ "base": shape, "refused": error.to_string() });
+            let document = serde_json::json!({ "base": shape, "refused": error.lines() });
             serde_json::to_writer_pretty(&mut *out, &document)?;
         }
     }

@@ -246,7 +246,7 @@ fn draws_follow_the_filtered_distribution() {
         let expected = naive(&logits, &params, &[]);
         let mut sampler = Sampler::new(40);
         let sample = spec(params.clone());
-        let mut counts = vec![0u32; 40];
+        let mut counts = [0u32; 40];
         for position in 0..DRAWS {
             counts[sampler.sample(&logits, &at(&sample, position)).unwrap().token as usize] += 1;
         }

@@ -85,7 +85,16 @@ fn a_server_that_is_not_there_is_unavailable() {
 struct Served {
     process: Child,
     url: String,
-    log: BufReader<std::process::ChildStderr>,
+    log: BufReader<Box<dyn Read>>,
+}
+
+/// A test that fails leaves no server behind.
+impl Drop for Served {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 impl Served {
@@ -95,14 +104,14 @@ impl Served {
         command.arg("--model").arg(model).arg("--store").arg(store.path());
         let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(process.stderr.take().unwrap());
-        loop {
-            let mut line = String::new();
-            assert!(log.read_line(&mut line).unwrap() > 0, "the server ended before it was ready");
-            let entry: Value = serde_json::from_str(&line).unwrap();
-            if let Some(address) = entry["grpc"].as_str() {
-                return Self { process, url: format!("http://{address}"), log };
-            }
-        }
+        let mut served = Self { process, url: String::new(), log: BufReader::new(Box::new(std::io::empty())) };
+        let address = log.by_ref().lines().find_map(|line| {
+            let entry: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            entry["grpc"].as_str().map(str::to_owned)
+        });
+        served.url = format!("http://{}", address.expect("the server ended before it was ready"));
+        served.log = BufReader::new(Box::new(log));
+        served
     }
 
     fn ask(&self, arguments: &[&str]) -> Output {

@@ -1,4 +1,5 @@
 //! The whole house: the command as a user runs it, and the bundled adapters through the real server.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A failed unwrap is a failed test; clippy sees only functions marked as tests.
 
 mod accuracy;
 mod command;

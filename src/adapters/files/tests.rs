@@ -105,7 +105,7 @@ fn the_version_depends_on_every_field_and_not_on_the_order() {
     let version = version_of(&[one.clone(), two.clone()]);
     assert_eq!(version, version_of(&[two.clone(), one.clone()]));
     let others = [
-        version_of(&[one.clone()]),
+        version_of(std::slice::from_ref(&one)),
         version_of(&[one.clone(), StoredFile { path: "c".into(), ..two.clone() }]),
         version_of(&[one.clone(), StoredFile { size: 3, ..two.clone() }]),
         version_of(&[one, StoredFile { sha256: Sha256Digest([3; 32]), ..two }]),

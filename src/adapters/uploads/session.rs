@@ -202,13 +202,18 @@ impl Session {
         Ok(end)
     }
 
-    fn verify(&self, body: &mut Body) -> Result<(), AdapterError> {
+    /// Has every declared byte come?
+    fn check_complete(&self, body: &Body) -> Result<(), AdapterError> {
         for (declared, receiving) in self.header.files.iter().zip(&body.files) {
             let StoredFile { path, size, .. } = &declared.file;
             if receiving.committed != *size {
                 return Err(AdapterError::Truncated { path: path.clone(), declared: *size, got: receiving.committed });
             }
         }
+        Ok(())
+    }
+
+    fn verify(&self, body: &mut Body) -> Result<(), AdapterError> {
         for (declared, receiving) in self.header.files.iter().zip(&mut body.files) {
             let actual = Sha256Digest(std::mem::take(&mut receiving.hasher).finalize().into());
             let StoredFile { path, sha256, .. } = &declared.file;
@@ -271,7 +276,8 @@ impl UploadSession {
     }
 
     /// The stream has ended: check that every declared byte is there and is the one declared, and make the files
-    /// durable. A failure discards the upload.
+    /// durable. A failure discards the upload, but for one: where bytes are missing, a resumable upload stays open,
+    /// because a stream that broke off looks like one that has ended.
     ///
     /// # Errors
     /// [`AdapterError::Truncated`], [`AdapterError::ChecksumMismatch`], [`AdapterError::UploadTakenOver`],
@@ -281,6 +287,7 @@ impl UploadSession {
         let result = {
             let mut body = lock(&session.body);
             session.check_attached(&body, self.attachment)?;
+            session.check_complete(&body)?;
             body.phase = Phase::Finishing;
             *lock(&session.last_active) = None;
             session.verify(&mut body).and_then(|()| session.sync(&mut body, &desk))

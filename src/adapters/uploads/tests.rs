@@ -85,15 +85,25 @@ fn a_chunk_that_breaks_a_rule_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_short_or_wrong_upload_is_discarded() {
+fn a_short_upload_is_discarded_unless_it_can_be_resumed() {
     let desk = Desk::new(StoreLimits::default());
     let files = contents(7);
+    for id in [None, Some("id")] {
+        let mut session = desk.begin(header("a", &files, id)).unwrap();
+        session.write(1, 0, &files[1].1, desk.now).unwrap();
+        let result = session.finish();
+        assert!(matches!(result, Err(AdapterError::Truncated { got: 0, .. })));
+        assert_eq!(desk.is_clean(), id.is_none());
+    }
     let mut session = desk.begin(header("a", &files, Some("id"))).unwrap();
-    session.write(1, 0, &files[1].1, desk.now).unwrap();
-    let result = session.finish();
-    assert!(matches!(result, Err(AdapterError::Truncated { got: 0, .. })));
-    assert!(desk.is_clean());
+    session.write(0, 0, &files[0].1, desk.now).unwrap();
+    session.finish().unwrap();
+}
 
+#[test]
+fn a_wrong_upload_is_discarded() {
+    let desk = Desk::new(StoreLimits::default());
+    let files = contents(7);
     let mut session = desk.begin(header("a", &files, Some("id"))).unwrap();
     desk.send(&mut session, &[files[0].clone(), (WEIGHTS_FILE, vec![8; 1000])]).unwrap();
     assert!(matches!(session.finish(), Err(AdapterError::ChecksumMismatch { path, .. }) if path == WEIGHTS_FILE));

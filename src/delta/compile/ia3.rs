@@ -1,31 +1,42 @@
 //! IA3 (Liu et al. 2022): one learned vector per target, on its output (bias included) or, for feed-forward targets,
 //! on its input.
 
-use super::{Compilation, key};
+use super::Compilation;
 use crate::delta::DeltaError;
 use crate::delta::layout::ModuleKind;
+use crate::delta::peft::fields::Fields;
 use crate::delta::peft::targets::{Feedforward, Targets};
 use crate::delta::program::DeltaOp;
 
-pub(super) fn compile(compilation: &mut Compilation<'_>) -> Result<&'static str, DeltaError> {
-    compilation.fields.ignore(&["init_ia3_weights"]);
-    let targets = Targets::read(&compilation.fields)?;
-    let feedforward = Feedforward::read(&compilation.fields)?;
-    let layout = compilation.base.layout;
-    for module in layout.modules() {
-        if !targets.contain(module)? {
-            continue;
-        }
-        if module.kind != ModuleKind::Linear {
-            return Err(DeltaError::WrongModule { module: module.path.clone(), kind: "IA3" });
-        }
-        let on_input = feedforward.contain(module)?;
-        let shape = if on_input { [1, module.input] } else { [module.output, 1] };
-        let g = compilation.tensors.take_shaped(&key(module, "ia3_l"), &shape)?;
-        let missing = || DeltaError::MissingTensor { module: module.path.clone(), missing: "ia3_l" };
-        let g = g.ok_or_else(missing)?.to_f32();
-        let op = if on_input { DeltaOp::InputScale { g } } else { DeltaOp::OutputScale { g, after_bias: true } };
-        compilation.push(module, op);
+pub(super) const KIND: &str = "IA3";
+
+pub(super) struct Ia3Config {
+    targets: Targets,
+    feedforward: Feedforward,
+}
+
+impl Ia3Config {
+    pub(super) fn read(fields: &Fields) -> Result<Self, DeltaError> {
+        // PEFT turns fan_in_fan_out off for linear modules.
+        fields.ignore(&["init_ia3_weights", "fan_in_fan_out"]);
+        Ok(Self { targets: Targets::read(fields)?, feedforward: Feedforward::read(fields)? })
     }
-    Ok("IA3")
+
+    pub(super) fn compile(&self, compilation: &mut Compilation<'_>) -> Result<(), DeltaError> {
+        let layout = compilation.base.layout;
+        for module in layout.modules() {
+            if !self.targets.contain(module)? {
+                continue;
+            }
+            if module.kind != ModuleKind::Linear {
+                return Err(DeltaError::WrongModule { module: module.path.clone(), kind: KIND });
+            }
+            let on_input = self.feedforward.contain(module)?;
+            let shape = if on_input { [1, module.input] } else { [module.output, 1] };
+            let g = compilation.required(module, "ia3_l", &shape)?.to_f32();
+            let op = if on_input { DeltaOp::InputScale { g } } else { DeltaOp::OutputScale { g, after_bias: true } };
+            compilation.push(module, op);
+        }
+        Ok(())
+    }
 }

@@ -11,8 +11,9 @@ mod prompt;
 mod tensors;
 
 use super::DeltaError;
-use super::layout::{BaseLayout, BaseWeights, Module, Site};
+use super::layout::{BaseLayout, BaseWeights, Module, ModuleKind, Site};
 use super::peft::fields::Fields;
+use super::peft::targets::Targets;
 use super::program::{DeltaOp, DeltaProgram};
 use crate::ops::HostTensor;
 use tensors::TensorSet;
@@ -42,12 +43,58 @@ pub struct Base<'a> {
     pub weights: &'a dyn BaseWeights,
 }
 
+/// A method with its config, read and checked before any tensor is looked at.
+enum Method {
+    Lora(lora::LoraConfig),
+    Ia3(ia3::Ia3Config),
+    LnTuning(Targets),
+    Prompt(prompt::PromptConfig),
+    Prefix(prompt::PrefixConfig),
+}
+
+impl Method {
+    fn read(fields: &Fields, layout: &BaseLayout, limits: CompileLimits) -> Result<Self, DeltaError> {
+        Ok(match fields.str("peft_type")? {
+            Some("LORA") => Self::Lora(lora::LoraConfig::read(fields, limits)?),
+            Some("IA3") => Self::Ia3(ia3::Ia3Config::read(fields)?),
+            Some("LN_TUNING") => Self::LnTuning(Targets::read(fields)?),
+            Some("PROMPT_TUNING") => Self::Prompt(prompt::PromptConfig::read(fields, layout, limits, "prompt tuning")?),
+            Some("P_TUNING") => Self::Prompt(prompt::PromptConfig::read(fields, layout, limits, "P-tuning")?),
+            Some("PREFIX_TUNING") => Self::Prefix(prompt::PrefixConfig::read(fields, layout, limits)?),
+            Some(_) => {
+                let hint = "; served: LORA, IA3, LN_TUNING, PROMPT_TUNING, P_TUNING, PREFIX_TUNING";
+                return Err(fields.unsupported("peft_type", hint));
+            }
+            None => return Err(fields.bad("peft_type", "a PEFT method")),
+        })
+    }
+
+    fn compile(&self, compilation: &mut Compilation<'_>) -> Result<(), DeltaError> {
+        match self {
+            Self::Lora(config) => config.compile(compilation),
+            Self::Ia3(config) => config.compile(compilation),
+            Self::LnTuning(targets) => ln_tuning::compile(targets, compilation),
+            Self::Prompt(config) => config.compile(compilation),
+            Self::Prefix(config) => config.compile(compilation),
+        }
+    }
+
+    /// For people.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Lora(config) => config.kind(),
+            Self::Ia3(_) => ia3::KIND,
+            Self::LnTuning(_) => ln_tuning::KIND,
+            Self::Prompt(config) => config.kind,
+            Self::Prefix(_) => "prefix tuning",
+        }
+    }
+}
+
 /// One compilation in progress.
 struct Compilation<'a> {
     base: Base<'a>,
-    fields: Fields,
     tensors: TensorSet<'a>,
-    limits: CompileLimits,
     ops: Vec<(Site, DeltaOp)>,
 }
 
@@ -62,27 +109,25 @@ pub fn compile(
     limits: CompileLimits,
 ) -> Result<DeltaProgram, DeltaError> {
     let fields = Fields::parse(config)?;
+    let method = Method::read(&fields, base.layout, limits)?;
+    fields.finish()?;
     let tensors = TensorSet::read(weights)?;
-    let mut compilation = Compilation { base, fields, tensors, limits, ops: Vec::new() };
-    let peft_type = compilation.fields.str("peft_type")?.map(str::to_owned);
-    let kind = match peft_type.as_deref() {
-        Some("LORA") => lora::compile(&mut compilation)?,
-        Some("IA3") => ia3::compile(&mut compilation)?,
-        Some("LN_TUNING") => ln_tuning::compile(&mut compilation)?,
-        Some("PROMPT_TUNING" | "P_TUNING") => prompt::compile_prompt(&mut compilation)?,
-        Some("PREFIX_TUNING") => prompt::compile_prefix(&mut compilation)?,
-        Some(_) => {
-            let hint = "; served: LORA, IA3, LN_TUNING, PROMPT_TUNING, P_TUNING, PREFIX_TUNING";
-            return Err(compilation.fields.unsupported("peft_type", hint));
-        }
-        None => return Err(compilation.fields.bad("peft_type", "a PEFT method")),
-    };
-    compilation.finish(kind)
+    let mut compilation = Compilation { base, tensors, ops: Vec::new() };
+    method.compile(&mut compilation)?;
+    compilation.finish(method.kind())
+}
+
+/// Every field of an `adapter_config.json` that [`compile`] refuses, for people who want to know them all at once: those
+/// not supported, or the first that is wrong in itself. Empty if the config is fine; the weights may still not be.
+#[must_use]
+pub fn config_refusals(config: &[u8], layout: &BaseLayout, limits: CompileLimits) -> Vec<DeltaError> {
+    let read = |fields: &Fields| Method::read(fields, layout, limits).map(|_| fields.refusals());
+    Fields::parse(config).and_then(|fields| read(&fields)).unwrap_or_else(|error| vec![error])
 }
 
 impl Compilation<'_> {
     fn finish(mut self, kind: &'static str) -> Result<DeltaProgram, DeltaError> {
-        self.fields.finish()?;
+        self.drop_base_copies()?;
         if let Some(tensor) = self.tensors.left().next() {
             return Err(leftover(tensor, kind));
         }
@@ -94,6 +139,31 @@ impl Compilation<'_> {
             check_computed(*site, op)?;
         }
         Ok(DeltaProgram { kind: kind.to_owned(), ops: self.ops })
+    }
+
+    /// PEFT's `save_embedding_layers` puts embedding and head into the file as they are. A copy of the base's does
+    /// nothing; any other is left to be refused.
+    fn drop_base_copies(&mut self) -> Result<(), DeltaError> {
+        let layout = self.base.layout;
+        for module in layout.modules().filter(|m| m.kind == ModuleKind::Embedding || m.site == Site::LmHead) {
+            let tensor = key(module, "weight");
+            if self.tensors.has(&tensor) {
+                let base = self.base_tensor(&module.weight)?;
+                self.tensors.drop_copy(&tensor, &base);
+            }
+        }
+        Ok(())
+    }
+
+    /// Take a tensor that must be there.
+    fn required(
+        &mut self,
+        module: &Module,
+        parameter: &'static str,
+        shape: &[usize],
+    ) -> Result<HostTensor, DeltaError> {
+        let missing = || DeltaError::MissingTensor { module: module.path.clone(), missing: parameter };
+        self.tensors.take_shaped(&key(module, parameter), shape)?.ok_or_else(missing)
     }
 
     fn push(&mut self, module: &Module, op: DeltaOp) {
@@ -117,7 +187,7 @@ fn leftover(tensor: &str, kind: &'static str) -> DeltaError {
     let feature = if tensor.contains("trainable_tokens_delta") {
         Some("trainable tokens")
     } else if tensor.starts_with(PREFIX) && !tensor.contains("lora_") && tensor.ends_with(".weight") {
-        Some("modules_to_save")
+        Some("modules_to_save or a resized vocabulary")
     } else {
         None
     };

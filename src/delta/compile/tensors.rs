@@ -50,18 +50,30 @@ impl<'a> TensorSet<'a> {
         }
     }
 
-    /// Take a saved copy of a base tensor: true if it equals the base's, compared in the file's dtype.
-    pub(crate) fn take_copy(&mut self, name: &str, base: &HostTensor) -> Option<bool> {
-        let dtype = self.tensors.get(name)?.dtype;
-        let copy = self.take(name)?;
+    /// Whether a tensor is there and nobody took it.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Take a tensor away if it equals the base's, compared in the file's dtype. False: it is there and differs.
+    pub(crate) fn drop_copy(&mut self, name: &str, base: &HostTensor) -> bool {
+        let Some(entry) = self.tensors.get(name) else { return true };
+        let (dtype, shape) = (entry.dtype, &entry.shape);
+        if *shape != base.shape {
+            return false;
+        }
+        let copy = decode(dtype, entry.bytes);
         let rounded: Box<dyn Fn(f32) -> f32> = match dtype {
             TensorDtype::F32 => Box::new(|value| value),
             TensorDtype::BF16 => Box::new(|value| bf16::from_f32(value).to_f32()),
             TensorDtype::F16 => Box::new(|value| f16::from_f32(value).to_f32()),
         };
-        let equal = copy.shape == base.shape
-            && copy.to_f32().iter().zip(base.to_f32()).all(|(copy, base)| *copy == rounded(base));
-        Some(equal)
+        let copy = HostTensor { shape: shape.clone(), data: copy };
+        let equal = copy.to_f32().iter().zip(base.to_f32()).all(|(copy, base)| *copy == rounded(base));
+        if equal {
+            self.tensors.remove(name);
+        }
+        equal
     }
 
     /// Names nobody took, in order.

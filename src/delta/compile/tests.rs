@@ -1,1 +1,7 @@
+//! Compiling on a toy base: what is refused and by which name, what is accepted and to what it compiles. That the
+//! numbers are PEFT's is for the golden tests.
 
+mod config;
+mod mutations;
+mod tensors;
+mod toy;

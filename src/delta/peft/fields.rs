@@ -19,6 +19,9 @@ const IGNORED: [&str; 9] = [
     "task_type",
 ];
 
+/// LoRA variants whose field holds a nested config: an empty one is that config with its defaults, which is on.
+const ON_WHERE_EMPTY: [&str; 5] = ["arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config"];
+
 /// The fields of a config, with the record of which were looked at.
 pub(crate) struct Fields {
     fields: Vec<(String, Json)>,
@@ -52,12 +55,19 @@ impl Fields {
 
     /// Refuse every field that was neither used nor ignored, unless its value switches nothing on.
     pub(crate) fn finish(&self) -> Result<(), DeltaError> {
+        self.refusals().into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// What [`Fields::finish`] refuses, all of it.
+    pub(crate) fn refusals(&self) -> Vec<DeltaError> {
         self.ignore(&IGNORED);
         let used = self.used.borrow();
-        match self.fields.iter().find(|(name, value)| !used.contains(name) && !value.is_neutral()) {
-            Some((name, _)) => Err(self.unsupported(name, "")),
-            None => Ok(()),
-        }
+        let neutral = |name: &str, value: &Json| match value {
+            Json::Object(_) if ON_WHERE_EMPTY.contains(&name) => false,
+            value => value.is_neutral(),
+        };
+        let refused = self.fields.iter().filter(|(name, value)| !used.contains(name) && !neutral(name, value));
+        refused.map(|(name, _)| self.unsupported(name, "")).collect()
     }
 
     pub(crate) fn bool_or(&self, field: &str, default: bool) -> Result<bool, DeltaError> {

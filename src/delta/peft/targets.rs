@@ -44,9 +44,10 @@ impl Expression {
         self.regex.is_match(path).map_err(|error| self.failed(&error))
     }
 
-    fn layer_index(&self, path: &str) -> Result<Option<usize>, DeltaError> {
+    /// `None` if it does not match, else the number its group `idx` holds.
+    fn layer_index(&self, path: &str) -> Result<Option<Option<usize>>, DeltaError> {
         let captures = self.regex.captures(path).map_err(|error| self.failed(&error))?;
-        Ok(captures.and_then(|captures| captures.name("idx")?.as_str().parse().ok()))
+        Ok(captures.map(|captures| captures.name("idx")?.as_str().parse().ok()))
     }
 }
 
@@ -61,7 +62,9 @@ enum Matcher {
 impl Matcher {
     fn new(field: &'static str, names: Names) -> Result<Self, DeltaError> {
         match names {
-            Names::Pattern(text) if text == "all-linear" && field == "target_modules" => Ok(Self::AllLinear),
+            Names::Pattern(text) if field == "target_modules" && text.eq_ignore_ascii_case("all-linear") => {
+                Ok(Self::AllLinear)
+            }
             Names::Pattern(text) => Ok(Self::Expression(Expression::full(field, &text)?)),
             Names::List(list) => Ok(Self::List(list)),
         }
@@ -85,8 +88,13 @@ fn is_suffix(path: &str, name: &str) -> bool {
 pub(crate) struct Targets {
     include: Matcher,
     exclude: Option<Matcher>,
-    layers: Option<Vec<usize>>,
-    layer_patterns: Vec<Expression>,
+    layers: Option<Layers>,
+}
+
+/// `layers_to_transform` with `layers_pattern`.
+struct Layers {
+    indices: Vec<usize>,
+    patterns: Vec<Expression>,
 }
 
 impl Targets {
@@ -95,22 +103,21 @@ impl Targets {
         let include =
             include.ok_or_else(|| fields.bad("target_modules", "a list of module names, or an expression"))?;
         let exclude = fields.names("exclude_modules")?.filter(|names| *names != Names::List(Vec::new()));
-        let layers = fields.indices("layers_to_transform")?;
-        let patterns = match fields.names("layers_pattern")? {
-            None => Vec::new(),
-            Some(Names::Pattern(pattern)) if pattern.is_empty() => Vec::new(),
-            Some(Names::Pattern(pattern)) => vec![pattern],
-            Some(Names::List(patterns)) => patterns,
-        };
-        let layer_patterns = if patterns.is_empty() {
-            vec![Expression::new("layers_pattern", r"\A.*?\.[^.]*\.(?P<idx>\d+)\.")?]
-        } else {
-            let expression = |pattern: &String| format!(r"\A(?:|.*?\.){pattern}\.(?P<idx>\d+)\.");
-            patterns.iter().map(|p| Expression::new("layers_pattern", &expression(p))).collect::<Result<_, _>>()?
-        };
         let include = Matcher::new("target_modules", include)?;
         let exclude = exclude.map(|names| Matcher::new("exclude_modules", names)).transpose()?;
-        Ok(Self { include, exclude, layers, layer_patterns })
+        Ok(Self { include, exclude, layers: None })
+    }
+
+    /// The targets of a method that knows `layers_to_transform`.
+    pub(crate) fn read_with_layers(fields: &Fields) -> Result<Self, DeltaError> {
+        let targets = Self::read(fields)?;
+        let layers = Layers::read(fields)?;
+        if layers.is_some() && !matches!(targets.include, Matcher::List(_)) {
+            // PEFT refuses to load this, so nothing tells what it would mean.
+            let hint = " where target_modules is an expression: select the layers there";
+            return Err(fields.unsupported("layers_to_transform", hint));
+        }
+        Ok(Self { layers, ..targets })
     }
 
     /// Whether the config targets this module.
@@ -120,20 +127,46 @@ impl Targets {
         {
             return Ok(false);
         }
-        if !self.include.matches(module)? {
-            return Ok(false);
-        }
-        // PEFT filters by layer only where targets are a list.
         match (&self.layers, &self.include) {
-            (Some(layers), Matcher::List(_)) => self.in_layers(layers, module),
-            _ => Ok(true),
+            // A full path is targeted whatever its layer.
+            (Some(_), Matcher::List(names)) if names.contains(&module.path) => Ok(true),
+            (Some(layers), include) => Ok(include.matches(module)? && layers.contain(module)?),
+            (None, include) => include.matches(module),
         }
     }
+}
 
-    fn in_layers(&self, layers: &[usize], module: &Module) -> Result<bool, DeltaError> {
-        for pattern in &self.layer_patterns {
+impl Layers {
+    fn read(fields: &Fields) -> Result<Option<Self>, DeltaError> {
+        let indices = fields.indices("layers_to_transform")?;
+        let patterns = match fields.names("layers_pattern")? {
+            None => Vec::new(),
+            Some(Names::Pattern(pattern)) if pattern.is_empty() => Vec::new(),
+            Some(Names::Pattern(pattern)) => vec![pattern],
+            Some(Names::List(patterns)) => patterns,
+        };
+        let Some(indices) = indices else {
+            // PEFT refuses to load this.
+            let hint = " without layers_to_transform";
+            return if patterns.is_empty() { Ok(None) } else { Err(fields.unsupported("layers_pattern", hint)) };
+        };
+        let expression = |pattern: &String| {
+            // In a group of its own, as `re.match` anchors each alternative of it.
+            Expression::new("layers_pattern", &format!(r"\A(?:(?:|.*?\.){pattern}\.(?P<idx>\d+)\.)"))
+        };
+        let patterns = if patterns.is_empty() {
+            vec![Expression::new("layers_pattern", r"\A.*?\.[^.]*\.(?P<idx>\d+)\.")?]
+        } else {
+            patterns.iter().map(expression).collect::<Result<_, _>>()?
+        };
+        Ok(Some(Self { indices, patterns }))
+    }
+
+    /// By the first pattern that matches.
+    fn contain(&self, module: &Module) -> Result<bool, DeltaError> {
+        for pattern in &self.patterns {
             if let Some(index) = pattern.layer_index(&module.path)? {
-                return Ok(layers.contains(&index));
+                return Ok(index.is_some_and(|index| self.indices.contains(&index)));
             }
         }
         Ok(false)
@@ -149,6 +182,16 @@ impl PatternTable {
     pub(crate) fn read(fields: &Fields, field: &'static str) -> Result<Self, DeltaError> {
         let entry = |(key, value): (String, f64)| Ok((Expression::new(field, &format!(r"\A(.*\.)?({key})\z"))?, value));
         Ok(Self { entries: fields.pattern(field)?.into_iter().map(entry).collect::<Result<_, DeltaError>>()? })
+    }
+
+    /// A table of whole numbers.
+    pub(crate) fn read_whole(fields: &Fields, field: &'static str) -> Result<Self, DeltaError> {
+        let table = Self::read(fields, field)?;
+        let whole = |value: f64| (0.0..9e15).contains(&value) && value.fract() == 0.0;
+        match table.entries.iter().all(|(_, value)| whole(*value)) {
+            true => Ok(table),
+            false => Err(fields.bad(field, "an object of whole numbers")),
+        }
     }
 
     pub(crate) fn lookup(&self, path: &str) -> Result<Option<f64>, DeltaError> {
@@ -188,3 +231,6 @@ impl Feedforward {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

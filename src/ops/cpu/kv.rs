@@ -173,8 +173,9 @@ mod tests {
         match layout.dtype {
             Dtype::F32 => (f32::from_bits(k[dim * PANEL + lane]), f32::from_bits(panel[lane * PANEL + dim % PANEL])),
             Dtype::Bf16 => {
-                let half =
-                    |word: u32, at: usize| f32::from_bits(if at % 2 == 0 { word << 16 } else { word & 0xffff_0000 });
+                let half = |word: u32, at: usize| {
+                    f32::from_bits(if at.is_multiple_of(2) { word << 16 } else { word & 0xffff_0000 })
+                };
                 (half(k[dim / 2 * PANEL + lane], dim), half(panel[lane / 2 * PANEL + dim % PANEL], lane))
             }
         }

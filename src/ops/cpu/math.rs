@@ -165,7 +165,7 @@ mod tests {
         for x in sweep(-12.0, 12.0) {
             assert!(relative(tanh::<Fused>(x), f64::from(x).tanh()) < 1e-6 || x == 0.0, "{x}");
         }
-        for (x, want) in [(0.0, 0.0), (0.5, 0.520_499_88), (0.999, 0.842_285_4), (1.0, 0.842_700_8), (2.0, 0.995_322_3)]
+        for (x, want) in [(0.0, 0.0), (0.5, 0.520_499_9), (0.999, 0.842_285_4), (1.0, 0.842_700_8), (2.0, 0.995_322_3)]
         {
             assert!((erf::<Fused>(x) - want).abs() < 3e-7, "erf({x}) = {}", erf::<Fused>(x));
             assert_eq!(erf::<Plain>(-x), -erf::<Plain>(x));

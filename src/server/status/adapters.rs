@@ -8,8 +8,9 @@ use tonic::{Code, Status};
 use super::super::adapters::BadUploadStream;
 use super::refusal::Refusal;
 use super::{draining, internal, internal_error};
-use crate::adapters::{AdapterError, CONFIG_FILE};
+use crate::adapters::{AdapterError, CONFIG_FILE, WEIGHTS_FILE};
 use crate::delta::DeltaError;
+use crate::delta::safetensors::SafetensorsError;
 use crate::engine::InstallError;
 use crate::ops::OpsError;
 
@@ -192,7 +193,10 @@ fn from_delta(error: &DeltaError) -> Status {
         |reason, field: &dyn std::fmt::Display| Refusal::new(Code::InvalidArgument, reason, error).field(field, error);
     let refusal = match error {
         E::Json { .. } => bad("INVALID_CONFIG", &CONFIG_FILE),
-        E::Safetensors(_) => bad("INVALID_SAFETENSORS", &"adapter_model.safetensors"),
+        E::Safetensors(SafetensorsError::NonFinite { tensor, index, value }) => {
+            bad("NON_FINITE", tensor).with("index", index).with("value", value)
+        }
+        E::Safetensors(_) => bad("INVALID_SAFETENSORS", &WEIGHTS_FILE),
         E::BadField { field, found, expected } => {
             bad("INVALID_CONFIG", field).with("found", found).with("expected", expected)
         }

@@ -1,0 +1,127 @@
+//! Uploads that were damaged anywhere: refused or compiled, never a panic, and never a number that is not finite.
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::toy::{HIDDEN, LIMITS, Toy, Upload, key};
+use crate::delta::compile::{Base, compile};
+use crate::delta::{DeltaOp, DeltaProgram};
+
+/// One upload of every method, LoRA with everything it knows.
+fn uploads() -> Vec<Upload> {
+    let q = |layer: usize| format!("model.layers.{layer}.self_attn.q_proj");
+    let rich = (0..2).fold(
+        Upload::lora()
+            .set("use_dora", "true")
+            .set("use_rslora", "true")
+            .set("bias", r#""all""#)
+            .set("rank_pattern", r#"{"v_proj": 3}"#)
+            .set("alpha_pattern", r#"{"layers.\\d+.self_attn.q_proj": 2.5}"#)
+            .set("layers_to_transform", "[0, 1]")
+            .set("exclude_modules", r#"["v_proj"]"#),
+        |upload, layer| {
+            upload
+                .tensor(&key(&q(layer), "lora_magnitude_vector"), &[HIDDEN])
+                .tensor(&key(&q(layer), "base_layer.bias"), &[HIDDEN])
+        },
+    );
+    let regex = Upload::lora().set("target_modules", r#"".*\\.(q|x)_proj""#);
+    vec![Upload::lora(), rich, regex, Upload::ia3(), Upload::ln_tuning(), Upload::prompt(), Upload::prefix()]
+}
+
+fn is_finite(program: &DeltaProgram) -> bool {
+    program.ops.iter().all(|(_, op)| match op {
+        DeltaOp::LowRank { a, b, scaling } | DeltaOp::EmbeddingLowRank { a, b, scaling } => {
+            scaling.is_finite() && a.to_f32().iter().chain(&b.to_f32()).all(|x| x.is_finite())
+        }
+        DeltaOp::OutputScale { g, .. } | DeltaOp::InputScale { g } | DeltaOp::Bias { b: g } | DeltaOp::Gain { g } => {
+            g.iter().all(|x| x.is_finite())
+        }
+        DeltaOp::Prefix { layers, .. } => layers.iter().flat_map(|l| l.k.iter().chain(&l.v)).all(|x| x.is_finite()),
+        DeltaOp::PromptEmbeds { embeds } => embeds.to_f32().iter().all(|x| x.is_finite()),
+    })
+}
+
+#[derive(Clone, Debug)]
+enum Damage {
+    Set(Index, u8),
+    Flip(Index, u8),
+    Remove(Index, usize),
+    Insert(Index, Vec<u8>),
+    Repeat(Index, usize),
+    Cut(Index),
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    let at = any::<Index>;
+    prop_oneof![
+        (at(), any::<u8>()).prop_map(|(at, byte)| Damage::Set(at, byte)),
+        (at(), prop::sample::select(&b"0123456789-.eE\"{}[],:ntf\\"[..])).prop_map(|(at, byte)| Damage::Set(at, byte)),
+        (at(), 0..8u8).prop_map(|(at, bit)| Damage::Flip(at, bit)),
+        (at(), 1..40usize).prop_map(|(at, count)| Damage::Remove(at, count)),
+        (at(), prop::collection::vec(any::<u8>(), 1..20)).prop_map(|(at, bytes)| Damage::Insert(at, bytes)),
+        (at(), 1..60usize).prop_map(|(at, count)| Damage::Repeat(at, count)),
+        at().prop_map(Damage::Cut),
+    ]
+}
+
+impl Damage {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        if bytes.is_empty() {
+            return;
+        }
+        match self {
+            Self::Set(at, byte) => {
+                let at = at.index(bytes.len());
+                bytes[at] = *byte;
+            }
+            Self::Flip(at, bit) => {
+                let at = at.index(bytes.len());
+                bytes[at] ^= 1 << bit;
+            }
+            Self::Remove(at, count) => {
+                let at = at.index(bytes.len());
+                bytes.drain(at..(at + count).min(bytes.len()));
+            }
+            Self::Insert(at, more) => {
+                let at = at.index(bytes.len());
+                bytes.splice(at..at, more.iter().copied());
+            }
+            Self::Repeat(at, count) => {
+                let at = at.index(bytes.len());
+                let copy = bytes[at..(at + count).min(bytes.len())].to_vec();
+                bytes.splice(at..at, copy);
+            }
+            Self::Cut(at) => bytes.truncate(at.index(bytes.len())),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_uploads_are_refused_or_finite(
+        which in any::<Index>(),
+        config_damage in prop::collection::vec(damage(), 0..3),
+        weight_damage in prop::collection::vec(damage(), 0..3),
+    ) {
+        let uploads = uploads();
+        let upload = which.get(&uploads);
+        let (mut config, mut weights) = (upload.config_bytes(), upload.weight_bytes());
+        config_damage.iter().for_each(|damage| damage.apply(&mut config));
+        weight_damage.iter().for_each(|damage| damage.apply(&mut weights));
+        let toy = Toy::new();
+        match compile(&config, &weights, Base { layout: &toy.layout, weights: &toy }, LIMITS) {
+            Ok(program) => prop_assert!(is_finite(&program)),
+            Err(error) => prop_assert!(!error.to_string().is_empty()),
+        }
+    }
+}
+
+#[test]
+fn undamaged_uploads_compile() {
+    for upload in uploads() {
+        assert!(is_finite(&upload.ops()));
+    }
+}

@@ -1,0 +1,309 @@
+//! Every tensor of the file is consumed, has the shape the base asks for, and holds finite numbers.
+
+use safetensors::Dtype;
+
+use super::toy::{HIDDEN, INNER, KV, Toy, Upload, VOCAB, key, numbers};
+use crate::delta::layout::{LayerSite, Site};
+use crate::delta::{DeltaError, DeltaOp};
+
+const Q0: &str = "model.layers.0.self_attn.q_proj";
+const Q1: &str = "model.layers.1.self_attn.q_proj";
+
+fn shape_refused(upload: &Upload, tensor: &str, found: &[usize], expected: &[usize]) {
+    match upload.refusal() {
+        DeltaError::Shape { tensor: t, found: f, expected: e } => {
+            assert_eq!((t.as_str(), f.as_slice(), e.as_slice()), (tensor, found, expected));
+        }
+        other => panic!("{tensor} {found:?}: {other}"),
+    }
+}
+
+#[test]
+fn half_a_pair_is_refused() {
+    for (parameter, module) in [("lora_A.weight", Q0), ("lora_B.weight", Q1)] {
+        let error = Upload::lora().without(&key(module, parameter)).refusal();
+        match error {
+            DeltaError::MissingTensor { module: m, missing } => assert_eq!((m.as_str(), missing), (module, parameter)),
+            other => panic!("{other}"),
+        }
+    }
+    let no_layer_1 = Upload::lora().without(&key(Q1, "lora_A.weight")).without(&key(Q1, "lora_B.weight"));
+    assert!(matches!(no_layer_1.refusal(), DeltaError::MissingTensor { .. }));
+    let dora = Upload::lora().set("use_dora", "true").refusal();
+    assert!(matches!(dora, DeltaError::MissingTensor { missing: "lora_magnitude_vector", .. }), "{dora}");
+    let bias = Upload::lora().set("lora_bias", "true").refusal();
+    assert!(matches!(bias, DeltaError::MissingTensor { missing: "lora_B.bias", .. }), "{bias}");
+}
+
+#[test]
+fn shapes_are_the_bases_and_the_configs() {
+    let (a, b) = (key(Q0, "lora_A.weight"), key(Q0, "lora_B.weight"));
+    let with = |name: &str, shape: &[usize]| Upload::lora().tensor(name, shape);
+    shape_refused(&with(&a, &[3, HIDDEN]), &a, &[3, HIDDEN], &[2, HIDDEN]);
+    shape_refused(&with(&a, &[2, HIDDEN + 1]), &a, &[2, HIDDEN + 1], &[2, HIDDEN]);
+    shape_refused(&with(&a, &[HIDDEN, 2]), &a, &[HIDDEN, 2], &[2, HIDDEN]);
+    shape_refused(&with(&a, &[2 * HIDDEN]), &a, &[2 * HIDDEN], &[2, HIDDEN]);
+    shape_refused(&with(&b, &[HIDDEN - 1, 2]), &b, &[HIDDEN - 1, 2], &[HIDDEN, 2]);
+    shape_refused(&with(&b, &[2, HIDDEN]), &b, &[2, HIDDEN], &[HIDDEN, 2]);
+    let l = key("model.layers.0.mlp.down_proj", "ia3_l");
+    shape_refused(&Upload::ia3().tensor(&l, &[INNER, 1]), &l, &[INNER, 1], &[1, INNER]);
+    shape_refused(&Upload::ia3().tensor(&l, &[1, HIDDEN]), &l, &[1, HIDDEN], &[1, INNER]);
+    let l = key("model.layers.1.self_attn.k_proj", "ia3_l");
+    shape_refused(&Upload::ia3().tensor(&l, &[1, KV]), &l, &[1, KV], &[KV, 1]);
+    let norm = key("model.norm", "ln_tuning_layers.weight");
+    shape_refused(&Upload::ln_tuning().tensor(&norm, &[HIDDEN, 1]), &norm, &[HIDDEN, 1], &[HIDDEN]);
+    let prompt = |shape: &[usize]| Upload::prompt().tensor("prompt_embeddings", shape);
+    shape_refused(&prompt(&[2, HIDDEN]), "prompt_embeddings", &[2, HIDDEN], &[3, HIDDEN]);
+    shape_refused(&prompt(&[3, 2 * HIDDEN]), "prompt_embeddings", &[3, 2 * HIDDEN], &[3, HIDDEN]);
+    let prefix = Upload::prefix().tensor("prompt_embeddings", &[3, 2 * KV]);
+    shape_refused(&prefix, "prompt_embeddings", &[3, 2 * KV], &[3, 4 * KV]);
+}
+
+#[test]
+fn a_tensor_nobody_takes_is_refused() {
+    let unknown = |name: &str| match Upload::lora().tensor(name, &[4]).refusal() {
+        DeltaError::UnknownTensor { tensor, kind: "LoRA" } => assert_eq!(tensor, name),
+        other => panic!("{name}: {other}"),
+    };
+    unknown(&key(Q0, "lora_C.weight"));
+    unknown(&key(Q0, "lora_magnitude_vector"));
+    unknown(&key(Q0, "lora_B.bias"));
+    unknown(&key(Q0, "lora_diag"));
+    unknown(&key(Q0, "base_layer.bias"));
+    unknown(&key("model.layers.9.self_attn.q_proj", "lora_A.weight"));
+    unknown("prompt_embeddings");
+    unknown("x");
+    let feature = |name: &str, expected: &str| match Upload::lora().tensor(name, &[4]).refusal() {
+        DeltaError::UnsupportedTensor { tensor, feature } => assert_eq!((tensor.as_str(), feature), (name, expected)),
+        other => panic!("{name}: {other}"),
+    };
+    let saved = "modules_to_save or a resized vocabulary";
+    feature(&key("model.norm", "weight"), saved);
+    feature(&key("score", "weight"), saved);
+    feature(&key("lm_head", "weight"), saved);
+    feature(&key("model.embed_tokens", "token_adapter.trainable_tokens_delta"), "trainable tokens");
+}
+
+#[test]
+fn a_tensor_of_a_module_that_is_no_target_is_refused() {
+    let error = Upload::lora().pair("model.layers.0.self_attn.v_proj", 2).refusal();
+    let DeltaError::NotTargeted { tensor } = error else { panic!("{error}") };
+    assert_eq!(tensor, key("model.layers.0.self_attn.v_proj", "lora_A.weight"));
+    let excluded = Upload::lora().set("exclude_modules", r#"".*\\.1\\..*""#).refusal();
+    assert!(matches!(excluded, DeltaError::NotTargeted { .. }), "{excluded}");
+    let others = Upload::lora().set("layers_to_transform", "0").refusal();
+    assert!(matches!(others, DeltaError::NotTargeted { .. }), "{others}");
+}
+
+#[test]
+fn an_adapter_that_matches_nothing_is_refused() {
+    let nothing = [
+        Upload::lora().set("target_modules", r#"["c_attn"]"#),
+        Upload::lora().set("target_modules", "[]"),
+        Upload::lora().set("target_modules", r#""q_proj""#),
+        Upload::lora().set("layers_to_transform", "[5]"),
+    ];
+    for upload in nothing {
+        let error = upload.refusal();
+        assert!(matches!(error, DeltaError::NotTargeted { .. } | DeltaError::NothingMatched), "{error}");
+    }
+    // With no tensor of this base either.
+    let foreign = Upload::lora().renamed("model.layers", "transformer.h").set("target_modules", r#"["c_attn"]"#);
+    assert!(matches!(foreign.refusal(), DeltaError::NothingMatched));
+    assert!(Upload::ia3().set("target_modules", r#"["c_attn"]"#).compile(&Toy::new()).is_err());
+}
+
+#[test]
+fn a_method_goes_only_where_it_can() {
+    let wrong = |upload: Upload| assert!(matches!(upload.refusal(), DeltaError::WrongModule { .. }));
+    wrong(Upload::lora().set("target_modules", r#"["q_proj", "norm"]"#));
+    wrong(Upload::ia3().set("target_modules", r#"["embed_tokens"]"#));
+    wrong(Upload::ia3().set("target_modules", r#"["input_layernorm"]"#));
+    wrong(Upload::ln_tuning().set("target_modules", r#"["q_proj"]"#));
+}
+
+#[test]
+fn names_are_the_ones_peft_saves() {
+    let variants = [
+        ("base_model.model.", ""),
+        ("base_model.model.", "model."),
+        ("base_model.model.", "base_model."),
+        ("base_model.model.", "base_model.model._orig_mod."),
+        ("base_model.model.model.", "base_model.model."),
+        ("lora_A.weight", "lora_A.default.weight"),
+        ("lora_B.weight", "lora_B.default.weight"),
+        ("self_attn.q_proj", "self_attn.q_proj.base_layer"),
+    ];
+    for (from, to) in variants {
+        let error = Upload::lora().renamed(from, to).refusal();
+        assert!(matches!(error, DeltaError::MissingTensor { .. }), "{to}: {error}");
+    }
+}
+
+#[test]
+fn files_of_16_bits_hold_the_same_numbers() {
+    let (f32_file, f16_file) = (Upload::lora(), Upload::lora().in_dtype(Dtype::F16));
+    assert_eq!(f32_file.ops(), f16_file.ops());
+    let bf16_file = Upload::lora().in_dtype(Dtype::BF16).ops();
+    for ((_, wide), (_, narrow)) in f32_file.ops().ops.iter().zip(&bf16_file.ops) {
+        let (DeltaOp::LowRank { a, b, .. }, DeltaOp::LowRank { a: a16, b: b16, .. }) = (wide, narrow) else { panic!() };
+        assert_eq!((a.to_f32(), b.to_f32()), (a16.to_f32(), b16.to_f32()));
+    }
+    let error = Upload::lora().in_dtype(Dtype::F64).refusal();
+    assert!(error.to_string().contains("F64"), "{error}");
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_refused_in_every_dtype() {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let name = key(Q1, "lora_B.weight");
+            let mut values = numbers(&name, &[HIDDEN, 2]);
+            values[5] = bad;
+            let error = Upload::lora().values(&name, &[HIDDEN, 2], values).in_dtype(dtype).refusal();
+            let text = error.to_string();
+            assert!(
+                matches!(error, DeltaError::Safetensors(_)) && text.contains(&name) && text.contains("5"),
+                "{text}"
+            );
+        }
+    }
+    let name = key(Q1, "lora_A.weight");
+    let huge = Upload::lora().values(&name, &[2, HIDDEN], vec![3.4e38; 2 * HIDDEN]).refusal();
+    assert!(matches!(huge, DeltaError::Safetensors(_)), "infinite as bf16: {huge}");
+}
+
+#[test]
+fn a_vector_computed_from_finite_numbers_must_be_finite() {
+    let toy = Toy::new();
+    let dora = |zero: bool| {
+        let mut upload = Upload::lora().set("use_dora", "true").set("lora_alpha", "2");
+        for module in [Q0, Q1] {
+            upload = upload.tensor(&key(module, "lora_magnitude_vector"), &[HIDDEN]);
+            if zero && module == Q1 {
+                // W + BA with B = [-W's column, …] cannot be cancelled in general; a B and A that cancel row 0 can.
+                let weight = toy.weight(&format!("{module}.weight"));
+                let mut a = vec![0.0; 2 * HIDDEN];
+                a[..HIDDEN].copy_from_slice(&weight[..HIDDEN]);
+                let mut b = vec![0.0; HIDDEN * 2];
+                b[0] = -1.0;
+                upload = upload.values(&key(module, "lora_A.weight"), &[2, HIDDEN], a).values(
+                    &key(module, "lora_B.weight"),
+                    &[HIDDEN, 2],
+                    b,
+                );
+            }
+        }
+        upload.compile(&toy)
+    };
+    let program = dora(false).unwrap();
+    assert_eq!(program.kind, "DoRA");
+    assert_eq!(program.ops.len(), 4);
+    assert!(matches!(dora(true).unwrap_err(), DeltaError::NonFinite { index: 0, .. }));
+}
+
+#[test]
+fn a_magnitude_is_read_with_and_without_weight_in_its_name() {
+    let dora = |name: &str| {
+        [Q0, Q1].iter().fold(Upload::lora().set("use_dora", "true"), |upload, module| {
+            let values = numbers("m", &[HIDDEN]);
+            upload.values(&key(module, name), &[HIDDEN], values)
+        })
+    };
+    assert_eq!(dora("lora_magnitude_vector").ops(), dora("lora_magnitude_vector.weight").ops());
+}
+
+#[test]
+fn copies_of_the_base_are_dropped_and_others_refused() {
+    let embedding = |copy: Option<Vec<f32>>, parameter: &str| {
+        let upload = Upload::lora()
+            .set("target_modules", r#"["q_proj", "embed_tokens"]"#)
+            .tensor(&key("model.embed_tokens", "lora_embedding_A"), &[2, VOCAB])
+            .tensor(&key("model.embed_tokens", "lora_embedding_B"), &[HIDDEN, 2]);
+        match copy {
+            Some(values) => upload.values(&key("model.embed_tokens", parameter), &[VOCAB, HIDDEN], values),
+            None => upload,
+        }
+    };
+    let ours = Toy::new().weight("model.embed_tokens.weight");
+    let mut theirs = ours.clone();
+    theirs[3] += 0.5;
+    let plain = embedding(None, "").ops();
+    assert_eq!(embedding(Some(ours.clone()), "base_layer.weight").ops(), plain);
+    let error = embedding(Some(theirs.clone()), "base_layer.weight").refusal();
+    assert!(matches!(error, DeltaError::BaseMismatch { .. }), "{error}");
+    // As `save_embedding_layers` writes them for modules that are no targets.
+    let saved =
+        |name: &str, values: &[f32]| Upload::lora().values(&key(name, "weight"), &[VOCAB, HIDDEN], values.to_vec());
+    assert_eq!(saved("model.embed_tokens", &ours).ops(), Upload::lora().ops());
+    assert!(matches!(saved("model.embed_tokens", &theirs).refusal(), DeltaError::UnsupportedTensor { .. }));
+    assert!(matches!(saved("lm_head", &ours).refusal(), DeltaError::UnsupportedTensor { .. }));
+    assert!(saved("lm_head", &Toy::tied().weight("model.embed_tokens.weight")).compile(&Toy::tied()).is_ok());
+    let resized = Upload::lora().tensor(&key("model.embed_tokens", "weight"), &[VOCAB + 1, HIDDEN]).refusal();
+    assert!(resized.to_string().contains("a resized vocabulary"), "{resized}");
+}
+
+#[test]
+fn weight_tying_targets_both_ends_of_a_tied_base() {
+    let upload = Upload::new("LORA")
+        .set("r", "2")
+        .set("target_modules", r#"["embed_tokens"]"#)
+        .tensor(&key("model.embed_tokens", "lora_embedding_A"), &[2, VOCAB])
+        .tensor(&key("model.embed_tokens", "lora_embedding_B"), &[HIDDEN, 2]);
+    let both = upload.clone().pair("lm_head", 2).set("ensure_weight_tying", "true");
+    let sites: Vec<_> = both.compile(&Toy::tied()).unwrap().ops.into_iter().map(|(site, _)| site).collect();
+    assert_eq!(sites, [Site::Embed, Site::LmHead]);
+    assert!(matches!(both.compile(&Toy::new()), Err(DeltaError::NotTargeted { .. })), "an untied base has no twin");
+    assert!(matches!(
+        both.set("ensure_weight_tying", "false").compile(&Toy::tied()),
+        Err(DeltaError::NotTargeted { .. })
+    ));
+    assert!(upload.compile(&Toy::tied()).is_ok());
+}
+
+#[test]
+fn saved_biases_replace_the_bases() {
+    let toy = Toy::new();
+    let base = toy.weight(&format!("{Q0}.bias"));
+    let saved = numbers("saved", &[HIDDEN]);
+    let biased =
+        |bias: &str| Upload::lora().set("bias", bias).values(&key(Q0, "base_layer.bias"), &[HIDDEN], saved.clone());
+    let expected: Vec<f32> = saved.iter().zip(&base).map(|(saved, base)| saved - base).collect();
+    for bias in [r#""all""#, r#""lora_only""#] {
+        let program = biased(bias).ops();
+        let found = program.ops.iter().find(|(_, op)| matches!(op, DeltaOp::Bias { .. })).unwrap();
+        assert_eq!(found, &(Site::Layer(0, LayerSite::Q), DeltaOp::Bias { b: expected.clone() }));
+    }
+    assert!(matches!(biased(r#""none""#).refusal(), DeltaError::UnknownTensor { .. }));
+    // A module without LoRA: its bias counts with "all" alone.
+    let v_only = |bias: &str| {
+        Upload::new("LORA")
+            .set("r", "2")
+            .set("bias", bias)
+            .set("target_modules", r#"["lm_head"]"#)
+            .pair("lm_head", 2)
+            .values(&key(Q0, "bias"), &[HIDDEN], saved.clone())
+    };
+    assert_eq!(v_only(r#""all""#).ops().ops.len(), 2);
+    assert!(matches!(v_only(r#""lora_only""#).refusal(), DeltaError::UnknownTensor { .. }));
+    // The base has no bias there.
+    let k = key("model.layers.0.self_attn.k_proj", "bias");
+    assert!(matches!(
+        Upload::lora().set("bias", r#""all""#).tensor(&k, &[KV]).refusal(),
+        DeltaError::UnknownTensor { .. }
+    ));
+}
+
+#[test]
+fn virtual_tokens_are_one_tensor_and_nothing_else() {
+    let missing = Upload::prompt().renamed("prompt_embeddings", "prompt_encoder.default.embedding.weight").refusal();
+    assert!(matches!(missing, DeltaError::MissingTensor { missing: "prompt_embeddings", .. }), "{missing}");
+    let more = Upload::prefix().tensor("transform.0.weight", &[4, 4]).refusal();
+    assert!(matches!(more, DeltaError::UnknownTensor { kind: "prefix tuning", .. }), "{more}");
+    let program = Upload::prefix().ops();
+    let [(Site::VirtualTokens, DeltaOp::Prefix { count: 3, layers })] = program.ops.as_slice() else { panic!() };
+    let numbers = numbers("prompt_embeddings", &[3, 4 * KV]);
+    let row = |token: usize, part: usize| &numbers[token * 4 * KV + part * KV..][..KV];
+    assert_eq!(layers[1].k, [row(0, 2), row(1, 2), row(2, 2)].concat());
+    assert_eq!(layers[0].v, [row(0, 1), row(1, 1), row(2, 1)].concat());
+}
