@@ -1,6 +1,6 @@
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tonic::Code;
@@ -323,6 +323,42 @@ async fn every_call_is_counted_with_how_it_ended() {
     assert_eq!(counted, [Some(2.0), Some(1.0), Some(1.0), Some(2.0), Some(1.0)]);
     let started = metric(&handle, "grpc_server_started_total", &["grpc_method=\"GenerateStream\""]);
     assert_eq!(started, Some(7.0));
+}
+
+#[tokio::test]
+async fn what_is_logged_of_a_call_carries_its_id() {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let writer = Arc::clone(&log);
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::ERROR)
+        .with_ansi(false)
+        .with_writer(move || Log(Arc::clone(&writer)))
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let server = Server::new();
+    for (id, head, body) in [("head-1", Act::Panic, &[][..]), ("head-2", Act::Done, &[]), ("body", SAY, &[Act::Panic])]
+    {
+        log.lock().unwrap().clear();
+        read(server.call(GENERATE, &[("x-request-id", id)], head, body).await).await;
+        let text = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+        let lines: Vec<_> = text.lines().filter(|line| line.contains("a call panicked")).collect();
+        assert_eq!(lines.len(), 1, "{text}");
+        assert!(lines[0].contains(&format!("request_id=\"{id}\"")) && lines[0].contains("GenerateStream"), "{text}");
+        assert!(lines[0].contains("a defect"), "the log is told: {text}");
+    }
+}
+
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,13 @@
+use proptest::prelude::*;
+use prost::Message;
+
 use super::super::info::{ModelInfo, ServerInfo, ServerLimits};
 use super::super::pb;
 use super::*;
 use crate::adapters::{AdapterInfo, AdapterState, Expected, ResidencyStats, StoredAdapter, VersionStatus};
-use crate::admission::{AdapterChoice, ChoiceDelta, GenerationInfo, OutputToken, StopMatch, Timings};
+use crate::admission::{
+    AdapterChoice, ChoiceDelta, GenerationDefaults, GenerationInfo, Limits, OutputToken, StopMatch, Timings,
+};
 use crate::engine::EngineStats;
 use crate::types::generate::{ChatMessage, OutputOptions, PromptInput, SamplingInput, StoppingInput};
 use crate::types::{AdapterFacts, FinishReason, OpClass, TokenLogprob, Usage, VirtualTokens};
@@ -19,9 +24,9 @@ fn prompt(text: &str) -> pb::GenerateRequest {
     pb::GenerateRequest { input: Some(Input::Prompt(text.to_owned())), ..Default::default() }
 }
 
-#[test]
-fn every_field_of_a_request_arrives() {
-    let message = pb::GenerateRequest {
+/// A request with everything in it.
+fn full() -> pb::GenerateRequest {
+    pb::GenerateRequest {
         request_id: "trace-7".into(),
         adapter: "sql".into(),
         adapter_version: DIGEST.into(),
@@ -47,8 +52,12 @@ fn every_field_of_a_request_arrives() {
         options: Some(pb::OutputOptions { logprobs: Some(2), echo: true, token_ids: true }),
         n: 3,
         priority: -4,
-    };
-    let request = generate_request(message).unwrap();
+    }
+}
+
+#[test]
+fn every_field_of_a_request_arrives() {
+    let request = generate_request(full()).unwrap();
     assert_eq!(request.request_id, "trace-7");
     let adapter = AdapterChoice { name: "sql".parse().unwrap(), version: Some(version()) };
     assert_eq!(request.adapter, Some(adapter));
@@ -351,4 +360,46 @@ fn statistics_and_limits_arrive_field_by_field() {
     let (limits, model) = (message.limits.unwrap(), message.model.unwrap());
     assert_eq!((limits.max_choices, limits.max_prompt_bytes), (4, u64::MAX));
     assert_eq!((model.context_length, model.has_chat_template), (u32::MAX, true), "a count too wide says at least");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Damaged bytes become a message or none, a message becomes a request or a refusal, and a refusal says where.
+    #[test]
+    fn damaged_bytes_end_in_a_request_or_a_refusal(
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        length in proptest::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut bytes = full().encode_to_vec();
+        for (index, byte) in damage {
+            let index = index.index(bytes.len());
+            bytes[index] = byte;
+        }
+        if let Some(length) = length {
+            bytes.truncate(length.index(bytes.len()));
+        }
+        let Ok(message) = pb::GenerateRequest::decode(&bytes[..]) else { return Ok(()) };
+        match generate_request(message) {
+            Err(bad) => prop_assert!(!bad.field().is_empty()),
+            Ok(request) => match limits().check(&request.input) {
+                Err(invalid) => prop_assert!(!invalid.field().is_empty()),
+                Ok(()) => drop(limits().resolve(&request.input, 3, 0)),
+            },
+        }
+    }
+}
+
+fn limits() -> Limits {
+    Limits {
+        context_length: 100,
+        vocab_size: 10,
+        default_max_tokens: 10,
+        max_choices: 4,
+        max_prompt_bytes: 100,
+        max_stop_strings: 4,
+        max_stop_bytes: 10,
+        max_logprobs: 5,
+        defaults: GenerationDefaults::default(),
+    }
 }
