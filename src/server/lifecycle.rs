@@ -5,7 +5,7 @@
 //!      └──────────────────────cut() (second signal)─────────────────────────▲
 //! ```
 //!
-//! While draining, health says NOT_SERVING, new calls are refused, running ones go on. When cut, every call that still
+//! While draining, health says NOT_SERVING, new work is refused, running calls go on. When cut, every call that still
 //! runs ends with UNAVAILABLE and every connection closes.
 
 use std::sync::Arc;

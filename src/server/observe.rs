@@ -16,7 +16,7 @@ pub(super) enum Role {
     Work,
     /// Refused while draining, and no drain waits for it: it ends when its client wants, or never.
     Watch,
-    /// Served to the end: health and reflection.
+    /// Served to the end, so that a drain can be watched: health, reflection, and what the server says of itself.
     Observe,
 }
 
@@ -51,8 +51,8 @@ const METHODS: [Method; 16] = [
     method(ADAPTERS, "LoadAdapter", UNARY, Role::Work),
     method(ADAPTERS, "UnloadAdapter", UNARY, Role::Work),
     method(ADAPTERS, "WatchAdapters", SERVER_STREAM, Role::Watch),
-    method(SERVER, "GetServerInfo", UNARY, Role::Work),
-    method(SERVER, "GetStats", UNARY, Role::Work),
+    method(SERVER, "GetServerInfo", UNARY, Role::Observe),
+    method(SERVER, "GetStats", UNARY, Role::Observe),
     method(HEALTH, "Check", UNARY, Role::Observe),
     method(HEALTH, "List", UNARY, Role::Observe),
     method(HEALTH, "Watch", SERVER_STREAM, Role::Observe),

@@ -266,8 +266,10 @@ async fn draining_refuses_new_calls_and_lets_running_ones_end() {
         let (_, status) = read(response).await;
         assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "SERVER_DRAINING"), "{path}");
     }
-    let (_, health) = read(server.call(HEALTH, &[], SAY, &[Act::Done]).await).await;
-    assert_eq!(health.code(), Code::Ok, "health is asked to the end");
+    for path in [HEALTH, "/polydelta.v1.ServerService/GetStats"] {
+        let (_, status) = read(server.call(path, &[], SAY, &[Act::Done]).await).await;
+        assert_eq!(status.code(), Code::Ok, "a drain can be watched: {path}");
+    }
     assert_eq!(server.lifecycle.running(), 1);
     let (text, status) = read(running).await;
     assert_eq!((text.as_str(), status.code()), ("a", Code::Ok));
