@@ -165,6 +165,10 @@ pub(crate) struct FakeHall {
     pub(crate) broken: AtomicBool,
     pub(crate) virtual_tokens: AtomicUsize,
     pub(crate) asked: AtomicUsize,
+    /// Checks that have begun.
+    pub(crate) checks: AtomicUsize,
+    /// The next check waits for word from it.
+    pub(crate) hold: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
 }
 
 /// Why a broken hall refuses.
@@ -182,6 +186,11 @@ impl FakeHall {
 
 impl AdapterHall for FakeHall {
     fn check(&self, _: &Path) -> Result<AdapterFacts, LoadFailure> {
+        self.checks.fetch_add(1, Ordering::SeqCst);
+        let hold = self.hold.lock().unwrap().take();
+        if let Some(hold) = hold {
+            hold.recv().unwrap();
+        }
         if self.broken.load(Ordering::SeqCst) { Err(Arc::new(Broken)) } else { Ok(self.facts()) }
     }
 

@@ -19,6 +19,7 @@ use crate::adapters::{
     AdapterError, AdapterRegistry, FolderStore, LoadFailure, MAX_CHUNK_BYTES, RegistryLimits, ResidencyLimits,
     StoreLimits,
 };
+use crate::admission::validate::MAX_REQUEST_TOKENS;
 use crate::admission::{AdapterHall, Gate, GateParts, GenerationEngine, Limits};
 use crate::config::units::format_bytes;
 use crate::config::{ServeConfig, StoreLocation, available_memory};
@@ -335,6 +336,9 @@ fn server_info(
         max_adapter_rank: config.adapter_limits.max_rank,
         max_upload_bytes: config.adapter_limits.max_bytes,
         max_chunk_bytes: MAX_CHUNK_BYTES,
+        max_stop_strings: requests.max_stop_strings,
+        max_stop_bytes: requests.max_stop_bytes,
+        max_request_tokens: MAX_REQUEST_TOKENS,
     };
     Ok(ServerInfo {
         model,

@@ -15,7 +15,7 @@ use http_body::{Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::deadline::deadline;
 use super::lifecycle::{Lifecycle, Phase, RunningCall};
@@ -102,8 +102,9 @@ where
             };
             status::normalize(response.headers_mut());
             record.ended_by(response.headers());
+            let span = record.span().clone();
             let response =
-                response.map(|body| Body::new(CallBody { inner: Some(body), limits, record, _running: running }));
+                response.map(|body| Body::new(CallBody { inner: Some(body), limits, record, span, _running: running }));
             Ok(request_id::stamp(response, &request_id))
         };
         Box::pin(answer.instrument(span))
@@ -161,58 +162,41 @@ struct CallBody {
     inner: Option<Body>,
     limits: Limits,
     record: CallRecord,
+    span: Span,
     _running: Option<RunningCall>,
 }
 
 /// What a body answers; `None` is its end.
 type NextFrame = Option<Result<Frame<Bytes>, Status>>;
 
-impl CallBody {
-    /// The next frame of the body behind, or what ends the call before it. Limits come first: a stream that always has
-    /// something to say would outrun them.
-    fn poll_inner(&mut self, inner: &mut Body, cx: &mut Context<'_>) -> Poll<Result<NextFrame, Interrupted>> {
-        if let Poll::Ready(interrupted) = self.limits.poll(cx) {
-            return Poll::Ready(Err(interrupted));
-        }
-        match catch_unwind(AssertUnwindSafe(|| http_body::Body::poll_frame(Pin::new(inner), cx))) {
-            Ok(frame) => frame.map(Ok),
-            Err(panic) => Poll::Ready(Err(Interrupted::panicked(panic.as_ref()))),
-        }
-    }
-}
-
 impl http_body::Body for CallBody {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<NextFrame> {
-        let this = &mut *self;
-        let _entered = this.record.span().clone().entered();
-        let Some(mut inner) = this.inner.take() else { return Poll::Ready(None) };
-        let interrupted = match this.poll_inner(&mut inner, cx) {
-            Poll::Pending => {
-                this.inner = Some(inner);
-                return Poll::Pending;
-            }
+        let Self { inner: body, limits, record, span, _running } = &mut *self;
+        let _entered = span.enter();
+        let Some(inner) = body else { return Poll::Ready(None) };
+        let interrupted = match poll_within(limits, inner, cx) {
+            Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(mut frame)) => {
                 match &mut frame {
-                    None => return Poll::Ready(None),
+                    None => *body = None,
                     Some(Ok(frame)) => {
                         if let Some(trailers) = frame.trailers_mut() {
                             status::normalize(trailers);
-                            this.record.ended_by(trailers);
+                            record.ended_by(trailers);
                         }
                     }
-                    Some(Err(status)) => this.record.ended(status.code()),
+                    Some(Err(status)) => record.ended(status.code()),
                 }
-                this.inner = Some(inner);
                 return Poll::Ready(frame);
             }
             Poll::Ready(Err(interrupted)) => interrupted,
         };
-        drop(inner);
+        *body = None;
         let status = status::interrupted(interrupted);
-        this.record.ended(status.code());
+        record.ended(status.code());
         Poll::Ready(Some(Ok(Frame::trailers(trailers(&status)))))
     }
 
@@ -222,6 +206,18 @@ impl http_body::Body for CallBody {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint)
+    }
+}
+
+/// The next frame of a body, or what ends the call before it. Limits come first: a stream that always has something to
+/// say would outrun them.
+fn poll_within(limits: &mut Limits, body: &mut Body, cx: &mut Context<'_>) -> Poll<Result<NextFrame, Interrupted>> {
+    if let Poll::Ready(interrupted) = limits.poll(cx) {
+        return Poll::Ready(Err(interrupted));
+    }
+    match catch_unwind(AssertUnwindSafe(|| http_body::Body::poll_frame(Pin::new(body), cx))) {
+        Ok(frame) => frame.map(Ok),
+        Err(panic) => Poll::Ready(Err(Interrupted::panicked(panic.as_ref()))),
     }
 }
 

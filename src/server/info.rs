@@ -77,6 +77,12 @@ pub struct ServerLimits {
     pub max_upload_bytes: u64,
     /// Bytes of a chunk.
     pub max_chunk_bytes: usize,
+    /// Stop strings of a request.
+    pub max_stop_strings: u32,
+    /// Bytes of one stop string.
+    pub max_stop_bytes: u64,
+    /// Tokens a request may ask for over all its choices.
+    pub max_request_tokens: u64,
 }
 
 /// What `ServerService` is made of.

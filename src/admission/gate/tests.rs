@@ -210,6 +210,25 @@ async fn prompts_that_cannot_be_tokenized_are_refused() {
     ));
 }
 
+/// The only thread that may block is busy, so that the work of a client that has left is still to be done.
+#[test]
+fn tokenizing_keeps_its_turn_when_its_client_leaves() {
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let house = House::new();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let busy = tokio::task::spawn_blocking(move || released.recv());
+        let mut tokenizing = Box::pin(house.gate.tokenize(PromptInput::Text("hi".into())));
+        assert!(futures_poll(&mut tokenizing).await.is_none());
+        drop(tokenizing);
+        assert_eq!((house.gate.free_places(), house.gate.tokenizing.available_permits()), (2, 0));
+        release.send(()).unwrap();
+        busy.await.unwrap().unwrap();
+        house.gate.tokenize(PromptInput::Text("hi".into())).await.unwrap();
+        assert_eq!(house.gate.tokenizing.available_permits(), 1);
+    });
+}
+
 #[tokio::test]
 async fn refusals_and_waits_are_counted() {
     let (metrics, handle) = recorded();

@@ -155,3 +155,6 @@ async fn accept(adapters: &Adapters, staged: Staged, record: &mut Record) -> Res
 fn response(published: &Published) -> pb::UploadAdapterResponse {
     pb::UploadAdapterResponse { adapter: Some(convert::published(published)), created: published.created }
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,6 +47,9 @@ fn limits(limits: &ServerLimits) -> pb::Limits {
         max_adapter_rank: limits.max_adapter_rank,
         max_upload_bytes: limits.max_upload_bytes,
         max_chunk_bytes: saturate(limits.max_chunk_bytes),
+        max_stop_strings: limits.max_stop_strings,
+        max_stop_bytes: limits.max_stop_bytes,
+        max_request_tokens: limits.max_request_tokens,
     }
 }
 
