@@ -1,7 +1,7 @@
 //! Greedy ids and log-probabilities of every family and adapter against transformers + peft in f32: alone, and all
 //! kinds in one mixed batch.
 
-use polydelta::delta::DeltaError;
+use polydelta::delta::{DeltaError, SERVED_KINDS};
 use polydelta::ops::cpu::{CpuBackend, CpuOptions, Isa};
 use polydelta::ops::{Backend, Dtype, reference::ReferenceBackend};
 
@@ -105,4 +105,19 @@ fn both_spellings_of_a_config_give_one_spec() {
         let config: serde_json::Map<_, _> = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(polydelta::model::read_spec(&config).unwrap(), family.spec, "{name}");
     }
+}
+
+#[test]
+fn every_kind_that_compiles_is_announced() {
+    let mut seen = std::collections::BTreeSet::new();
+    for name in FAMILIES {
+        let family = Family::open(name);
+        let cases: Vec<&Case> = family.cases.iter().collect();
+        for adapter in adapters(&cases).into_iter().filter(|adapter| !refused(adapter)) {
+            let kind = family.compile(&adapter).unwrap().kind;
+            assert!(SERVED_KINDS.contains(&kind.as_str()), "{name} {adapter}: {kind}");
+            seen.insert(kind);
+        }
+    }
+    assert!(seen.len() >= 7, "the fixtures cover most of them: {seen:?}");
 }
