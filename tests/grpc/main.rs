@@ -2,6 +2,7 @@
 //! test says.
 #![allow(clippy::unwrap_used)] // A failed unwrap is a failed test; clippy sees only functions marked as tests.
 
+mod adapters;
 mod clock;
 mod fakes;
 mod files;
@@ -12,3 +13,4 @@ mod plain;
 mod raw;
 mod refusals;
 mod requests;
+mod uploads;
