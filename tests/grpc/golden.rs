@@ -1,0 +1,294 @@
+//! The real engine on the golden llama, with steps that a test can hold.
+
+use std::fs;
+use std::future::{Future, poll_fn};
+use std::ops::Deref;
+use std::sync::{Arc, Condvar, Mutex};
+
+use polydelta::admission::{GenerationDefaults, GenerationEngine, StatsFuture};
+use polydelta::delta::CompileLimits;
+use polydelta::engine::{
+    EngineHandle, EngineInstaller, Lease, ModelExecutor, ModelLoader, StartedEngine, StepError, StepExecutor,
+    SubmitError, start,
+};
+use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, base_layout, read_spec};
+use polydelta::ops::Dtype;
+use polydelta::ops::cpu::{CpuBackend, CpuOptions};
+use polydelta::scheduler::SchedulerConfig;
+use polydelta::server::pb;
+use polydelta::telemetry::Metrics;
+use polydelta::text::Tokenizer;
+use polydelta::types::{AdapterSlot, EngineRequest, RequestId, ScheduledBatch, SequenceEvent, StepOutput};
+use serde::Deserialize;
+use tokio::sync::{mpsc, watch};
+
+use super::files::golden_dir;
+use super::harness::{Model, Options, Server, registry, tokenizer, within};
+
+pub(crate) const EOS: u32 = 2;
+pub(crate) const CONTEXT: u32 = 256;
+
+/// One greedy run of transformers + peft.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Case {
+    name: String,
+    pub(crate) adapter: Option<String>,
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) ids: Vec<u32>,
+    pub(crate) logprobs: Vec<f32>,
+    pub(crate) top: Vec<Vec<(u32, f32)>>,
+}
+
+/// The case `ADAPTER/PROMPT` or `base/PROMPT`.
+pub(crate) fn case(name: &str) -> Case {
+    #[derive(Deserialize)]
+    struct Cases {
+        cases: Vec<Case>,
+    }
+    let cases: Cases = serde_json::from_slice(&fs::read(golden_dir().join("cases.json")).unwrap()).unwrap();
+    cases.cases.into_iter().find(|case| case.name == name).unwrap_or_else(|| panic!("no case {name}"))
+}
+
+impl Case {
+    /// The request that must give this case's ids, from an adapter of this case's name.
+    pub(crate) fn request(&self) -> pb::GenerateRequest {
+        let max_tokens = Some(self.ids.len() as u32);
+        pb::GenerateRequest {
+            adapter: self.adapter.clone().unwrap_or_default(),
+            input: Some(pb::generate_request::Input::TokenIds(pb::TokenIds { ids: self.prompt.clone() })),
+            stopping: Some(pb::StoppingParams { max_tokens, ignore_eos: Some(true), ..Default::default() }),
+            options: Some(pb::OutputOptions { token_ids: true, logprobs: Some(5), echo: false }),
+            ..Default::default()
+        }
+    }
+}
+
+/// Whether steps run: all, none, or a number of them.
+#[derive(Default)]
+pub(crate) struct Steps {
+    hold: Mutex<Hold>,
+    changed: Condvar,
+    begun: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Hold {
+    held: bool,
+    allowed: u64,
+}
+
+impl Steps {
+    /// From now on, no step goes further than its beginning.
+    pub(crate) fn hold(&self) {
+        *self.hold.lock().unwrap() = Hold { held: true, allowed: 0 };
+    }
+
+    /// Let so many steps run.
+    pub(crate) fn allow(&self, steps: u64) {
+        self.hold.lock().unwrap().allowed += steps;
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn release(&self) {
+        *self.hold.lock().unwrap() = Hold::default();
+        self.changed.notify_all();
+    }
+
+    /// Steps that have begun.
+    pub(crate) fn begun(&self) -> u64 {
+        *self.begun.borrow()
+    }
+
+    /// Wait until so many have.
+    pub(crate) async fn reach(&self, steps: u64) {
+        within(self.begun.subscribe().wait_for(|begun| *begun >= steps)).await.unwrap();
+    }
+
+    fn pass(&self) {
+        self.begun.send_modify(|begun| *begun += 1);
+        let blocked = |hold: &mut Hold| hold.held && hold.allowed == 0;
+        let mut hold = self.changed.wait_while(self.hold.lock().unwrap(), blocked).unwrap();
+        hold.allowed = hold.allowed.saturating_sub(1);
+    }
+}
+
+struct Held<E> {
+    inner: E,
+    steps: Arc<Steps>,
+}
+
+impl<E: StepExecutor> StepExecutor for Held<E> {
+    type Prepared = E::Prepared;
+
+    fn execute(&mut self, batch: &ScheduledBatch) -> Result<StepOutput, StepError> {
+        self.steps.pass();
+        self.inner.execute(batch)
+    }
+
+    fn install(&mut self, slot: AdapterSlot, prepared: Self::Prepared) {
+        self.inner.install(slot, prepared);
+    }
+
+    fn remove(&mut self, slot: AdapterSlot) {
+        self.inner.remove(slot);
+    }
+}
+
+/// The engine, and how often it was told to end a request.
+pub(crate) struct WatchedEngine {
+    handle: EngineHandle,
+    submits: watch::Sender<usize>,
+    aborts: watch::Sender<usize>,
+    stats: watch::Sender<bool>,
+}
+
+impl WatchedEngine {
+    fn new(handle: EngineHandle) -> Self {
+        let (submits, aborts) = (watch::Sender::new(0), watch::Sender::new(0));
+        Self { handle, submits, aborts, stats: watch::Sender::new(false) }
+    }
+
+    /// Wait until so many requests were queued.
+    pub(crate) async fn submitted(&self, count: usize) {
+        within(self.submits.subscribe().wait_for(|submits| *submits == count)).await.unwrap();
+    }
+
+    /// Requests queued so far.
+    pub(crate) fn submits(&self) -> usize {
+        *self.submits.borrow()
+    }
+
+    /// End the engine's thread.
+    pub(crate) fn stop(&self) {
+        self.handle.stop();
+    }
+
+    /// Wait until the engine has been asked for its counters; it answers after its current step.
+    pub(crate) async fn asked_for_stats(&self) {
+        within(self.stats.subscribe().wait_for(|asked| *asked)).await.unwrap();
+    }
+
+    /// Wait until so many requests were aborted.
+    pub(crate) async fn aborted(&self, count: usize) {
+        within(self.aborts.subscribe().wait_for(|aborts| *aborts == count)).await.unwrap();
+    }
+}
+
+impl GenerationEngine for WatchedEngine {
+    fn submit(
+        &self,
+        request: EngineRequest,
+        lease: Option<Lease>,
+    ) -> Result<mpsc::Receiver<SequenceEvent>, SubmitError> {
+        let events = self.handle.submit(request, lease)?;
+        self.submits.send_modify(|submits| *submits += 1);
+        Ok(events)
+    }
+
+    fn abort(&self, id: RequestId) {
+        self.handle.abort(id);
+        self.aborts.send_modify(|aborts| *aborts += 1);
+    }
+
+    fn finish_choice(&self, id: RequestId, choice: u32) {
+        self.handle.finish_choice(id, choice);
+    }
+
+    fn stats(&self) -> StatsFuture<'_> {
+        let mut answer = Box::pin(self.handle.stats());
+        Box::pin(poll_fn(move |cx| {
+            let polled = answer.as_mut().poll(cx);
+            // Polled once, the question is in the engine's queue.
+            self.stats.send_replace(true);
+            polled
+        }))
+    }
+}
+
+/// Ids 5 to 99 are the printable characters of ASCII.
+pub(crate) fn ascii() -> Arc<Tokenizer> {
+    let ids = |byte| match byte {
+        b'\n' => Some(3),
+        b'\t' => Some(4),
+        b' '..=b'~' => Some(u32::from(byte - b' ') + 5),
+        _ => None,
+    };
+    tokenizer(ids, &[(0, "<pad>"), (1, "<s>"), (EOS, "</s>")])
+}
+
+fn scheduler() -> SchedulerConfig {
+    SchedulerConfig {
+        block_size: 4,
+        num_blocks: 512,
+        max_num_seqs: 16,
+        max_num_batched_tokens: 256,
+        max_prefill_chunk: None,
+        max_model_len: CONTEXT,
+        prefix_cache: true,
+        base_digest: [0; 32],
+    }
+}
+
+/// A server with the real engine on the golden llama.
+pub(crate) struct GoldenServer {
+    pub(crate) server: Server,
+    pub(crate) steps: Arc<Steps>,
+    pub(crate) engine: Arc<WatchedEngine>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+}
+
+impl GoldenServer {
+    pub(crate) async fn start() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    pub(crate) async fn with(options: Options) -> Self {
+        let checkpoint = Arc::new(Checkpoint::open(&golden_dir().join("base")).unwrap());
+        let spec = read_spec(checkpoint.config()).unwrap();
+        let cpu = CpuOptions { threads: 1, dtype: Dtype::F32, isa: None };
+        let backend = Arc::new(CpuBackend::new(cpu).unwrap());
+        let base = BaseModel::load(backend.as_ref(), &spec, &checkpoint, CONTEXT as usize, &|_, _| {}).unwrap();
+        let config = scheduler();
+        let limits = DecoderLimits {
+            max_rows: config.max_num_batched_tokens,
+            kv_blocks: config.num_blocks as usize,
+            block_size: config.block_size as usize,
+        };
+        let decoder = Decoder::new(Arc::clone(&backend), spec.clone(), base, limits).unwrap();
+        let executor = ModelExecutor::new(decoder, spec.vocab_size, config.block_size);
+        let steps = Arc::new(Steps::default());
+        let held = Held { inner: executor, steps: Arc::clone(&steps) };
+        let StartedEngine { handle, installs, .. } = start(held, config, options.max_queued, Box::new(|_| {})).unwrap();
+
+        let registry = registry(&options);
+        let limits = CompileLimits { max_rank: 256, max_virtual_tokens: 64 };
+        let loader = ModelLoader::new(backend, base_layout(&spec), checkpoint, limits);
+        let hall = EngineInstaller::start(loader, Arc::clone(&registry), installs, Metrics::disabled());
+        let engine = Arc::new(WatchedEngine::new(handle));
+        let tokenizer = ascii();
+        let vocab_size = spec.vocab_size as u32;
+        let read = |file| fs::read(golden_dir().join("base").join(file)).unwrap();
+        let generation_config = read("generation_config.json");
+        let defaults =
+            GenerationDefaults::from_json(Some(&generation_config), &read("config.json"), vocab_size).unwrap();
+        assert_eq!(defaults.eos_token_ids, [EOS]);
+        let model = Model { tokenizer: Arc::clone(&tokenizer), vocab_size, context: CONTEXT, defaults };
+        let server = Server::start(options, model, registry, Arc::clone(&engine) as _, Arc::new(hall)).await;
+        Self { server, steps, engine, tokenizer }
+    }
+}
+
+impl Drop for GoldenServer {
+    fn drop(&mut self) {
+        self.steps.release();
+        self.engine.stop();
+    }
+}
+
+impl Deref for GoldenServer {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}

@@ -1,0 +1,18 @@
+//! The gRPC server over real connections: with the real engine on a tiny model, and with an engine that does as the
+//! test says.
+#![allow(clippy::unwrap_used)] // A failed unwrap is a failed test; clippy sees only functions marked as tests.
+
+mod adapters;
+mod clock;
+mod fakes;
+mod files;
+mod generation;
+mod golden;
+mod harness;
+mod lifecycle;
+mod plain;
+mod raw;
+mod refusals;
+mod requests;
+mod transport;
+mod uploads;

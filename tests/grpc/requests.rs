@@ -1,0 +1,174 @@
+//! Requests that are refused for what they ask: INVALID_ARGUMENT, naming the field, before anything is done for them.
+
+use polydelta::server::pb;
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use super::files::AdapterFiles;
+use super::golden::{CONTEXT, GoldenServer};
+use super::harness::{Options, defaults, field, metadata, prompt, refusal};
+use pb::generate_request::Input;
+
+const VOCABULARY: u32 = 100;
+
+fn ids(ids: Vec<u32>) -> pb::GenerateRequest {
+    pb::GenerateRequest { input: Some(Input::TokenIds(pb::TokenIds { ids })), ..Default::default() }
+}
+
+fn chat(messages: &[(&str, &str)]) -> pb::GenerateRequest {
+    let message = |(role, content): &(&str, &str)| pb::ChatMessage { role: (*role).into(), content: (*content).into() };
+    let messages = messages.iter().map(message).collect();
+    pb::GenerateRequest { input: Some(Input::Chat(pb::Chat { messages })), ..Default::default() }
+}
+
+fn sampling(change: impl Fn(&mut pb::SamplingParams)) -> pb::GenerateRequest {
+    let mut sampling = pb::SamplingParams::default();
+    change(&mut sampling);
+    pb::GenerateRequest { sampling: Some(sampling), ..prompt("x") }
+}
+
+fn stopping(change: impl Fn(&mut pb::StoppingParams)) -> pb::GenerateRequest {
+    let mut stopping = pb::StoppingParams::default();
+    change(&mut stopping);
+    pb::GenerateRequest { stopping: Some(stopping), ..prompt("x") }
+}
+
+fn options(options: pb::OutputOptions) -> pb::GenerateRequest {
+    pb::GenerateRequest { options: Some(options), ..prompt("x") }
+}
+
+/// Which field a request must be refused for.
+fn bad_requests() -> Vec<(&'static str, pb::GenerateRequest)> {
+    let limits = defaults().request_limits;
+    let long = "x".repeat(limits.max_prompt_bytes as usize + 1);
+    let version = "0".repeat(64);
+    vec![
+        ("input", pb::GenerateRequest::default()),
+        ("adapter", pb::GenerateRequest { adapter: "../x".into(), ..prompt("x") }),
+        ("adapter_version", pb::GenerateRequest { adapter: "a".into(), adapter_version: "v1".into(), ..prompt("x") }),
+        ("adapter_version", pb::GenerateRequest { adapter_version: version, ..prompt("x") }),
+        ("request_id", pb::GenerateRequest { request_id: "\u{e9}".into(), ..prompt("x") }),
+        ("request_id", pb::GenerateRequest { request_id: "x".repeat(129), ..prompt("x") }),
+        ("n", pb::GenerateRequest { n: limits.max_choices + 1, ..prompt("x") }),
+        ("n", pb::GenerateRequest { n: u32::MAX, ..prompt("x") }),
+        ("prompt", prompt(&long)),
+        ("token_ids.ids", ids(vec![])),
+        ("token_ids.ids[1]", ids(vec![99, VOCABULARY])),
+        ("token_ids.ids[0]", ids(vec![u32::MAX])),
+        ("chat.messages", chat(&[])),
+        ("chat.messages", chat(&[("user", &long)])),
+        ("chat.messages[1].role", chat(&[("user", "x"), ("", "y")])),
+        ("chat.messages", chat(&[("nobody", "x")])),
+        ("sampling.temperature", sampling(|s| s.temperature = Some(f32::NAN))),
+        ("sampling.temperature", sampling(|s| s.temperature = Some(f32::INFINITY))),
+        ("sampling.temperature", sampling(|s| s.temperature = Some(-0.1))),
+        ("sampling.top_p", sampling(|s| s.top_p = Some(0.0))),
+        ("sampling.top_p", sampling(|s| s.top_p = Some(1.01))),
+        ("sampling.top_p", sampling(|s| s.top_p = Some(f32::NAN))),
+        ("sampling.min_p", sampling(|s| s.min_p = Some(-0.1))),
+        ("sampling.min_p", sampling(|s| s.min_p = Some(1.1))),
+        ("sampling.repetition_penalty", sampling(|s| s.repetition_penalty = Some(0.0))),
+        ("sampling.repetition_penalty", sampling(|s| s.repetition_penalty = Some(f32::INFINITY))),
+        ("sampling.presence_penalty", sampling(|s| s.presence_penalty = Some(2.1))),
+        ("sampling.presence_penalty", sampling(|s| s.presence_penalty = Some(f32::NAN))),
+        ("sampling.frequency_penalty", sampling(|s| s.frequency_penalty = Some(-2.1))),
+        ("sampling.logit_bias", sampling(|s| s.logit_bias.extend([(VOCABULARY, 1.0)]))),
+        ("sampling.logit_bias", sampling(|s| s.logit_bias.extend([(1, 100.5)]))),
+        ("sampling.logit_bias", sampling(|s| s.logit_bias.extend([(1, f32::NAN)]))),
+        ("sampling.logit_bias", sampling(|s| s.logit_bias.extend((0..2000).map(|id| (id, 1.0))))),
+        ("stopping.max_tokens", stopping(|s| s.max_tokens = Some(0))),
+        ("stopping.max_tokens", stopping(|s| s.max_tokens = Some(CONTEXT))),
+        ("stopping.max_tokens", stopping(|s| s.max_tokens = Some(u32::MAX))),
+        ("stopping.min_tokens", stopping(|s| (s.max_tokens, s.min_tokens) = (Some(3), Some(4)))),
+        ("stopping.min_tokens", stopping(|s| s.min_tokens = Some(u32::MAX))),
+        ("stopping.stop[1]", stopping(|s| s.stop = vec!["a".into(), String::new()])),
+        ("stopping.stop[0]", stopping(|s| s.stop = vec!["a".repeat(1 << 20)])),
+        ("stopping.stop", stopping(|s| s.stop = vec!["a".into(); 5000])),
+        ("stopping.stop_token_ids[0]", stopping(|s| s.stop_token_ids = vec![VOCABULARY])),
+        ("stopping.stop_token_ids", stopping(|s| s.stop_token_ids = vec![1; 5000])),
+        (
+            "options.logprobs",
+            options(pb::OutputOptions { logprobs: Some(limits.max_logprobs + 1), ..Default::default() }),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn bad_requests_name_their_field_in_both_calls_and_reach_no_engine() {
+    let server = GoldenServer::start().await;
+    let mut client = server.generation().await;
+    for (at, request) in bad_requests() {
+        let status = client.generate(request.clone()).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{at}: {status:?}");
+        assert_eq!(field(&status), at, "{status:?}");
+        let streamed = client.generate_stream(request).await.unwrap_err();
+        assert_eq!(refusal(&streamed), refusal(&status));
+        assert_eq!(streamed.message(), status.message());
+    }
+    assert_eq!(server.engine.submits(), 0);
+    assert_eq!(server.gate.free_places(), 64);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_the_context_is_told_with_its_numbers() {
+    let server = GoldenServer::start().await;
+    let adapter = server.upload("virtual", &AdapterFiles::golden("prompt_long")).await;
+    assert!(adapter.virtual_tokens > 0, "{adapter:?}");
+    let mut client = server.generation().await;
+    let full = |count: u32| ids(vec![7; count as usize]);
+    let with = |request: pb::GenerateRequest| pb::GenerateRequest { adapter: "virtual".into(), ..request };
+    let tokens = |max_tokens| Some(pb::StoppingParams { max_tokens: Some(max_tokens), ..Default::default() });
+    let short = CONTEXT - adapter.virtual_tokens;
+    let cases = [
+        ("token_ids.ids", full(CONTEXT), 0),
+        ("prompt", prompt(&"x".repeat(CONTEXT as usize)), 0),
+        ("token_ids.ids", with(full(short)), adapter.virtual_tokens),
+        ("stopping.max_tokens", pb::GenerateRequest { stopping: tokens(11), ..full(CONTEXT - 10) }, 0),
+        (
+            "stopping.max_tokens",
+            pb::GenerateRequest { stopping: tokens(11), ..with(full(short - 10)) },
+            adapter.virtual_tokens,
+        ),
+    ];
+    for (at, request, virtual_tokens) in cases {
+        let status = client.generate(request).await.unwrap_err();
+        assert_eq!(refusal(&status), (Code::InvalidArgument, "CONTEXT_LENGTH_EXCEEDED".into()), "{status:?}");
+        assert_eq!(field(&status), at, "{status:?}");
+        assert_eq!(metadata(&status, "virtual_tokens"), virtual_tokens.to_string());
+        assert_eq!(metadata(&status, "context_length"), CONTEXT.to_string());
+    }
+    // What just fits is served, and unset max_tokens is what is left.
+    for request in [full(CONTEXT - 10), with(full(short - 10))] {
+        let stopping = pb::StoppingParams { ignore_eos: Some(true), ..Default::default() };
+        let request = pb::GenerateRequest { stopping: Some(stopping), ..request };
+        let response = client.generate(request).await.unwrap().into_inner();
+        assert_eq!(response.usage.unwrap().completion_tokens, 10);
+        assert_eq!(response.choices[0].finish_reason(), pb::FinishReason::Length);
+    }
+}
+
+#[tokio::test]
+async fn a_chat_without_a_template_cannot_be_answered() {
+    let server = GoldenServer::with(Options { chat_template: None, ..Options::default() }).await;
+    let mut client = server.generation().await;
+    let generate = client.generate(chat(&[("user", "hi")])).await.unwrap_err();
+    let messages = vec![pb::ChatMessage { role: "user".into(), content: "hi".into() }];
+    let input = Some(pb::tokenize_request::Input::Chat(pb::Chat { messages }));
+    let tokenize = client.tokenize(pb::TokenizeRequest { input }).await.unwrap_err();
+    for status in [generate, tokenize] {
+        assert_eq!(refusal(&status), (Code::FailedPrecondition, "NO_CHAT_TEMPLATE".into()));
+        assert!(status.get_details_precondition_failure().is_some());
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_tokenized_names_its_field() {
+    let server = GoldenServer::start().await;
+    let mut client = server.generation().await;
+    let status = client.tokenize(pb::TokenizeRequest { input: None }).await.unwrap_err();
+    assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "input"));
+    let long = "x".repeat(defaults().request_limits.max_prompt_bytes as usize + 1);
+    let input = Some(pb::tokenize_request::Input::Prompt(long));
+    let status = client.tokenize(pb::TokenizeRequest { input }).await.unwrap_err();
+    assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "prompt"));
+}
