@@ -35,7 +35,7 @@ struct Cases {
 }
 
 pub(crate) struct Family {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     pub(crate) dir: PathBuf,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) spec: DecoderSpec,
@@ -57,8 +57,13 @@ pub(crate) const FAMILIES: [&str; 11] = [
 ];
 
 impl Family {
-    pub(crate) fn open(name: &'static str) -> Self {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(name);
+    pub(crate) fn open(name: &str) -> Self {
+        Self::open_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(name))
+    }
+
+    /// Fixtures of the same form anywhere.
+    pub(crate) fn open_dir(dir: PathBuf) -> Self {
+        let name = dir.file_name().unwrap().to_str().unwrap().to_owned();
         let checkpoint = Checkpoint::open(&dir.join("base")).unwrap();
         let spec = read_spec(checkpoint.config()).unwrap();
         let cases: Cases = serde_json::from_slice(&fs::read(dir.join("cases.json")).unwrap()).unwrap();

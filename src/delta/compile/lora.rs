@@ -138,7 +138,6 @@ impl LoraConfig {
         let (rank, scaling) = self.rank_and_scaling(&module.path)?;
         let a = compilation.required(module, "lora_A.weight", &[rank, module.input])?;
         let b = compilation.required(module, "lora_B.weight", &[module.output, rank])?;
-        check_base_copy(compilation, module)?;
         let mut bias = None;
         if self.lora_bias {
             let saved = compilation.required(module, "lora_B.bias", &[module.output])?.to_f32();
@@ -171,7 +170,6 @@ impl LoraConfig {
         let (rank, scaling) = self.rank_and_scaling(&module.path)?;
         let a = compilation.required(module, "lora_embedding_A", &[rank, module.input])?;
         let b = compilation.required(module, "lora_embedding_B", &[module.output, rank])?;
-        check_base_copy(compilation, module)?;
         if self.dora {
             let magnitude = magnitude(compilation, module)?;
             let weight = compilation.base_tensor(&module.weight)?;
@@ -220,16 +218,6 @@ fn magnitude(compilation: &mut Compilation<'_>, module: &Module) -> Result<Vec<f
     const NAMES: [&str; 2] = ["lora_magnitude_vector", "lora_magnitude_vector.weight"];
     let name = if compilation.tensors.has(&key(module, NAMES[1])) { NAMES[1] } else { NAMES[0] };
     Ok(compilation.required(module, name, &[module.output])?.to_f32())
-}
-
-/// PEFT saves the base's weight beside LoRA on embeddings and heads: a no-op if it is ours, else another base.
-fn check_base_copy(compilation: &mut Compilation<'_>, module: &Module) -> Result<(), DeltaError> {
-    let tensor = key(module, "base_layer.weight");
-    if !compilation.tensors.has(&tensor) {
-        return Ok(());
-    }
-    let base = compilation.base_tensor(&module.weight)?;
-    if compilation.tensors.drop_copy(&tensor, &base) { Ok(()) } else { Err(DeltaError::BaseMismatch { tensor }) }
 }
 
 /// Saved biases replace the base's; the op adds the difference.

@@ -141,15 +141,20 @@ impl Compilation<'_> {
         Ok(DeltaProgram { kind: kind.to_owned(), ops: self.ops })
     }
 
-    /// PEFT's `save_embedding_layers` puts embedding and head into the file as they are. A copy of the base's does
-    /// nothing; any other is left to be refused.
+    /// PEFT puts embedding and head into the file as they are: beside an adapter on them, and where
+    /// `save_embedding_layers` asks for it. A copy of the base's does nothing. Beside an adapter any other means another
+    /// base; alone it replaces the base's and is left to be refused.
     fn drop_base_copies(&mut self) -> Result<(), DeltaError> {
         let layout = self.base.layout;
         for module in layout.modules().filter(|m| m.kind == ModuleKind::Embedding || m.site == Site::LmHead) {
-            let tensor = key(module, "weight");
-            if self.tensors.has(&tensor) {
-                let base = self.base_tensor(&module.weight)?;
-                self.tensors.drop_copy(&tensor, &base);
+            let (beside, alone) = (key(module, "base_layer.weight"), key(module, "weight"));
+            if !self.tensors.has(&beside) && !self.tensors.has(&alone) {
+                continue;
+            }
+            let base = self.base_tensor(&module.weight)?;
+            self.tensors.drop_copy(&alone, &base);
+            if !self.tensors.drop_copy(&beside, &base) {
+                return Err(DeltaError::BaseMismatch { tensor: beside });
             }
         }
         Ok(())

@@ -55,7 +55,8 @@ impl<'a> TensorSet<'a> {
         self.tensors.contains_key(name)
     }
 
-    /// Take a tensor away if it equals the base's, compared in the file's dtype. False: it is there and differs.
+    /// Take a tensor away if it equals the base's, compared in the file's dtype: training may have held the base in
+    /// fewer bits. PEFT would go on with the rounded copy; here the base stays as it is. False: it is there and differs.
     pub(crate) fn drop_copy(&mut self, name: &str, base: &HostTensor) -> bool {
         let Some(entry) = self.tensors.get(name) else { return true };
         let (dtype, shape) = (entry.dtype, &entry.shape);

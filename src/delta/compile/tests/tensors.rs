@@ -232,6 +232,13 @@ fn copies_of_the_base_are_dropped_and_others_refused() {
     assert_eq!(embedding(Some(ours.clone()), "base_layer.weight").ops(), plain);
     let error = embedding(Some(theirs.clone()), "base_layer.weight").refusal();
     assert!(matches!(error, DeltaError::BaseMismatch { .. }), "{error}");
+    let head = Toy::new().weight("lm_head.weight");
+    let ia3 =
+        || Upload::new("IA3").set("target_modules", r#"["lm_head"]"#).tensor(&key("lm_head", "ia3_l"), &[VOCAB, 1]);
+    let with_copy = ia3().values(&key("lm_head", "base_layer.weight"), &[VOCAB, HIDDEN], head);
+    assert_eq!(with_copy.ops(), ia3().ops());
+    // A base of fewer bits while training.
+    assert!(with_copy.in_dtype(Dtype::BF16).compile(&Toy::new()).is_ok());
     // As `save_embedding_layers` writes them for modules that are no targets.
     let saved =
         |name: &str, values: &[f32]| Upload::lora().values(&key(name, "weight"), &[VOCAB, HIDDEN], values.to_vec());
