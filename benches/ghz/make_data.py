@@ -42,11 +42,11 @@ def loads() -> dict[str, list[dict]]:
 
 
 def upload(name: str) -> list[dict]:
-    """One upload: its header and a chunk a file. ghz numbers the requests, so each one makes or replaces another name."""
+    """One upload: its header and a chunk a file. ghz draws a number for each, so they make and replace 16 names."""
     files = [MODEL / "adapters" / name / file for file in ("adapter_config.json", "adapter_model.safetensors")]
     contents = [file.read_bytes() for file in files]
     header = {
-        "name": 'churn-{{ printf "%02d" (mod .RequestNumber 16) }}',
+        "name": 'churn-{{ randomInt 0 16 }}',
         "files": [
             {"path": file.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
             for file, content in zip(files, contents)
