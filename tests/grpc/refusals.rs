@@ -251,7 +251,7 @@ async fn failures_are_statuses() {
         (End::Fail(RequestFailure::EngineFailed), Code::Internal, "INTERNAL"),
         (End::Fail(RequestFailure::DeadlineExceeded), Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
         (End::Fail(RequestFailure::Draining), Code::Unavailable, "SERVER_DRAINING"),
-        (End::Vanish, Code::Internal, "INTERNAL"),
+        (End::Vanish, Code::Unavailable, "SERVER_DRAINING"),
         (End::Refuse, Code::ResourceExhausted, "QUEUE_FULL"),
     ];
     for (end, code, reason) in cases {

@@ -22,9 +22,14 @@ pub(in crate::server) fn from_failure(error: &GenerationError) -> Status {
             // The client is told: it is its adapter, or its request, that overflowed.
             Refusal::new(Code::Internal, "NON_FINITE", error).into_status()
         }
-        GenerationError::Failed(RequestFailure::EngineFailed)
-        | GenerationError::EngineGone
-        | GenerationError::Text(_) => internal_error("generation", error),
+        GenerationError::EngineGone => {
+            // The server ends with its engine: the request may be made again, elsewhere.
+            tracing::error!(%error, "a request was lost");
+            draining()
+        }
+        GenerationError::Failed(RequestFailure::EngineFailed) | GenerationError::Text(_) => {
+            internal_error("generation", error)
+        }
     }
 }
 

@@ -177,7 +177,6 @@ fn a_broken_machine_tells_the_client_nothing() {
         tokenizer(TokenizerError::Read { path: path(), source: io_error() }),
         tokenizer(TokenizerError::Format { reason: "/secret/path".into() }),
         from_admission(&AdmissionError::TokenizerPanicked),
-        from_failure(&GenerationError::EngineGone),
         from_failure(&GenerationError::Failed(RequestFailure::EngineFailed)),
         from_failure(&GenerationError::Text(TokenizerError::Decode { count: 1, reason: "/secret/path".into() })),
         interrupted(Interrupted::panicked(&"/secret/path")),
@@ -323,6 +322,7 @@ fn what_ends_a_running_request() {
     expect(&of(RequestFailure::Draining), Code::Unavailable, "SERVER_DRAINING");
     expect(&of(RequestFailure::DeadlineExceeded), Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     expect(&of(RequestFailure::NonFinite), Code::Internal, "NON_FINITE");
+    expect(&from_failure(&GenerationError::EngineGone), Code::Unavailable, "SERVER_DRAINING");
     expect(&interrupted(Interrupted::Cut), Code::Unavailable, "SERVER_DRAINING");
     expect(&interrupted(Interrupted::DeadlineExceeded), Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     expect(&stalled(), Code::Aborted, "STREAM_STALLED");
