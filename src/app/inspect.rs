@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use crate::adapters::import::read_folder;
 use crate::adapters::{AdapterError, StoreLimits};
-use crate::cli::bytes;
 use crate::config::Exit;
+use crate::config::units::format_bytes;
 use crate::delta::{Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, compile, config_refusals};
 use crate::model::{Checkpoint, DecoderSpec, base_layout};
 use crate::ops::Dtype;
@@ -272,8 +272,8 @@ pub fn write_text(
         let source = if tokens.saved_kv { "K and V from the file" } else { "computed once from embeddings" };
         row(out, "virtual tokens", &format!("{} ({source})", tokens.count))?;
     }
-    row(out, "on disk", &bytes(inspection.stored_bytes))?;
-    row(out, "on the device", &format!("{} in {}", bytes(inspection.device_bytes), inspection.dtype))?;
+    row(out, "on disk", &format_bytes(inspection.stored_bytes))?;
+    row(out, "on the device", &format!("{} in {}", format_bytes(inspection.device_bytes), inspection.dtype))?;
     lines(out, "ops", &inspection.sites.iter().map(ToString::to_string).collect::<Vec<_>>())
 }
 

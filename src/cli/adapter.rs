@@ -7,9 +7,10 @@ use tonic::transport::Channel;
 
 use super::client::{connect, request};
 use super::exit::CliError;
-use super::table::{Table, bytes};
+use super::table::Table;
 use super::upload;
 use crate::config::client::NamedArgs;
+use crate::config::units::format_bytes;
 use crate::config::{AdapterCommand, ClientArgs, InspectArgs};
 use crate::server::pb;
 use pb::adapter_service_client::AdapterServiceClient;
@@ -106,8 +107,8 @@ fn print_list(adapters: &[pb::Adapter], json: bool, out: &mut impl Write) -> std
             state(adapter).to_owned(),
             if adapter.pinned { "yes" } else { "" }.to_owned(),
             adapter.active_requests.to_string(),
-            if adapter.device_bytes == 0 { "-".to_owned() } else { bytes(adapter.device_bytes) },
-            bytes(adapter.stored_bytes),
+            if adapter.device_bytes == 0 { "-".to_owned() } else { format_bytes(adapter.device_bytes) },
+            format_bytes(adapter.stored_bytes),
             adapter.version.chars().take(12).collect(),
         ]);
     }
@@ -143,8 +144,8 @@ fn print_one(adapter: &pb::Adapter, json: bool, out: &mut impl Write) -> std::io
         ("ops", or_dash(&ops.join(", "))),
         ("parameters", adapter.parameters.to_string()),
         ("virtual tokens", adapter.virtual_tokens.to_string()),
-        ("on the device", bytes(adapter.device_bytes)),
-        ("in the store", bytes(adapter.stored_bytes)),
+        ("on the device", format_bytes(adapter.device_bytes)),
+        ("in the store", format_bytes(adapter.stored_bytes)),
         ("active requests", adapter.active_requests.to_string()),
         ("last error", or_dash(&adapter.last_error)),
     ];

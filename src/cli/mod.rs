@@ -13,4 +13,4 @@ mod upload;
 pub use adapter::run as adapter;
 pub use exit::{CliError, UsageError};
 pub use generate::run as generate;
-pub use table::{Table, bytes};
+pub use table::Table;

@@ -34,19 +34,6 @@ impl<const N: usize> Table<N> {
     }
 }
 
-/// A number of bytes for people, in powers of 1024.
-#[must_use]
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = count as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,11 +46,5 @@ mod tests {
         let mut out = Vec::new();
         table.write(&mut out).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "NAME        KIND\nsql         LoRA\nübersetzer  IA3\n");
-    }
-
-    #[test]
-    fn sizes_are_readable() {
-        assert_eq!((bytes(0), bytes(1023), bytes(1536)), ("0 B".into(), "1023 B".into(), "1.5 KiB".into()));
-        assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
     }
 }
