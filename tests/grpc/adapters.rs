@@ -4,9 +4,12 @@ use std::fs;
 
 use polydelta::adapters::ResidencyLimits;
 use polydelta::server::pb;
+use polydelta::server::pb::adapter_service_client::AdapterServiceClient;
+use tonic::transport::Endpoint;
 use tonic::{Code, Streaming};
 use tonic_types::StatusExt;
 
+use super::fakes::FakeServer;
 use super::files::AdapterFiles;
 use super::generation::collect;
 use super::golden::{Case, GoldenServer, case};
@@ -152,7 +155,7 @@ async fn deleting_says_what_it_finds() {
 
 #[tokio::test]
 async fn a_list_comes_in_pages_and_in_order() {
-    let server = super::fakes::FakeServer::start().await;
+    let server = FakeServer::start().await;
     let names = ["a", "b-1", "b.2", "c", "d"];
     for name in ["c", "a", "d", "b.2", "b-1"] {
         server.upload(name, &AdapterFiles::opaque("{}", name)).await;
@@ -346,4 +349,26 @@ async fn a_watcher_sees_what_is_there_and_then_every_change() {
     let mut late = server.adapters().await.watch_adapters(pb::WatchAdaptersRequest {}).await.unwrap().into_inner();
     assert_eq!(event(&mut late).await.1.unwrap().name, "b");
     assert_eq!(event(&mut late).await, (Type::Synced, None));
+}
+
+#[tokio::test]
+async fn a_watcher_that_falls_behind_is_told_to_begin_again() {
+    let server = FakeServer::with(Options { event_history: 4, ..Options::default() }).await;
+    // A client that takes next to nothing until it reads.
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
+    let channel = endpoint.initial_stream_window_size(1).connect().await.unwrap();
+    let mut watch =
+        AdapterServiceClient::new(channel).watch_adapters(pb::WatchAdaptersRequest {}).await.unwrap().into_inner();
+    assert_eq!(event(&mut watch).await, (pb::AdapterEventType::Synced, None));
+    for number in 0..40 {
+        server.upload(&format!("a{number}"), &AdapterFiles::opaque("{}", &format!("{number}"))).await;
+    }
+    let status = loop {
+        match within(watch.message()).await {
+            Ok(Some(event)) => assert_eq!(event.r#type(), pb::AdapterEventType::Created),
+            Ok(None) => panic!("the watch ended well"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refusal(&status), (Code::Aborted, "WATCH_LAGGED".into()));
 }

@@ -36,7 +36,7 @@ fn hold() -> mpsc::Sender<()> {
     let (stopped, end) = mpsc::channel::<()>();
     tokio::task::spawn_blocking(move || {
         // Either way it is over.
-        let _ = end.recv_timeout(Duration::from_secs(30));
+        let _ = end.recv_timeout(Duration::from_secs(60));
     });
     stopped
 }

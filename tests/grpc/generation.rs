@@ -331,7 +331,7 @@ async fn a_request_has_the_id_of_its_message_else_of_its_header_else_a_new_one()
 }
 
 #[tokio::test]
-async fn a_larger_priority_goes_first() {
+async fn a_priority_reaches_the_engine() {
     let server = FakeServer::start().await;
     let request = pb::GenerateRequest { priority: -3, ..prompt("x") };
     unary(&server, request).await;

@@ -48,6 +48,8 @@ pub(crate) struct Options {
     /// Requests the engine lets wait.
     pub(crate) max_queued: usize,
     pub(crate) chat_template: Option<&'static str>,
+    /// Events kept for watchers that read late.
+    pub(crate) event_history: usize,
     /// Where adapters are kept.
     pub(crate) folder: Arc<TempDir>,
 }
@@ -65,6 +67,7 @@ impl Default for Options {
             residency: ResidencyLimits { max_resident_adapters: 16, device_bytes: 64 << 20 },
             max_queued: 64,
             chat_template: Some(CHAT),
+            event_history: 256,
             folder: Arc::new(tempfile::tempdir().unwrap()),
         }
     }
@@ -80,7 +83,11 @@ pub(crate) struct Model {
 
 pub(crate) fn registry(options: &Options) -> Arc<AdapterRegistry> {
     let (folder, _) = FolderStore::open(options.folder.path(), options.store.clone()).unwrap();
-    let limits = RegistryLimits { store: options.store.clone(), residency: options.residency, event_history: 256 };
+    let limits = RegistryLimits {
+        store: options.store.clone(),
+        residency: options.residency,
+        event_history: options.event_history,
+    };
     Arc::new(AdapterRegistry::new(Arc::new(folder), limits))
 }
 
@@ -170,7 +177,7 @@ impl Server {
 
 /// A test whose event never comes fails instead of hanging.
 pub(crate) async fn within<F: Future>(future: F) -> F::Output {
-    match tokio::time::timeout(Duration::from_secs(30), future).await {
+    match tokio::time::timeout(Duration::from_secs(60), future).await {
         Ok(output) => output,
         Err(_) => panic!("what the test waits for does not happen"),
     }

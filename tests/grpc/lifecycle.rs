@@ -14,7 +14,7 @@ use super::fakes::{End, FakeServer, Plan};
 use super::files::{AdapterFiles, header_frame};
 use super::golden::{GoldenServer, case};
 use super::harness::{Options, Server, prompt, refusal, within};
-use super::raw::{INITIAL_WINDOW_SIZE, PREFACE, Raw, frame};
+use super::raw::{GOAWAY, INITIAL_WINDOW_SIZE, NO_ERROR, PING, PREFACE, Raw, frame};
 
 const STREAM: &str = "/polydelta.v1.GenerationService/GenerateStream";
 
@@ -212,6 +212,20 @@ async fn a_cut_ends_every_call_with_unavailable() {
     server.server.ended().await;
     within(server.engine.hanging(0)).await;
     assert_eq!(server.engine.aborted(), 1);
+}
+
+#[tokio::test]
+async fn a_drain_sends_clients_elsewhere() {
+    let (server, _stream) = with_a_hanging_stream(Options::default()).await;
+    let (mut idle, _) = Raw::open(server.address).await;
+    assert!(idle.answers().await);
+    server.lifecycle.drain();
+    let (_, code, _) = idle.until(GOAWAY).await.go_away();
+    assert_eq!(code, NO_ERROR);
+    let ping = idle.until(PING).await;
+    idle.pong(&ping).await;
+    idle.rest().await;
+    assert_eq!(server.lifecycle.phase(), Phase::Draining, "while a call runs on another connection");
 }
 
 #[tokio::test]

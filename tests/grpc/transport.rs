@@ -60,6 +60,14 @@ async fn what_is_not_http2_is_closed_at_once() {
     }
 }
 
+#[tokio::test]
+async fn a_server_as_the_command_line_makes_it_announces_its_limits() {
+    let server = server(transport()).await;
+    let (_, settings) = Raw::open(server.address).await;
+    assert_eq!(settings.setting(MAX_CONCURRENT_STREAMS), Some(256));
+    assert_eq!(settings.setting(MAX_HEADER_LIST_SIZE), Some(16 * 1024));
+}
+
 // --- streams and headers ----------------------------------------------------------------------------------------
 
 #[tokio::test]
@@ -316,6 +324,18 @@ async fn one_address_cannot_take_every_connection() {
     Raw::connect(server.address).await.closed().await;
     let (mut other, _) = Raw::open_from(Ipv4Addr::new(127, 0, 0, 2), server.address).await;
     assert!(first.answers().await && second.answers().await && other.answers().await);
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_makes_room_for_another() {
+    let server = server(TransportConfig { max_connections: 1, ..transport() }).await;
+    let (mut first, _) = Raw::open(server.address).await;
+    Raw::connect(server.address).await.closed().await;
+    // A frame for a stream that was never opened is an error of the connection.
+    first.send(&frame::reset(1)).await;
+    first.rest().await;
+    let (mut next, _) = Raw::open(server.address).await;
+    assert!(next.answers().await);
 }
 
 // --- attacks ----------------------------------------------------------------------------------------------------
