@@ -19,6 +19,12 @@ const IGNORED: [&str; 9] = [
     "task_type",
 ];
 
+/// Most entries of a list or table. Adapters that name every linear module of a large model have about a thousand.
+const MAX_ENTRIES: usize = 16_384;
+
+/// Most refusals told at once.
+const MAX_REFUSALS: usize = 100;
+
 /// LoRA variants whose field holds a nested config: an empty one is that config with its defaults, which is on.
 const ON_WHERE_EMPTY: [&str; 5] = ["arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config"];
 
@@ -55,11 +61,15 @@ impl Fields {
 
     /// Refuse every field that was neither used nor ignored, unless its value switches nothing on.
     pub(crate) fn finish(&self) -> Result<(), DeltaError> {
-        self.refusals().into_iter().next().map_or(Ok(()), Err)
+        self.first_refusals(1).pop().map_or(Ok(()), Err)
     }
 
-    /// What [`Fields::finish`] refuses, all of it.
+    /// What [`Fields::finish`] refuses, all of it within reason.
     pub(crate) fn refusals(&self) -> Vec<DeltaError> {
+        self.first_refusals(MAX_REFUSALS)
+    }
+
+    fn first_refusals(&self, count: usize) -> Vec<DeltaError> {
         self.ignore(&IGNORED);
         let used = self.used.borrow();
         let neutral = |name: &str, value: &Json| match value {
@@ -67,7 +77,7 @@ impl Fields {
             value => value.is_neutral(),
         };
         let refused = self.fields.iter().filter(|(name, value)| !used.contains(name) && !neutral(name, value));
-        refused.map(|(name, _)| self.unsupported(name, "")).collect()
+        refused.take(count).map(|(name, _)| self.unsupported(name, "")).collect()
     }
 
     pub(crate) fn bool_or(&self, field: &str, default: bool) -> Result<bool, DeltaError> {
@@ -104,6 +114,7 @@ impl Fields {
             None => Ok(None),
             Some(Json::String(text)) => Ok(Some(Names::Pattern(text.clone()))),
             Some(Json::Array(items)) => {
+                self.check_entries(field, items.len())?;
                 let texts = items.iter().map(|item| match item {
                     Json::String(text) => Ok(text.clone()),
                     _ => Err(self.bad(field, "a list of strings, or a string")),
@@ -121,6 +132,7 @@ impl Fields {
             None => Ok(None),
             Some(Json::Array(items)) if items.is_empty() => Ok(None),
             Some(Json::Array(items)) => {
+                self.check_entries(field, items.len())?;
                 let indices: Option<Vec<usize>> = items.iter().map(whole).collect();
                 indices.map(Some).ok_or_else(|| self.bad(field, expected))
             }
@@ -133,15 +145,21 @@ impl Fields {
         let expected = "an object of finite numbers";
         match self.get(field) {
             None => Ok(Vec::new()),
-            Some(Json::Object(entries)) => entries
-                .iter()
-                .map(|(key, value)| match value {
+            Some(Json::Object(entries)) => {
+                self.check_entries(field, entries.len())?;
+                let entry = |(key, value): &(String, Json)| match value {
                     Json::Number(number) if number.is_finite() => Ok((key.clone(), *number)),
                     _ => Err(self.bad(field, expected)),
-                })
-                .collect(),
+                };
+                entries.iter().map(entry).collect()
+            }
             Some(_) => Err(self.bad(field, expected)),
         }
+    }
+
+    /// Each entry is held against each module of the base, so there is a limit to them.
+    fn check_entries(&self, field: &str, count: usize) -> Result<(), DeltaError> {
+        if count <= MAX_ENTRIES { Ok(()) } else { Err(self.bad(field, "at most 16384 entries")) }
     }
 
     pub(crate) fn bad(&self, field: &str, expected: &'static str) -> DeltaError {

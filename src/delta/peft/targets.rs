@@ -6,9 +6,10 @@ use super::fields::{Fields, Names};
 use crate::delta::DeltaError;
 use crate::delta::layout::{Module, ModuleKind};
 
-/// Longest expression accepted, in bytes; and the most backtracking steps one match may take. Expressions come from
-/// uploads.
+/// Expressions come from uploads, and each is run on every module of the base: the longest accepted, in bytes; the
+/// most of them in one list or table; and the most backtracking steps one match may take.
 const MAX_EXPRESSION: usize = 8 << 10;
+const MAX_EXPRESSIONS: usize = 64;
 const MAX_BACKTRACKING: usize = 20_000;
 
 /// An expression from a config.
@@ -157,6 +158,7 @@ impl Layers {
         let patterns = if patterns.is_empty() {
             vec![Expression::new("layers_pattern", r"\A.*?\.[^.]*\.(?P<idx>\d+)\.")?]
         } else {
+            check_count("layers_pattern", patterns.len())?;
             patterns.iter().map(expression).collect::<Result<_, _>>()?
         };
         Ok(Some(Self { indices, patterns }))
@@ -175,13 +177,58 @@ impl Layers {
 
 /// `rank_pattern` or `alpha_pattern`: the first key that matches a module's path, or its tail after a dot, wins.
 pub(crate) struct PatternTable {
-    entries: Vec<(Expression, f64)>,
+    entries: Vec<(Key, f64)>,
+}
+
+/// A key of a table. Most are plain names: full paths, one for each module of the base.
+enum Key {
+    /// A name without any special character but the dot, which stands for any character as in an expression.
+    Name(String),
+    Expression(Expression),
+}
+
+impl Key {
+    fn new(field: &'static str, key: String) -> Result<Self, DeltaError> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+        if key.bytes().all(plain) {
+            return Ok(Self::Name(key));
+        }
+        Ok(Self::Expression(Expression::new(field, &format!(r"\A(.*\.)?({key})\z"))?))
+    }
+
+    fn matches(&self, path: &str) -> Result<bool, DeltaError> {
+        let name = match self {
+            Self::Name(name) => name.as_bytes(),
+            Self::Expression(expression) => return expression.is_match(path),
+        };
+        let Some(start) = path.len().checked_sub(name.len()) else { return Ok(false) };
+        let (before, tail) = path.as_bytes().split_at(start);
+        let alike = tail.iter().zip(name).all(|(byte, of_name)| byte == of_name || *of_name == b'.');
+        Ok(alike && before.last().is_none_or(|byte| *byte == b'.'))
+    }
+}
+
+fn check_count(field: &'static str, count: usize) -> Result<(), DeltaError> {
+    match count <= MAX_EXPRESSIONS {
+        true => Ok(()),
+        false => {
+            let reason = format!("there are {count} expressions, the limit is {MAX_EXPRESSIONS}");
+            Err(DeltaError::Regex { field: field.to_owned(), reason })
+        }
+    }
 }
 
 impl PatternTable {
     pub(crate) fn read(fields: &Fields, field: &'static str) -> Result<Self, DeltaError> {
-        let entry = |(key, value): (String, f64)| Ok((Expression::new(field, &format!(r"\A(.*\.)?({key})\z"))?, value));
-        Ok(Self { entries: fields.pattern(field)?.into_iter().map(entry).collect::<Result<_, DeltaError>>()? })
+        let mut entries = Vec::new();
+        let mut expressions = 0;
+        for (key, value) in fields.pattern(field)? {
+            let key = Key::new(field, key)?;
+            expressions += usize::from(matches!(key, Key::Expression(_)));
+            check_count(field, expressions)?;
+            entries.push((key, value));
+        }
+        Ok(Self { entries })
     }
 
     /// A table of whole numbers.
@@ -195,8 +242,8 @@ impl PatternTable {
     }
 
     pub(crate) fn lookup(&self, path: &str) -> Result<Option<f64>, DeltaError> {
-        for (expression, value) in &self.entries {
-            if expression.is_match(path)? {
+        for (key, value) in &self.entries {
+            if key.matches(path)? {
                 return Ok(Some(*value));
             }
         }

@@ -131,6 +131,28 @@ fn an_expression_cannot_take_the_time_of_others() {
 }
 
 #[test]
+fn there_is_a_limit_to_what_is_held_against_every_module() {
+    let table = |entries: usize, key: fn(usize) -> String| {
+        let entries: Vec<_> = (0..entries).map(|at| format!("{:?}: 4", key(at))).collect();
+        let config = format!("{{\"rank_pattern\": {{{}}}}}", entries.join(", "));
+        PatternTable::read(&Fields::parse(config.as_bytes()).unwrap(), "rank_pattern").map(|_| ())
+    };
+    let name = |at: usize| format!("model.layers.{at}.mlp.up_proj");
+    let expression = |at: usize| format!("layers.{at}.(q|v)_proj");
+    table(16_384, name).unwrap();
+    assert!(matches!(table(16_385, name), Err(DeltaError::BadField { .. })));
+    table(MAX_EXPRESSIONS, expression).unwrap();
+    assert!(matches!(table(MAX_EXPRESSIONS + 1, expression), Err(DeltaError::Regex { .. })));
+    let list = |field: &str, item: &str, count: usize| {
+        hits(&format!("{{\"target_modules\": [\"q_proj\"], {field}: [{}]}}", vec![item; count].join(", ")))
+    };
+    assert!(matches!(list("\"exclude_modules\"", "\"a\"", 16_385), Err(DeltaError::BadField { .. })));
+    assert!(matches!(list("\"layers_to_transform\"", "0", 16_385), Err(DeltaError::BadField { .. })));
+    let patterns = list("\"layers_to_transform\": 0, \"layers_pattern\"", "\"layers\"", MAX_EXPRESSIONS + 1);
+    assert!(matches!(patterns, Err(DeltaError::Regex { .. })));
+}
+
+#[test]
 fn the_first_key_of_a_pattern_table_wins() {
     let lookup = |keys: &[&str], path: &str| {
         let entries: Vec<_> = keys.iter().enumerate().map(|(at, key)| format!("{key:?}: {at}")).collect();
@@ -143,6 +165,8 @@ fn the_first_key_of_a_pattern_table_wins() {
     let found = |key: &str| Some(key.to_owned());
     assert_eq!(lookup(&["q_proj"], q0), found("q_proj"));
     assert_eq!(lookup(&["proj"], q0), None);
+    assert_eq!(lookup(&["self.attn.q_proj"], q0), found("self.attn.q_proj"), "a dot is any character");
+    assert_eq!(lookup(&["a.model.layers.0.self_attn.q_proj", ""], q0), None);
     assert_eq!(lookup(&["self_attn"], q0), None);
     assert_eq!(lookup(&[q0, "q_proj"], q0), found(q0));
     assert_eq!(lookup(&[q0, "q_proj"], q1), found("q_proj"));
