@@ -143,20 +143,23 @@ fn parse_object(file: &'static str, bytes: &[u8]) -> Result<Map<String, Value>, 
     serde_json::from_slice(bytes).map_err(|source| ModelError::Json { file, source })
 }
 
-/// The weight files, by name.
+/// The weight files, by name. A whole file goes before an index, as in transformers.
 fn shards(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let index_path = dir.join("model.safetensors.index.json");
-    if index_path.is_file() {
-        let index = parse_object("model.safetensors.index.json", &read(&index_path)?)?;
-        let map = index.get("weight_map").and_then(Value::as_object);
-        let files: BTreeSet<&str> = map.into_iter().flat_map(Map::values).filter_map(Value::as_str).collect();
-        if files.is_empty() {
-            return Err(ModelError::NoWeights { path: dir.to_owned() });
-        }
-        return Ok(files.into_iter().map(|file| dir.join(file)).collect());
-    }
     let single = dir.join("model.safetensors");
-    if single.is_file() { Ok(vec![single]) } else { Err(ModelError::NoWeights { path: dir.to_owned() }) }
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let index_path = dir.join("model.safetensors.index.json");
+    if !index_path.is_file() {
+        return Err(ModelError::NoWeights { path: dir.to_owned() });
+    }
+    let index = parse_object("model.safetensors.index.json", &read(&index_path)?)?;
+    let map = index.get("weight_map").and_then(Value::as_object);
+    let files: BTreeSet<&str> = map.into_iter().flat_map(Map::values).filter_map(Value::as_str).collect();
+    if files.is_empty() {
+        return Err(ModelError::NoWeights { path: dir.to_owned() });
+    }
+    Ok(files.into_iter().map(|file| dir.join(file)).collect())
 }
 
 /// Feed a shard's size and header to the digest; returns the size.
