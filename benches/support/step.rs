@@ -1,0 +1,92 @@
+//! A decoder on the CPU, and inputs of its passes as the engine would prepare them.
+
+use std::sync::Arc;
+
+use polydelta::delta::PreparedDelta;
+use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, DecoderSpec, ModelInput, base_layout};
+use polydelta::ops::cpu::{CpuBackend, CpuOptions};
+use polydelta::ops::{Dtype, RowPlan, SequencePlan, StepPlan};
+use polydelta::types::AdapterSlot;
+
+use super::Failure;
+use super::adapters::lora;
+use super::model::Shape;
+
+/// Places of a KV block.
+pub(crate) const BLOCK_SIZE: usize = 16;
+/// Longest sequence of a bench.
+pub(crate) const CONTEXT: usize = 1024;
+/// Blocks of one sequence of [`CONTEXT`] tokens.
+const BLOCKS: usize = CONTEXT / BLOCK_SIZE;
+
+/// The fastest kernels for bf16.
+pub(crate) fn backend(threads: usize) -> Result<Arc<CpuBackend>, Failure> {
+    Ok(Arc::new(CpuBackend::new(CpuOptions { threads, dtype: Dtype::Bf16, isa: None })?))
+}
+
+/// A random model in bf16 with LoRA adapters in the first slots.
+pub(crate) struct Model {
+    decoder: Decoder<CpuBackend>,
+}
+
+impl Model {
+    /// Write, load and pack a model with room for `sequences`, and install `adapters` LoRA of `rank`.
+    pub(crate) fn new(
+        shape: Shape,
+        backend: &Arc<CpuBackend>,
+        sequences: usize,
+        adapters: usize,
+        rank: usize,
+    ) -> Result<Self, Failure> {
+        let spec = shape.spec()?;
+        let limits = DecoderLimits { max_rows: 512, kv_blocks: sequences * BLOCKS, block_size: BLOCK_SIZE };
+        let mut decoder = Decoder::new(Arc::clone(backend), spec.clone(), load(shape, backend, &spec)?, limits)?;
+        let layout = base_layout(&spec);
+        for slot in 0..adapters as u32 {
+            let program = lora(&layout, rank, u64::from(slot) + 1);
+            decoder.install(AdapterSlot(slot), PreparedDelta::new(backend.as_ref(), &layout, program)?);
+        }
+        Ok(Self { decoder })
+    }
+
+    /// Run a pass; the sum of the logits' first numbers, so that nothing is optimised away.
+    pub(crate) fn run(&mut self, input: &ModelInput) -> Result<f32, Failure> {
+        let mut sum = 0.0;
+        self.decoder.forward(input, |_, logits| sum += logits[0])?;
+        Ok(sum)
+    }
+}
+
+/// The base of a random model; its folder lives only as long as it is read.
+pub(crate) fn load(shape: Shape, backend: &CpuBackend, spec: &DecoderSpec) -> Result<BaseModel<CpuBackend>, Failure> {
+    let folder = tempfile::tempdir()?;
+    shape.write(folder.path())?;
+    let checkpoint = Checkpoint::open(folder.path())?;
+    Ok(BaseModel::load(backend, spec, &checkpoint, CONTEXT, &|_, _| {})?)
+}
+
+/// One token for each of several sequences that have `position` tokens in the cache.
+pub(crate) fn decode(slots: &[Option<AdapterSlot>], position: usize) -> ModelInput {
+    rows(slots, 1, position)
+}
+
+/// `count` tokens for each of several sequences, the last of each sampled.
+pub(crate) fn rows(slots: &[Option<AdapterSlot>], count: usize, start: usize) -> ModelInput {
+    let mut plan = StepPlan::default();
+    let mut sampled = Vec::new();
+    let mut row_slots = Vec::new();
+    for (index, slot) in slots.iter().enumerate() {
+        let first = row_slots.len();
+        let blocks: Vec<u32> = (0..BLOCKS).map(|block| (index * BLOCKS + block) as u32).collect();
+        for position in start..start + count {
+            row_slots.push(*slot);
+            plan.ids.push(Some((index * 131 + position * 7) as u32 % 4096));
+            plan.positions.push(position as u32);
+            plan.kv_slots.push(blocks[position / BLOCK_SIZE] * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32);
+        }
+        sampled.push(row_slots.len() as u32 - 1);
+        plan.sequences.push(SequencePlan { rows: first..row_slots.len(), start: start as u32, blocks });
+    }
+    plan.rows = RowPlan::new(row_slots);
+    ModelInput { plan, embeds: Vec::new(), sampled }
+}
