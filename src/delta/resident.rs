@@ -3,7 +3,7 @@
 
 use super::layout::{BaseLayout, LayerSite, Site};
 use super::program::{DeltaOp, DeltaProgram, PrefixLayer};
-use crate::ops::{Backend, ColumnVector, HostTensor, LowRank, OpsError, SlotTable, SlotVectors};
+use crate::ops::{Backend, ColumnVector, HostMatrix, LowRank, OpsError, SlotTable, SlotVectors};
 use crate::types::AdapterSlot;
 
 /// Deltas of one stacked linear site. Columns are those of the stack.
@@ -123,8 +123,27 @@ impl<B: Backend> PreparedDelta<B> {
     /// # Errors
     /// [`OpsError::OutOfMemory`]; nothing stays allocated then.
     pub fn new(backend: &B, layout: &BaseLayout, program: DeltaProgram) -> Result<Self, OpsError> {
-        let prepare = |(site, op)| prepare(backend, layout, site, op);
-        Ok(Self { ops: program.ops.into_iter().map(prepare).collect::<Result<_, _>>()? })
+        let ops: Vec<(Site, DeltaOp)> = program.ops.into_iter().map(|(site, op)| (site, by_row_of_a(op))).collect();
+        let matrices: Vec<HostMatrix<'_>> = ops.iter().flat_map(|(_, op)| matrices(op)).collect();
+        let mut weights = backend.weight_group(&matrices)?.into_iter();
+        let prepare = |(site, op)| prepare(backend, layout, site, op, &mut weights);
+        Ok(Self { ops: ops.into_iter().map(prepare).collect::<Result<_, _>>()? })
+    }
+}
+
+/// A of an embedding is read by row: transposed.
+fn by_row_of_a(op: DeltaOp) -> DeltaOp {
+    match op {
+        DeltaOp::EmbeddingLowRank { a, b, scaling } => DeltaOp::EmbeddingLowRank { a: a.transposed(), b, scaling },
+        op => op,
+    }
+}
+
+/// The matrices of an op, in the order in which [`prepare`] takes them.
+fn matrices(op: &DeltaOp) -> Vec<HostMatrix<'_>> {
+    match op {
+        DeltaOp::LowRank { a, b, .. } | DeltaOp::EmbeddingLowRank { a, b, .. } => vec![a.matrix(), b.matrix()],
+        _ => Vec::new(),
     }
 }
 
@@ -153,16 +172,22 @@ fn place(layout: &BaseLayout, site: Site) -> Option<(Stack, std::ops::Range<usiz
     })
 }
 
-fn prepare<B: Backend>(backend: &B, layout: &BaseLayout, site: Site, op: DeltaOp) -> Result<Resident<B>, OpsError> {
+fn prepare<B: Backend>(
+    backend: &B,
+    layout: &BaseLayout,
+    site: Site,
+    op: DeltaOp,
+    weights: &mut impl Iterator<Item = B::Weight>,
+) -> Result<Resident<B>, OpsError> {
     let vector = |values: &[f32], columns| Ok::<_, OpsError>(ColumnVector { values: backend.vector(values)?, columns });
-    let pair = |a: &HostTensor, b: &HostTensor, rank, scaling, columns| {
-        let (a, b) = (backend.weight(&[a.matrix()])?, backend.weight(&[b.matrix()])?);
-        Ok::<_, OpsError>(LowRank { a, b, rank, scaling, columns })
+    let mut pair = |rank, scaling, columns| match (weights.next(), weights.next()) {
+        (Some(a), Some(b)) => LowRank { a, b, rank, scaling, columns },
+        _ => unreachable!("`matrices` lists two for every low-rank op"),
     };
     let placed = place(layout, site);
     Ok(match (op, placed) {
-        (DeltaOp::LowRank { a, b, scaling }, Some((stack, _, columns))) => {
-            Resident::LowRank(stack, pair(&a, &b, a.rows(), scaling, columns)?)
+        (DeltaOp::LowRank { a, scaling, .. }, Some((stack, _, columns))) => {
+            Resident::LowRank(stack, pair(a.rows(), scaling, columns))
         }
         (DeltaOp::InputScale { g }, Some((stack, segments, _))) => {
             let copies = segments.clone().map(|_| vector(&g, 0..g.len())).collect::<Result<_, _>>()?;
@@ -172,9 +197,8 @@ fn prepare<B: Backend>(backend: &B, layout: &BaseLayout, site: Site, op: DeltaOp
             Resident::OutputScale { stack, after_bias, g: vector(&g, columns)? }
         }
         (DeltaOp::Bias { b }, Some((stack, _, columns))) => Resident::Bias(stack, vector(&b, columns)?),
-        (DeltaOp::EmbeddingLowRank { a, b, scaling }, _) => {
-            let rank = a.rows();
-            Resident::EmbedLowRank(pair(&a.transposed(), &b, rank, scaling, 0..layout.hidden_size)?)
+        (DeltaOp::EmbeddingLowRank { b, scaling, .. }, _) => {
+            Resident::EmbedLowRank(pair(b.cols(), scaling, 0..layout.hidden_size))
         }
         (DeltaOp::Gain { g }, _) => Resident::Gain(site, vector(&g, 0..g.len())?),
         (DeltaOp::Prefix { layers, .. }, _) => Resident::VirtualRows(VirtualRows::Prefix(layers)),

@@ -141,6 +141,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// segment `i`. In bf16 mode the numbers are rounded to bf16.
     fn weight(&self, segments: &[HostMatrix<'_>]) -> Result<Self::Weight, OpsError>;
 
+    /// Pack each matrix as a weight of its own. Those of one adapter come and go together, so a backend may give them
+    /// one allocation, which is freed with the last of them.
+    fn weight_group(&self, matrices: &[HostMatrix<'_>]) -> Result<Vec<Self::Weight>, OpsError> {
+        matrices.iter().map(|matrix| self.weight(&[*matrix])).collect()
+    }
+
     /// Copy a vector to the device.
     fn vector(&self, values: &[f32]) -> Result<Self::Vector, OpsError>;
 

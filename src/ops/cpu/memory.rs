@@ -1,9 +1,15 @@
 //! Allocations that can be refused, and activation buffers.
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
 
 use crate::ops::OpsError;
+
+/// A huge page of x86-64, and the unit in which others group theirs.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// f32 activations, row-major `[rows, cols]`.
 #[derive(Debug)]
@@ -28,6 +34,78 @@ impl Buffer {
     pub(super) fn row_mut(&mut self, row: usize) -> &mut [f32] {
         &mut self.data[row * self.cols..][..self.cols]
     }
+}
+
+/// A slice that every step reads from end to end. From the size of a huge page on it starts on one, and the system is
+/// asked for such pages: on small ones hardware stops reading ahead, and looks up an address, every 4 KiB.
+#[derive(Debug)]
+pub(super) struct Streamed<T> {
+    start: NonNull<T>,
+    len: usize,
+    owned: PhantomData<T>,
+}
+
+// SAFETY: owns its elements and hands them out by the rules of references, as a `Box<[T]>` does.
+unsafe impl<T: Send> Send for Streamed<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Streamed<T> {}
+
+impl<T: Copy> Streamed<T> {
+    /// `len` copies of `value`; `len` is at least 1.
+    pub(super) fn filled(what: &'static str, len: usize, value: T) -> Result<Self, OpsError> {
+        let layout = Self::layout(len).filter(|layout| layout.size() > 0).ok_or_else(|| refused::<T>(what, len))?;
+        // SAFETY: the layout has a size above zero.
+        let start = NonNull::new(unsafe { alloc(layout) }.cast::<T>()).ok_or_else(|| refused::<T>(what, len))?;
+        ask_for_huge_pages(start.as_ptr().cast(), layout);
+        for index in 0..len {
+            // SAFETY: `index` lies within the allocation, which is aligned for T.
+            unsafe { start.add(index).write(value) };
+        }
+        Ok(Self { start, len, owned: PhantomData })
+    }
+}
+
+impl<T> Streamed<T> {
+    fn layout(len: usize) -> Option<Layout> {
+        let layout = Layout::array::<T>(len).ok()?;
+        if layout.size() < HUGE_PAGE { Some(layout) } else { layout.align_to(HUGE_PAGE).ok() }
+    }
+}
+
+impl<T> Deref for Streamed<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `filled` wrote `len` elements from `start` on, and they live as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T> DerefMut for Streamed<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`, and borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T> Drop for Streamed<T> {
+    fn drop(&mut self) {
+        if let Some(layout) = Self::layout(self.len) {
+            // SAFETY: `filled` allocated with this layout; its elements are `Copy` and need no dropping.
+            unsafe { dealloc(self.start.as_ptr().cast(), layout) };
+        }
+    }
+}
+
+/// Only advice: without huge pages, or on another system, nothing changes but speed.
+fn ask_for_huge_pages(start: *mut u8, layout: Layout) {
+    #[cfg(target_os = "linux")]
+    if layout.align() >= HUGE_PAGE {
+        // SAFETY: whole pages of a fresh allocation; the advice changes no contents.
+        unsafe { libc::madvise(start.cast(), layout.size() / HUGE_PAGE * HUGE_PAGE, libc::MADV_HUGEPAGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (start, layout);
 }
 
 fn refused<T>(what: &'static str, len: usize) -> OpsError {
@@ -76,6 +154,17 @@ mod tests {
         assert!(matches!(error, OpsError::OutOfMemory { bytes, .. } if bytes > 1 << 60));
         assert!(matches!(untouched("KV", usize::MAX / 2), Err(OpsError::OutOfMemory { .. })));
         assert!(matches!(untouched("KV", 1 << 60), Err(OpsError::OutOfMemory { .. })));
+    }
+
+    #[test]
+    fn streamed_memory_is_filled_writable_and_on_a_huge_page_where_it_is_large() {
+        let mut small = Streamed::filled("weights", 3, 7_u32).unwrap();
+        small[1] = 8;
+        assert_eq!(*small, [7, 8, 7]);
+        let large = Streamed::filled("weights", HUGE_PAGE / 4 + 5, 9_u32).unwrap();
+        assert_eq!((large.len(), large.as_ptr() as usize % HUGE_PAGE), (HUGE_PAGE / 4 + 5, 0));
+        assert!(large.iter().all(|word| *word == 9));
+        assert!(matches!(Streamed::filled("weights", usize::MAX / 2, 0_u32), Err(OpsError::OutOfMemory { .. })));
     }
 
     #[test]

@@ -183,6 +183,11 @@ impl Backend for CpuBackend {
         PackedWeight::new(self.dtype, segments, &self.pool)
     }
 
+    fn weight_group(&self, matrices: &[HostMatrix<'_>]) -> Result<Vec<PackedWeight>, OpsError> {
+        let weights: Vec<&[HostMatrix<'_>]> = matrices.iter().map(std::slice::from_ref).collect();
+        PackedWeight::group(self.dtype, &weights, &self.pool)
+    }
+
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>, OpsError> {
         copied("a vector", values)
     }

@@ -7,11 +7,12 @@
 //! mask. Example, bf16, 3 inputs: line 0 holds `(w[c, 0], w[c, 1])` for c in 0..16, line 1 `(w[c, 2], 0)`.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use half::bf16;
 
 use super::math::round_bf16_bits;
-use super::memory::filled;
+use super::memory::Streamed;
 use super::pool::Pool;
 use crate::ops::{Dtype, HostData, HostMatrix, OpsError};
 
@@ -32,13 +33,22 @@ pub(super) struct PackedSegment {
     pub(super) columns: Range<usize>,
 }
 
+/// How stacked matrices lie in memory.
+#[derive(Debug)]
+struct Stack {
+    depth: usize,
+    segments: Vec<PackedSegment>,
+    /// Lines of the memory they lie in.
+    lines: Range<usize>,
+}
+
 /// A packed matrix `[out, in]`, possibly several stacked along `out`.
 #[derive(Debug)]
 pub struct PackedWeight {
     dtype: Dtype,
-    depth: usize,
-    lines: Vec<Line>,
-    segments: Vec<PackedSegment>,
+    stack: Stack,
+    /// Shared by weights that come and go together.
+    memory: Arc<Streamed<Line>>,
 }
 
 /// Consecutive panels whose columns are consecutive too.
@@ -59,6 +69,108 @@ pub(super) fn lines_per_panel(dtype: Dtype, depth: usize) -> usize {
 impl PackedWeight {
     /// Pack `segments` in order. In bf16 mode the numbers are rounded to nearest even.
     pub(super) fn new(dtype: Dtype, segments: &[HostMatrix<'_>], pool: &Pool) -> Result<Self, OpsError> {
+        let mut packed = Self::group(dtype, &[segments], pool)?;
+        packed.pop().ok_or(OpsError::Shape { rows: 0, cols: 0, expected: 0 })
+    }
+
+    /// Pack several weights, each of some stacked matrices, into one allocation.
+    pub(super) fn group(dtype: Dtype, weights: &[&[HostMatrix<'_>]], pool: &Pool) -> Result<Vec<Self>, OpsError> {
+        let mut stacks: Vec<Stack> = Vec::with_capacity(weights.len());
+        for segments in weights {
+            let first = stacks.last().map_or(0, |last| last.lines.end);
+            stacks.push(Stack::new(dtype, segments, first)?);
+        }
+        let Some(last) = stacks.last() else { return Ok(Vec::new()) };
+        let mut memory = Streamed::filled("packed weights", last.lines.end, Line::default())?;
+        for (segments, stack) in weights.iter().zip(&stacks) {
+            stack.fill(dtype, segments, &mut memory, pool);
+        }
+        let memory = Arc::new(memory);
+        Ok(stacks.into_iter().map(|stack| Self { dtype, stack, memory: Arc::clone(&memory) }).collect())
+    }
+
+    /// Inputs.
+    pub(super) fn depth(&self) -> usize {
+        self.stack.depth
+    }
+
+    /// Output columns of all segments.
+    pub(super) fn columns(&self) -> usize {
+        self.stack.segments.last().map_or(0, |last| last.columns.end)
+    }
+
+    pub(super) fn panels(&self) -> usize {
+        self.stack.segments.last().map_or(0, |last| last.panels.end)
+    }
+
+    pub(super) fn segment(&self, segment: usize) -> &PackedSegment {
+        &self.stack.segments[segment]
+    }
+
+    pub(super) fn lines(&self) -> &[Line] {
+        &self.memory[self.stack.lines.clone()]
+    }
+
+    /// Lines from one panel to the next.
+    pub(super) fn panel_stride(&self) -> usize {
+        lines_per_panel(self.dtype, self.stack.depth)
+    }
+
+    /// Cut a range of panels where a segment ends.
+    pub(super) fn runs(&self, panels: Range<usize>) -> impl Iterator<Item = Run> + '_ {
+        self.stack.segments.iter().filter_map(move |segment| {
+            let start = panels.start.max(segment.panels.start);
+            let end = panels.end.min(segment.panels.end);
+            let column = segment.columns.start + start.saturating_sub(segment.panels.start) * PANEL;
+            let last = segment.columns.start + end.saturating_sub(segment.panels.start) * PANEL;
+            (start < end).then(|| Run { panels: start..end, columns: column..last.min(segment.columns.end) })
+        })
+    }
+
+    /// True if panels cut from the first of `columns` on lie where this weight's lie.
+    pub(super) fn aligns(&self, columns: &Range<usize>) -> bool {
+        let mut touched = self.stack.segments.iter().filter(|segment| segment.columns.end > columns.start);
+        let starts = |segment: &PackedSegment| segment.columns.start == columns.start;
+        let whole =
+            |segment: &PackedSegment| segment.columns.end >= columns.end || segment.columns.len().is_multiple_of(PANEL);
+        touched.next().is_some_and(|first| starts(first) && whole(first)) && touched.all(whole)
+    }
+
+    /// The words of one row (an output column), pairs of bf16 or single f32, along k.
+    pub(super) fn row_words(&self, row: usize) -> impl Iterator<Item = u32> + '_ {
+        let holder = self.stack.segments.iter().find(|segment| segment.columns.contains(&row));
+        let (panel, lane) = holder.map_or((self.panels(), 0), |segment| {
+            let within = row - segment.columns.start;
+            (segment.panels.start + within / PANEL, within % PANEL)
+        });
+        let stride = self.panel_stride();
+        self.lines()[panel * stride..][..stride].iter().map(move |line| line.0[lane])
+    }
+
+    /// Write a row times `scale`, widened to f32.
+    pub(super) fn widen_row(&self, row: usize, scale: f32, target: &mut [f32]) {
+        let target = &mut target[..self.stack.depth];
+        match self.dtype {
+            Dtype::F32 => {
+                for (target, word) in target.iter_mut().zip(self.row_words(row)) {
+                    *target = scale * f32::from_bits(word);
+                }
+            }
+            Dtype::Bf16 => {
+                for (pair, word) in target.chunks_mut(2).zip(self.row_words(row)) {
+                    pair[0] = scale * f32::from_bits(word << 16);
+                    if let Some(high) = pair.get_mut(1) {
+                        *high = scale * f32::from_bits(word & 0xffff_0000);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Stack {
+    /// Where `segments` go from line `first` on; refused unless they stack.
+    fn new(dtype: Dtype, segments: &[HostMatrix<'_>], first: usize) -> Result<Self, OpsError> {
         let depth = segments.first().map_or(0, |first| first.cols);
         let mut packed = Vec::with_capacity(segments.len());
         let (mut panel, mut column) = (0, 0);
@@ -78,86 +190,21 @@ impl PackedWeight {
         if panel == 0 {
             return Err(OpsError::Shape { rows: 0, cols: 0, expected: 0 });
         }
-        let stride = lines_per_panel(dtype, depth);
-        let mut lines = filled("a packed weight", stride.saturating_mul(panel), Line::default())?;
-        for (matrix, segment) in segments.iter().zip(&packed) {
+        let lines = lines_per_panel(dtype, depth).saturating_mul(panel);
+        Ok(Self { depth, segments: packed, lines: first..first.saturating_add(lines) })
+    }
+
+    fn fill(&self, dtype: Dtype, segments: &[HostMatrix<'_>], memory: &mut [Line], pool: &Pool) {
+        let stride = lines_per_panel(dtype, self.depth);
+        let lines = &mut memory[self.lines.clone()];
+        for (matrix, segment) in segments.iter().zip(&self.segments) {
             let target = &mut lines[segment.panels.start * stride..segment.panels.end * stride];
-            pool.for_blocks(matrix.rows * depth, target, stride, |index, panel| {
+            pool.for_blocks(matrix.rows * self.depth, target, stride, |index, panel| {
                 let first = index * PANEL;
                 for lane in 0..PANEL.min(matrix.rows - first) {
                     fill_lane(dtype, matrix, first + lane, lane, panel);
                 }
             });
-        }
-        Ok(Self { dtype, depth, lines, segments: packed })
-    }
-
-    /// Inputs.
-    pub(super) fn depth(&self) -> usize {
-        self.depth
-    }
-
-    /// Output columns of all segments.
-    pub(super) fn columns(&self) -> usize {
-        self.segments.last().map_or(0, |last| last.columns.end)
-    }
-
-    pub(super) fn panels(&self) -> usize {
-        self.segments.last().map_or(0, |last| last.panels.end)
-    }
-
-    pub(super) fn segment(&self, segment: usize) -> &PackedSegment {
-        &self.segments[segment]
-    }
-
-    pub(super) fn lines(&self) -> &[Line] {
-        &self.lines
-    }
-
-    /// Lines from one panel to the next.
-    pub(super) fn panel_stride(&self) -> usize {
-        lines_per_panel(self.dtype, self.depth)
-    }
-
-    /// Cut a range of panels where a segment ends.
-    pub(super) fn runs(&self, panels: Range<usize>) -> impl Iterator<Item = Run> + '_ {
-        self.segments.iter().filter_map(move |segment| {
-            let start = panels.start.max(segment.panels.start);
-            let end = panels.end.min(segment.panels.end);
-            let column = segment.columns.start + start.saturating_sub(segment.panels.start) * PANEL;
-            let last = segment.columns.start + end.saturating_sub(segment.panels.start) * PANEL;
-            (start < end).then(|| Run { panels: start..end, columns: column..last.min(segment.columns.end) })
-        })
-    }
-
-    /// The words of one row (an output column), pairs of bf16 or single f32, along k.
-    pub(super) fn row_words(&self, row: usize) -> impl Iterator<Item = u32> + '_ {
-        let holder = self.segments.iter().find(|segment| segment.columns.contains(&row));
-        let (panel, lane) = holder.map_or((self.panels(), 0), |segment| {
-            let within = row - segment.columns.start;
-            (segment.panels.start + within / PANEL, within % PANEL)
-        });
-        let stride = self.panel_stride();
-        self.lines[panel * stride..][..stride].iter().map(move |line| line.0[lane])
-    }
-
-    /// Write a row times `scale`, widened to f32.
-    pub(super) fn widen_row(&self, row: usize, scale: f32, target: &mut [f32]) {
-        let target = &mut target[..self.depth];
-        match self.dtype {
-            Dtype::F32 => {
-                for (target, word) in target.iter_mut().zip(self.row_words(row)) {
-                    *target = scale * f32::from_bits(word);
-                }
-            }
-            Dtype::Bf16 => {
-                for (pair, word) in target.chunks_mut(2).zip(self.row_words(row)) {
-                    pair[0] = scale * f32::from_bits(word << 16);
-                    if let Some(high) = pair.get_mut(1) {
-                        *high = scale * f32::from_bits(word & 0xffff_0000);
-                    }
-                }
-            }
         }
     }
 }
@@ -211,6 +258,19 @@ mod tests {
             let runs: Vec<Run> = w.runs(1..3).collect();
             assert_eq!(runs, [Run { panels: 1..2, columns: 16..17 }, Run { panels: 2..3, columns: 17..22 }]);
         }
+    }
+
+    #[test]
+    fn columns_align_where_their_panels_are_the_weights_own() {
+        let pool = Pool::new(1).unwrap();
+        let (first, second) = (numbers(32 * 2), numbers(20 * 2));
+        let stacked = |a, b| PackedWeight::new(Dtype::F32, &[a, b], &pool).unwrap();
+        let (wide, ragged) = (HostMatrix::f32(32, 2, &first), HostMatrix::f32(20, 2, &second));
+        let w = stacked(wide, ragged);
+        assert!(w.aligns(&(0..32)) && w.aligns(&(0..7)) && w.aligns(&(32..52)) && w.aligns(&(0..52)));
+        assert!(!w.aligns(&(1..32)) && !w.aligns(&(16..32)));
+        let w = stacked(ragged, wide);
+        assert!(w.aligns(&(0..20)) && w.aligns(&(20..52)) && !w.aligns(&(0..21)));
     }
 
     #[test]
