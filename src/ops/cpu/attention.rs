@@ -11,7 +11,7 @@ use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use super::gemm::{Avx2, Avx512};
-use super::gemm::{Kernel, MAX_ROWS, Outputs, Portable, Store, Tile, WORDS};
+use super::gemm::{Kernel, MAX_PANELS, MAX_ROWS, Outputs, Portable, Store, Tile, WORDS};
 #[cfg(target_arch = "x86_64")]
 use super::isa::Fused;
 use super::isa::{Arithmetic, DetectedIsa, Isa, Plain};
@@ -21,6 +21,11 @@ use crate::ops::{AttentionSpec, Dtype, SequencePlan, StepPlan};
 
 /// Most (row, head) pairs of one item.
 const MAX_QUERIES: usize = 32;
+/// KV tiles that few queries are scored against side by side: one query against one tile is a single chain of sums,
+/// each waiting for the last.
+const SIDE: usize = 4;
+/// Queries that keep enough sums in flight against one tile.
+const ENOUGH_QUERIES: usize = 5;
 /// Most query heads of one item.
 const MAX_HEADS: usize = 16;
 
@@ -72,8 +77,17 @@ pub(super) fn items(plan: &StepPlan, spec: &AttentionSpec, threads: usize, items
 struct Queries {
     max: [f32; MAX_QUERIES],
     sum: [[f32; TILE]; MAX_QUERIES],
-    /// Scores of the current tile, then weights.
-    scores: [[f32; TILE]; MAX_QUERIES],
+    /// KV tiles side by side.
+    side: usize,
+    /// Scores of the current tiles, then weights; row-major (query, tile of `side`, lane).
+    scores: [f32; MAX_QUERIES * TILE],
+}
+
+impl Queries {
+    /// Scores of a query from the `index`-th tile of a group on.
+    fn scores(&mut self, query: usize, index: usize) -> &mut [f32] {
+        &mut self.scores[(query * self.side + index) * TILE..]
+    }
 }
 
 /// Compute one item.
@@ -111,12 +125,12 @@ unsafe fn fused<K: Kernel>(pass: &Pass<'_>, item: &Item) {
 /// As [`attend`], on a machine with the instruction set of `K`.
 #[inline(always)]
 unsafe fn walk<K: Kernel, A: Arithmetic>(pass: &Pass<'_>, item: &Item) {
-    let sequence = &pass.plan.sequences[item.sequence];
     let heads = item.heads.len();
     let mut queries = Queries {
         max: [f32::NEG_INFINITY; MAX_QUERIES],
         sum: [[0.0; TILE]; MAX_QUERIES],
-        scores: [[0.0; TILE]; MAX_QUERIES],
+        side: if item.rows.len() * heads < ENOUGH_QUERIES { SIDE } else { 1 },
+        scores: [0.0; MAX_QUERIES * TILE],
     };
     for row in item.rows.clone() {
         for head in item.heads.clone() {
@@ -128,18 +142,19 @@ unsafe fn walk<K: Kernel, A: Arithmetic>(pass: &Pass<'_>, item: &Item) {
     let visible = &visible[..item.rows.len()];
     let start = visible.iter().map(|seen| seen.start).min().unwrap_or(0);
     let end = visible.iter().map(|seen| seen.end).max().unwrap_or(0);
-    let block_size = pass.layout.shape.block_size;
-    let kv_head = item.heads.start / (pass.spec.heads / pass.spec.kv_heads);
-    for block in start / block_size..end.div_ceil(block_size) {
-        for tile in 0..pass.layout.tiles() {
-            let first = block * block_size + tile * TILE;
-            let places = first..(first + TILE).min((block + 1) * block_size);
+    let (block_size, per_block) = (pass.layout.shape.block_size, pass.layout.tiles());
+    let last = end.div_ceil(block_size) * per_block;
+    for group in (start / block_size * per_block..last).step_by(queries.side) {
+        let group = group..(group + queries.side).min(last);
+        // SAFETY: handed on.
+        unsafe { score::<K>(pass, item, 0..visible.len() * heads, group.clone(), &mut queries) };
+        for (side, tile) in group.enumerate() {
+            let first = tile / per_block * block_size + tile % per_block * TILE;
+            let places = first..(first + TILE).min((tile / per_block + 1) * block_size);
             let seen = |row: usize| {
                 let seen: &Range<usize> = &visible[row];
                 seen.start.max(places.start)..seen.end.min(places.end)
             };
-            let (k, v) = pass.layout.tile(sequence.blocks[block] as usize, kv_head, tile);
-            let (k, v) = (&pass.kv[k], &pass.kv[v]);
             // Rows that see the same places of this tile go together; only the diagonal and a window's edge differ.
             let mut row = 0;
             while row < visible.len() {
@@ -151,12 +166,12 @@ unsafe fn walk<K: Kernel, A: Arithmetic>(pass: &Pass<'_>, item: &Item) {
                 if range.start < range.end {
                     let lanes = range.start - first..range.end - first;
                     let part = row * heads..next * heads;
-                    // SAFETY: handed on; `k` and `v` are one tile of the layout.
-                    unsafe {
-                        score::<K>(pass, item, part.clone(), k, &mut queries);
-                        part.clone().for_each(|query| soften::<A>(pass, item, query, &lanes, &mut queries));
-                        accumulate::<K>(pass, item, part, v, lanes, &mut queries);
+                    // A loop, not a closure: closures may be compiled apart, without the instruction set.
+                    for query in part.clone() {
+                        soften::<A>(pass, item, query, side, &lanes, &mut queries);
                     }
+                    // SAFETY: handed on.
+                    unsafe { accumulate::<K>(pass, item, part, tile, side, lanes, &mut queries) };
                 }
                 row = next;
             }
@@ -175,14 +190,21 @@ impl Pass<'_> {
         self.spec.window.map_or(0, |window| end.saturating_sub(window as usize))..end
     }
 
+    /// K and V of a tile, counted from KV index 0 of the item's sequence.
+    fn tile(&self, item: &Item, tile: usize) -> (&[u32], &[u32]) {
+        let per_block = self.layout.tiles();
+        let block = self.plan.sequences[item.sequence].blocks[tile / per_block];
+        let kv_head = item.heads.start / (self.spec.heads / self.spec.kv_heads);
+        let (k, v) = self.layout.tile(block as usize, kv_head, tile % per_block);
+        (&self.kv[k], &self.kv[v])
+    }
+
     /// The output of one row and head.
     #[allow(clippy::mut_from_ref)]
     fn output(&self, row: usize, head: usize) -> &mut [f32] {
         let dim = self.spec.head_dim;
-        let y = self.y.at(row, head * dim, dim);
-        // SAFETY: `at` asserted the range; `attend`'s caller gives these columns to this thread, which holds one such
-        // slice at a time.
-        unsafe { std::slice::from_raw_parts_mut(y, dim) }
+        // SAFETY: `attend`'s caller gives these columns to this thread, which holds one such slice at a time.
+        unsafe { self.y.columns(row, head * dim, dim) }
     }
 
     #[allow(clippy::mut_from_ref)]
@@ -210,35 +232,56 @@ fn tiles<K: Kernel>(part: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// q·k of every lane, visible or not.
+/// q·k of every lane of some KV tiles, visible or not.
 ///
 /// # Safety
-/// The machine has the instruction set of `K`; `k` is the K of one tile.
+/// The machine has the instruction set of `K`.
 #[inline(always)]
-unsafe fn score<K: Kernel>(pass: &Pass<'_>, item: &Item, part: Range<usize>, k: &[u32], queries: &mut Queries) {
-    for tile in tiles::<K>(part) {
-        let mut operands = Tile {
-            x: [std::ptr::null(); MAX_ROWS],
-            w: k.as_ptr(),
-            panel_stride: 0,
-            k: 0..pass.spec.head_dim,
-            y: [std::ptr::null_mut(); MAX_ROWS],
-            width: TILE,
-            store: Store::Overwrite,
-        };
-        for (i, query) in tile.clone().enumerate() {
-            operands.x[i] = pass.query(item, query).as_ptr().cast();
-            operands.y[i] = queries.scores[query].as_mut_ptr();
+unsafe fn score<K: Kernel>(
+    pass: &Pass<'_>,
+    item: &Item,
+    part: Range<usize>,
+    group: Range<usize>,
+    queries: &mut Queries,
+) {
+    for rows in tiles::<K>(part) {
+        let side = K::panels(rows.len());
+        for first in (0..group.len()).step_by(side) {
+            let count = side.min(group.len() - first);
+            let mut operands = Tile {
+                x: [std::ptr::null(); MAX_ROWS],
+                w: [std::ptr::null(); MAX_PANELS],
+                k: 0..pass.spec.head_dim,
+                y: [std::ptr::null_mut(); MAX_ROWS],
+                width: count * TILE,
+                store: Store::Overwrite,
+            };
+            for panel in 0..count {
+                operands.w[panel] = pass.tile(item, group.start + first + panel).0.as_ptr();
+            }
+            for (i, query) in rows.clone().enumerate() {
+                operands.x[i] = pass.query(item, query).as_ptr().cast();
+                operands.y[i] = queries.scores(query, first).as_mut_ptr();
+            }
+            // SAFETY: each query is `head_dim` numbers, each K one panel of that depth, each row of scores holds the
+            // panels of the group side by side.
+            unsafe { K::tile(rows.len(), count, &operands) };
         }
-        // SAFETY: each query is `head_dim` numbers, `k` one panel of that depth, each row of scores one panel wide.
-        unsafe { K::tile(tile.len(), 1, &operands) };
     }
 }
 
 /// Scores to weights, one step of the online softmax.
 #[inline(always)]
-fn soften<A: Arithmetic>(pass: &Pass<'_>, item: &Item, query: usize, lanes: &Range<usize>, queries: &mut Queries) {
-    let scores = &mut queries.scores[query];
+fn soften<A: Arithmetic>(
+    pass: &Pass<'_>,
+    item: &Item,
+    query: usize,
+    side: usize,
+    lanes: &Range<usize>,
+    queries: &mut Queries,
+) {
+    let Queries { max, sum, scores, side: together } = queries;
+    let scores: &mut [f32; TILE] = &mut scores.as_chunks_mut().0[query * *together + side];
     for score in scores.iter_mut() {
         *score *= pass.spec.scale;
     }
@@ -250,18 +293,18 @@ fn soften<A: Arithmetic>(pass: &Pass<'_>, item: &Item, query: usize, lanes: &Ran
     for (lane, score) in scores.iter_mut().enumerate() {
         *score = if lane >= lanes.start && lane < lanes.end { *score } else { f32::NEG_INFINITY };
     }
-    let old = queries.max[query];
+    let old = max[query];
     // `max` passes over a NaN, which then reaches the weights through `exp`.
-    let max = old.max(math::fold_lanes(*scores, f32::max));
+    let new = old.max(math::fold_lanes(*scores, f32::max));
     // Only with scores of -inf; any finite number gives weights of 0 then.
-    let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
+    let base = if new == f32::NEG_INFINITY { 0.0 } else { new };
     let keep = math::exp::<A>(old - base);
-    let sum = &mut queries.sum[query];
+    let sum = &mut sum[query];
     for lane in 0..TILE {
         scores[lane] = math::exp::<A>(scores[lane] - base);
         sum[lane] = A::mul_add(sum[lane], keep, scores[lane]);
     }
-    queries.max[query] = max;
+    max[query] = new;
     // A factor of 1 would change no bit.
     if keep != 1.0 {
         pass.output_of(item, query).iter_mut().for_each(|y| *y *= keep);
@@ -271,39 +314,44 @@ fn soften<A: Arithmetic>(pass: &Pass<'_>, item: &Item, query: usize, lanes: &Ran
 /// y += p V over the visible lanes.
 ///
 /// # Safety
-/// As [`attend`], on a machine with the instruction set of `K`; `v` is the V of one tile.
+/// As [`attend`], on a machine with the instruction set of `K`.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn accumulate<K: Kernel>(
     pass: &Pass<'_>,
     item: &Item,
     part: Range<usize>,
-    v: &[u32],
+    tile: usize,
+    side: usize,
     lanes: Range<usize>,
     queries: &mut Queries,
 ) {
     let dim = pass.spec.head_dim;
     let panels = dim.div_ceil(WORDS);
-    for tile in tiles::<K>(part) {
-        let side = K::panels(tile.len());
-        for first in (0..panels).step_by(side) {
-            let count = side.min(panels - first);
+    let (_, v) = pass.tile(item, tile);
+    for rows in tiles::<K>(part) {
+        let together = K::panels(rows.len());
+        for first in (0..panels).step_by(together) {
+            let count = together.min(panels - first);
             let column = first * WORDS;
             let mut operands = Tile {
                 x: [std::ptr::null(); MAX_ROWS],
-                w: v[first * pass.layout.v_panel..(first + count) * pass.layout.v_panel].as_ptr(),
-                panel_stride: pass.layout.v_panel,
+                w: [std::ptr::null(); MAX_PANELS],
                 k: lanes.clone(),
                 y: [std::ptr::null_mut(); MAX_ROWS],
                 width: (dim - column).min(count * WORDS),
                 store: Store::Continue,
             };
-            for (i, query) in tile.clone().enumerate() {
-                operands.x[i] = queries.scores[query].as_ptr().cast();
+            for (panel, v) in v.chunks_exact(pass.layout.v_panel).skip(first).take(count).enumerate() {
+                operands.w[panel] = v.as_ptr();
+            }
+            for (i, query) in rows.clone().enumerate() {
+                operands.x[i] = queries.scores(query, side).as_ptr().cast();
                 operands.y[i] = pass.output_of(item, query)[column..].as_mut_ptr();
             }
             // SAFETY: the weights are 16 numbers, `v` has that many places in every panel, y was cut to the head;
             // the caller answers for threads and the instruction set.
-            unsafe { K::tile(tile.len(), count, &operands) };
+            unsafe { K::tile(rows.len(), count, &operands) };
         }
     }
 }

@@ -4,7 +4,9 @@
 //! places and whose k runs over the head, so that a score stays in one lane; V is panels whose columns run over the
 //! head and whose k are places. Words are as in [`super::pack`]: f32, or two bf16 neighbouring in k. Both of one KV
 //! head and tile lie together, so attention streams them. Layers are separate allocations of untouched pages.
+#![allow(unsafe_code)]
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::math::round_bf16_bits;
@@ -100,19 +102,20 @@ impl KvCache {
         &plane.words[plane.skip..]
     }
 
-    /// Store K and V of one token, `kv_heads * head_dim` numbers each, at `place` = block · block size + offset.
-    pub(super) fn store(&mut self, layer: usize, place: usize, k: &[f32], v: &[f32]) {
-        let layout = self.layout;
-        let (block, offset) = (place / layout.shape.block_size, place % layout.shape.block_size);
-        let (tile, lane) = (offset / TILE, offset % TILE);
+    /// Places of a layer to store to, from several threads if each keeps to heads of its own.
+    pub(super) fn writer(&mut self, layer: usize) -> LayerWriter<'_> {
         let plane = &mut self.planes[layer];
         let words = &mut plane.words[plane.skip..];
-        let dim = layout.shape.head_dim;
-        for head in 0..layout.shape.kv_heads {
-            let (k_words, v_words) = layout.tile(block, head, tile);
-            let (k, v) = (&k[head * dim..][..dim], &v[head * dim..][..dim]);
-            store_k(layout.dtype, k, lane, &mut words[k_words]);
-            store_v(&layout, v, lane, &mut words[v_words]);
+        LayerWriter { layout: self.layout, words: words.as_mut_ptr(), len: words.len(), marker: PhantomData }
+    }
+
+    /// Store K and V of one token, `kv_heads * head_dim` numbers each, at `place` = block · block size + offset.
+    pub(super) fn store(&mut self, layer: usize, place: usize, k: &[f32], v: &[f32]) {
+        let KvShape { kv_heads, head_dim: dim, .. } = self.layout.shape;
+        let writer = self.writer(layer);
+        for head in 0..kv_heads {
+            // SAFETY: the writer borrows the cache, and only this thread has it.
+            unsafe { writer.store(place, head, &k[head * dim..][..dim], &v[head * dim..][..dim]) };
         }
     }
 
@@ -123,6 +126,38 @@ impl KvCache {
             let words = &mut plane.words[plane.skip..];
             words.copy_within(source * len..(source + 1) * len, target * len);
         }
+    }
+}
+
+/// A layer of the cache as threads write it, a head each.
+pub(super) struct LayerWriter<'a> {
+    layout: KvLayout,
+    words: *mut u32,
+    len: usize,
+    marker: PhantomData<&'a mut [u32]>,
+}
+
+// SAFETY: stands for a `&mut [u32]` of which each thread writes other words, by the contract of `store`.
+unsafe impl Sync for LayerWriter<'_> {}
+
+impl LayerWriter<'_> {
+    /// Store one head of K and V, `head_dim` numbers each, at `place` = block · block size + offset.
+    ///
+    /// # Safety
+    /// No other thread stores to the same head of this layer meanwhile: neighbouring places share words.
+    pub(super) unsafe fn store(&self, place: usize, head: usize, k: &[f32], v: &[f32]) {
+        let layout = &self.layout;
+        let (block, offset) = (place / layout.shape.block_size, place % layout.shape.block_size);
+        assert!(head < layout.shape.kv_heads, "a head the cache lacks");
+        let (k_words, v_words) = layout.tile(block, head, offset / TILE);
+        assert!(v_words.end <= self.len, "a place outside the cache");
+        // SAFETY: within the layer, as just asserted; tiles of other heads lie elsewhere, and this one is the caller's.
+        let (k_words, v_words) = unsafe {
+            let words = |range: Range<usize>| std::slice::from_raw_parts_mut(self.words.add(range.start), range.len());
+            (words(k_words), words(v_words))
+        };
+        store_k(layout.dtype, k, offset % TILE, k_words);
+        store_v(layout, v, offset % TILE, v_words);
     }
 }
 

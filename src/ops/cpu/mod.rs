@@ -314,16 +314,27 @@ impl Backend for CpuBackend {
         kv: &mut KvCache,
     ) {
         let plan = &step.plan;
-        let (q_dim, kv_dim) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        self.for_rows(plan.rows.len(), 1, qkv, |row, numbers| {
-            let at = plan.positions[row] as usize * rope.half;
-            let (cos, sin) = (&rope.cos[at..][..rope.half], &rope.sin[at..][..rope.half]);
-            rows::rotate_heads(self.isa, &mut numbers[..q_dim + kv_dim], spec.head_dim, cos, sin);
+        let (dim, group) = (spec.head_dim, spec.heads / spec.kv_heads);
+        let (first_k, first_v) = (spec.heads * dim, (spec.heads + spec.kv_heads) * dim);
+        let cells = Outputs::new(&mut qkv.data, qkv.cols, None);
+        let writer = kv.writer(layer);
+        // A thread takes a KV head and its queries: places next to each other share words, heads share none.
+        self.pool.run(plan.rows.len() * cells.stride() * 8, spec.kv_heads, |kv_head| {
+            for (row, place) in plan.kv_slots.iter().enumerate() {
+                let at = plan.positions[row] as usize * rope.half;
+                let (cos, sin) = (&rope.cos[at..][..rope.half], &rope.sin[at..][..rope.half]);
+                #[allow(unsafe_code)]
+                // SAFETY: `run` calls with each KV head once; its queries, its key and its value are other columns of
+                // the row than any other head's, and `Outputs` asserts that they lie within it.
+                unsafe {
+                    let heads = |column: usize, count: usize| cells.columns(row, column, count * dim);
+                    rows::rotate_heads(self.isa, heads(kv_head * group * dim, group), dim, cos, sin);
+                    let k = heads(first_k + kv_head * dim, 1);
+                    rows::rotate_heads(self.isa, k, dim, cos, sin);
+                    writer.store(*place as usize, kv_head, k, heads(first_v + kv_head * dim, 1));
+                }
+            }
         });
-        for (row, place) in plan.kv_slots.iter().enumerate() {
-            let (k, v) = qkv.row(row)[q_dim..].split_at(kv_dim);
-            kv.store(layer, *place as usize, k, &v[..kv_dim]);
-        }
     }
 
     fn attention(&self, step: &Step, spec: &AttentionSpec, layer: usize, qkv: &Buffer, kv: &KvCache, y: &mut Buffer) {

@@ -71,14 +71,17 @@ unsafe fn tile_of<const BF16: bool, const R: usize, const P: usize>(tile: &Tile)
     }
 }
 
-/// Ask for the weights some lines further on, where a tile has too few rows to hide the wait behind its sums.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn ask_ahead<const R: usize, const P: usize>(tile: &Tile, line: usize) {
-    if R <= 4 {
-        for panel in 0..P {
-            let words = tile.w.wrapping_add(panel * tile.panel_stride + line * WORDS);
-            _mm_prefetch::<_MM_HINT_T0>(words.cast::<i8>().wrapping_add(AHEAD));
+/// Ask for the weights some lines further on, where a tile neither leaves that to hardware, as that of one row does, nor
+/// hides the wait behind its sums.
+#[inline(always)]
+unsafe fn ask_ahead<const R: usize, const P: usize>(tile: &Tile, line: usize) {
+    // SAFETY: the contract of `Kernel::tile`: the instruction set; a prefetch may go anywhere.
+    unsafe {
+        if (2..=4).contains(&R) {
+            for panel in 0..P {
+                let words = tile.w[panel].wrapping_add(line * WORDS);
+                _mm_prefetch::<_MM_HINT_T0>(words.cast::<i8>().wrapping_add(AHEAD));
+            }
         }
     }
 }
@@ -89,20 +92,19 @@ const LOW: u8 = 1;
 const HIGH: u8 = 2;
 
 /// One k of all rows and panels.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
+#[inline(always)]
 unsafe fn step<const PART: u8, const R: usize, const P: usize>(
     tile: &Tile,
     line: usize,
     k: usize,
     sums: &mut Sums<R, P>,
 ) {
-    // SAFETY: w and x are readable over k.
+    // SAFETY: the contract of `Kernel::tile`: w and x are readable over k.
     unsafe {
         let mut w = [[_mm256_setzero_ps(); 2]; P];
         for (panel, w) in w.iter_mut().enumerate() {
             for (half, w) in w.iter_mut().enumerate() {
-                let words = tile.w.add(panel * tile.panel_stride + line * WORDS + half * 8);
+                let words = tile.w[panel].add(line * WORDS + half * 8);
                 let words = _mm256_loadu_si256(words.cast());
                 *w = _mm256_castsi256_ps(match PART {
                     LOW => _mm256_slli_epi32::<16>(words),
@@ -123,37 +125,37 @@ unsafe fn step<const PART: u8, const R: usize, const P: usize>(
 }
 
 /// The sums before the first k.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
+#[inline(always)]
 unsafe fn begin<const R: usize, const P: usize>(tile: &Tile) -> Sums<R, P> {
-    let mut sums: Sums<R, P> = [[[_mm256_setzero_ps(); 2]; P]; R];
-    if tile.store == Store::Continue {
+    // SAFETY: the contract of `Kernel::tile`: y has `width` columns.
+    unsafe {
+        let mut sums: Sums<R, P> = [[[_mm256_setzero_ps(); 2]; P]; R];
+        if tile.store == Store::Continue {
+            for row in 0..R {
+                for panel in 0..P {
+                    for half in 0..2 {
+                        let start = panel * WORDS + half * 8;
+                        let valid = tile.width.saturating_sub(start).min(8);
+                        sums[row][panel][half] = load(tile.y[row].wrapping_add(start), valid);
+                    }
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// Bring the sums to y.
+#[inline(always)]
+unsafe fn finish<const R: usize, const P: usize>(tile: &Tile, sums: &Sums<R, P>) {
+    // SAFETY: the contract of `Kernel::tile`: y has `width` columns, ours alone.
+    unsafe {
         for row in 0..R {
             for panel in 0..P {
                 for half in 0..2 {
                     let start = panel * WORDS + half * 8;
                     let valid = tile.width.saturating_sub(start).min(8);
-                    // SAFETY: y has `width` columns.
-                    sums[row][panel][half] = unsafe { load(tile.y[row].wrapping_add(start), valid) };
-                }
-            }
-        }
-    }
-    sums
-}
-
-/// Bring the sums to y.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn finish<const R: usize, const P: usize>(tile: &Tile, sums: &Sums<R, P>) {
-    for row in 0..R {
-        for panel in 0..P {
-            for half in 0..2 {
-                let start = panel * WORDS + half * 8;
-                let valid = tile.width.saturating_sub(start).min(8);
-                let y = tile.y[row].wrapping_add(start);
-                // SAFETY: y has `width` columns, ours alone.
-                unsafe {
+                    let y = tile.y[row].wrapping_add(start);
                     let sum = match tile.store {
                         Store::Overwrite | Store::Continue => sums[row][panel][half],
                         Store::AddScaled(scale) => {
@@ -167,21 +169,19 @@ unsafe fn finish<const R: usize, const P: usize>(tile: &Tile, sums: &Sums<R, P>)
     }
 }
 
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn mask(valid: usize) -> __m256i {
-    _mm256_cmpgt_epi32(_mm256_set1_epi32(valid as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+#[inline(always)]
+unsafe fn mask(valid: usize) -> __m256i {
+    // SAFETY: the instruction set, by the contract of `Kernel::tile`.
+    unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(valid as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
 }
 
-#[inline]
-#[target_feature(enable = "avx2,fma")]
+#[inline(always)]
 unsafe fn load(y: *const f32, valid: usize) -> __m256 {
     // SAFETY: `valid` numbers are readable; a masked load touches no others.
     unsafe { if valid == 8 { _mm256_loadu_ps(y) } else { _mm256_maskload_ps(y, mask(valid)) } }
 }
 
-#[inline]
-#[target_feature(enable = "avx2,fma")]
+#[inline(always)]
 unsafe fn store(y: *mut f32, valid: usize, numbers: __m256) {
     // SAFETY: `valid` numbers are writable; a masked store touches no others.
     unsafe { if valid == 8 { _mm256_storeu_ps(y, numbers) } else { _mm256_maskstore_ps(y, mask(valid), numbers) } }

@@ -1,7 +1,9 @@
 //! Tiles of 512-bit FMA and of `vdpbf16ps`: a panel is one register. Up to 8 rows by 2 panels, or few rows by more
 //! panels, so that at least eight sums are in flight.
 //!
-//! The build machine need not have AVX-512; the tests run these tiles wherever the processor does.
+//! Helpers are inlined into the tiles by force and take their instruction set from them: a call inside the loop over k
+//! would cost more than the loop. The build machine need not have AVX-512; the tests run these tiles wherever the
+//! processor does.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -94,8 +96,11 @@ impl Kernel for Avx512Dot {
 
 type Sums<const R: usize, const P: usize> = [[__m512; P]; R];
 
-/// How far ahead weights are asked for, in bytes.
-const AHEAD: usize = 1024;
+/// Rows from which on a tile computes so long on a line that hardware's own reading ahead falls behind.
+const ASKING_ROWS: usize = 5;
+/// How far ahead such a tile asks for weights, in bytes: far enough for memory, and only into the second-level cache,
+/// as requests of the first hold up one another.
+const AHEAD: usize = 8192;
 
 #[target_feature(enable = "avx512f,avx2,fma")]
 unsafe fn widened<const BF16: bool, const R: usize, const P: usize>(tile: &Tile) {
@@ -105,21 +110,21 @@ unsafe fn widened<const BF16: bool, const R: usize, const P: usize>(tile: &Tile)
         let (mut k, end) = (tile.k.start, tile.k.end);
         if BF16 {
             if k % 2 == 1 && k < end {
-                step::<HIGH, R, P>(tile, &lines::<P>(tile, k / 2), k, &mut sums);
+                step::<HIGH, R, P>(tile, &lines::<R, P>(tile, k / 2), k, &mut sums);
                 k += 1;
             }
             while k + 1 < end {
-                let w = lines::<P>(tile, k / 2);
+                let w = lines::<R, P>(tile, k / 2);
                 step::<LOW, R, P>(tile, &w, k, &mut sums);
                 step::<HIGH, R, P>(tile, &w, k + 1, &mut sums);
                 k += 2;
             }
             if k < end {
-                step::<LOW, R, P>(tile, &lines::<P>(tile, k / 2), k, &mut sums);
+                step::<LOW, R, P>(tile, &lines::<R, P>(tile, k / 2), k, &mut sums);
             }
         } else {
             while k < end {
-                step::<WHOLE, R, P>(tile, &lines::<P>(tile, k), k, &mut sums);
+                step::<WHOLE, R, P>(tile, &lines::<R, P>(tile, k), k, &mut sums);
                 k += 1;
             }
         }
@@ -133,27 +138,28 @@ const LOW: u8 = 1;
 const HIGH: u8 = 2;
 
 /// One k of all rows and panels.
-#[inline]
-#[target_feature(enable = "avx512f,avx2,fma")]
+#[inline(always)]
 unsafe fn step<const PART: u8, const R: usize, const P: usize>(
     tile: &Tile,
     lines: &[__m512i; P],
     k: usize,
     sums: &mut Sums<R, P>,
 ) {
-    let mut w = [_mm512_setzero_ps(); P];
-    for panel in 0..P {
-        w[panel] = _mm512_castsi512_ps(match PART {
-            LOW => _mm512_slli_epi32::<16>(lines[panel]),
-            HIGH => _mm512_and_si512(lines[panel], _mm512_set1_epi32(0xffff_0000_u32 as i32)),
-            _ => lines[panel],
-        });
-    }
-    for row in 0..R {
-        // SAFETY: x is readable over k.
-        let x = _mm512_set1_ps(unsafe { *tile.x[row].add(k).cast::<f32>() });
+    // SAFETY: the contract of `Kernel::tile`: the instruction set, and x readable over k.
+    unsafe {
+        let mut w = [_mm512_setzero_ps(); P];
         for panel in 0..P {
-            sums[row][panel] = _mm512_fmadd_ps(w[panel], x, sums[row][panel]);
+            w[panel] = _mm512_castsi512_ps(match PART {
+                LOW => _mm512_slli_epi32::<16>(lines[panel]),
+                HIGH => _mm512_and_si512(lines[panel], _mm512_set1_epi32(0xffff_0000_u32 as i32)),
+                _ => lines[panel],
+            });
+        }
+        for row in 0..R {
+            let x = _mm512_set1_ps(*tile.x[row].add(k).cast::<f32>());
+            for panel in 0..P {
+                sums[row][panel] = _mm512_fmadd_ps(w[panel], x, sums[row][panel]);
+            }
         }
     }
 }
@@ -165,7 +171,7 @@ unsafe fn dotted<const BF16: bool, const R: usize, const P: usize>(tile: &Tile) 
         let mut sums = begin::<R, P>(tile);
         // k starts at a pair in every GEMM, and an odd last k is paired with zeros on both sides.
         for pair in tile.k.start / 2..tile.k.end.div_ceil(2) {
-            let w = lines::<P>(tile, pair);
+            let w = lines::<R, P>(tile, pair);
             for row in 0..R {
                 let x = _mm512_set1_epi32(*tile.x[row].add(pair) as i32);
                 for panel in 0..P {
@@ -182,45 +188,46 @@ unsafe fn dotted<const BF16: bool, const R: usize, const P: usize>(tile: &Tile) 
 }
 
 /// One line of every panel, the lines to come asked for.
-#[inline]
-#[target_feature(enable = "avx512f,avx2,fma")]
-unsafe fn lines<const P: usize>(tile: &Tile, line: usize) -> [__m512i; P] {
-    // SAFETY: w is readable at this line in every panel; a prefetch may go anywhere.
+#[inline(always)]
+unsafe fn lines<const R: usize, const P: usize>(tile: &Tile, line: usize) -> [__m512i; P] {
+    // SAFETY: the contract of `Kernel::tile`: w is readable at this line in every panel; a prefetch may go anywhere.
     unsafe {
         let mut w = [_mm512_setzero_si512(); P];
         for (panel, w) in w.iter_mut().enumerate() {
-            let words = tile.w.add(panel * tile.panel_stride + line * WORDS);
-            _mm_prefetch::<_MM_HINT_T0>(words.cast::<i8>().wrapping_add(AHEAD));
+            let words = tile.w[panel].add(line * WORDS);
+            if R >= ASKING_ROWS {
+                _mm_prefetch::<_MM_HINT_T1>(words.cast::<i8>().wrapping_add(AHEAD));
+            }
             *w = _mm512_loadu_si512(words.cast());
         }
         w
     }
 }
 
-#[inline]
-#[target_feature(enable = "avx512f,avx2,fma")]
+#[inline(always)]
 unsafe fn begin<const R: usize, const P: usize>(tile: &Tile) -> Sums<R, P> {
-    let mut sums = [[_mm512_setzero_ps(); P]; R];
-    if tile.store == Store::Continue {
-        for row in 0..R {
-            for panel in 0..P {
-                // SAFETY: the mask keeps the load to the valid columns.
-                sums[row][panel] =
-                    unsafe { _mm512_maskz_loadu_ps(mask(tile, panel), tile.y[row].wrapping_add(panel * WORDS)) };
+    // SAFETY: the contract of `Kernel::tile`: the mask keeps loads to the valid columns.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); P]; R];
+        if tile.store == Store::Continue {
+            for row in 0..R {
+                for panel in 0..P {
+                    sums[row][panel] =
+                        _mm512_maskz_loadu_ps(mask(tile, panel), tile.y[row].wrapping_add(panel * WORDS));
+                }
             }
         }
+        sums
     }
-    sums
 }
 
-#[inline]
-#[target_feature(enable = "avx512f,avx2,fma")]
+#[inline(always)]
 unsafe fn finish<const R: usize, const P: usize>(tile: &Tile, sums: &Sums<R, P>) {
-    for row in 0..R {
-        for panel in 0..P {
-            let (mask, y) = (mask(tile, panel), tile.y[row].wrapping_add(panel * WORDS));
-            // SAFETY: the mask keeps load and store to the valid columns.
-            unsafe {
+    // SAFETY: the contract of `Kernel::tile`: the mask keeps loads and stores to the valid columns.
+    unsafe {
+        for row in 0..R {
+            for panel in 0..P {
+                let (mask, y) = (mask(tile, panel), tile.y[row].wrapping_add(panel * WORDS));
                 let sum = match tile.store {
                     Store::Overwrite | Store::Continue => sums[row][panel],
                     Store::AddScaled(scale) => {

@@ -26,11 +26,14 @@ pub(super) use avx512::{Avx512, Avx512Dot};
 pub(super) use portable::Portable;
 
 use super::isa::{DetectedIsa, Isa, Plain};
-use super::pack::{PANEL, PackedWeight};
+use super::pack::{Line, PANEL, PackedWeight};
 use crate::ops::Dtype;
 
 /// Most rows of a tile on any instruction set.
 pub(super) const MAX_ROWS: usize = 8;
+
+/// Most panels side by side in a tile on any instruction set.
+pub(super) const MAX_PANELS: usize = 8;
 
 /// Words of a line.
 pub(super) const WORDS: usize = PANEL;
@@ -50,10 +53,8 @@ pub(super) enum Store {
 pub(super) struct Tile {
     /// k = 0 of each row.
     pub(super) x: [*const u32; MAX_ROWS],
-    /// k = 0 of the first panel, a line at a time.
-    pub(super) w: *const u32,
-    /// Words from one panel to the next.
-    pub(super) panel_stride: usize,
+    /// k = 0 of each panel, a line at a time.
+    pub(super) w: [*const u32; MAX_PANELS],
     /// First and end k. Only attention starts at an odd k.
     pub(super) k: Range<usize>,
     /// First column of each row of y.
@@ -119,6 +120,21 @@ impl<'a> Outputs<'a> {
         let start = row * self.stride + column;
         assert!(column + width <= self.stride && start + width <= self.len, "a row or column outside the result");
         self.base.wrapping_add(start)
+    }
+
+    /// Numbers from one row to the next.
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// `width` columns of a row.
+    ///
+    /// # Safety
+    /// Nobody else touches them while the slice lives.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn columns(&self, row: usize, column: usize, width: usize) -> &mut [f32] {
+        // SAFETY: `at` asserted the range; the caller answers for other threads.
+        unsafe { std::slice::from_raw_parts_mut(self.at(row, column, width), width) }
     }
 }
 
@@ -224,8 +240,7 @@ unsafe fn panels_of_block<K: Kernel>(
         let width = (columns.end - column).min(count * PANEL);
         let mut tile = Tile {
             x: [std::ptr::null(); MAX_ROWS],
-            w: words.wrapping_add(first * stride),
-            panel_stride: stride,
+            w: std::array::from_fn(|panel| words.wrapping_add((first + panel) * stride)),
             k: k.clone(),
             y: [std::ptr::null_mut(); MAX_ROWS],
             width,

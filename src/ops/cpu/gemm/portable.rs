@@ -34,7 +34,7 @@ unsafe fn tile_of<const BF16: bool, const R: usize, const P: usize>(tile: &Tile)
     for k in tile.k.clone() {
         let line = if BF16 { k / 2 } else { k };
         // SAFETY: w is readable over k; a line is 16 words.
-        let words = unsafe { &*tile.w.add(line * WORDS).cast::<[u32; WORDS]>() };
+        let words = unsafe { &*tile.w[0].add(line * WORDS).cast::<[u32; WORDS]>() };
         let w = words.map(|word| f32::from_bits(widen::<BF16>(word, k)));
         for (sums, x) in sums.iter_mut().zip(tile.x) {
             // SAFETY: x is readable over k.
