@@ -48,15 +48,16 @@ pub fn linear<B: Backend>(
     scaled: &mut B::Buffer,
     y: &mut B::Buffer,
 ) {
-    match deltas.input_scale.as_slice() {
-        [only] if touches(rows, only) => scale_all_rows(backend, rows, site, deltas, x, scaled, y),
-        _ => {
-            backend.gemm(rows.len(), x, site.weight, y);
-            rescale_segments(backend, rows, site, deltas, x, scaled, y);
+    let scaled_inputs = deltas.input_scale.iter().any(|table| touches(rows, table));
+    match (scaled_inputs, touches(rows, &deltas.low_rank)) {
+        (false, false) => backend.gemm(rows.len(), x, site.weight, y),
+        (false, true) => backend.gemm_low_rank(rows, &deltas.low_rank, x, site.weight, y),
+        (true, low_rank) => {
+            multiply_scaled(backend, rows, site, deltas, x, scaled, y);
+            if low_rank {
+                backend.low_rank(rows, &deltas.low_rank, x, y);
+            }
         }
-    }
-    if touches(rows, &deltas.low_rank) {
-        backend.low_rank(rows, &deltas.low_rank, x, y);
     }
     if touches(rows, &deltas.scale_before_bias) {
         backend.scale_rows(rows, &deltas.scale_before_bias, y);
@@ -75,6 +76,24 @@ pub fn linear<B: Backend>(
 /// Whether any row of the step has an op in this table.
 pub fn touches<T>(rows: &RowPlan, table: &SlotTable<T>) -> bool {
     !table.is_empty() && rows.segments.iter().any(|segment| !table.get(Some(segment.slot)).is_empty())
+}
+
+/// y = Wx' where some rows have an `InputScale`.
+fn multiply_scaled<B: Backend>(
+    backend: &B,
+    rows: &RowPlan,
+    site: LinearSite<'_, B>,
+    deltas: &LinearDeltas<B>,
+    x: &B::Buffer,
+    scaled: &mut B::Buffer,
+    y: &mut B::Buffer,
+) {
+    if deltas.input_scale.len() == 1 {
+        scale_all_rows(backend, rows, site, deltas, x, scaled, y);
+    } else {
+        backend.gemm(rows.len(), x, site.weight, y);
+        rescale_segments(backend, rows, site, deltas, x, scaled, y);
+    }
 }
 
 /// A site of one projection: scale a copy of x where rows ask for it, then one GEMM for all rows.

@@ -263,6 +263,20 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// A x are rounded to bf16 before their GEMMs.
     fn low_rank(&self, rows: &RowPlan, table: &SlotTable<LowRank<Self>>, x: &Self::Buffer, y: &mut Self::Buffer);
 
+    /// Semantics: [`Backend::gemm`], then [`Backend::low_rank`] of the same x onto the same y, to the bit. One call, so
+    /// that a backend may prepare x once and read A beside the base's weights.
+    fn gemm_low_rank(
+        &self,
+        rows: &RowPlan,
+        table: &SlotTable<LowRank<Self>>,
+        x: &Self::Buffer,
+        w: &Self::Weight,
+        y: &mut Self::Buffer,
+    ) {
+        self.gemm(rows.len(), x, w, y);
+        self.low_rank(rows, table, x, y);
+    }
+
     /// Semantics, per row r with a token id of a slot with entries: `y[r, :] += scale * scaling * Σ_j B[:, j] *
     /// A[j, id]`, A given transposed as `a: [vocab, rank]`, `b: [hidden, rank]`. `scale` is the embedding scale of
     /// the base (Gemma), 1 elsewhere.

@@ -1,21 +1,25 @@
-//! Low-rank deltas of all adapters of a step in two parallel regions, on the base GEMM's tiles.
+//! Low-rank deltas of all adapters of a step in two parallel regions, the second shared with the base's GEMM, on its
+//! tiles.
 //!
 //! *Shrink* computes v = A x for every (segment, entry), *expand* adds s · B v, both for all segments at once, however
-//! many adapters there are. A segment of one row runs the code of a segment of many. Work is cut into tasks of rows and
+//! many adapters there are. With a base, whoever has computed some columns of y adds the deltas of those columns at once:
+//! another thread would first have to fetch them. A segment of one row runs the code of a segment of many. Work is cut into tasks of rows and
 //! panels; entries of one adapter that share output columns stay in one task, in order.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
 
 use super::CpuBackend;
-use super::gemm::{InputForm, Inputs, Outputs, Part, Store, multiply, prepare_row};
+use super::gemm::{Chunks, InputForm, Inputs, Outputs, Part, Store, ask_for, multiply, prepare_row};
 use super::memory::{Buffer, at_least};
-use super::pack::PANEL;
+use super::pack::{PANEL, PackedWeight};
 use crate::ops::{Backend, LowRank, RowPlan, SlotTable};
 use crate::types::AdapterSlot;
 
 /// Multiply-adds of a task worth handing out on its own.
 const TASK_WORK: usize = 32 * 1024;
+/// Most rows of a step that asks for B ahead of its use.
+const ASKING_ROWS: usize = 32;
 /// Most rows of a task that reads A.
 const TASK_ROWS: usize = 48;
 
@@ -27,8 +31,6 @@ pub(super) struct Scratch {
     segments: Vec<Segment>,
     pairs: Vec<Pair>,
     tasks: Vec<Task>,
-    /// x of `rows`.
-    x: Vec<u32>,
     /// A x of all pairs.
     values: Vec<f32>,
     /// The same as inputs of the expand.
@@ -42,6 +44,8 @@ struct Segment {
     rows: Range<usize>,
     /// Range in [`Scratch::pairs`].
     pairs: Range<usize>,
+    /// Expanded with the chunks of the base.
+    fused: bool,
 }
 
 /// A segment and one of its entries.
@@ -70,14 +74,28 @@ fn value_stride(rank: usize) -> usize {
 type Table = SlotTable<LowRank<CpuBackend>>;
 
 impl CpuBackend {
-    /// See [`Backend::low_rank`].
-    pub(super) fn add_low_rank(&self, rows: &RowPlan, table: &Table, x: &Buffer, y: &mut Buffer) {
+    /// See [`Backend::low_rank`]; with a base, [`Backend::gemm_low_rank`].
+    pub(super) fn add_low_rank(
+        &self,
+        rows: &RowPlan,
+        table: &Table,
+        x: &Buffer,
+        base: Option<&PackedWeight>,
+        y: &mut Buffer,
+    ) {
+        assert!(rows.len() <= y.rows());
         let mut scratch = self.scratch();
-        let scratch = &mut scratch.low_rank;
-        if !scratch.collect(self, rows, table, |_| true) {
+        let super::Scratch { x: words, low_rank: scratch, .. } = &mut *scratch;
+        let found = scratch.collect(self, rows, table, |_| true);
+        if !found && base.is_none() {
             return;
         }
+        let x = self.prepare(words, x, rows.len());
         scratch.shrink(self, table, x);
+        let y = Outputs::new(&mut y.data, y.cols, None);
+        if let Some(w) = base {
+            scratch.expand_with(self, table, &Chunks::new(x, rows.len(), w, 0..w.panels(), y, self.pool.threads()), y);
+        }
         scratch.expand(self, table, 1.0, y);
     }
 
@@ -97,7 +115,7 @@ impl CpuBackend {
         }
         scratch.look_up(table, ids);
         scratch.round(self, table);
-        scratch.expand(self, table, scale, y);
+        scratch.expand(self, table, scale, Outputs::new(&mut y.data, y.cols, None));
     }
 }
 
@@ -131,7 +149,7 @@ impl Scratch {
                 words += count * form.stride(op.rank);
             }
             let pairs = first_pair..self.pairs.len();
-            self.segments.push(Segment { slot: segment.slot, rows: first..self.rows.len(), pairs });
+            self.segments.push(Segment { slot: segment.slot, rows: first..self.rows.len(), pairs, fused: false });
         }
         at_least(&mut self.values, values);
         at_least(&mut self.words, words);
@@ -142,8 +160,8 @@ impl Scratch {
         &table.get(Some(segments[pair.segment].slot))[pair.entry]
     }
 
-    fn shrink(&mut self, backend: &CpuBackend, table: &Table, x: &Buffer) {
-        let depth = x.cols;
+    fn shrink(&mut self, backend: &CpuBackend, table: &Table, x: Inputs<'_>) {
+        let depth = x.depth();
         self.tasks.clear();
         let mut work = 0;
         for (index, pair) in self.pairs.iter().enumerate() {
@@ -153,15 +171,14 @@ impl Scratch {
             work += rows * depth * op.a.panels() * PANEL;
             cut(&mut self.tasks, index..index + 1, rows, TASK_ROWS, op.a.panels(), depth);
         }
-        let inputs = backend.prepare(&mut self.x, x, self.rows.len(), Some(&self.rows));
-        let (segments, pairs, tasks) = (&self.segments, &self.pairs, &self.tasks);
-        let values = Outputs::new(&mut self.values, 0, None);
+        let Self { rows, segments, pairs, tasks, values, .. } = self;
+        let values = Outputs::new(values, 0, None);
         backend.pool.run(work, tasks.len(), |index| {
             let task = &tasks[index];
             let pair = &pairs[task.pairs.start];
             let (segment, op) = (&segments[pair.segment], Self::entry(segments, table, pair));
             let part = Part {
-                x: inputs.starting_at(segment.rows.start),
+                x: x.with_map(&rows[segment.rows.clone()]),
                 w: &op.a,
                 panels: task.panels.clone(),
                 rows: task.rows.clone(),
@@ -203,10 +220,58 @@ impl Scratch {
         }
     }
 
-    fn expand(&mut self, backend: &CpuBackend, table: &Table, scale: f32, y: &mut Buffer) {
+    /// The base's GEMM, and s · B v of every segment whose panels are the base's own.
+    fn expand_with(&mut self, backend: &CpuBackend, table: &Table, base: &Chunks<'_>, y: Outputs<'_>) {
+        let mut work = base.work();
+        for segment in &mut self.segments {
+            let entries = table.get(Some(segment.slot));
+            segment.fused = entries.iter().all(|op| base.aligns(&op.columns));
+            work += entries.iter().map(|op| segment.rows.len() * op.rank * op.b.columns()).sum::<usize>();
+        }
+        let this = &*self;
+        // The base's sums leave memory time to spare: with few rows, B can come meanwhile.
+        let few_rows = base.rows() <= ASKING_ROWS;
+        backend.pool.run(work, base.len(), |chunk| {
+            if few_rows {
+                this.fused_parts(table, base, chunk).for_each(|(pair, panels)| {
+                    let b = &Self::entry(&this.segments, table, pair).b;
+                    ask_for(&b.lines()[panels.start * b.panel_stride()..panels.end * b.panel_stride()]);
+                });
+            }
+            // SAFETY: `run` calls with each chunk once, so its columns of y are this thread's alone. No panel of a
+            // fused B reaches beyond them: its panels are the base's, of which the chunk holds whole ones.
+            unsafe {
+                base.compute(backend.isa, backend.dtype(), chunk);
+                for (pair, panels) in this.fused_parts(table, base, chunk) {
+                    let rows = 0..this.segments[pair.segment].rows.len();
+                    this.add_product(backend, table, pair, rows, panels, 1.0, y);
+                }
+            }
+        });
+    }
+
+    /// The fused pairs that write columns of a chunk, and the panels of their B that do.
+    fn fused_parts<'a>(
+        &'a self,
+        table: &'a Table,
+        base: &'a Chunks<'_>,
+        chunk: usize,
+    ) -> impl Iterator<Item = (&'a Pair, Range<usize>)> {
+        base.columns_of(chunk).flat_map(move |columns| {
+            self.pairs.iter().filter(|pair| self.segments[pair.segment].fused).filter_map(move |pair| {
+                let held = &Self::entry(&self.segments, table, pair).columns;
+                let first = columns.start.max(held.start) - held.start;
+                let end = columns.end.min(held.end).saturating_sub(held.start);
+                (first < end).then(|| (pair, first / PANEL..end.div_ceil(PANEL)))
+            })
+        })
+    }
+
+    /// s · B v of every segment that has not been expanded with the base.
+    fn expand(&mut self, backend: &CpuBackend, table: &Table, scale: f32, y: Outputs<'_>) {
         self.tasks.clear();
         let mut work = 0;
-        for segment in &self.segments {
+        for segment in self.segments.iter().filter(|segment| !segment.fused) {
             let rows = segment.rows.len();
             let entries = table.get(Some(segment.slot));
             work += entries.iter().map(|op| rows * op.rank * op.b.columns()).sum::<usize>();
@@ -219,28 +284,48 @@ impl Scratch {
                 }
             }
         }
-        let form = InputForm::of(backend.isa, backend.dtype());
-        let Self { rows, segments, pairs, tasks, words, .. } = self;
-        let y = Outputs::new(&mut y.data, y.cols, None);
-        backend.pool.run(work, tasks.len(), |index| {
-            let task = &tasks[index];
-            for pair in &pairs[task.pairs.clone()] {
-                let (segment, op) = (&segments[pair.segment], Self::entry(segments, table, pair));
-                let len = segment.rows.len() * form.stride(op.rank);
-                let part = Part {
-                    x: Inputs::new(&words[pair.words..][..len], form, op.rank),
-                    w: &op.b,
-                    panels: task.panels.start..task.panels.end.min(op.b.panels()),
-                    rows: task.rows.clone(),
-                    y: y.with_map(&rows[segment.rows.clone()]),
-                    column: op.columns.start,
-                    store: Store::AddScaled(scale * op.scaling),
-                };
+        let this = &*self;
+        backend.pool.run(work, this.tasks.len(), |index| {
+            let task = &this.tasks[index];
+            for pair in &this.pairs[task.pairs.clone()] {
+                let panels = Self::entry(&this.segments, table, pair).b.panels();
+                let panels = task.panels.start..task.panels.end.min(panels);
                 // SAFETY: `assert_grouped` made every row belong to one segment; within a segment tasks hold other
                 // columns each, or all entries are in one task.
-                unsafe { multiply(backend.isa, backend.dtype(), &part) };
+                unsafe { this.add_product(backend, table, pair, task.rows.clone(), panels, scale, y) };
             }
         });
+    }
+
+    /// y += scale · s · B v for some rows of a pair's segment and some panels of its B.
+    ///
+    /// # Safety
+    /// No other thread touches the columns of those panels in those rows of y meanwhile.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn add_product(
+        &self,
+        backend: &CpuBackend,
+        table: &Table,
+        pair: &Pair,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        scale: f32,
+        y: Outputs<'_>,
+    ) {
+        let (segment, op) = (&self.segments[pair.segment], Self::entry(&self.segments, table, pair));
+        let form = InputForm::of(backend.isa, backend.dtype());
+        let len = segment.rows.len() * form.stride(op.rank);
+        let part = Part {
+            x: Inputs::new(&self.words[pair.words..][..len], form, op.rank),
+            w: &op.b,
+            panels,
+            rows,
+            y: y.with_map(&self.rows[segment.rows.clone()]),
+            column: op.columns.start,
+            store: Store::AddScaled(scale * op.scaling),
+        };
+        // SAFETY: handed on.
+        unsafe { multiply(backend.isa, backend.dtype(), &part) };
     }
 }
 

@@ -30,7 +30,7 @@ pub use memory::Buffer;
 pub use pack::PackedWeight;
 
 use attention::{Item, Pass, attend};
-use gemm::{InputForm, Inputs, Outputs, Part, Store, multiply, prepare_row};
+use gemm::{Chunks, InputForm, Inputs, Outputs, prepare_row};
 use isa::DetectedIsa;
 use memory::{at_least, filled};
 use pool::Pool;
@@ -102,48 +102,28 @@ impl CpuBackend {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first `count` rows of x, or those of `map`, in the form the GEMM reads.
-    fn prepare<'a>(&self, words: &'a mut Vec<u32>, x: &Buffer, count: usize, map: Option<&[u32]>) -> Inputs<'a> {
+    /// The first `count` rows of x in the form the GEMM reads.
+    fn prepare<'a>(&self, words: &'a mut Vec<u32>, x: &Buffer, count: usize) -> Inputs<'a> {
         let form = InputForm::of(self.isa, self.dtype);
         let stride = form.stride(x.cols);
         let words = at_least(words, count * stride);
         let rows_each = count.div_ceil(self.pool.threads() * 4).max(1);
         self.pool.for_blocks(count * x.cols, words, rows_each * stride, |block, words| {
             for (index, words) in words.chunks_exact_mut(stride).enumerate() {
-                let row = block * rows_each + index;
-                prepare_row(self.isa, form, x.row(map.map_or(row, |map| map[row] as usize)), words);
+                prepare_row(self.isa, form, x.row(block * rows_each + index), words);
             }
         });
         Inputs::new(words, form, x.cols)
     }
 
-    /// Multiply prepared rows with some panels of w, threads taking panels.
-    #[allow(unsafe_code)]
-    fn multiply_panels(
-        &self,
-        x: Inputs<'_>,
-        rows: usize,
-        w: &PackedWeight,
-        panels: std::ops::Range<usize>,
-        y: Outputs<'_>,
-    ) {
-        // Several chunks per thread, so that one that is held up does not hold up all; whole groups of panels, which
-        // tiles of one row take side by side.
-        let each = panels.len().div_ceil(self.pool.threads() * 8).next_multiple_of(4);
-        let work = rows * w.depth() * panels.len() * pack::PANEL;
-        self.pool.run(work, panels.len().div_ceil(each), |chunk| {
-            let first = panels.start + chunk * each;
-            let part = Part {
-                x,
-                w,
-                panels: first..(first + each).min(panels.end),
-                rows: 0..rows,
-                y,
-                column: 0,
-                store: Store::Overwrite,
-            };
-            // SAFETY: chunks hold other panels, and so other columns of y.
-            unsafe { multiply(self.isa, self.dtype, &part) };
+    /// Run all chunks of a GEMM, threads taking chunks.
+    fn multiply_chunks(&self, chunks: &Chunks<'_>) {
+        self.pool.run(chunks.work(), chunks.len(), |chunk| {
+            #[allow(unsafe_code)]
+            // SAFETY: `run` calls with each chunk once; the caller of this op holds y.
+            unsafe {
+                chunks.compute(self.isa, self.dtype, chunk);
+            }
         });
     }
 
@@ -275,17 +255,18 @@ impl Backend for CpuBackend {
         debug_assert_eq!((x.cols, y.cols), (w.depth(), w.columns()));
         assert!(rows <= y.rows());
         let mut scratch = self.scratch();
-        let x = self.prepare(&mut scratch.x, x, rows, None);
+        let x = self.prepare(&mut scratch.x, x, rows);
         let y = Outputs::new(&mut y.data, y.cols, None);
-        self.multiply_panels(x, rows, w, 0..w.panels(), y);
+        self.multiply_chunks(&Chunks::new(x, rows, w, 0..w.panels(), y, self.pool.threads()));
     }
 
     fn gemm_segment(&self, x: &Buffer, w: &PackedWeight, segment: usize, y_rows: &[u32], y: &mut Buffer) {
         debug_assert_eq!((x.cols, y.cols), (w.depth(), w.columns()));
         let mut scratch = self.scratch();
-        let x = self.prepare(&mut scratch.x, x, y_rows.len(), None);
+        let x = self.prepare(&mut scratch.x, x, y_rows.len());
         let y = Outputs::new(&mut y.data, y.cols, Some(y_rows));
-        self.multiply_panels(x, y_rows.len(), w, w.segment(segment).panels.clone(), y);
+        let panels = w.segment(segment).panels.clone();
+        self.multiply_chunks(&Chunks::new(x, y_rows.len(), w, panels, y, self.pool.threads()));
     }
 
     fn add_bias(&self, rows: usize, bias: &Vec<f32>, y: &mut Buffer) {
@@ -368,7 +349,19 @@ impl Backend for CpuBackend {
     }
 
     fn low_rank(&self, rows: &RowPlan, table: &SlotTable<LowRank<Self>>, x: &Buffer, y: &mut Buffer) {
-        self.add_low_rank(rows, table, x, y);
+        self.add_low_rank(rows, table, x, None, y);
+    }
+
+    fn gemm_low_rank(
+        &self,
+        rows: &RowPlan,
+        table: &SlotTable<LowRank<Self>>,
+        x: &Buffer,
+        w: &PackedWeight,
+        y: &mut Buffer,
+    ) {
+        debug_assert_eq!((x.cols, y.cols), (w.depth(), w.columns()));
+        self.add_low_rank(rows, table, x, Some(w), y);
     }
 
     fn embedding_low_rank(

@@ -46,33 +46,36 @@ pub(in crate::ops::cpu) struct Inputs<'a> {
     form: InputForm,
     depth: usize,
     stride: usize,
+    /// Prepared row of each row; the same without.
+    map: Option<&'a [u32]>,
 }
 
 impl<'a> Inputs<'a> {
     /// `words` holds whole rows of [`InputForm::stride`].
     pub(in crate::ops::cpu) fn new(words: &'a [u32], form: InputForm, depth: usize) -> Self {
-        Self { words, form, depth, stride: form.stride(depth) }
+        Self { words, form, depth, stride: form.stride(depth), map: None }
     }
 
-    /// The rows from `row` on.
-    pub(in crate::ops::cpu) fn starting_at(self, row: usize) -> Self {
-        Self { words: &self.words[row * self.stride..], ..self }
+    /// Some of the rows, in the order of `map`.
+    pub(in crate::ops::cpu) fn with_map(self, map: &'a [u32]) -> Self {
+        Self { map: Some(map), ..self }
     }
 
     pub(super) fn form(&self) -> InputForm {
         self.form
     }
 
-    pub(super) fn depth(&self) -> usize {
+    pub(in crate::ops::cpu) fn depth(&self) -> usize {
         self.depth
     }
 
     pub(super) fn rows(&self) -> usize {
-        self.words.len() / self.stride
+        self.map.map_or(self.words.len() / self.stride, <[u32]>::len)
     }
 
     /// A row, readable for [`InputForm::words`] of the depth.
     pub(super) fn row(&self, row: usize) -> *const u32 {
+        let row = self.map.map_or(row, |map| map[row] as usize);
         self.words[row * self.stride..][..self.stride].as_ptr()
     }
 }

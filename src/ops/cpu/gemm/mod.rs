@@ -150,6 +150,94 @@ pub(super) struct Part<'a> {
     pub(super) store: Store,
 }
 
+/// A GEMM cut into chunks of panels for threads to take.
+pub(super) struct Chunks<'a> {
+    x: Inputs<'a>,
+    rows: usize,
+    w: &'a PackedWeight,
+    panels: Range<usize>,
+    /// Panels of a chunk.
+    each: usize,
+    y: Outputs<'a>,
+}
+
+impl<'a> Chunks<'a> {
+    /// The first `rows` rows of x against some panels of w.
+    pub(super) fn new(
+        x: Inputs<'a>,
+        rows: usize,
+        w: &'a PackedWeight,
+        panels: Range<usize>,
+        y: Outputs<'a>,
+        threads: usize,
+    ) -> Self {
+        // Several chunks per thread, so that one that is held up does not hold up all; whole groups of panels, which
+        // tiles of few rows take side by side.
+        let each = panels.len().div_ceil(threads * 8).next_multiple_of(if rows == 1 { 8 } else { 4 });
+        Self { x, rows, w, panels, each, y }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.panels.len().div_ceil(self.each)
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Multiply-adds of all chunks.
+    pub(super) fn work(&self) -> usize {
+        self.rows * self.w.depth() * self.panels.len() * PANEL
+    }
+
+    /// Panels of a chunk.
+    fn panels_of(&self, chunk: usize) -> Range<usize> {
+        let first = self.panels.start + chunk * self.each;
+        first..(first + self.each).min(self.panels.end)
+    }
+
+    /// Columns of y that a chunk holds.
+    pub(super) fn columns_of(&self, chunk: usize) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.w.runs(self.panels_of(chunk)).map(|run| run.columns)
+    }
+
+    /// True if panels that start at the first of `columns` end where those of the weight do, so that no panel of theirs
+    /// reaches into two chunks.
+    pub(super) fn aligns(&self, columns: &Range<usize>) -> bool {
+        self.w.aligns(columns)
+    }
+
+    /// Compute one chunk.
+    ///
+    /// # Safety
+    /// Each chunk is computed once, and nobody else touches the columns of `panels` in those rows of y meanwhile.
+    pub(super) unsafe fn compute(&self, isa: DetectedIsa, dtype: Dtype, chunk: usize) {
+        let part = Part {
+            x: self.x,
+            w: self.w,
+            panels: self.panels_of(chunk),
+            rows: 0..self.rows,
+            y: self.y,
+            column: 0,
+            store: Store::Overwrite,
+        };
+        // SAFETY: chunks hold other panels, and so other columns of y.
+        unsafe { multiply(isa, dtype, &part) };
+    }
+}
+
+/// Ask for memory that is soon read, into the second-level cache.
+pub(super) fn ask_for(lines: &[Line]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in lines {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch may go anywhere, and every x86-64 has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = lines;
+}
+
 /// The kernel of a GEMM for an instruction set and dtype. `Inputs` must be prepared in [`InputForm::of`] the same.
 ///
 /// # Safety

@@ -81,6 +81,43 @@ fn low_rank_agrees_with_the_definition_at_every_kind_of_entry() {
     }
 }
 
+#[test]
+fn the_base_with_its_deltas_in_one_call_gives_the_bits_of_two() {
+    let entry = |slot, rank, columns: Range<usize>, seed| Entry { slot, rank, columns, seed };
+    // Slots 0, 1 and 4 end where panels of the base do on one stack or the other, slot 4 twice; slots 2 and 3 never.
+    let list = [
+        entry(0, 7, 0..60, 10),
+        entry(1, 16, 0..20, 20),
+        entry(1, 33, 20..60, 30),
+        entry(2, 5, 0..32, 40),
+        entry(2, 5, 37..60, 45),
+        entry(3, 20, 3..60, 50),
+        entry(4, 4, 0..32, 60),
+        entry(4, 17, 0..32, 70),
+    ];
+    let few = vec![3, 0, 9, 1];
+    let many: Vec<u8> = (0..70).map(|row| row % 7).collect();
+    for cpu in backends(1).chain(backends(3)) {
+        let table = table(&cpu, &list);
+        for pattern in [&few, &many] {
+            for widths in [[32, 28], [20, 40]] {
+                let parts = widths.map(|out| numbers(out as u64, out * INPUTS));
+                let segments = [0, 1].map(|part| HostMatrix::f32(widths[part], INPUTS, &parts[part]));
+                let w = cpu.weight(&segments).unwrap();
+                let (plan, x) = (RowPlan::new(slots(pattern)), buffer(INPUTS, &numbers(1, pattern.len() * INPUTS)));
+                let (mut one, mut two) = (buffer(OUTPUTS, &[]), buffer(OUTPUTS, &[]));
+                for y in [&mut one, &mut two] {
+                    y.data = vec![7.0; pattern.len() * OUTPUTS];
+                }
+                cpu.gemm_low_rank(&plan, &table, &x, &w, &mut one);
+                cpu.gemm(pattern.len(), &x, &w, &mut two);
+                cpu.low_rank(&plan, &table, &x, &mut two);
+                assert_same(&one.data, &two.data, &format!("{} {widths:?}", name(&cpu)));
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
