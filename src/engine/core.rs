@@ -118,6 +118,9 @@ impl<E: StepExecutor> Engine<E> {
             stalled = scheduled.batch.is_empty();
             if !stalled {
                 self.step(&scheduled.batch);
+                // Compute threads take every core there is: without this, what arrives during a run of short steps
+                // waits for the end of a time slice, several steps away.
+                std::thread::yield_now();
             }
         }
         self.shared.draining.store(true, Ordering::Release);
