@@ -14,6 +14,7 @@ use crate::admission::GenerationDefaults;
 use crate::config::{Environment, ModelSource};
 use crate::model::hub::{self, HubOptions};
 use crate::model::{Checkpoint, DecoderSpec, ModelError, read_spec};
+use crate::ops::Dtype;
 use crate::telemetry::Progress;
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -98,6 +99,12 @@ impl OpenedBase {
             tracing::warn!(setting, "generation_config.json has a setting that this server does not have");
         }
         Ok(defaults)
+    }
+
+    /// The dtype that keeps what the checkpoint has: bf16 for 16-bit matrices, else f32.
+    #[must_use]
+    pub fn own_dtype(&self) -> Dtype {
+        if self.checkpoint.is_16_bit() { Dtype::Bf16 } else { Dtype::F32 }
     }
 
     /// The `architectures` entry of config.json; empty where there is none.

@@ -37,11 +37,11 @@ pub(super) async fn run(args: &DemoArgs, environment: &Environment, out: &mut im
 
     let report = one_batch(&server).await?;
     let written = if args.json { report.write_json(out) } else { report.write_text(out) };
-    written.map_err(AppError::Output)?;
+    written.map_err(CliError::Output)?;
     if args.once {
         lifecycle.drain();
     } else if !args.json {
-        report.write_invitation(out).map_err(AppError::Output)?;
+        report.write_invitation(out).map_err(CliError::Output)?;
     }
     server.ended().await
 }

@@ -119,9 +119,6 @@ pub enum AppError {
     /// An adapter that was inspected would be refused, or cannot be read.
     #[error("{0}")]
     Inspect(#[from] InspectError),
-    /// Standard output.
-    #[error("writing the output: {0}")]
-    Output(io::Error),
     /// A verb of the command line.
     #[error(transparent)]
     Cli(#[from] CliError),
@@ -149,7 +146,6 @@ impl AppError {
             | Self::Model(_)
             | Self::Hub(_)
             | Self::GenerationDefaults(_)
-            | Self::Output(_)
             | Self::Tokenizer(_)
             | Self::Chat(_)
             | Self::Ops(_)
@@ -168,6 +164,6 @@ impl AppError {
     /// The reader of standard output has gone, as `head` does: no failure of ours.
     #[must_use]
     pub fn is_broken_pipe(&self) -> bool {
-        matches!(self, Self::Cli(CliError::Output(error)) | Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+        matches!(self, Self::Cli(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 }

@@ -45,8 +45,7 @@ pub(super) fn dtype(config: &ServeConfig, base: &OpenedBase) -> Dtype {
         _ if config.kernels == Kernels::Reference => Dtype::F32,
         DtypeChoice::F32 => Dtype::F32,
         DtypeChoice::Bf16 => Dtype::Bf16,
-        DtypeChoice::Auto if base.checkpoint.is_16_bit() => Dtype::Bf16,
-        DtypeChoice::Auto => Dtype::F32,
+        DtypeChoice::Auto => base.own_dtype(),
     }
 }
 

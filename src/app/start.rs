@@ -30,6 +30,7 @@ use crate::server::{
     Adapters, Generator, Informer, Lifecycle, ModelInfo, Phase, ServerInfo, ServerLimits, Services, serve,
 };
 use crate::telemetry::{Metrics, start_metrics};
+use crate::text::ChatTemplate;
 use crate::types::AdapterName;
 
 /// Events kept for watchers that read late.
@@ -78,7 +79,9 @@ impl Server {
 
         let lifecycle = Lifecycle::new();
         let engine: Arc<dyn GenerationEngine> = Arc::new(hall.engine.clone());
-        let gate = gate(config, base, sizes, &hall, &registry, &metrics)?;
+        let chat_template = base.chat_template()?;
+        let info = server_info(config, base, dtype, sizes, &hall, chat_template.is_some());
+        let gate = gate(config, base, sizes, &hall, &registry, &metrics, chat_template)?;
         let services = Services {
             generation: Generator::new(Arc::new(gate), config.transport.stream_stall_timeout),
             adapters: Adapters::new(
@@ -87,7 +90,7 @@ impl Server {
                 config.transport.upload_idle_timeout,
                 metrics.clone(),
             ),
-            info: Informer::new(server_info(config, base, dtype, sizes, &hall)?, engine, Arc::clone(&registry), began),
+            info: Informer::new(info, engine, Arc::clone(&registry), began),
             reflection: config.reflection,
         };
         let routes = services.into_routes(config.transport.max_message_bytes, &lifecycle).await?;
@@ -287,13 +290,14 @@ fn gate(
     hall: &Hall,
     registry: &Arc<AdapterRegistry>,
     metrics: &Metrics,
+    chat_template: Option<Arc<ChatTemplate>>,
 ) -> Result<Gate, AppError> {
     Ok(Gate::new(GateParts {
         engine: Arc::new(hall.engine.clone()),
         registry: Arc::clone(registry),
         hall: Arc::clone(&hall.adapters),
         tokenizer: base.tokenizer()?,
-        chat_template: base.chat_template()?,
+        chat_template,
         limits: Limits::new(
             &config.request_limits,
             sizes.max_model_len,
@@ -312,7 +316,8 @@ fn server_info(
     dtype: Dtype,
     sizes: Sizes,
     hall: &Hall,
-) -> Result<ServerInfo, AppError> {
+    has_chat_template: bool,
+) -> ServerInfo {
     let digest = base.checkpoint.digest().iter().map(|byte| format!("{byte:02x}")).collect();
     let model = ModelInfo {
         name: base.name.clone(),
@@ -321,7 +326,7 @@ fn server_info(
         parameters: base.checkpoint.parameters(),
         vocab_size: base.spec.vocab_size,
         context_length: sizes.max_model_len as usize,
-        has_chat_template: base.chat_template()?.is_some(),
+        has_chat_template,
     };
     let requests = &config.request_limits;
     let limits = ServerLimits {
@@ -340,7 +345,7 @@ fn server_info(
         max_stop_bytes: requests.max_stop_bytes,
         max_request_tokens: MAX_REQUEST_TOKENS,
     };
-    Ok(ServerInfo {
+    ServerInfo {
         model,
         dtype: dtype.as_str().to_owned(),
         device: hall.backend.name.to_owned(),
@@ -350,5 +355,5 @@ fn server_info(
         kv_block_size: config.cache.block_size as usize,
         limits,
         adapter_kinds: SERVED_KINDS.iter().map(|kind| (*kind).to_owned()).collect(),
-    })
+    }
 }
