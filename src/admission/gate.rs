@@ -10,7 +10,7 @@ use super::engine::GenerationEngine;
 use super::error::AdmissionError;
 use super::generation::{Admitted, Echo, Generation, GenerationInfo};
 use super::hall::AdapterHall;
-use super::validate::{Limits, Resolved, prompt_field};
+use super::validate::{InvalidRequest, Limits, Resolved, prompt_field};
 use crate::adapters::{AdapterRegistry, ResidentLease};
 use crate::engine::Lease;
 use crate::telemetry::metrics::Metrics;
@@ -124,8 +124,10 @@ impl Gate {
             return Err(AdmissionError::DeadlineExceeded);
         }
         let place = self.place()?;
-        self.parts.limits.check(&input)?;
+        self.parts.limits.check(&input).map_err(|invalid| self.named(invalid))?;
+        let field = prompt_field(&input.prompt);
         let prompt = self.tokenize_in_turn(input.prompt.clone()).await?;
+        self.parts.limits.check_tokens(field, &prompt.ids).map_err(|invalid| self.named(invalid))?;
         // Once more when the adapter's virtual tokens are known; no adapter is loaded for a prompt that is too long.
         self.parts.limits.room(&input, prompt.ids.len(), 0)?;
         // A name that does not exist is refused before anything is loaded; a lease keeps the version alive from here.
@@ -195,6 +197,11 @@ impl Gate {
         tokenized.inspect_err(|error| self.parts.metrics.record_rejection(error.reason()))
     }
 
+    /// With the text of the token it is about.
+    fn named(&self, invalid: InvalidRequest) -> InvalidRequest {
+        invalid.name_token(|id| self.parts.tokenizer.token(id))
+    }
+
     fn place(&self) -> Result<OwnedSemaphorePermit, AdmissionError> {
         let limit = self.parts.max_concurrent;
         Arc::clone(&self.places).try_acquire_owned().map_err(|_| AdmissionError::TooManyRequests { limit })
@@ -202,7 +209,7 @@ impl Gate {
 
     /// Works off the reactor: a long prompt takes milliseconds.
     async fn tokenize_in_turn(&self, prompt: PromptInput) -> Result<TokenizedPrompt, AdmissionError> {
-        self.parts.limits.check_prompt(&prompt)?;
+        self.parts.limits.check_prompt(&prompt).map_err(|invalid| self.named(invalid))?;
         let template = self.parts.chat_template.clone();
         let tokenizer = Arc::clone(&self.parts.tokenizer);
         // Never closed.

@@ -5,6 +5,8 @@
 //! top-k, top-p and min-p of the file mean nothing. The repetition penalty is a processor and not a warper there, so it
 //! counts either way. A field that the file leaves out is neutral, as in vLLM; transformers would put top-k 50 there.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 /// Sampling and end-of-sequence ids of a model.
@@ -22,6 +24,9 @@ pub struct GenerationDefaults {
     pub repetition_penalty: f32,
     /// Ids that end a text, ascending, each below the vocabulary size. Empty: only `max_tokens` ends one.
     pub eos_token_ids: Vec<u32>,
+    /// End-of-sequence ids of the files that the model has no row for: a tokenizer's added tokens, named by a finetune
+    /// that never resized its embedding. The model cannot generate them, so leaving them out changes no output.
+    pub unreachable_eos: Vec<u64>,
     /// Settings of the file that would change the output and that this server does not have, for the log at start.
     pub ignored: Vec<&'static str>,
 }
@@ -36,6 +41,7 @@ impl Default for GenerationDefaults {
             min_p: 0.0,
             repetition_penalty: 1.0,
             eos_token_ids: Vec::new(),
+            unreachable_eos: Vec::new(),
             ignored: Vec::new(),
         }
     }
@@ -70,16 +76,6 @@ pub enum GenerationDefaultsError {
         /// What may stand there.
         expected: &'static str,
     },
-    /// An end that the model cannot generate.
-    #[error("{file}: eos_token_id {id} is not below the vocabulary size {vocab_size}")]
-    EosOutOfVocabulary {
-        /// Which file.
-        file: &'static str,
-        /// The id.
-        id: u64,
-        /// Width of the model's logits.
-        vocab_size: u32,
-    },
 }
 
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -98,16 +94,18 @@ impl GenerationDefaults {
     ) -> Result<Self, GenerationDefaultsError> {
         let config = File::parse(CONFIG, config)?;
         let Some(generation_config) = generation_config else {
-            return Ok(Self { eos_token_ids: eos_of_config(&config, vocab_size)?, ..Self::default() });
+            let Eos { reachable: eos_token_ids, unreachable: unreachable_eos } = eos_of_config(&config, vocab_size)?;
+            return Ok(Self { eos_token_ids, unreachable_eos, ..Self::default() });
         };
         let file = File::parse(GENERATION_CONFIG, generation_config)?;
-        let eos_token_ids = match file.eos(&file.object, vocab_size)? {
+        let Eos { reachable: eos_token_ids, unreachable: unreachable_eos } = match file.eos(&file.object, vocab_size)? {
             Some(ids) => ids,
             None => eos_of_config(&config, vocab_size)?,
         };
         let neutral = Self {
             repetition_penalty: file.number("repetition_penalty", "a number above 0", |n| n > 0.0)?.unwrap_or(1.0),
             eos_token_ids,
+            unreachable_eos,
             ignored: file.ignored(),
             ..Self::default()
         };
@@ -125,13 +123,20 @@ impl GenerationDefaults {
 }
 
 /// Multimodal configs keep the language model's part under `text_config`.
-fn eos_of_config(config: &File, vocab_size: u32) -> Result<Vec<u32>, GenerationDefaultsError> {
+fn eos_of_config(config: &File, vocab_size: u32) -> Result<Eos, GenerationDefaultsError> {
     if let Some(ids) = config.eos(&config.object, vocab_size)? {
         return Ok(ids);
     }
     let text = config.object.get("text_config").and_then(Value::as_object);
     let ids = text.map(|text| config.eos(text, vocab_size)).transpose()?.flatten();
     Ok(ids.unwrap_or_default())
+}
+
+/// End-of-sequence ids, ascending: those a model can generate, and the others.
+#[derive(Default)]
+struct Eos {
+    reachable: Vec<u32>,
+    unreachable: Vec<u64>,
 }
 
 struct File {
@@ -188,22 +193,23 @@ impl File {
     }
 
     /// A number or a list of numbers.
-    fn eos(&self, object: &Map<String, Value>, vocab_size: u32) -> Result<Option<Vec<u32>>, GenerationDefaultsError> {
+    fn eos(&self, object: &Map<String, Value>, vocab_size: u32) -> Result<Option<Eos>, GenerationDefaultsError> {
         let Some(value) = object.get("eos_token_id").filter(|value| !value.is_null()) else { return Ok(None) };
         let one = |id: &Value| {
-            let id = id.as_u64().ok_or_else(|| self.bad("eos_token_id", value, "a token id or a list of token ids"))?;
-            u32::try_from(id)
-                .ok()
-                .filter(|small| *small < vocab_size)
-                .ok_or(GenerationDefaultsError::EosOutOfVocabulary { file: self.name, id, vocab_size })
+            id.as_u64().ok_or_else(|| self.bad("eos_token_id", value, "a token id or a list of token ids"))
         };
-        let mut ids = match value {
-            Value::Array(ids) => ids.iter().map(one).collect::<Result<Vec<u32>, _>>()?,
-            id => vec![one(id)?],
+        let ids: BTreeSet<u64> = match value {
+            Value::Array(ids) => ids.iter().map(one).collect::<Result<_, _>>()?,
+            id => BTreeSet::from([one(id)?]),
         };
-        ids.sort_unstable();
-        ids.dedup();
-        Ok(Some(ids))
+        let mut eos = Eos::default();
+        for id in ids {
+            match u32::try_from(id) {
+                Ok(small) if small < vocab_size => eos.reachable.push(small),
+                _ => eos.unreachable.push(id),
+            }
+        }
+        Ok(Some(eos))
     }
 
     fn ignored(&self) -> Vec<&'static str> {

@@ -1,8 +1,8 @@
 //! What a request may ask for, and what it gets where it does not say.
 //!
-//! Three questions in the order a request meets them: [`Limits::check`] and [`Limits::check_prompt`] look at the request
-//! alone, before anything is tokenized or allocated; [`Limits::room`] at the length of its prompt; [`Limits::resolve`]
-//! fills in what was left out. Every way into the server passes here, and nothing behind the gate checks again.
+//! Four questions in the order a request meets them: [`Limits::check`] and [`Limits::check_prompt`] look at the request
+//! alone, before anything is tokenized or allocated; [`Limits::check_tokens`] at the ids of its text, [`Limits::room`] at
+//! how many they are; [`Limits::resolve`] fills in what was left out. Every way into the server passes here, and nothing behind the gate checks again.
 
 mod invalid;
 mod resolve;
@@ -34,7 +34,8 @@ pub struct Limits {
     /// Most tokens of a sequence: prompt, virtual tokens and output together. No more than the model's context and
     /// than the KV cache has room for.
     pub context_length: u32,
-    /// Width of the model's logits: every token id of a request is below.
+    /// Rows of the model's embedding and width of its logits: every token id of a request is below, whichever way it
+    /// came in. The tokenizer may know more.
     pub vocab_size: u32,
     /// `stopping.max_tokens` where it is unset and the context leaves more.
     pub default_max_tokens: u32,
@@ -173,6 +174,15 @@ impl Limits {
         short(bytes, self.max_prompt_bytes, || "chat.messages".to_owned())
     }
 
+    /// What the tokenizer made of the text in `field`: it may know tokens that were added to it and that the model has
+    /// no rows for.
+    ///
+    /// # Errors
+    /// [`InvalidRequest::NotInVocabulary`] of the first of them.
+    pub fn check_tokens(&self, field: &'static str, ids: &[u32]) -> Result<(), InvalidRequest> {
+        ids.iter().try_for_each(|id| self.in_vocabulary(*id, || field.to_owned()))
+    }
+
     /// What is asked for in so many words. Where `max_tokens` is unset, [`Limits::room`] sees to it.
     fn check_total(&self, stopping: &StoppingInput, choices: u32) -> Result<(), InvalidRequest> {
         let (Some(max_tokens), choices) = (stopping.max_tokens, choices.max(1)) else { return Ok(()) };
@@ -195,7 +205,7 @@ impl Limits {
         if id < self.vocab_size {
             return Ok(());
         }
-        Err(InvalidRequest::NotInVocabulary { field: field(), id, vocab_size: self.vocab_size })
+        Err(InvalidRequest::NotInVocabulary { field: field(), id, token: None, vocab_size: self.vocab_size })
     }
 
     fn all_in_vocabulary(&self, field: &'static str, ids: &[u32]) -> Result<(), InvalidRequest> {

@@ -95,6 +95,13 @@ impl OpenedBase {
         let (generation, config) = (read("generation_config.json")?, read("config.json")?);
         let config = config.unwrap_or_default();
         let defaults = GenerationDefaults::from_json(generation.as_deref(), &config, self.spec.vocab_size as u32)?;
+        if !defaults.unreachable_eos.is_empty() {
+            tracing::warn!(
+                eos_token_ids = ?defaults.unreachable_eos,
+                vocab_size = self.spec.vocab_size,
+                "the model has no row for these ends of sequence: it cannot generate them"
+            );
+        }
         for setting in &defaults.ignored {
             tracing::warn!(setting, "generation_config.json has a setting that this server does not have");
         }

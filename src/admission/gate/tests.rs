@@ -245,3 +245,46 @@ async fn refusals_and_waits_are_counted() {
     assert_eq!(rejected("reason=\"adapter\""), Some(1.0));
     assert_eq!(metric(&handle, "polydelta_adapter_swap_wait_seconds_count", &[]), Some(1.0));
 }
+
+/// A tokenizer may know tokens that were added to it and that the model has no rows for.
+#[tokio::test]
+async fn an_id_that_the_model_has_no_row_for_is_refused_wherever_it_comes_from_and_named_with_its_text() {
+    let tokenizer = House::new().gate.parts.tokenizer.clone();
+    let id = tokenizer.token_id("</s>").unwrap();
+    let house = House::with(|parts| {
+        parts.limits.vocab_size = id;
+        parts.chat_template = Some(Arc::new(ChatTemplate::new("{{ messages[0].content }}</s>", "", "").unwrap()));
+    });
+    house.adapter("sql", 1);
+    let input = |change: fn(&mut GenerateInput, u32)| {
+        let mut wanted = with_adapter("sql", None);
+        // The prompt itself begins without an added token.
+        wanted.input.prompt = PromptInput::TokenIds(vec![1]);
+        change(&mut wanted.input, id);
+        wanted
+    };
+    let cases = [
+        (input(|input, _| input.prompt = PromptInput::Text("a </s> b".into())), "prompt"),
+        (input(|input, id| input.prompt = PromptInput::TokenIds(vec![1, id])), "token_ids.ids[1]"),
+        (
+            input(|input, _| {
+                input.prompt = PromptInput::Chat(vec![ChatMessage { role: "user".into(), content: "a".into() }]);
+            }),
+            "chat.messages",
+        ),
+        (input(|input, id| input.sampling.logit_bias = vec![(id, 1.0)]), "sampling.logit_bias"),
+        (input(|input, id| input.stopping.stop_token_ids = vec![id]), "stopping.stop_token_ids[0]"),
+    ];
+    for (wanted, field) in cases {
+        let error = refusal(&house, wanted).await;
+        let AdmissionError::Invalid(invalid) = &error else { panic!("{error:?}") };
+        assert_eq!(invalid.field(), field);
+        let text = invalid.to_string();
+        assert!(text.contains(&format!("token id {id} (\"</s>\")")), "{text}");
+    }
+    assert_eq!(house.hall.asked.load(SeqCst), 0, "no adapter is loaded for it");
+    let unknown = refusal(&house, input(|input, _| input.prompt = PromptInput::TokenIds(vec![u32::MAX]))).await;
+    assert!(unknown.to_string().contains(&format!("token id {} is not", u32::MAX)), "{unknown}");
+    let text = house.gate.tokenize(PromptInput::Text("</s>".into())).await.unwrap();
+    assert!(text.ids.contains(&id), "tokenizing says what the tokenizer says");
+}

@@ -77,12 +77,20 @@ fn what_cannot_be_meant_is_refused_by_name() {
         let Err(E::BadField { field, file: GENERATION_CONFIG, .. }) = read(text, "{}") else { panic!("{text}") };
         assert_eq!(field, wanted, "{text}");
     }
-    let beyond = read(r#"{"eos_token_id": [2, 1000]}"#, "{}");
-    assert_eq!(beyond, Err(E::EosOutOfVocabulary { file: GENERATION_CONFIG, id: 1000, vocab_size: 1000 }));
-    assert!(matches!(read("{}", r#"{"eos_token_id": 4294967298}"#), Err(E::EosOutOfVocabulary { file: CONFIG, .. })));
     assert!(matches!(read("[]", "{}"), Err(E::NotAnObject { file: GENERATION_CONFIG })));
     assert!(matches!(read("{", "{}"), Err(E::Json { file: GENERATION_CONFIG, .. })));
     assert!(matches!(read("{}", r#"{"eos_token_id": NaN}"#), Err(E::Json { file: CONFIG, .. })));
+}
+
+#[test]
+fn an_end_that_the_model_cannot_generate_is_left_out_and_named() {
+    let of = |generation, config| {
+        let read = read(generation, config).unwrap();
+        (read.eos_token_ids, read.unreachable_eos)
+    };
+    assert_eq!(of(r#"{"eos_token_id": [1000, 2, 1000, 999]}"#, "{}"), (vec![2, 999], vec![1000]));
+    assert_eq!(of("{}", r#"{"eos_token_id": 4294967298}"#), (vec![], vec![4_294_967_298]));
+    assert_eq!(of("{}", r#"{"text_config": {"eos_token_id": [7, 1001]}}"#), (vec![7], vec![1001]));
 }
 
 #[test]

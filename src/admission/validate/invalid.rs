@@ -3,6 +3,9 @@
 use std::fmt;
 use std::ops::Bound;
 
+/// Characters of a token that an error shows.
+const MAX_SHOWN_CHARS: usize = 64;
+
 /// A field out of its range. Fields are named by their path in a generate request.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum InvalidRequest {
@@ -66,14 +69,17 @@ pub enum InvalidRequest {
         /// Path.
         field: String,
     },
-    /// A token id that the model does not have.
-    #[error("{field}: token id {id} is not below the vocabulary size {vocab_size}")]
+    /// A token id that the model has no row for.
+    #[error("{field}: token id {id}{} is not below the vocabulary size {vocab_size}", Named(.token))]
     NotInVocabulary {
-        /// Path.
+        /// Path of the id, or of the text that holds its token.
         field: String,
-        /// As given.
+        /// As given, or as the tokenizer has it.
         id: u32,
-        /// Width of the model's logits.
+        /// The token as the tokenizer writes it; tokens may have been added to it that the model was never given rows
+        /// for. `None` where the tokenizer does not know the id either.
+        token: Option<String>,
+        /// Rows of the model's embedding, and width of its logits.
         vocab_size: u32,
     },
     /// A token id that may stand once and stands more often.
@@ -144,6 +150,15 @@ pub enum InvalidRequest {
 }
 
 impl InvalidRequest {
+    /// Name the token of an id that the model has no row for, as `text` writes it.
+    #[must_use]
+    pub fn name_token(mut self, text: impl FnOnce(u32) -> Option<String>) -> Self {
+        if let Self::NotInVocabulary { id, token, .. } = &mut self {
+            *token = text(*id).map(|text| text.chars().take(MAX_SHOWN_CHARS).collect());
+        }
+        self
+    }
+
     /// Path of the field in a generate request.
     #[must_use]
     pub fn field(&self) -> &str {
@@ -222,6 +237,15 @@ struct Virtual<'a>(&'a u32);
 impl fmt::Display for Virtual<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if *self.0 == 0 { Ok(()) } else { write!(f, " and {} virtual ones of its adapter", self.0) }
+    }
+}
+
+/// ` ("…")`, or nothing.
+struct Named<'a>(&'a Option<String>);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |token| write!(f, " ({token:?})"))
     }
 }
 

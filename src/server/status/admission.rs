@@ -86,8 +86,12 @@ fn from_invalid(invalid: &InvalidRequest) -> Status {
         E::TooLarge { value, max, .. } => bad("INVALID_FIELD").with("value", value).with("max", max),
         E::TooMany { count, max, .. } => bad("INVALID_FIELD").with("count", count).with("max", max),
         E::TooLong { bytes, max, .. } => bad("INVALID_FIELD").with("bytes", bytes).with("max", max),
-        E::NotInVocabulary { id, vocab_size, .. } => {
-            bad("INVALID_FIELD").with("token_id", id).with("vocab_size", vocab_size)
+        E::NotInVocabulary { id, token, vocab_size, .. } => {
+            let refusal = bad("INVALID_FIELD").with("token_id", id).with("vocab_size", vocab_size);
+            match token {
+                Some(token) => refusal.with("token", token),
+                None => refusal,
+            }
         }
         E::Repeated { id, .. } => bad("INVALID_FIELD").with("token_id", id),
         E::MinTokens { min_tokens, max_tokens } => {

@@ -282,7 +282,12 @@ fn requests_with_a_field_out_of_range_name_it_and_the_numbers() {
         (E::TooLong { field: "stopping.stop[3]".into(), bytes: 9, max: 8 }, "INVALID_FIELD", "stopping.stop[3]"),
         (E::Empty { field: "chat.messages".into() }, "INVALID_FIELD", "chat.messages"),
         (
-            E::NotInVocabulary { field: "token_ids.ids[1]".into(), id: 9, vocab_size: 8 },
+            E::NotInVocabulary {
+                field: "token_ids.ids[1]".into(),
+                id: 9,
+                token: Some("<|turn|>".into()),
+                vocab_size: 8,
+            },
             "INVALID_FIELD",
             "token_ids.ids[1]",
         ),
