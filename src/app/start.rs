@@ -1,4 +1,5 @@
-//! Everything of a server, built in the order in which it can fail cheaply: addresses, store, model, engine, services.
+//! Everything of a server, built in the order in which it can fail cheaply: addresses, the model's small files, store,
+//! weights, engine, services.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,7 +21,7 @@ use crate::adapters::{
     StoreLimits,
 };
 use crate::admission::validate::MAX_REQUEST_TOKENS;
-use crate::admission::{AdapterHall, Gate, GateParts, GenerationEngine, Limits};
+use crate::admission::{AdapterHall, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits};
 use crate::config::units::format_bytes;
 use crate::config::{ServeConfig, StoreLocation, available_memory};
 use crate::delta::SERVED_KINDS;
@@ -30,7 +31,7 @@ use crate::server::{
     Adapters, Generator, Informer, Lifecycle, ModelInfo, Phase, ServerInfo, ServerLimits, Services, serve,
 };
 use crate::telemetry::{Metrics, start_metrics};
-use crate::text::ChatTemplate;
+use crate::text::{ChatTemplate, Tokenizer};
 use crate::types::AdapterName;
 
 /// Events kept for watchers that read late.
@@ -62,6 +63,7 @@ impl Server {
         let listen_failed = |source| AppError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_failed)?;
         let address = listener.local_addr().map_err(listen_failed)?;
+        let front = Front::read(base)?;
         let (store, temporary_store) = open_store(config)?;
         let (metrics, metrics_address) = metrics(config, &base.name)?;
 
@@ -79,9 +81,8 @@ impl Server {
 
         let lifecycle = Lifecycle::new();
         let engine: Arc<dyn GenerationEngine> = Arc::new(hall.engine.clone());
-        let chat_template = base.chat_template()?;
-        let info = server_info(config, base, dtype, sizes, &hall, chat_template.is_some());
-        let gate = gate(config, base, sizes, &hall, &registry, &metrics, chat_template)?;
+        let info = server_info(config, base, dtype, sizes, &hall, front.chat_template.is_some());
+        let gate = gate(config, base, front, sizes, &hall, &registry, &metrics);
         let services = Services {
             generation: Generator::new(Arc::new(gate), config.transport.stream_stall_timeout),
             adapters: Adapters::new(
@@ -283,31 +284,49 @@ fn load_pinned(registry: &Arc<AdapterRegistry>, hall: &Arc<dyn AdapterHall>) {
     }
 }
 
+/// What the gate reads of the model. Read and checked before the weights are: a file that is wrong is named at once, and
+/// not after gigabytes have been moved.
+struct Front {
+    tokenizer: Arc<Tokenizer>,
+    chat_template: Option<Arc<ChatTemplate>>,
+    defaults: GenerationDefaults,
+}
+
+impl Front {
+    fn read(base: &OpenedBase) -> Result<Self, AppError> {
+        Ok(Self {
+            tokenizer: base.tokenizer()?,
+            chat_template: base.chat_template()?,
+            defaults: base.generation_defaults()?,
+        })
+    }
+}
+
 fn gate(
     config: &ServeConfig,
     base: &OpenedBase,
+    front: Front,
     sizes: Sizes,
     hall: &Hall,
     registry: &Arc<AdapterRegistry>,
     metrics: &Metrics,
-    chat_template: Option<Arc<ChatTemplate>>,
-) -> Result<Gate, AppError> {
-    Ok(Gate::new(GateParts {
+) -> Gate {
+    Gate::new(GateParts {
         engine: Arc::new(hall.engine.clone()),
         registry: Arc::clone(registry),
         hall: Arc::clone(&hall.adapters),
-        tokenizer: base.tokenizer()?,
-        chat_template,
+        tokenizer: front.tokenizer,
+        chat_template: front.chat_template,
         limits: Limits::new(
             &config.request_limits,
             sizes.max_model_len,
             u32::try_from(base.spec.vocab_size).unwrap_or(u32::MAX),
-            base.generation_defaults()?,
+            front.defaults,
         ),
         metrics: metrics.clone(),
         max_concurrent: config.request_limits.max_concurrent,
         tokenize_threads: config.threads,
-    }))
+    })
 }
 
 fn server_info(

@@ -61,6 +61,48 @@ fn every_problem_of_the_flags_is_reported_at_once() {
     assert!(["--model", "--threads", "--max-num-seqs"].iter().all(|flag| said.contains(flag)), "{said}");
 }
 
+/// The bundled model with some files replaced by others.
+fn model_with(files: &[(&str, &[u8])]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(root("models/demo")).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+        }
+    }
+    for (name, content) in files {
+        std::fs::write(folder.path().join(name), content).unwrap();
+    }
+    folder
+}
+
+/// The weights are of another model: who reads them first says so and not what is asked for.
+#[test]
+fn the_small_files_of_a_model_are_checked_before_its_weights_are_read() {
+    let weights = std::fs::read(root("tests/fixtures/golden/llama/base/model.safetensors")).unwrap();
+    let weights = ("model.safetensors", weights.as_slice());
+    let store = tempfile::tempdir().unwrap();
+    let serve = |files: &[(&str, &[u8])]| {
+        let model = model_with(files);
+        let store = store.path().join("store");
+        let mut command = polydelta(&["serve", "--listen", "127.0.0.1:0", "--no-metrics", "--model"]);
+        let output = command.arg(model.path()).arg("--store").arg(&store).output().unwrap();
+        assert_eq!(code(&output), 1);
+        (text(&output.stderr), store.exists())
+    };
+    let broken: [(&str, &[u8], &str); 3] = [
+        ("tokenizer.json", b"{}", "not a tokenizer.json"),
+        ("chat_template.jinja", b"{% for %}", "chat template"),
+        ("generation_config.json", b"{\"eos_token_id\": -1}", "eos_token_id is -1"),
+    ];
+    for (name, content, wanted) in broken {
+        let (said, store_opened) = serve(&[weights, (name, content)]);
+        assert!(said.contains(wanted), "{name}: {said}");
+        assert!(!store_opened, "{name}");
+    }
+    let (said, _) = serve(&[weights]);
+    assert!(said.contains("model.") && !broken.iter().any(|(_, _, wanted)| said.contains(wanted)), "{said}");
+}
+
 #[test]
 fn inspect_says_what_an_adapter_compiles_to_or_why_not() {
     let adapter = root("tests/fixtures/golden/llama/adapters/dora");
