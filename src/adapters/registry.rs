@@ -279,10 +279,13 @@ impl AdapterRegistry {
     /// Unpin a name and take its version off the device; the next request brings it back. False: it was not there.
     ///
     /// # Errors
-    /// [`AdapterError::NotFound`], [`AdapterError::InUse`] while requests run on it, the disk.
+    /// [`AdapterError::NotFound`], [`AdapterError::InUse`] while requests run on it: its pin stays as it is then; the
+    /// disk.
     pub fn unload(&self, name: &AdapterName) -> Result<bool, AdapterError> {
-        let stored = self.set_pinned(name, false)?;
-        self.residency.unload(stored.version)
+        let version = self.get(name)?.stored.version;
+        let was_there = self.residency.unload(version)?;
+        self.set_pinned(name, false)?;
+        Ok(was_there)
     }
 
     /// Remove the files of versions that have neither a name nor a lease; returns how many versions went. Call it on

@@ -10,9 +10,9 @@ use super::engine::GenerationEngine;
 use super::error::AdmissionError;
 use super::generation::{Admitted, Echo, Generation, GenerationInfo};
 use super::hall::AdapterHall;
+use super::lease::SharedLease;
 use super::validate::{InvalidRequest, Limits, Resolved, prompt_field};
 use crate::adapters::{AdapterRegistry, ResidentLease};
-use crate::engine::Lease;
 use crate::telemetry::metrics::Metrics;
 use crate::text::{ChatTemplate, ChoiceText, Tokenizer};
 use crate::types::generate::{GenerateInput, PromptInput};
@@ -161,12 +161,14 @@ impl Gate {
             deadline: arrival.deadline,
             arrived: arrival.arrived,
         };
-        let events = self.parts.engine.submit(engine_request, lease.map(|lease| Box::new(lease) as Lease))?;
+        let lease = lease.map(SharedLease::new);
+        let events = self.parts.engine.submit(engine_request, lease.as_ref().map(SharedLease::for_engine))?;
         Ok(Generation::new(Admitted {
             info: GenerationInfo { request_id, adapter: adapter.map(|choice| choice.name).zip(version), choices },
             id,
             engine: Arc::clone(&self.parts.engine),
             events,
+            lease,
             texts,
             stop: input.stopping.stop,
             prompt_tokens: u32::try_from(ids.len()).unwrap_or(u32::MAX),

@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::engine::GenerationEngine;
 use super::gate::Arrival;
+use super::lease::SharedLease;
 use crate::telemetry::metrics::{Metrics, RequestFacts, RequestOutcome};
 use crate::text::{ChoiceText, TokenizerError};
 use crate::types::{
@@ -116,6 +117,7 @@ pub(super) struct Admitted {
     pub id: RequestId,
     pub engine: Arc<dyn GenerationEngine>,
     pub events: mpsc::Receiver<SequenceEvent>,
+    pub lease: Option<SharedLease>,
     pub texts: Vec<ChoiceText>,
     pub stop: Vec<String>,
     pub prompt_tokens: u32,
@@ -164,12 +166,13 @@ struct Times {
 
 impl Generation {
     pub(super) fn new(admitted: Admitted) -> Self {
-        let Admitted { info, id, engine, events, texts, stop, prompt_tokens, echo, arrival, place, metrics } = admitted;
+        let Admitted { info, id, engine, events, lease, texts, stop, prompt_tokens, echo, arrival, place, metrics } =
+            admitted;
         let Arrival { arrived, deadline } = arrival;
         Self {
             record: Record { metrics, deadline, outcome: None },
             info,
-            request: Running { id, engine, events, over: false },
+            request: Running { id, engine, events, lease, over: false },
             choices: texts.into_iter().map(|text| Choice { text, open: true, last_token: None }).collect(),
             stop,
             usage: Usage { prompt_tokens, ..Usage::default() },
@@ -292,6 +295,8 @@ impl Generation {
         if let Some((reason, _)) = &delta.finish
             && self.choices.iter().all(|choice| !choice.open)
         {
+            // Before the client hears of it.
+            self.request.release();
             self.record.outcome = Some(match reason {
                 FinishReason::Stop => RequestOutcome::Stop,
                 FinishReason::Length => RequestOutcome::Length,
@@ -322,8 +327,19 @@ struct Running {
     id: RequestId,
     engine: Arc<dyn GenerationEngine>,
     events: mpsc::Receiver<SequenceEvent>,
+    /// Its adapter's.
+    lease: Option<SharedLease>,
     /// The engine has ended it, or will without being asked.
     over: bool,
+}
+
+impl Running {
+    /// Only once the end of every choice has been ordered.
+    fn release(&self) {
+        if let Some(lease) = &self.lease {
+            lease.release();
+        }
+    }
 }
 
 impl Drop for Running {

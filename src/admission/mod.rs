@@ -9,6 +9,7 @@ mod gate;
 mod generation;
 pub mod generation_defaults;
 mod hall;
+mod lease;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod validate;

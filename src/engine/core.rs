@@ -83,7 +83,7 @@ struct Live {
     events: mpsc::Sender<SequenceEvent>,
     /// Counts towards the queue limit until its first row is scheduled.
     queued: bool,
-    _lease: Option<Lease>,
+    lease: Option<Lease>,
 }
 
 struct Engine<E: StepExecutor> {
@@ -205,7 +205,7 @@ impl<E: StepExecutor> Engine<E> {
         let id = request.id;
         match self.scheduler.add(request) {
             Ok(_) => {
-                self.live.insert(id, Live { events, queued: true, _lease: lease });
+                self.live.insert(id, Live { events, queued: true, lease });
             }
             Err(error) => {
                 // Admission checks against the same limits, so this is a request that raced with a drain, or a bug.
@@ -274,6 +274,14 @@ impl<E: StepExecutor> Engine<E> {
 
     fn publish(&mut self, events: Events) {
         let touched: Vec<RequestId> = events.iter().map(|(id, _)| *id).collect();
+        // Before the last event, not after it: whoever has read that may unload the adapter.
+        for id in &touched {
+            if !self.scheduler.contains(*id)
+                && let Some(live) = self.live.get_mut(id)
+            {
+                live.lease = None;
+            }
+        }
         for (id, event) in events {
             let Some(live) = self.live.get_mut(&id) else { continue };
             if live.queued {

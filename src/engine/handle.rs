@@ -82,7 +82,7 @@ pub(super) struct Shared {
 impl EngineHandle {
     /// Queue a request. The returned channel holds every event the request can have, so the engine never waits for
     /// its reader; dropping the receiver aborts the request at the next step. `lease` is dropped once the engine has
-    /// let go of the request, and not before.
+    /// let go of the request, and not before; the request's last event comes after that.
     ///
     /// # Errors
     /// [`SubmitError::QueueFull`] and [`SubmitError::Stopped`]; nothing is queued then.

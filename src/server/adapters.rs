@@ -13,7 +13,7 @@ pub(super) use self::upload::BadUploadStream;
 use self::watch::{Bridge, Watch};
 use super::pb::adapter_service_server::AdapterService;
 use super::{convert, page, pb, status};
-use crate::adapters::{AdapterError, AdapterInfo, AdapterRegistry};
+use crate::adapters::{AdapterError, AdapterInfo, AdapterRegistry, ResidentLease};
 use crate::admission::AdapterHall;
 use crate::telemetry::metrics::Metrics;
 use crate::types::AdapterName;
@@ -57,10 +57,10 @@ impl Adapters {
         self.registry.get(name).map(|info| convert::adapter(&info)).map_err(|error| status::from_adapter(&error))
     }
 
-    /// Bring a name to the device.
-    async fn load(&self, name: &AdapterName) -> Result<(), AdapterError> {
+    /// Bring a name to the device and hold it there.
+    async fn load(&self, name: &AdapterName) -> Result<ResidentLease, AdapterError> {
         let want = self.registry.want(name, None)?;
-        self.hall.resident(want).await.map(drop)
+        self.hall.resident(want).await
     }
 }
 
@@ -145,11 +145,13 @@ impl AdapterService for Adapters {
     ) -> Result<Response<pb::LoadAdapterResponse>, Status> {
         let pb::LoadAdapterRequest { name: text, pin } = request.into_inner();
         let name = name(&text)?;
+        // Held until it is pinned, so that what is pinned is on the device; a load that fails pins nothing.
+        let held = self.load(&name).await.map_err(|error| status::from_adapter(&error))?;
         if let Some(pinned) = pin {
             let name = name.clone();
             self.blocking(move |registry| registry.set_pinned(&name, pinned)).await?;
         }
-        self.load(&name).await.map_err(|error| status::from_adapter(&error))?;
+        drop(held);
         Ok(Response::new(pb::LoadAdapterResponse { adapter: Some(self.describe(&name)?) }))
     }
 

@@ -283,6 +283,35 @@ async fn an_adapter_larger_than_the_device_is_told_so() {
 }
 
 #[tokio::test]
+async fn a_pin_that_cannot_be_kept_pins_nothing() {
+    let residency = ResidencyLimits { max_resident_adapters: 4, device_bytes: 100 };
+    let server = GoldenServer::with(Options { residency, ..Options::default() }).await;
+    server.upload_golden(&["lora_r4"]).await;
+    load(&server, "lora_r4", Some(true)).await.unwrap_err();
+    assert!(!get(&server, "lora_r4").await.unwrap().pinned);
+    let files = AdapterFiles::golden("ia3");
+    let header = pb::UploadHeader { pin: true, ..files.header("ia3") };
+    let uploaded = server.send(files.frames(header)).await.unwrap().adapter.unwrap();
+    assert!(!uploaded.pinned, "stored, not pinned");
+    assert!(!get(&server, "ia3").await.unwrap().pinned);
+}
+
+#[tokio::test]
+async fn an_adapter_can_be_unloaded_right_after_an_answer() {
+    let server = GoldenServer::start().await;
+    server.upload_golden(&["lora_r4"]).await;
+    let case = case("lora_r4/long");
+    // The end by length is the engine's, the one at the stop string the gate's.
+    let (by_length, mut by_stop) = (case.request(), case.request());
+    by_stop.stopping.as_mut().unwrap().stop = vec!["s:".into()];
+    let mut client = server.generation().await;
+    for request in std::iter::repeat_n([by_length, by_stop], 20).flatten() {
+        client.generate(request).await.unwrap();
+        unload(&server, "lora_r4").await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn damage_on_disk_is_data_loss_and_not_a_wrong_answer() {
     let server = GoldenServer::start().await;
     let adapter = server.upload("a", &AdapterFiles::golden("lora_r4")).await;

@@ -247,6 +247,7 @@ fn pins_last_and_unload_takes_them_off() {
     drop(want);
     registry.set_pinned(&name("a"), true).unwrap();
     assert!(matches!(registry.unload(&name("a")), Err(AdapterError::InUse { leases: 1, .. })));
+    assert!(registry.get(&name("a")).unwrap().stored.pinned, "what is refused changes nothing");
     drop(running);
     assert!(registry.unload(&name("a")).unwrap());
     assert_eq!(registry.get(&name("a")).unwrap().status.state, AdapterState::Evicting);

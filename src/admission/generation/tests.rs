@@ -1,7 +1,7 @@
 use super::super::testing::{Events, House, id, metric, recorded, request};
 use super::GenerationEvent as Event;
 use super::*;
-use crate::admission::GenerateRequest;
+use crate::admission::{AdapterChoice, GenerateRequest};
 
 struct Running {
     house: House,
@@ -318,4 +318,29 @@ async fn every_end_is_counted_as_what_it_was() {
         running.error().await;
     };
     assert_eq!(outcome(gone).await, Some("error"));
+}
+
+#[tokio::test]
+async fn an_adapter_is_free_before_the_last_word_of_its_answer_is_out() {
+    let house = House::new();
+    let version = house.adapter("a", 1);
+    let leases = |running: &Running| running.house.registry.residency().status(version).leases;
+    let choice = AdapterChoice { name: "a".parse().unwrap(), version: None };
+    let mut wanted = request("prompt");
+    wanted.adapter = Some(choice);
+    wanted.input.choices = 2;
+    wanted.input.stopping.stop = vec!["b".into()];
+    let generation = house.gate.admit(wanted, Arrival::now()).await.unwrap();
+    // The engine holds on: its step is not over.
+    let submitted = house.engine.take();
+    let (engine_id, events) = (submitted.request.id, Some(submitted.events()));
+    let mut running = Running { house, generation, engine_id, events };
+    running.events().token(1, 0, id("b"));
+    assert_eq!(running.delta().await.finish, stop("b"));
+    assert_eq!(leases(&running), 1, "the other choice runs on");
+    running.events().token(1, 1, id("b"));
+    assert_eq!(running.delta().await.finish, stop("b"));
+    assert_eq!(leases(&running), 0);
+    assert!(running.house.registry.unload(&"a".parse().unwrap()).unwrap());
+    drop(submitted.lease);
 }

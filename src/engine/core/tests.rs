@@ -1,4 +1,4 @@
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use super::*;
@@ -111,6 +111,31 @@ fn a_request_runs_to_its_last_token_and_gives_its_lease_back() {
     assert!(matches!(last, Some(SequenceEvent::Token { finish: Some((FinishReason::Length, _)), .. })), "{last:?}");
     assert_eq!(events.blocking_recv(), None);
     assert_eq!(dropped.recv(), Ok("dropped"));
+}
+
+/// Says how many events lie unread when it is dropped.
+struct Witness {
+    events: Arc<Mutex<Option<tokio::sync::mpsc::Receiver<SequenceEvent>>>>,
+    unread: mpsc::Sender<usize>,
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        let unread = self.events.lock().unwrap().as_ref().map_or(usize::MAX, tokio::sync::mpsc::Receiver::len);
+        let _ = self.unread.send(unread);
+    }
+}
+
+#[test]
+fn a_lease_is_back_before_the_last_event_is_out() {
+    let bench = bench();
+    let (said, unread) = mpsc::channel();
+    let events = Arc::new(Mutex::new(None));
+    let lease = Witness { events: Arc::clone(&events), unread: said };
+    let received = bench.engine.handle.submit(request(1, 1), Some(Box::new(lease))).unwrap();
+    *events.lock().unwrap() = Some(received);
+    bench.orders.send(Order::Tokens).unwrap();
+    assert_eq!(unread.recv(), Ok(1), "the start alone");
 }
 
 #[test]

@@ -142,8 +142,10 @@ async fn accept(adapters: &Adapters, staged: Staged, record: &mut Record) -> Res
     };
     let (name, pinned) = (&published.adapter.name, published.adapter.pinned);
     if pinned && let Err(error) = adapters.load(name).await {
-        // The upload is stored and stays so; the adapter says what happened as its last error.
-        tracing::warn!(%name, %error, "a pinned adapter could not be loaded");
+        // The upload is stored and stays so; what is not on the device is not pinned there.
+        tracing::warn!(%name, %error, "an adapter could not be loaded and is not pinned");
+        let name = name.clone();
+        adapters.blocking(move |registry| registry.set_pinned(&name, false)).await?;
     }
     Ok(adapters.describe(name).map_or_else(
         // Deleted or replaced since.
