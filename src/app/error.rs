@@ -1,7 +1,6 @@
 //! Why a command failed, and the exit code it gives.
 
 use std::io;
-use std::net::SocketAddr;
 
 use super::inspect::InspectError;
 use crate::adapters::{AdapterError, LoadFailure};
@@ -66,8 +65,8 @@ pub enum AppError {
     /// The gRPC address.
     #[error("cannot serve on {address}: {source}")]
     Listen {
-        /// The address.
-        address: SocketAddr,
+        /// The address as it was written.
+        address: String,
         /// The system's words.
         source: io::Error,
     },

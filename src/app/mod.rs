@@ -5,6 +5,7 @@
 //! | `base` | the base model's folder, opened and read |
 //! | `bundled` | the model in the binary |
 //! | `sizing` | how much memory the KV cache and the adapters get |
+//! | `listen` | sockets for an address as it was written |
 //! | `hall` | backend, decoder and engine, for whichever backend is chosen |
 //! | [`start`] | everything of a server, in order |
 //! | `housekeeping` | what is to be done from time to time while it runs |
@@ -19,6 +20,7 @@ mod error;
 mod hall;
 mod housekeeping;
 pub mod inspect;
+mod listen;
 mod serve;
 mod sizing;
 pub mod start;

@@ -1,13 +1,13 @@
 //! Everything of a server, built in the order in which it can fail cheaply: addresses, the model's small files, store,
 //! weights, engine, services.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -15,6 +15,7 @@ use super::base::OpenedBase;
 use super::error::AppError;
 use super::hall::{self, Hall};
 use super::housekeeping;
+use super::listen;
 use super::sizing::{self, Demand, Sizes};
 use crate::adapters::{
     AdapterError, AdapterRegistry, FolderStore, LoadFailure, MAX_CHUNK_BYTES, RegistryLimits, ResidencyLimits,
@@ -28,7 +29,7 @@ use crate::delta::SERVED_KINDS;
 use crate::engine::EngineHandle;
 use crate::ops::Dtype;
 use crate::server::{
-    Adapters, Generator, Informer, Lifecycle, ModelInfo, Phase, ServerInfo, ServerLimits, Services, serve,
+    Adapters, Generator, Informer, Lifecycle, Listeners, ModelInfo, Phase, ServerInfo, ServerLimits, Services, serve,
 };
 use crate::telemetry::{Metrics, start_metrics};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -43,6 +44,8 @@ const ENGINE_END: Duration = Duration::from_secs(1);
 pub struct Server {
     /// Where gRPC is served.
     pub address: SocketAddr,
+    /// Where else, at the same port: a name such as `localhost` has an address of each family.
+    pub other_addresses: Vec<SocketAddr>,
     /// Where metrics are served.
     pub metrics_address: Option<SocketAddr>,
     lifecycle: Lifecycle,
@@ -60,12 +63,13 @@ impl Server {
     /// # Errors
     /// Everything that keeps a server from running; nothing is left then.
     pub async fn start(config: &ServeConfig, base: &OpenedBase, began: Instant) -> Result<Self, AppError> {
-        let listen_failed = |source| AppError::Listen { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).await.map_err(listen_failed)?;
-        let address = listener.local_addr().map_err(listen_failed)?;
+        let listeners = Listeners::from(listen::bind(&config.listen).await?);
+        let listen_failed = |source| AppError::Listen { address: config.listen.to_string(), source };
+        let mut addresses = listeners.addresses().map_err(listen_failed)?.into_iter();
+        let address = addresses.next().ok_or_else(|| listen_failed(ErrorKind::AddrNotAvailable.into()))?;
         let front = Front::read(base)?;
         let (store, temporary_store) = open_store(config)?;
-        let (metrics, metrics_address) = metrics(config, &base.name)?;
+        let (metrics, metrics_address) = metrics(config, &base.name).await?;
 
         let dtype = hall::dtype(config, base);
         let sizes = sizes(config, base, dtype)?;
@@ -96,11 +100,12 @@ impl Server {
         };
         let routes = services.into_routes(config.transport.max_message_bytes, &lifecycle).await?;
         let serving =
-            serve(listener, routes, config.transport, config.drain_timeout, lifecycle.clone(), metrics.clone());
+            serve(listeners, routes, config.transport, config.drain_timeout, lifecycle.clone(), metrics.clone());
         let serving = tokio::spawn(serving);
         tokio::spawn(follow_engine(hall.ended.clone(), lifecycle.clone()));
         let server = Self {
             address,
+            other_addresses: addresses.collect(),
             metrics_address,
             lifecycle,
             serving,
@@ -165,6 +170,9 @@ impl Server {
         );
         let metrics =
             self.metrics_address.map_or_else(|| "off".to_owned(), |address| format!("http://{address}/metrics"));
+        for address in &self.other_addresses {
+            tracing::info!(%address, "serving gRPC on another address of the same name");
+        }
         tracing::info!(grpc = %self.address, metrics, "ready in {:.1} s", began.elapsed().as_secs_f64());
     }
 }
@@ -220,9 +228,10 @@ fn registry_limits(config: &ServeConfig, sizes: Sizes) -> RegistryLimits {
     }
 }
 
-fn metrics(config: &ServeConfig, model: &str) -> Result<(Metrics, Option<SocketAddr>), AppError> {
-    let Some(listen) = config.metrics else { return Ok((Metrics::disabled(), None)) };
-    let (metrics, address) = start_metrics(listen.address, listen.explicit, model)?;
+async fn metrics(config: &ServeConfig, model: &str) -> Result<(Metrics, Option<SocketAddr>), AppError> {
+    let Some(listen) = &config.metrics else { return Ok((Metrics::disabled(), None)) };
+    let address = listen::first(&listen.address).await?;
+    let (metrics, address) = start_metrics(address, listen.explicit, model)?;
     Ok((metrics, Some(address)))
 }
 

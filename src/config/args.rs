@@ -1,10 +1,9 @@
 //! The command line.
 
-use std::net::SocketAddr;
-
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::client::{AdapterCommand, GenerateArgs};
+use super::listen::ListenAddress;
 use super::serve_args::{DtypeChoice, Kernels, ServeArgs};
 
 /// One base language model, many small deltas of it, mixed in one batch, over gRPC.
@@ -76,7 +75,7 @@ pub struct DemoArgs {
     pub json: bool,
     /// Where to serve; port 0 takes a free one
     #[arg(long, env = "POLYDELTA_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:0")]
-    pub listen: SocketAddr,
+    pub listen: ListenAddress,
     /// Compute threads; all cores where it is not given
     #[arg(long, env = "POLYDELTA_THREADS", value_name = "N")]
     pub threads: Option<u32>,

@@ -8,6 +8,7 @@ pub mod args;
 pub mod client;
 pub mod environment;
 pub mod exit;
+pub mod listen;
 pub mod memory;
 pub mod problem;
 pub mod serve;
@@ -21,6 +22,7 @@ pub use args::{Args, Command, DemoArgs, LogArgs, LogFormat};
 pub use client::{AdapterCommand, ClientArgs, GenerateArgs, InspectArgs, UploadArgs};
 pub use environment::{Environment, HubEnvironment};
 pub use exit::Exit;
+pub use listen::ListenAddress;
 pub use memory::available_memory;
 pub use problem::{ConfigProblem, ConfigProblems};
 pub use serve::{

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::args::DemoArgs;
 use super::client::InspectArgs;
 use super::environment::Environment;
+use super::listen::ListenAddress;
 use super::problem::{ConfigProblem, ConfigProblems};
 use super::serve_args::{
     AdapterArgs, DtypeChoice, Kernels, NetworkArgs, ObservabilityArgs, RequestArgs, SchedulerArgs, ServeArgs,
@@ -45,10 +46,10 @@ pub enum DeviceChoice {
 }
 
 /// Where metrics are served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetricsListen {
     /// Address to bind.
-    pub address: SocketAddr,
+    pub address: ListenAddress,
     /// The user asked for it: a taken port is an error, not a reason to move on.
     pub explicit: bool,
 }
@@ -168,7 +169,7 @@ pub struct ServeConfig {
     /// Requests.
     pub request_limits: RequestLimits,
     /// gRPC address.
-    pub listen: SocketAddr,
+    pub listen: ListenAddress,
     /// gRPC transport.
     pub transport: TransportConfig,
     /// Whether reflection is served.
@@ -243,7 +244,7 @@ impl ServeConfig {
             cache: cache(&mut checks, &args.scheduler),
             adapter_limits: adapter_limits(&mut checks, &args.adapters),
             request_limits: request_limits(&mut checks, &args.requests),
-            listen: args.network.listen,
+            listen: args.network.listen.clone(),
             transport: transport(&mut checks, &args.network),
             reflection: args.network.reflection,
             drain_timeout: args.network.drain_timeout,
@@ -268,7 +269,7 @@ impl ServeConfig {
         serve.model.threads = args.threads;
         serve.model.dtype = args.dtype;
         serve.model.kernels = args.kernels;
-        serve.network.listen = args.listen;
+        serve.network.listen = args.listen.clone();
         let config = Self::resolve(&serve, environment)?;
         Ok(Self { model: ModelSource::Bundled, store: StoreLocation::Temporary, ..config })
     }
@@ -448,9 +449,9 @@ fn transport(checks: &mut Checks, args: &NetworkArgs) -> TransportConfig {
 }
 
 fn metrics(args: &ObservabilityArgs) -> Option<MetricsListen> {
-    match (args.no_metrics, args.metrics_listen) {
+    match (args.no_metrics, args.metrics_listen.clone()) {
         (true, _) => None,
         (false, Some(address)) => Some(MetricsListen { address, explicit: true }),
-        (false, None) => Some(MetricsListen { address: METRICS, explicit: false }),
+        (false, None) => Some(MetricsListen { address: METRICS.into(), explicit: false }),
     }
 }

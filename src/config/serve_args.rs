@@ -1,12 +1,12 @@
 //! The flags of `polydelta serve`, by heading.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args, FromArgMatches, ValueEnum};
 
+use super::listen::ListenAddress;
 use super::units::{parse_bytes, parse_duration};
 
 /// `polydelta serve`.
@@ -170,9 +170,10 @@ pub struct RequestArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Network")]
 pub struct NetworkArgs {
-    /// Where to serve gRPC
+    /// Where to serve gRPC: HOST:PORT, where the host is an IP address or a name such as localhost, which is the loopback
+    /// of both families; :PORT is every interface, port 0 a free port
     #[arg(long, env = "POLYDELTA_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
-    pub listen: SocketAddr,
+    pub listen: ListenAddress,
     /// Serve reflection, which grpcurl and ghz ask for
     #[arg(long, env = "POLYDELTA_REFLECTION", value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub reflection: bool,
@@ -233,9 +234,9 @@ pub struct NetworkArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Observability")]
 pub struct ObservabilityArgs {
-    /// Where to serve Prometheus metrics; 127.0.0.1:9464 where it is not given, or the next free port if that is taken
+    /// Where to serve Prometheus metrics, as --listen; 127.0.0.1:9464 where it is not given, or the next free port if that is taken
     #[arg(long, env = "POLYDELTA_METRICS_LISTEN", value_name = "ADDRESS")]
-    pub metrics_listen: Option<SocketAddr>,
+    pub metrics_listen: Option<ListenAddress>,
     /// Serve no metrics
     #[arg(long, env = "POLYDELTA_NO_METRICS", value_parser = BoolishValueParser::new(), conflicts_with = "metrics_listen")]
     pub no_metrics: bool,

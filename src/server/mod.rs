@@ -20,6 +20,7 @@ pub mod generation;
 pub mod info;
 pub mod lifecycle;
 mod limits;
+mod listeners;
 mod observe;
 mod page;
 mod request_id;
@@ -31,6 +32,7 @@ pub use adapters::Adapters;
 pub use generation::Generator;
 pub use info::{Informer, ModelInfo, ServerInfo, ServerLimits};
 pub use lifecycle::{Lifecycle, Phase};
+pub use listeners::Listeners;
 pub use services::Services;
 pub use transport::serve;
 

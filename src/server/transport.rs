@@ -5,7 +5,6 @@ use std::io;
 use std::time::Duration;
 
 use http::{Request, Response};
-use tokio::net::TcpListener;
 use tonic::body::Body;
 use tower::Service;
 
@@ -13,6 +12,7 @@ use super::call::CallService;
 use super::connection;
 use super::lifecycle::{Lifecycle, Phase};
 use super::limits::ConnectionLimits;
+use super::listeners::Listeners;
 use crate::config::TransportConfig;
 use crate::telemetry::metrics::Metrics;
 
@@ -25,7 +25,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// `drain_timeout`; then, or at once when [`Lifecycle::cut`] is called, it ends what still runs and
 /// returns. Idle connections do not hold it up.
 pub async fn serve<S>(
-    listener: TcpListener,
+    listeners: impl Into<Listeners>,
     service: S,
     config: TransportConfig,
     drain_timeout: Duration,
@@ -35,17 +35,18 @@ pub async fn serve<S>(
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
+    let listeners = listeners.into();
     let mut connections = tokio::task::JoinSet::new();
     {
         let service = CallService::new(service, lifecycle.clone(), metrics);
-        let accept = accept_loop(&listener, service, &config, &lifecycle, &mut connections);
+        let accept = accept_loop(&listeners, service, &config, &lifecycle, &mut connections);
         let end = end_of_service(&lifecycle, drain_timeout);
         tokio::select! {
             never = accept => match never {},
             () = end => {}
         }
     }
-    drop(listener);
+    drop(listeners);
     while connections.join_next().await.is_some() {}
 }
 
@@ -63,7 +64,7 @@ async fn end_of_service(lifecycle: &Lifecycle, drain_timeout: Duration) {
 }
 
 async fn accept_loop<S>(
-    listener: &TcpListener,
+    listeners: &Listeners,
     service: CallService<S>,
     config: &TransportConfig,
     lifecycle: &Lifecycle,
@@ -77,7 +78,7 @@ where
     let limits = ConnectionLimits::new(config.max_connections as usize, config.max_connections_per_peer as usize);
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = listeners.accept() => accepted,
             Some(_) = connections.join_next() => continue,
         };
         let (stream, peer) = match accepted {

@@ -1,0 +1,113 @@
+//! From an address as it was written to the sockets that listen on it.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+
+use tokio::net::{TcpListener, lookup_host};
+
+use super::error::AppError;
+use crate::config::ListenAddress;
+
+/// The addresses that `address` stands for, IPv4 first where it is a name.
+pub(super) async fn resolve(address: &ListenAddress) -> io::Result<Vec<SocketAddr>> {
+    if let Some(known) = address.known() {
+        return Ok(known);
+    }
+    let mut found: Vec<_> = lookup_host(address.to_string()).await?.collect();
+    found.sort_unstable_by_key(|address| (address.is_ipv6(), *address));
+    found.dedup();
+    if found.is_empty() {
+        return Err(io::Error::new(ErrorKind::NotFound, "the name has no address"));
+    }
+    Ok(found)
+}
+
+/// The first address that `address` stands for.
+///
+/// # Errors
+/// [`AppError::Listen`]: the name is unknown.
+pub(super) async fn first(address: &ListenAddress) -> Result<SocketAddr, AppError> {
+    let failed = |source| AppError::Listen { address: address.to_string(), source };
+    let found = resolve(address).await.map_err(failed)?;
+    found.first().copied().ok_or_else(|| failed(ErrorKind::NotFound.into()))
+}
+
+/// Listen on every address that `address` stands for, at the same port. An address of a family that this machine does
+/// not have is left out where another one is there.
+///
+/// # Errors
+/// [`AppError::Listen`]: the name is unknown, or an address cannot be had.
+pub(super) async fn bind(address: &ListenAddress) -> Result<Vec<TcpListener>, AppError> {
+    let failed = |source| AppError::Listen { address: address.to_string(), source };
+    let mut sockets: Vec<TcpListener> = Vec::new();
+    let mut missing = None;
+    for mut at in resolve(address).await.map_err(failed)? {
+        let first = sockets.first().map(TcpListener::local_addr).transpose().map_err(failed)?;
+        if let Some(first) = first {
+            if address.is_any() {
+                break;
+            }
+            at.set_port(first.port());
+        }
+        match TcpListener::bind(at).await {
+            Ok(socket) => sockets.push(socket),
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable || is_unknown_family(&error) => {
+                tracing::debug!(address = %at, %error, "this machine does not have the address");
+                missing = Some(error);
+            }
+            // A free port of the first address need not be free on the second one.
+            Err(error) if address.port() == 0 && first.is_some() && error.kind() == ErrorKind::AddrInUse => {
+                tracing::info!(address = %at, "the port is taken on this address, which is left out");
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    match missing {
+        Some(error) if sockets.is_empty() => Err(failed(error)),
+        _ => Ok(sockets),
+    }
+}
+
+/// The kernel was built or started without IPv6.
+fn is_unknown_family(error: &io::Error) -> bool {
+    #[cfg(target_os = "linux")]
+    let unknown = error.raw_os_error() == Some(libc::EAFNOSUPPORT);
+    #[cfg(not(target_os = "linux"))]
+    let unknown = error.kind() == ErrorKind::Unsupported;
+    unknown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn bound(text: &str) -> Vec<SocketAddr> {
+        let sockets = bind(&text.parse().unwrap()).await.unwrap();
+        sockets.iter().map(|socket| socket.local_addr().unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_name_is_served_on_all_its_addresses_at_one_port() {
+        let addresses = bound("localhost:0").await;
+        assert!(addresses[0].ip().is_loopback() && addresses[0].port() != 0);
+        assert!(addresses.iter().all(|address| address.ip().is_loopback() && address.port() == addresses[0].port()));
+        // The second is there wherever the machine has both families.
+        if TcpListener::bind("[::1]:0").await.is_ok() && addresses[0].is_ipv4() {
+            assert!(addresses.len() <= 2);
+        }
+    }
+
+    #[tokio::test]
+    async fn every_interface_takes_one_socket() {
+        let addresses = bound(":0").await;
+        assert!(matches!(&addresses[..], [address] if address.ip().is_unspecified()));
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_an_error_of_the_address_as_it_was_written() {
+        let taken = bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let port = taken[0].local_addr().unwrap().port();
+        let error = bind(&format!("localhost:{port}").parse().unwrap()).await.unwrap_err();
+        assert!(error.to_string().contains(&format!("localhost:{port}")), "{error}");
+    }
+}
