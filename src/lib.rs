@@ -10,7 +10,7 @@
 //! | hall | [`engine`]: one OS thread, schedule → prepare → execute → publish |
 //! | west wing, decides, no tensors | [`scheduler`], [`cache`], [`adapters`] |
 //! | east wing, computes, no async | [`model`], [`sampler`], [`delta`], [`ops`] |
-//! | ground | [`types`], [`config`], [`telemetry`] |
+//! | ground | [`types`], [`files`], [`config`], [`telemetry`] |
 
 pub mod adapters;
 pub mod admission;
@@ -20,6 +20,7 @@ pub mod cli;
 pub mod config;
 pub mod delta;
 pub mod engine;
+pub mod files;
 pub mod model;
 pub mod ops;
 pub mod sampler;

@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
+use crate::files::{JsonError, parse_object};
+
 /// Sampling and end-of-sequence ids of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerationDefaults {
@@ -146,11 +148,10 @@ struct File {
 
 impl File {
     fn parse(name: &'static str, bytes: &[u8]) -> Result<Self, GenerationDefaultsError> {
-        let value = serde_json::from_slice(bytes)
-            .map_err(|error| GenerationDefaultsError::Json { file: name, reason: error.to_string() })?;
-        match value {
-            Value::Object(object) => Ok(Self { name, object }),
-            _ => Err(GenerationDefaultsError::NotAnObject { file: name }),
+        match parse_object(bytes) {
+            Ok(object) => Ok(Self { name, object }),
+            Err(JsonError::NotAnObject { .. }) => Err(GenerationDefaultsError::NotAnObject { file: name }),
+            Err(error) => Err(GenerationDefaultsError::Json { file: name, reason: error.to_string() }),
         }
     }
 

@@ -1,8 +1,7 @@
 //! The base model, opened: its folder found, its small files read and its weights mapped. Nothing of it is on the
 //! device yet.
 
-use std::fs;
-use std::io::{ErrorKind, IsTerminal, stderr};
+use std::io::{IsTerminal, stderr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use super::bundled;
 use super::error::AppError;
 use crate::admission::GenerationDefaults;
 use crate::config::{Environment, ModelSource};
+use crate::files::{self, MAX_SETTINGS_BYTES};
 use crate::model::hub::{self, HubOptions};
 use crate::model::{Checkpoint, DecoderSpec, ModelError, read_spec};
 use crate::ops::Dtype;
@@ -86,11 +86,7 @@ impl OpenedBase {
     pub fn generation_defaults(&self) -> Result<GenerationDefaults, AppError> {
         let read = |name: &str| {
             let path = self.dir().join(name);
-            match fs::read(&path) {
-                Ok(bytes) => Ok(Some(bytes)),
-                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-                Err(source) => Err(ModelError::Read { path, source }),
-            }
+            files::read_if_there(&path, MAX_SETTINGS_BYTES).map_err(|source| ModelError::Read { path, source })
         };
         let (generation, config) = (read("generation_config.json")?, read("config.json")?);
         let config = config.unwrap_or_default();

@@ -17,6 +17,7 @@ use hf_hub::{Cache, Repo, RepoType};
 use sha2::{Digest, Sha256};
 
 use crate::config::Environment;
+use crate::files;
 use cache::Snapshot;
 pub use error::HubError;
 use listing::{File, Listing};
@@ -32,6 +33,8 @@ const OPTIONAL: [&str; 4] =
     ["generation_config.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"];
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// Most bytes of a saved access token.
+const MAX_TOKEN_BYTES: u64 = 4096;
 /// Times a broken download is taken up again, where it broke.
 const RETRIES: usize = 4;
 
@@ -69,7 +72,10 @@ impl HubOptions {
     pub fn from_environment(environment: &Environment) -> Result<Self, HubError> {
         let hub = &environment.hub;
         let cache = environment.hub_cache().ok_or(HubError::NoCacheFolder)?;
-        let saved = || environment.hub_home().and_then(|home| std::fs::read_to_string(home.join("token")).ok());
+        let saved = || {
+            let bytes = files::read(&environment.hub_home()?.join("token"), MAX_TOKEN_BYTES).ok()?;
+            String::from_utf8(bytes).ok()
+        };
         let token = hub.token.clone().or_else(saved).map(|token| token.trim().to_owned());
         Ok(Self {
             cache,
@@ -222,7 +228,7 @@ fn list(api: &Api, options: &HubOptions, repository: &str) -> Result<Listing, Hu
 
 /// Size, and digest where the hub tells it. The crate appends to what an interrupted run left and looks at neither.
 fn check(path: &Path, file: &File) -> Result<(), HubError> {
-    let opened = std::fs::File::open(path).map_err(|source| HubError::Cache { source })?;
+    let opened = files::open(path).map_err(|source| HubError::Cache { source })?;
     let found = opened.metadata().map_err(|source| HubError::Cache { source })?.len();
     if let Some(expected) = file.size.filter(|expected| *expected != found) {
         return Err(HubError::WrongSize { file: file.name.clone(), found, expected });

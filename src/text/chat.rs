@@ -8,6 +8,7 @@ use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::Serialize;
 
 use super::clock;
+use crate::files::{self, MAX_SETTINGS_BYTES};
 use crate::types::generate::ChatMessage;
 
 /// Why there is no chat prompt.
@@ -138,11 +139,10 @@ impl ChatTemplate {
 }
 
 fn read(path: &Path) -> Result<Option<String>, ChatError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(ChatError::Read { path: path.to_path_buf(), source }),
-    }
+    let failed = |source| ChatError::Read { path: path.to_path_buf(), source };
+    let Some(bytes) = files::read_if_there(path, MAX_SETTINGS_BYTES).map_err(failed)? else { return Ok(None) };
+    let utf8 = |error| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, error));
+    String::from_utf8(bytes).map(Some).map_err(utf8)
 }
 
 fn template_of(value: &serde_json::Value) -> Result<Option<String>, &'static str> {

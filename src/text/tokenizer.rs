@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use tokenizers::decoders::DecoderWrapper;
 
 use super::detokenizer::DecoderKind;
+use crate::files::{self, MAX_TOKENIZER_BYTES};
 
 /// A tokenizer that cannot be read, or text or ids it cannot process.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +61,8 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Read`] and [`TokenizerError::Format`].
     pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
-        let bytes = std::fs::read(path).map_err(|source| TokenizerError::Read { path: path.to_path_buf(), source })?;
+        let bytes = files::read(path, MAX_TOKENIZER_BYTES)
+            .map_err(|source| TokenizerError::Read { path: path.to_path_buf(), source })?;
         Self::from_bytes(&bytes)
     }
 

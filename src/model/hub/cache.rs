@@ -10,6 +10,10 @@ use hf_hub::Repo;
 use serde::Deserialize;
 
 use super::{BRANCH, HubError, INDEX, OPTIONAL, REQUIRED, WEIGHTS};
+use crate::files::{self, MAX_SETTINGS_BYTES};
+
+/// Most bytes of a ref, which is a commit's name.
+const MAX_REF_BYTES: u64 = 128;
 
 /// The files of a repository at one commit.
 pub(super) struct Snapshot {
@@ -26,7 +30,8 @@ impl Snapshot {
     /// The snapshot that the branch's ref points to.
     pub(super) fn of_branch(cache: &Path, repository: &str) -> Option<Self> {
         let home = cache.join(Repo::model(repository.to_owned()).folder_name());
-        let sha = fs::read_to_string(home.join("refs").join(BRANCH)).ok()?;
+        let sha = files::read(&home.join("refs").join(BRANCH), MAX_REF_BYTES).ok()?;
+        let sha = String::from_utf8(sha).ok()?;
         let sha = sha.trim();
         is_commit(sha).then(|| Self::at(cache, repository, sha))
     }
@@ -89,7 +94,7 @@ pub(super) fn shard_names(index: &Path, repository: &str) -> Result<BTreeSet<Str
         weight_map: std::collections::BTreeMap<String, String>,
     }
     let bad = |reason: String| HubError::BadIndex { repository: repository.to_owned(), reason };
-    let bytes = fs::read(index).map_err(|source| HubError::Cache { source })?;
+    let bytes = files::read(index, MAX_SETTINGS_BYTES).map_err(|source| HubError::Cache { source })?;
     let index: Index = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
     let names: BTreeSet<String> = index.weight_map.into_values().collect();
     let plain = |name: &String| {
