@@ -1,50 +1,62 @@
-//! A Hugging Face model folder: config.json and safetensors, whole or in shards. The files are mapped, not read; a
-//! tensor is copied when it is asked for. Nothing here knows a family.
+//! A Hugging Face model folder: config.json and safetensors, whole or in shards. Headers are read when it is opened,
+//! tensors when they are asked for. Nothing here knows a family.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use candle_core::safetensors::MmapedSafetensors;
-use half::{bf16, f16};
 use safetensors::Dtype as FileDtype;
+use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::ModelError;
+use super::shard::Shard;
 use crate::delta::{BaseReadError, BaseWeights};
-use crate::ops::{HostTensor, TensorData};
+use crate::files::{self, MAX_SETTINGS_BYTES, parse_object};
+use crate::ops::HostTensor;
+
+const CONFIG: &str = "config.json";
+const WHOLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
 
 /// An opened model folder.
 pub struct Checkpoint {
     dir: PathBuf,
     config: Map<String, Value>,
-    tensors: MmapedSafetensors,
-    names: BTreeSet<String>,
+    shards: Vec<Shard>,
+    tensors: BTreeMap<String, Place>,
     digest: [u8; 32],
-    bytes: u64,
+}
+
+/// Where a tensor is.
+struct Place {
+    /// Index into the shards.
+    shard: usize,
+    info: TensorInfo,
 }
 
 impl Checkpoint {
-    /// Map the files of a folder.
+    /// Open the files of a folder. Where two shards have a tensor of one name, the later file's counts, as in
+    /// transformers.
     ///
     /// # Errors
-    /// [`ModelError::Read`], [`ModelError::Json`], [`ModelError::NoWeights`] and whatever the safetensors reader finds.
+    /// [`ModelError::Read`], [`ModelError::Json`], [`ModelError::NoWeights`], [`ModelError::BadIndex`],
+    /// [`ModelError::NotSafetensors`], [`ModelError::Truncated`].
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        let config_path = dir.join("config.json");
-        let config_bytes = read(&config_path)?;
-        let config = parse_object("config.json", &config_bytes)?;
-        let shards = shards(dir)?;
+        let config_bytes = read(&dir.join(CONFIG))?;
+        let config = parse(CONFIG, &config_bytes)?;
         let mut digest = Sha256::new_with_prefix(b"polydelta base model v1");
         digest.update((config_bytes.len() as u64).to_le_bytes());
         digest.update(&config_bytes);
-        let mut bytes = 0;
-        for shard in &shards {
-            bytes += digest_header(shard, &mut digest)?;
+        let (mut shards, mut tensors) = (Vec::new(), BTreeMap::new());
+        for path in shard_paths(dir)? {
+            let (shard, found) = Shard::open(&path, &mut digest)?;
+            let index = shards.len();
+            tensors.extend(found.into_iter().map(|(name, info)| (name, Place { shard: index, info })));
+            shards.push(shard);
         }
-        let tensors = map(&shards)?;
-        let names = tensors.tensors().into_iter().map(|(name, _)| name).collect();
-        Ok(Self { dir: dir.to_owned(), config, tensors, names, digest: digest.finalize().into(), bytes })
+        Ok(Self { dir: dir.to_owned(), config, shards, tensors, digest: digest.finalize().into() })
     }
 
     /// The folder.
@@ -69,62 +81,50 @@ impl Checkpoint {
     /// Size of the weight files.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.shards.iter().map(Shard::bytes).sum()
     }
 
     /// Numbers in all tensors.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        self.tensors.tensors().iter().map(|(_, view)| view.shape().iter().product::<usize>() as u64).sum()
+        self.tensors.values().map(|place| place.info.shape.iter().product::<usize>() as u64).sum()
     }
 
     /// All tensor names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.names.iter().map(String::as_str)
+        self.tensors.keys().map(String::as_str)
     }
 
     /// True if the matrices are stored in 16 bits.
     #[must_use]
     pub fn is_16_bit(&self) -> bool {
-        let wide =
-            |view: &safetensors::tensor::TensorView<'_>| view.dtype() == FileDtype::F32 && view.shape().len() > 1;
-        !self.tensors.tensors().iter().any(|(_, view)| wide(view))
+        let wide = |info: &TensorInfo| info.dtype == FileDtype::F32 && info.shape.len() > 1;
+        !self.tensors.values().any(|place| wide(&place.info))
+    }
+
+    /// Shape of a tensor, if it is there; nothing is read for it.
+    #[must_use]
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|place| place.info.shape.as_slice())
     }
 
     /// A tensor of a known shape.
     ///
     /// # Errors
-    /// [`ModelError::MissingTensor`], [`ModelError::TensorShape`], [`ModelError::TensorDtype`].
+    /// [`ModelError::MissingTensor`], [`ModelError::TensorShape`], [`ModelError::TensorDtype`], and what reading it
+    /// says: the file may have changed since it was opened.
     pub fn tensor(&self, name: &str, expected: &[usize]) -> Result<HostTensor, ModelError> {
-        let tensor = self.find(name)?.ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
-        if tensor.shape == expected {
-            Ok(tensor)
-        } else {
-            Err(ModelError::TensorShape { name: name.to_owned(), found: tensor.shape, expected: expected.to_vec() })
+        let found = self.shape(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
+        if found != expected {
+            let (found, expected) = (found.to_vec(), expected.to_vec());
+            return Err(ModelError::TensorShape { name: name.to_owned(), found, expected });
         }
+        self.find(name)?.ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })
     }
 
     fn find(&self, name: &str) -> Result<Option<HostTensor>, ModelError> {
-        if !self.names.contains(name) {
-            return Ok(None);
-        }
-        let view = self.tensors.get(name)?;
-        let bytes = view.data();
-        let data = match view.dtype() {
-            FileDtype::F32 => {
-                TensorData::F32(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-            }
-            FileDtype::F16 => {
-                TensorData::F32(bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect())
-            }
-            FileDtype::BF16 => {
-                TensorData::Bf16(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect())
-            }
-            other => {
-                return Err(ModelError::TensorDtype { name: name.to_owned(), found: format!("{other:?}") });
-            }
-        };
-        Ok(Some(HostTensor { shape: view.shape().to_vec(), data }))
+        let read = |place: &Place| self.shards[place.shard].tensor(name, &place.info);
+        self.tensors.get(name).map(read).transpose()
     }
 }
 
@@ -134,53 +134,54 @@ impl BaseWeights for Checkpoint {
     }
 }
 
-/// Read a file whole.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
-    fs::read(path).map_err(|source| ModelError::Read { path: path.to_owned(), source })
+fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
+    files::read(path, MAX_SETTINGS_BYTES).map_err(|source| ModelError::Read { path: path.to_owned(), source })
 }
 
-fn parse_object(file: &'static str, bytes: &[u8]) -> Result<Map<String, Value>, ModelError> {
-    serde_json::from_slice(bytes).map_err(|source| ModelError::Json { file, source })
+fn parse(file: &'static str, bytes: &[u8]) -> Result<Map<String, Value>, ModelError> {
+    parse_object(bytes).map_err(|source| ModelError::Json { file, source })
 }
 
 /// The weight files, by name. A whole file goes before an index, as in transformers.
-fn shards(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let single = dir.join("model.safetensors");
-    if single.is_file() {
-        return Ok(vec![single]);
+fn shard_paths(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    // What is there and no file is opened too: the refusal says what it is.
+    let is_there = |path: &Path| fs::metadata(path).is_ok();
+    let whole = dir.join(WHOLE);
+    if is_there(&whole) {
+        return Ok(vec![whole]);
     }
-    let index_path = dir.join("model.safetensors.index.json");
-    if !index_path.is_file() {
+    let index = dir.join(INDEX);
+    if !is_there(&index) {
         return Err(ModelError::NoWeights { path: dir.to_owned() });
     }
-    let index = parse_object("model.safetensors.index.json", &read(&index_path)?)?;
-    let map = index.get("weight_map").and_then(Value::as_object);
-    let files: BTreeSet<&str> = map.into_iter().flat_map(Map::values).filter_map(Value::as_str).collect();
-    if files.is_empty() {
-        return Err(ModelError::NoWeights { path: dir.to_owned() });
-    }
+    let index = parse(INDEX, &read(&index)?)?;
+    let files = shard_files(&index)?;
     Ok(files.into_iter().map(|file| dir.join(file)).collect())
 }
 
-/// Feed a shard's size and header to the digest; returns the size.
-fn digest_header(path: &Path, digest: &mut Sha256) -> Result<u64, ModelError> {
-    use std::io::Read;
-    let failed = |source| ModelError::Read { path: path.to_owned(), source };
-    let mut file = fs::File::open(path).map_err(failed)?;
-    let size = file.metadata().map_err(failed)?.len();
-    let mut length = [0; 8];
-    file.read_exact(&mut length).map_err(failed)?;
-    digest.update(size.to_le_bytes());
-    digest.update(length);
-    let mut header = Vec::new();
-    file.take(u64::from_le_bytes(length).min(size)).read_to_end(&mut header).map_err(failed)?;
-    digest.update(&header);
-    Ok(size)
+/// The files an index names: each below the index's own folder. What lies there may be a link, as in the hub's cache.
+fn shard_files(index: &Map<String, Value>) -> Result<BTreeSet<&str>, ModelError> {
+    let bad = |reason: String| ModelError::BadIndex { reason };
+    let map = index.get("weight_map").and_then(Value::as_object);
+    let map = map.ok_or_else(|| bad("it has no object `weight_map`".to_owned()))?;
+    let mut files = BTreeSet::new();
+    for (tensor, file) in map {
+        match file.as_str() {
+            Some(file) if is_below(file) => files.insert(file),
+            Some(file) => {
+                return Err(bad(format!("`{tensor}` is said to be in {file:?}, which is no path below the folder")));
+            }
+            None => return Err(bad(format!("`{tensor}` has {file} in the place of a file's name"))),
+        };
+    }
+    if files.is_empty() { Err(bad("it names no file".to_owned())) } else { Ok(files) }
 }
 
-#[expect(unsafe_code, reason = "mapping files is an unsafe operation of candle's")]
-fn map(shards: &[PathBuf]) -> Result<MmapedSafetensors, ModelError> {
-    // SAFETY: the base model's folder is the operator's and is not written while a server runs on it; the map is
-    // private and read-only, and every access goes through the bounds candle checked against the header.
-    Ok(unsafe { MmapedSafetensors::multi(shards) }?)
+/// Joined to a folder, the path leads to something below it, unless a link there leads elsewhere.
+fn is_below(path: &str) -> bool {
+    let mut parts = Path::new(path).components().peekable();
+    parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
 }
+
+#[cfg(test)]
+mod tests;

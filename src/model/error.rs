@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::files::JsonError;
 use crate::ops::OpsError;
 
 /// Errors of reading a base model. All of them stop the start of the server.
@@ -21,7 +22,37 @@ pub enum ModelError {
         /// `config.json` or `model.safetensors.index.json`.
         file: &'static str,
         /// Where and why.
-        source: serde_json::Error,
+        source: JsonError,
+    },
+    /// The index of a checkpoint in shards names no files, or one that is not its to name.
+    #[error("model.safetensors.index.json is not valid: {reason}")]
+    BadIndex {
+        /// Which entry, and why.
+        reason: String,
+    },
+    /// A weight file whose header cannot be relied on.
+    #[error("{path} is no safetensors file that can be served: {reason}")]
+    NotSafetensors {
+        /// Which file.
+        path: PathBuf,
+        /// The first rule it breaks.
+        reason: String,
+    },
+    /// A weight file is shorter than its header says, or than it was.
+    #[error("{path} is truncated: it should have {expected} bytes and has {found}")]
+    Truncated {
+        /// Which file.
+        path: PathBuf,
+        /// By its header, or when it was opened.
+        expected: u64,
+        /// There.
+        found: u64,
+    },
+    /// A weight file was written to while the server used it.
+    #[error("{path} has changed since the server opened it")]
+    Changed {
+        /// Which file.
+        path: PathBuf,
     },
     /// A config field is missing.
     #[error("config.json has no `{field}`")]
@@ -79,9 +110,6 @@ pub enum ModelError {
         /// In the file.
         found: String,
     },
-    /// candle could not read or convert a tensor.
-    #[error("reading weights: {0}")]
-    Candle(#[from] candle_core::Error),
     /// The device refused memory.
     #[error(transparent)]
     Ops(#[from] OpsError),

@@ -9,6 +9,7 @@ mod families;
 pub mod hub;
 mod layout;
 mod rope;
+mod shard;
 mod spec;
 mod weights;
 
