@@ -204,22 +204,43 @@ impl Gate {
         invalid.name_token(|id| self.parts.tokenizer.token(id))
     }
 
+    /// The text of token ids, for a client that wants nothing else. It takes a place while it works.
+    ///
+    /// # Errors
+    /// There are more ids than the context holds, or one is not in the vocabulary.
+    pub async fn detokenize(&self, ids: Vec<u32>, skip_special: bool) -> Result<String, AdmissionError> {
+        let work = async {
+            let _place = self.place()?;
+            self.parts.limits.check_detokenize(&ids).map_err(|invalid| self.named(invalid))?;
+            let tokenizer = Arc::clone(&self.parts.tokenizer);
+            self.in_turn(move || Ok(tokenizer.decode(&ids, skip_special)?)).await
+        };
+        work.await.inspect_err(|error: &AdmissionError| self.parts.metrics.record_rejection(error.reason()))
+    }
+
     fn place(&self) -> Result<OwnedSemaphorePermit, AdmissionError> {
         let limit = self.parts.max_concurrent;
         Arc::clone(&self.places).try_acquire_owned().map_err(|_| AdmissionError::TooManyRequests { limit })
     }
 
-    /// Works off the reactor: a long prompt takes milliseconds.
     async fn tokenize_in_turn(&self, prompt: PromptInput) -> Result<TokenizedPrompt, AdmissionError> {
         self.parts.limits.check_prompt(&prompt).map_err(|invalid| self.named(invalid))?;
         let template = self.parts.chat_template.clone();
         let tokenizer = Arc::clone(&self.parts.tokenizer);
+        self.in_turn(move || tokenize(prompt, &tokenizer, template.as_deref())).await
+    }
+
+    /// Works off the reactor: a long prompt takes milliseconds.
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, AdmissionError> + Send + 'static,
+    ) -> Result<T, AdmissionError> {
         // Never closed.
         let turn = Arc::clone(&self.tokenizing).acquire_owned().await.map_err(|_| AdmissionError::TokenizerPanicked)?;
         tokio::task::spawn_blocking(move || {
             // The turn goes with the work and not with the client, who may leave before it is done.
             let _turn = turn;
-            tokenize(prompt, &tokenizer, template.as_deref())
+            work()
         })
         .await
         .map_err(|_| AdmissionError::TokenizerPanicked)?

@@ -57,7 +57,37 @@ pub struct OutputToken {
     /// The id.
     pub id: u32,
     /// Present where asked for; never for the prompt.
-    pub logprob: Option<TokenLogprob>,
+    pub logprob: Option<OutputLogprob>,
+}
+
+/// A generated token's log-probability with the tokens' texts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutputLogprob {
+    /// Natural logarithm of the chosen token's probability.
+    pub logprob: f32,
+    /// The token's text by itself (see [`ChoiceText::token_text`]).
+    pub text: String,
+    /// The most likely tokens, best first.
+    pub top: Vec<TopToken>,
+}
+
+/// One of the most likely tokens at a place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TopToken {
+    /// The id.
+    pub id: u32,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// Its text by itself.
+    pub text: String,
+}
+
+impl OutputLogprob {
+    fn new(id: u32, logprob: TokenLogprob, text: &ChoiceText) -> Result<Self, TokenizerError> {
+        let top = |(id, logprob): (u32, f32)| Ok(TopToken { id, logprob, text: text.token_text(id)? });
+        let top = logprob.top.into_iter().map(top).collect::<Result<_, TokenizerError>>()?;
+        Ok(Self { logprob: logprob.logprob, text: text.token_text(id)?, top })
+    }
 }
 
 /// More of one choice.
@@ -243,7 +273,7 @@ impl Generation {
                 Ok(None)
             }
             SequenceEvent::Token { choice, token, logprob, finish, at } => {
-                self.take_token(choice, token.map(|id| OutputToken { id, logprob }), finish, at)
+                self.take_token(choice, token.map(|id| (id, logprob)), finish, at)
             }
             SequenceEvent::Failed(failure) => {
                 self.request.over = true;
@@ -255,7 +285,7 @@ impl Generation {
     fn take_token(
         &mut self,
         index: u32,
-        token: Option<OutputToken>,
+        token: Option<(u32, Option<TokenLogprob>)>,
         finish: Option<(FinishReason, Option<u32>)>,
         at: Instant,
     ) -> Result<Option<ChoiceDelta>, GenerationError> {
@@ -270,11 +300,12 @@ impl Generation {
         self.times.last_token = Some(at);
         let mut delta = ChoiceDelta { index, ..ChoiceDelta::default() };
         let mut matched = None;
-        if let Some(token) = token {
+        if let Some((id, logprob)) = token {
             self.usage.completion_tokens += 1;
-            let text = choice.text.push(token.id)?;
+            let text = choice.text.push(id)?;
             (delta.text, matched) = (text.text, text.stop);
-            delta.tokens.push(token);
+            let logprob = logprob.map(|logprob| OutputLogprob::new(id, logprob, &choice.text)).transpose()?;
+            delta.tokens.push(OutputToken { id, logprob });
         }
         if finish.is_some() && matched.is_none() {
             let rest = choice.text.finish()?;

@@ -18,7 +18,8 @@ pub use engine::{GenerationEngine, StatsFuture};
 pub use error::AdmissionError;
 pub use gate::{AdapterChoice, Arrival, Gate, GateParts, GenerateRequest, TokenizedPrompt};
 pub use generation::{
-    ChoiceDelta, Generation, GenerationError, GenerationEvent, GenerationInfo, OutputToken, StopMatch, Timings,
+    ChoiceDelta, Generation, GenerationError, GenerationEvent, GenerationInfo, OutputLogprob, OutputToken, StopMatch,
+    Timings, TopToken,
 };
 pub use generation_defaults::{GenerationDefaults, GenerationDefaultsError};
 pub use hall::{AdapterHall, ResidentFuture};

@@ -162,6 +162,15 @@ impl Limits {
         }
     }
 
+    /// Ids to be turned into text.
+    ///
+    /// # Errors
+    /// There are more than the context holds, or one is no token.
+    pub fn check_detokenize(&self, ids: &[u32]) -> Result<(), InvalidRequest> {
+        few("token_ids", ids.len(), self.context_length as usize)?;
+        self.all_in_vocabulary("token_ids", ids)
+    }
+
     fn check_chat(&self, messages: &[ChatMessage]) -> Result<(), InvalidRequest> {
         if messages.is_empty() {
             return Err(InvalidRequest::Empty { field: "chat.messages".to_owned() });

@@ -99,6 +99,16 @@ impl GenerationService for Generator {
         let prompt = self.gate.tokenize(input).await.map_err(|error| status::from_admission(&error))?;
         Ok(Response::new(pb::TokenizeResponse { token_ids: prompt.ids, text: prompt.text }))
     }
+
+    async fn detokenize(
+        &self,
+        request: Request<pb::DetokenizeRequest>,
+    ) -> Result<Response<pb::DetokenizeResponse>, Status> {
+        let pb::DetokenizeRequest { token_ids, skip_special_tokens } = request.into_inner();
+        let text = self.gate.detokenize(token_ids, skip_special_tokens).await;
+        let text = text.map_err(|error| status::from_admission(&error))?;
+        Ok(Response::new(pb::DetokenizeResponse { text }))
+    }
 }
 
 /// Moves a generation into a stream, in a task of its own: hyper does not poll a body whose client takes nothing, and

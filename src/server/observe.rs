@@ -39,10 +39,11 @@ const CLIENT_STREAM: &str = "client_stream";
 const SERVER_STREAM: &str = "server_stream";
 const BIDI_STREAM: &str = "bidi_stream";
 
-const METHODS: [Method; 16] = [
+const METHODS: [Method; 17] = [
     method(GENERATION, "Generate", UNARY, Role::Work),
     method(GENERATION, "GenerateStream", SERVER_STREAM, Role::Work),
     method(GENERATION, "Tokenize", UNARY, Role::Work),
+    method(GENERATION, "Detokenize", UNARY, Role::Work),
     method(ADAPTERS, "UploadAdapter", CLIENT_STREAM, Role::Work),
     method(ADAPTERS, "GetUpload", UNARY, Role::Work),
     method(ADAPTERS, "GetAdapter", UNARY, Role::Work),

@@ -19,6 +19,7 @@ pub struct TextDelta {
 /// Turns the ids of one choice into text that ends before the first stop string.
 #[derive(Debug)]
 pub struct ChoiceText {
+    tokenizer: Arc<Tokenizer>,
     detokenizer: Detokenizer,
     stop: StopMatcher,
     min_tokens: u32,
@@ -32,8 +33,9 @@ impl ChoiceText {
     #[must_use]
     pub fn new(tokenizer: Arc<Tokenizer>, prompt: &[u32], stop: &[String], min_tokens: u32) -> Self {
         Self {
-            detokenizer: Detokenizer::new(tokenizer, true, prompt),
-            stop: StopMatcher::new(stop),
+            detokenizer: Detokenizer::new(Arc::clone(&tokenizer), true, prompt),
+            stop: StopMatcher::new(stop, |text| tokenizer.names_special(text)),
+            tokenizer,
             min_tokens,
             tokens: 0,
             scratch: String::new(),
@@ -45,10 +47,51 @@ impl ChoiceText {
     /// # Errors
     /// [`TokenizerError::Decode`].
     pub fn push(&mut self, id: u32) -> Result<TextDelta, TokenizerError> {
+        self.tokens = self.tokens.saturating_add(1);
+        if self.stop.sees_hidden() {
+            let tokenizer = Arc::clone(&self.tokenizer);
+            if let Some(special) = tokenizer.special_text(id) {
+                return self.push_special(special);
+            }
+        }
         self.scratch.clear();
         self.detokenizer.push(id, &mut self.scratch)?;
-        self.tokens = self.tokens.saturating_add(1);
         Ok(self.match_scratch())
+    }
+
+    /// Take a special token that a stop string may name. It has no part in the text, which may still wait for the rest
+    /// of a code point.
+    fn push_special(&mut self, special: &str) -> Result<TextDelta, TokenizerError> {
+        let mut delta = TextDelta::default();
+        if self.tokens <= self.min_tokens {
+            self.stop.pass("", &mut delta.text);
+            return Ok(delta);
+        }
+        // If this ends the choice, what still waits comes before it, as it would at any other end.
+        self.scratch.clear();
+        self.detokenizer.clone().finish(&mut self.scratch)?;
+        if !self.scratch.is_empty() {
+            let mut ended = self.stop.clone();
+            if ended.push(&self.scratch, &mut delta.text).is_none() {
+                delta.stop = ended.push_hidden(special, &mut delta.text);
+            }
+            if delta.stop.is_some() {
+                self.stop = ended;
+                return Ok(delta);
+            }
+            delta.text.clear();
+        }
+        delta.stop = self.stop.push_hidden(special, &mut delta.text);
+        Ok(delta)
+    }
+
+    /// Text of one id by itself, as transformers' `decode([id])` gives it: special tokens are written out, a part of a
+    /// code point is U+FFFD, and a sentencepiece word has no leading space.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Decode`].
+    pub fn token_text(&self, id: u32) -> Result<String, TokenizerError> {
+        self.tokenizer.decode(&[id], false)
     }
 
     /// The choice has ended by itself: everything still held comes out, unless a stop string is found in it.
@@ -105,6 +148,38 @@ mod tests {
     #[test]
     fn a_stop_string_released_by_the_end_still_counts() {
         assert_eq!(run(&sentencepiece(), "a🦀", &["🦀"], 0), ("a".into(), Some(0)));
+    }
+
+    #[test]
+    fn a_stop_string_that_names_a_special_token_stops_there() {
+        for tokenizer in [byte_level(), sentencepiece()] {
+            assert_eq!(run(&tokenizer, "hello</s>hello", &["</s>"], 0), ("hello".into(), Some(0)));
+            // Text that waited for more comes before it.
+            assert_eq!(run(&tokenizer, "a🦀</s>b", &["</s>"], 0), ("a🦀".into(), Some(0)));
+            assert_eq!(run(&tokenizer, "a🦀</s>b", &["🦀</s>"], 0), ("a".into(), Some(0)));
+        }
+        let tokenizer = byte_level();
+        assert_eq!(run(&tokenizer, "hello</s>hello", &["x", "lo</s>h"], 0), ("hel".into(), Some(1)));
+        assert_eq!(run(&tokenizer, "hello</s>hello", &["<s>"], 0), ("hellohello".into(), None));
+        assert_eq!(run(&tokenizer, "a🦀<s>b", &["</s>"], 0), ("a🦀b".into(), None));
+        assert_eq!(run(&tokenizer, "a</s>b</s>c", &["</s>"], 2), ("ab".into(), Some(0)), "after min_tokens only");
+        // An unfinished code point at the stop is what it is at any end.
+        let crab = tokenizer.encode("🦀", false).unwrap();
+        let mut choice = ChoiceText::new(tokenizer.clone(), &[], &["</s>".to_owned()], 0);
+        assert_eq!(choice.push(crab[0]).unwrap(), TextDelta::default());
+        let end = choice.push(tokenizer.token_id("</s>").unwrap()).unwrap();
+        assert_eq!(end, TextDelta { text: "\u{fffd}".into(), stop: Some(0) });
+    }
+
+    #[test]
+    fn the_text_of_one_token_is_what_decoding_it_alone_gives() {
+        let tokenizer = sentencepiece();
+        let choice = ChoiceText::new(tokenizer.clone(), &[], &[], 0);
+        let text = |token: &str| choice.token_text(tokenizer.token_id(token).unwrap()).unwrap();
+        assert_eq!(
+            (text("▁wor").as_str(), text("</s>").as_str(), text("<0xF0>").as_str()),
+            ("wor", "</s>", "\u{fffd}")
+        );
     }
 
     #[test]

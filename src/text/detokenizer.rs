@@ -25,21 +25,21 @@ pub(super) enum DecoderKind {
 const CONTEXT: usize = 4;
 
 /// Incremental detokenizer of one choice. Work per token is constant, amortized.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     skip_special: bool,
     state: State,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum State {
     /// Bytes of an unfinished code point: at most three between calls.
     Bytes(Vec<u8>),
     Window(Window),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Window {
     /// Context, then tokens whose text is not out yet.
     ids: Vec<u32>,

@@ -1,6 +1,6 @@
 //! `tokenizer.json`: text to ids and back.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use tokenizers::decoders::DecoderWrapper;
@@ -50,7 +50,8 @@ pub enum TokenizerError {
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    special: HashSet<u32>,
+    /// Id and text of every special token.
+    special: HashMap<u32, String>,
     decoder: DecoderKind,
     vocab_size: usize,
 }
@@ -79,9 +80,9 @@ impl Tokenizer {
         let added = inner.get_added_vocabulary();
         let special = added
             .get_added_tokens_decoder()
-            .keys()
-            .copied()
-            .filter(|&id| added.simple_id_to_token(id).is_some_and(|token| added.is_special_token(&token)))
+            .iter()
+            .filter(|(_, token)| added.is_special_token(&token.content))
+            .map(|(id, token)| (*id, token.content.clone()))
             .collect();
         let decoder = decoder_kind(inner.get_decoder());
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
@@ -133,13 +134,25 @@ impl Tokenizer {
     /// Whether decoding with `skip_special` leaves this id out.
     #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
-        self.special.contains(&id)
+        self.special.contains_key(&id)
+    }
+
+    /// Text of a special token as it is written in a prompt; `None` for all other ids.
+    #[must_use]
+    pub fn special_text(&self, id: u32) -> Option<&str> {
+        self.special.get(&id).map(String::as_str)
+    }
+
+    /// Whether `text` holds the text of a special token.
+    #[must_use]
+    pub fn names_special(&self, text: &str) -> bool {
+        self.special.values().any(|special| text.contains(special.as_str()))
     }
 
     /// Every special id, ascending.
     #[must_use]
     pub fn special_ids(&self) -> Vec<u32> {
-        let mut ids: Vec<u32> = self.special.iter().copied().collect();
+        let mut ids: Vec<u32> = self.special.keys().copied().collect();
         ids.sort_unstable();
         ids
     }

@@ -74,6 +74,8 @@ fn check(case: &Case, choice: &pb::Choice) {
         assert_eq!(found.token_id, case.ids[step]);
         assert!((found.logprob - case.logprobs[step]).abs() < 1e-4, "{case:?}: {step}");
         assert_eq!(found.top.len(), 5);
+        let own = found.top.iter().find(|top| top.token_id == found.token_id).unwrap();
+        assert_eq!(own.text, found.text, "a token has one text");
         for (top, (_, logprob)) in found.top.iter().zip(&case.top[step]) {
             assert!((top.logprob - logprob).abs() < 1e-4, "{case:?}: {step}");
         }
@@ -258,6 +260,14 @@ async fn tokenize_says_what_generate_sees() {
     let input = Some(pb::tokenize_request::Input::Prompt("a b".into()));
     let text = client.tokenize(pb::TokenizeRequest { input }).await.unwrap().into_inner();
     assert_eq!((text.token_ids.as_slice(), text.text.as_str()), ([1, 70, 5, 71].as_slice(), "a b"));
+
+    let back = |skip_special_tokens| pb::DetokenizeRequest { token_ids: text.token_ids.clone(), skip_special_tokens };
+    let plain = client.detokenize(back(true)).await.unwrap().into_inner();
+    let whole = client.detokenize(back(false)).await.unwrap().into_inner();
+    let bos = server.tokenizer.special_text(1).unwrap();
+    assert_eq!((plain.text.as_str(), whole.text), ("a b", format!("{bos}a b")));
+    let unknown = pb::DetokenizeRequest { token_ids: vec![u32::MAX], skip_special_tokens: true };
+    assert_eq!(client.detokenize(unknown).await.unwrap_err().code(), tonic::Code::InvalidArgument);
 
     let chat = pb::Chat { messages: vec![pb::ChatMessage { role: "user".into(), content: "hi".into() }] };
     let input = Some(pb::tokenize_request::Input::Chat(chat.clone()));

@@ -190,6 +190,22 @@ async fn every_form_of_a_prompt_becomes_ids_and_text() {
 }
 
 #[tokio::test]
+async fn ids_become_text_and_ids_that_are_no_tokens_are_refused() {
+    let house = House::new();
+    let tokenizer = Arc::clone(&house.gate.parts.tokenizer);
+    let end = tokenizer.token_id("</s>").unwrap();
+    let ids = vec![id("h"), end, id("i")];
+    assert_eq!(house.gate.detokenize(ids.clone(), false).await.unwrap(), "h</s>i");
+    assert_eq!(house.gate.detokenize(ids, true).await.unwrap(), "hi");
+    assert_eq!(house.gate.detokenize(vec![], true).await.unwrap(), "");
+    for (ids, named) in [(vec![id("h"), u32::MAX], "token_ids[1]"), (vec![end; 101], "token_ids")] {
+        let refused = house.gate.detokenize(ids, true).await.unwrap_err();
+        assert!(matches!(&refused, AdmissionError::Invalid(invalid) if invalid.field() == named), "{refused:?}");
+    }
+    assert_eq!(house.gate.free_places(), 2);
+}
+
+#[tokio::test]
 async fn prompts_that_cannot_be_tokenized_are_refused() {
     let house = House::new();
     let chat = |messages| PromptInput::Chat(messages);

@@ -86,6 +86,21 @@ async fn text_that_a_stop_string_may_claim_waits_and_its_tokens_do_not() {
 }
 
 #[tokio::test]
+async fn a_stop_string_ends_a_choice_at_the_special_token_it_names() {
+    let mut running = Running::with(|r| r.input.stopping.stop = vec!["</s>".into()]).await;
+    let end = crate::text::fixtures::byte_level().token_id("</s>").unwrap();
+    running.events().token(1, 0, id("a"));
+    running.events().token(2, 0, end);
+    running.events().token(3, 0, id("b"));
+    assert_eq!(running.delta().await.text, "a");
+    let last = running.delta().await;
+    assert_eq!((last.text.as_str(), last.finish), ("", stop("</s>")));
+    assert_eq!(last.tokens, [OutputToken { id: end, logprob: None }]);
+    assert_eq!(running.house.engine.ended_choices(), [(running.engine_id, 0)], "the engine is told");
+    assert_eq!(running.finished().await.0.completion_tokens, 2);
+}
+
+#[tokio::test]
 async fn tokens_computed_after_a_stop_are_neither_shown_nor_counted() {
     let mut running = Running::with(|r| {
         r.input.choices = 2;
@@ -170,9 +185,11 @@ async fn log_probabilities_come_with_their_tokens() {
     let mut running = Running::with(|r| r.input.options.logprobs = Some(1)).await;
     let logprob = TokenLogprob { logprob: -0.5, top: vec![(id("a"), -0.5)] };
     let (token, at) = (Some(id("a")), Instant::now());
-    let event = SequenceEvent::Token { choice: 0, token, logprob: Some(logprob.clone()), finish: None, at };
+    let event = SequenceEvent::Token { choice: 0, token, logprob: Some(logprob), finish: None, at };
     running.events().sender.try_send(event).unwrap();
-    assert_eq!(running.delta().await.tokens, [OutputToken { id: id("a"), logprob: Some(logprob) }]);
+    let top = vec![TopToken { id: id("a"), logprob: -0.5, text: "a".into() }];
+    let said = OutputLogprob { logprob: -0.5, text: "a".into(), top };
+    assert_eq!(running.delta().await.tokens, [OutputToken { id: id("a"), logprob: Some(said) }]);
 }
 
 #[tokio::test]

@@ -2,9 +2,12 @@
 
 use super::super::pb;
 use super::{BadMessage, adapter_name, adapter_version, milliseconds};
-use crate::admission::{AdapterChoice, ChoiceDelta, GenerateRequest, GenerationInfo, OutputToken, StopMatch, Timings};
+use crate::admission::{
+    AdapterChoice, ChoiceDelta, GenerateRequest, GenerationInfo, OutputLogprob, OutputToken, StopMatch, Timings,
+    TopToken,
+};
 use crate::types::generate::{ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput};
-use crate::types::{FinishReason, TokenLogprob, Usage};
+use crate::types::{FinishReason, Usage};
 
 /// Without the transport's part: id, arrival and deadline are the handler's to add.
 pub(in crate::server) fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, BadMessage> {
@@ -149,9 +152,10 @@ impl Tokens {
     }
 }
 
-fn logprob(token_id: u32, logprob: TokenLogprob) -> pb::TokenLogprob {
-    let top = logprob.top.into_iter().map(|(token_id, logprob)| pb::TopLogprob { token_id, logprob }).collect();
-    pb::TokenLogprob { token_id, logprob: logprob.logprob, top }
+fn logprob(token_id: u32, logprob: OutputLogprob) -> pb::TokenLogprob {
+    let OutputLogprob { logprob, text, top } = logprob;
+    let top = top.into_iter().map(|TopToken { id, logprob, text }| pb::TopLogprob { token_id: id, logprob, text });
+    pb::TokenLogprob { token_id, logprob, top: top.collect(), text }
 }
 
 fn finish_parts(finish: Option<(FinishReason, Option<StopMatch>)>) -> (pb::FinishReason, Option<pb::StopMatch>) {

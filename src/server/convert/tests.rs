@@ -6,11 +6,12 @@ use super::super::pb;
 use super::*;
 use crate::adapters::{AdapterInfo, AdapterState, Expected, ResidencyStats, StoredAdapter, VersionStatus};
 use crate::admission::{
-    AdapterChoice, ChoiceDelta, GenerationDefaults, GenerationInfo, Limits, OutputToken, StopMatch, Timings,
+    AdapterChoice, ChoiceDelta, GenerationDefaults, GenerationInfo, Limits, OutputLogprob, OutputToken, StopMatch,
+    Timings, TopToken,
 };
 use crate::engine::EngineStats;
 use crate::types::generate::{ChatMessage, OutputOptions, PromptInput, SamplingInput, StoppingInput};
-use crate::types::{AdapterFacts, FinishReason, OpClass, TokenLogprob, Usage, VirtualTokens};
+use crate::types::{AdapterFacts, FinishReason, OpClass, Usage, VirtualTokens};
 use pb::generate_request::Input;
 use pb::generate_stream_response::Event;
 
@@ -150,7 +151,13 @@ fn info(adapter: bool) -> GenerationInfo {
 }
 
 fn token(id: u32, logprob: Option<f32>) -> OutputToken {
-    OutputToken { id, logprob: logprob.map(|logprob| TokenLogprob { logprob, top: vec![(id, logprob), (0, -9.0)] }) }
+    let top = |id, logprob, text: &str| TopToken { id, logprob, text: text.into() };
+    let logprob = logprob.map(|logprob| OutputLogprob {
+        logprob,
+        text: "hi".into(),
+        top: vec![top(id, logprob, "hi"), top(0, -9.0, "no")],
+    });
+    OutputToken { id, logprob }
 }
 
 #[test]
@@ -175,10 +182,12 @@ fn a_delta_says_what_was_asked_for() {
     };
     let running = of(None, true);
     assert_eq!((running.index, running.text.as_str(), &running.token_ids[..]), (1, "hi", &[5, 6][..]));
+    let top = |token_id, logprob, text: &str| pb::TopLogprob { token_id, logprob, text: text.into() };
     let logprob = pb::TokenLogprob {
         token_id: 5,
         logprob: -0.5,
-        top: vec![pb::TopLogprob { token_id: 5, logprob: -0.5 }, pb::TopLogprob { token_id: 0, logprob: -9.0 }],
+        top: vec![top(5, -0.5, "hi"), top(0, -9.0, "no")],
+        text: "hi".into(),
     };
     assert_eq!(running.logprobs, [logprob]);
     assert_eq!((running.finish_reason(), running.stop_match), (pb::FinishReason::Unspecified, None));
