@@ -6,9 +6,9 @@ use std::time::Instant;
 use polydelta::delta::PreparedDelta;
 use polydelta::engine::{EngineHandle, ModelExecutor, StartedEngine, start};
 use polydelta::model::{Decoder, DecoderLimits, base_layout};
-use polydelta::scheduler::SchedulerConfig;
+use polydelta::scheduler::{SchedulerConfig, ShareConfig};
 use polydelta::types::{
-    AdapterBinding, AdapterSlot, AdapterVersion, EngineRequest, RequestId, SamplingParams, SequenceEvent,
+    AdapterBinding, AdapterSlot, AdapterVersion, ClientKey, EngineRequest, RequestId, SamplingParams, SequenceEvent,
     StoppingParams,
 };
 
@@ -108,6 +108,7 @@ fn config() -> SchedulerConfig {
         // Every prompt is computed in full.
         prefix_cache: false,
         base_digest: [0; 32],
+        share: ShareConfig::default(),
     }
 }
 
@@ -119,6 +120,7 @@ fn request(id: u64, adapter: Option<u32>) -> EngineRequest {
     };
     EngineRequest {
         id: RequestId(id),
+        client: ClientKey::LOCAL,
         prompt: (0..PROMPT).map(|at| (id as u32 * 37 + at * 11) % 4096).collect(),
         adapter: adapter.map(binding),
         sampling: SamplingParams::greedy().into(),

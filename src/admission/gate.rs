@@ -16,7 +16,7 @@ use crate::adapters::{AdapterRegistry, ResidentLease};
 use crate::telemetry::metrics::Metrics;
 use crate::text::{ChatTemplate, ChoiceText, Tokenizer};
 use crate::types::generate::{GenerateInput, PromptInput};
-use crate::types::{AdapterName, AdapterVersion, EngineRequest, RequestId};
+use crate::types::{AdapterName, AdapterVersion, ClientKey, EngineRequest, RequestId};
 
 /// A request as a client states it, without its transport.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,9 +38,11 @@ pub struct AdapterChoice {
     pub version: Option<AdapterVersion>,
 }
 
-/// When a request came and when it must have ended.
+/// Who sent a request, when it came and when it must have ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
+    /// Who is charged for it.
+    pub client: ClientKey,
     /// Queue time counts from here.
     pub arrived: Instant,
     /// The client's deadline.
@@ -48,10 +50,10 @@ pub struct Arrival {
 }
 
 impl Arrival {
-    /// Just now, without a deadline.
+    /// Just now, from nobody in particular, without a deadline.
     #[must_use]
     pub fn now() -> Self {
-        Self { arrived: Instant::now(), deadline: None }
+        Self { client: ClientKey::LOCAL, arrived: Instant::now(), deadline: None }
     }
 }
 
@@ -151,6 +153,7 @@ impl Gate {
         let version = binding.map(|binding| binding.version);
         let engine_request = EngineRequest {
             id,
+            client: arrival.client,
             prompt: Arc::clone(&ids),
             adapter: binding,
             sampling: Arc::new(sampling),

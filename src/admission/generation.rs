@@ -198,7 +198,7 @@ impl Generation {
     pub(super) fn new(admitted: Admitted) -> Self {
         let Admitted { info, id, engine, events, lease, texts, stop, prompt_tokens, echo, arrival, place, metrics } =
             admitted;
-        let Arrival { arrived, deadline } = arrival;
+        let Arrival { arrived, deadline, client: _ } = arrival;
         Self {
             record: Record { metrics, deadline, outcome: None },
             info,

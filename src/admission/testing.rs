@@ -247,6 +247,7 @@ impl House {
                 max_stop_strings: 4,
                 max_stop_bytes: 64,
                 max_logprobs: 5,
+                max_priority: 10,
                 defaults: GenerationDefaults::default(),
             },
             tokenizer,

@@ -49,6 +49,8 @@ pub struct Limits {
     pub max_stop_bytes: u64,
     /// Largest `options.logprobs`.
     pub max_logprobs: u32,
+    /// Largest `priority`, up and down.
+    pub max_priority: u32,
     /// What the model's makers want where a request does not say.
     pub defaults: GenerationDefaults,
 }
@@ -66,6 +68,7 @@ impl Limits {
             max_stop_strings: config.max_stop_strings,
             max_stop_bytes: config.max_stop_bytes,
             max_logprobs: config.max_logprobs,
+            max_priority: config.max_priority,
             defaults,
         }
     }
@@ -75,8 +78,11 @@ impl Limits {
     /// # Errors
     /// The first field that is out of its range.
     pub fn check(&self, input: &GenerateInput) -> Result<(), InvalidRequest> {
-        let GenerateInput { prompt, sampling, stopping, options, choices, priority: _ } = input;
+        let GenerateInput { prompt, sampling, stopping, options, choices, priority } = input;
         at_most("n", *choices, self.max_choices)?;
+        if priority.unsigned_abs() > self.max_priority {
+            return Err(InvalidRequest::Priority { priority: *priority, max: self.max_priority });
+        }
         if let Some(logprobs) = options.logprobs {
             at_most("options.logprobs", logprobs, self.max_logprobs)?;
         }

@@ -11,6 +11,7 @@ use crate::engine::EngineError;
 use crate::model::ModelError;
 use crate::model::hub::HubError;
 use crate::ops::OpsError;
+use crate::server::InvalidHeaderName;
 use crate::telemetry::{ExporterError, LoggingError};
 use crate::text::{ChatError, TokenizerError};
 use crate::types::AdapterName;
@@ -73,6 +74,9 @@ pub enum AppError {
     /// The metrics address.
     #[error(transparent)]
     Metrics(#[from] ExporterError),
+    /// The header that names clients.
+    #[error("--client-header: {0}")]
+    ClientHeader(#[from] InvalidHeaderName),
     /// The descriptors in the program.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -153,6 +157,7 @@ impl AppError {
             | Self::Temporary(_)
             | Self::Listen { .. }
             | Self::Metrics(_)
+            | Self::ClientHeader(_)
             | Self::Reflection(_)
             | Self::EngineStopped
             | Self::Bundled { .. }

@@ -18,7 +18,7 @@ use crate::model::{BaseModel, Decoder, DecoderLimits, base_layout};
 use crate::ops::cpu::{CpuBackend, CpuOptions};
 use crate::ops::reference::ReferenceBackend;
 use crate::ops::{Backend, BackendInfo, Dtype};
-use crate::scheduler::SchedulerConfig;
+use crate::scheduler::{SchedulerConfig, ShareConfig};
 use crate::telemetry::{Metrics, Progress};
 
 /// Most virtual tokens of one adapter; they must fit the context all the same.
@@ -127,6 +127,11 @@ impl Parts<'_> {
             max_model_len: self.sizes.max_model_len,
             prefix_cache: config.cache.prefix_cache,
             base_digest: self.base.checkpoint.digest(),
+            share: ShareConfig {
+                input_weight: config.fair_share.input_weight,
+                output_weight: config.fair_share.output_weight,
+                step_tokens: config.fair_share.step_tokens as usize,
+            },
         }
     }
 }

@@ -29,7 +29,8 @@ use crate::delta::SERVED_KINDS;
 use crate::engine::EngineHandle;
 use crate::ops::Dtype;
 use crate::server::{
-    Adapters, Generator, Informer, Lifecycle, Listeners, ModelInfo, Phase, ServerInfo, ServerLimits, Services, serve,
+    Adapters, ClientIdentity, Generator, Informer, Lifecycle, Listeners, ModelInfo, Phase, ServerInfo, ServerLimits,
+    Services, serve,
 };
 use crate::telemetry::{Metrics, start_metrics};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -99,8 +100,9 @@ impl Server {
             reflection: config.reflection,
         };
         let routes = services.into_routes(config.transport.max_message_bytes, &lifecycle).await?;
-        let serving =
-            serve(listeners, routes, config.transport, config.drain_timeout, lifecycle.clone(), metrics.clone());
+        let identity = ClientIdentity::new(config.fair_share.client_header.as_deref())?;
+        let (transport, drain) = (config.transport, config.drain_timeout);
+        let serving = serve(listeners, routes, transport, drain, identity, lifecycle.clone(), metrics.clone());
         let serving = tokio::spawn(serving);
         tokio::spawn(follow_engine(hall.ended.clone(), lifecycle.clone()));
         let server = Self {

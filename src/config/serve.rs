@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::args::DemoArgs;
 use super::client::InspectArgs;
 use super::environment::Environment;
+use super::fair_share::{FairShareConfig, fair_share};
 use super::listen::ListenAddress;
 use super::problem::{ConfigProblem, ConfigProblems};
 use super::serve_args::{
@@ -106,6 +107,8 @@ pub struct RequestLimits {
     pub max_stop_bytes: u64,
     /// Alternatives reported with log-probabilities.
     pub max_logprobs: u32,
+    /// Largest priority, up and down.
+    pub max_priority: u32,
 }
 
 /// The gRPC transport.
@@ -168,6 +171,8 @@ pub struct ServeConfig {
     pub adapter_limits: AdapterLimits,
     /// Requests.
     pub request_limits: RequestLimits,
+    /// How the server is shared out.
+    pub fair_share: FairShareConfig,
     /// gRPC address.
     pub listen: ListenAddress,
     /// gRPC transport.
@@ -182,22 +187,22 @@ pub struct ServeConfig {
 
 /// Collects problems while values pass through.
 #[derive(Debug, Default)]
-struct Checks {
+pub(super) struct Checks {
     problems: Vec<ConfigProblem>,
 }
 
 impl Checks {
-    fn report(&mut self, problem: ConfigProblem) {
+    pub(super) fn report(&mut self, problem: ConfigProblem) {
         self.problems.push(problem);
     }
 
-    fn range(&mut self, flag: &'static str, value: u64, min: u64, max: u64) {
+    pub(super) fn range(&mut self, flag: &'static str, value: u64, min: u64, max: u64) {
         if !(min..=max).contains(&value) {
             self.report(ConfigProblem::OutOfRange { flag, value, min, max });
         }
     }
 
-    fn count(&mut self, flag: &'static str, value: u32, min: u32, max: u32) -> u32 {
+    pub(super) fn count(&mut self, flag: &'static str, value: u32, min: u32, max: u32) -> u32 {
         self.range(flag, u64::from(value), u64::from(min), u64::from(max));
         value
     }
@@ -243,7 +248,8 @@ impl ServeConfig {
             scheduler: scheduler(&mut checks, &args.scheduler),
             cache: cache(&mut checks, &args.scheduler),
             adapter_limits: adapter_limits(&mut checks, &args.adapters),
-            request_limits: request_limits(&mut checks, &args.requests),
+            request_limits: request_limits(&mut checks, &args.requests, args.fair_share.max_priority),
+            fair_share: fair_share(&mut checks, &args.fair_share, args.scheduler.max_num_seqs),
             listen: args.network.listen.clone(),
             transport: transport(&mut checks, &args.network),
             reflection: args.network.reflection,
@@ -411,7 +417,7 @@ fn adapter_limits(checks: &mut Checks, args: &AdapterArgs) -> AdapterLimits {
     }
 }
 
-fn request_limits(checks: &mut Checks, args: &RequestArgs) -> RequestLimits {
+fn request_limits(checks: &mut Checks, args: &RequestArgs, max_priority: u32) -> RequestLimits {
     checks.range("--max-prompt-bytes", args.max_prompt_bytes, 1, 1 << 30);
     checks.range("--max-stop-bytes", args.max_stop_bytes, 1, 1 << 16);
     RequestLimits {
@@ -423,6 +429,7 @@ fn request_limits(checks: &mut Checks, args: &RequestArgs) -> RequestLimits {
         max_stop_strings: checks.count("--max-stop-strings", args.max_stop_strings, 0, 1024),
         max_stop_bytes: args.max_stop_bytes,
         max_logprobs: checks.count("--max-logprobs", args.max_logprobs, 0, 1024),
+        max_priority: checks.count("--max-priority", max_priority, 0, 1000),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args, FromArgMatches, ValueEnum};
 
+use super::fair_share::FairShareArgs;
 use super::listen::ListenAddress;
 use super::units::{parse_bytes, parse_duration};
 
@@ -24,6 +25,9 @@ pub struct ServeArgs {
     /// Request limits.
     #[command(flatten)]
     pub requests: RequestArgs,
+    /// Fair share.
+    #[command(flatten)]
+    pub fair_share: FairShareArgs,
     /// Network.
     #[command(flatten)]
     pub network: NetworkArgs,

@@ -268,6 +268,8 @@ impl<E: StepExecutor> Engine<E> {
             preemptions: after.preemptions - before.preemptions,
             prefix_queries: after.prefix_queries - before.prefix_queries,
             prefix_hits: after.prefix_hits - before.prefix_hits,
+            parties: after.parties,
+            held_back: after.held_back - before.held_back,
         });
         events
     }

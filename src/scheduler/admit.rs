@@ -1,7 +1,10 @@
 //! Starting what waits: the pages of its adapter, reused blocks, its own blocks, in that order.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::time::Instant;
 
+use super::fair_share::PartyId;
 use super::policy::Rank;
 use super::step::StepPlan;
 use super::virtual_pages::{PageSet, PagesKey, Prefill};
@@ -20,16 +23,48 @@ enum Admission {
     NoRoom,
 }
 
+/// A waiting sequence in line; the smallest goes first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    /// What its party has had, less its head start.
+    level: i64,
+    rank: Rank,
+    party: PartyId,
+    /// The one of its party that was tried before it.
+    previous: Option<Rank>,
+}
+
 impl Scheduler {
+    /// Start what waits, the least served party first. One of which nothing can start now is passed; one whose blocks
+    /// do not fit is not.
     pub(super) fn admit_waiting(&mut self, now: Instant, plan: &mut StepPlan) {
-        let mut previous = None;
-        while plan.budget > 0 && self.running.len() + self.pages.num_prefilling() < self.config.max_num_seqs {
-            let Some(rank) = self.waiting.next_after(previous) else { return };
-            previous = Some(rank);
-            if self.try_start(rank, now, plan) == Admission::NoRoom {
-                return;
+        let mut turns: BinaryHeap<_> = self.waiting.parties().filter_map(|(party, _)| self.turn(party, None)).collect();
+        let mut holders = self.seat_holders();
+        while !plan.is_full()
+            && let Some(Reverse(turn)) = turns.pop()
+        {
+            let Turn { party, rank, .. } = turn;
+            // Levels only rise: one that has risen meanwhile goes back in line.
+            if let Some(risen) = self.turn(party, turn.previous).filter(|now| now.0 > turn) {
+                turns.push(risen);
+                continue;
             }
+            if self.fair.allowance(party) == 0 || !self.may_take_a_seat(party, &holders) {
+                continue;
+            }
+            match self.try_start(rank, now, plan) {
+                Admission::Started => holders = self.seat_holders(),
+                Admission::NotYet => {}
+                Admission::NoRoom => return,
+            }
+            turns.extend(self.turn(party, Some(rank)));
         }
+    }
+
+    /// The turn of a party's most senior waiting sequence after `previous`.
+    fn turn(&self, party: PartyId, previous: Option<Rank>) -> Option<Reverse<Turn>> {
+        let rank = self.waiting.next_after(party, previous)?;
+        Some(Reverse(Turn { level: self.fair.level(party) - rank.head_start(), rank, party, previous }))
     }
 
     fn try_start(&mut self, rank: Rank, now: Instant, plan: &mut StepPlan) -> Admission {
@@ -62,8 +97,7 @@ impl Scheduler {
         }
         self.start(rank, &reused, plan);
         self.note_start(id, now, &mut plan.events);
-        let sequence = &self.sequences[id];
-        plan.push(sequence.schedule(self.chunk(sequence.num_remaining(), plan)));
+        self.push_sequence(rank, plan);
         Admission::Started
     }
 
@@ -165,8 +199,10 @@ impl Scheduler {
         }
         assert_eq!(table.len(), total, "blocks ran out in a start that was checked to fit");
         sequence.start(table, reused.len());
-        self.waiting.remove(rank);
+        let party = sequence.party;
+        self.waiting.remove(party, rank);
         self.running.insert(rank);
+        self.fair.started(party);
     }
 
     /// Statistics of a sequence's first start, and the `Started` event of its request's.

@@ -1,5 +1,6 @@
 //! What a scheduler is told at start, and what it refuses.
 
+use super::fair_share::ShareConfig;
 use crate::types::RequestId;
 
 /// Limits of a scheduler. Fixed for its life.
@@ -21,6 +22,8 @@ pub struct SchedulerConfig {
     pub prefix_cache: bool,
     /// Digest of the base model; part of the prefix cache's key.
     pub base_digest: [u8; 32],
+    /// How service is shared out between clients and between adapters.
+    pub share: ShareConfig,
 }
 
 impl SchedulerConfig {
@@ -32,6 +35,9 @@ impl SchedulerConfig {
             Self { max_num_seqs: 0, .. } => zero("max_num_seqs"),
             Self { max_prefill_chunk: Some(0), .. } => zero("max_prefill_chunk"),
             Self { max_model_len: 0, .. } => zero("max_model_len"),
+            Self { share: ShareConfig { input_weight: 0, .. }, .. } => zero("share.input_weight"),
+            Self { share: ShareConfig { output_weight: 0, .. }, .. } => zero("share.output_weight"),
+            Self { share: ShareConfig { step_tokens: 0, .. }, .. } => zero("share.step_tokens"),
             Self { max_num_batched_tokens, max_num_seqs, .. } if max_num_batched_tokens < max_num_seqs => {
                 Err(SchedulerError::BudgetBelowSequences {
                     max_num_batched_tokens: *max_num_batched_tokens,

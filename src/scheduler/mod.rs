@@ -10,11 +10,16 @@
 //!
 //! One step is in flight at a time; [`Scheduler::add`] and [`Scheduler::abort`] may come at any moment between.
 //!
-//! Progress: sequences are ranked by (priority, arrival). The most senior one never yields its KV to another and
-//! [`Scheduler::add`] refuses what would not fit the cache alone, so it always ends, and then the next is most senior.
+//! Whose turn it is: the party that has had least ([`fair_share`]), and within a party the most senior sequence, by
+//! arrival and priority ([`policy`]).
+//!
+//! Progress: the most senior running sequence never yields its KV to another and [`Scheduler::add`] refuses what would
+//! not fit the cache alone, so it always ends, and then the next is most senior. A waiting one is passed only by
+//! parties that have had less, and while it does not fit nobody passes, so it starts.
 
 mod admit;
 mod config;
+mod fair_share;
 mod policy;
 mod queue;
 mod request;
@@ -30,11 +35,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 pub use config::{SchedulerConfig, SchedulerError};
+pub use fair_share::ShareConfig;
 pub use sequence::SequenceState;
 
 use crate::cache::{BlockSize, KvCacheManager};
 use crate::types::{EngineRequest, RequestFailure, RequestId, ScheduledBatch, SequenceEvent, SequenceId, StepOutput};
-use queue::RankQueue;
+use fair_share::FairShare;
+use queue::{PartyQueues, RankQueue};
 use request::Request;
 use sequence::SequenceMap;
 use virtual_pages::VirtualPages;
@@ -68,6 +75,10 @@ pub struct SchedulerStats {
     pub prefix_queries: u64,
     /// Prompt tokens found there.
     pub prefix_hits: u64,
+    /// Clients and adapters, by pairs, that have live sequences.
+    pub parties: usize,
+    /// Rows that running sequences did not get since start, because others had had less.
+    pub held_back: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,6 +87,7 @@ struct Counters {
     preemptions: u64,
     prefix_queries: u64,
     prefix_hits: u64,
+    held_back: u64,
 }
 
 /// Continuous batching over a paged KV cache.
@@ -87,8 +99,9 @@ pub struct Scheduler {
     pages: VirtualPages,
     requests: BTreeMap<RequestId, Request>,
     sequences: SequenceMap,
-    waiting: RankQueue,
+    waiting: PartyQueues,
     running: RankQueue,
+    fair: FairShare,
     deadlines: BTreeSet<(Instant, RequestId)>,
     next_sequence: u64,
     draining: bool,
@@ -110,8 +123,9 @@ impl Scheduler {
             pages: VirtualPages::default(),
             requests: BTreeMap::new(),
             sequences: SequenceMap::default(),
-            waiting: RankQueue::default(),
+            waiting: PartyQueues::default(),
             running: RankQueue::default(),
+            fair: FairShare::new(config.share),
             deadlines: BTreeSet::new(),
             next_sequence: 0,
             draining: false,
@@ -155,6 +169,8 @@ impl Scheduler {
             preemptions: self.counters.preemptions,
             prefix_queries: self.counters.prefix_queries,
             prefix_hits: self.counters.prefix_hits,
+            parties: self.fair.num_parties(),
+            held_back: self.counters.held_back,
         }
     }
 
@@ -179,7 +195,7 @@ impl Scheduler {
     }
 
     /// Decide the next step: drop what is past its deadline, then give tokens to running decodes, running prefills
-    /// and waiting sequences, in this order and by rank, within the budgets.
+    /// and waiting sequences, in this order and by fair share, within the budgets.
     ///
     /// Must be followed by [`Self::update`], [`Self::fail_step`] or [`Self::fail_all`] before it is called again.
     pub fn schedule(&mut self, now: Instant) -> Scheduled {

@@ -100,17 +100,18 @@ impl Scheduler {
             virtual_tokens: num_virtual(&request) as u32,
         });
         let max_output = self.max_output(&request);
+        let party = self.fair.join(request.party(), request.choices as usize);
         let mut live = Vec::with_capacity(request.choices as usize);
         for choice in 0..request.choices {
             let id = self.new_sequence_id();
             let block_size = self.block_size;
-            let seed = SequenceSeed { request: &request, id, choice, scope: &scope, max_output, block_size };
+            let seed = SequenceSeed { request: &request, id, party, choice, scope: &scope, max_output, block_size };
             let sequence = Sequence::new(seed);
             if let (Some(pages), Some(slot)) = (sequence.pages, sequence.slot) {
                 self.pages.join(pages, sequence.rank, slot);
             }
             live.push(sequence.rank);
-            self.waiting.insert(sequence.rank);
+            self.waiting.insert(party, sequence.rank);
             self.sequences.insert(sequence);
         }
         if let Some(deadline) = request.deadline {
@@ -125,8 +126,11 @@ impl Scheduler {
     /// Take a sequence out of everything and free its KV. Its request goes with its last sequence.
     pub(super) fn finish_sequence(&mut self, id: SequenceId) {
         let Some(mut sequence) = self.sequences.remove(id) else { return };
-        self.waiting.remove(sequence.rank);
-        self.running.remove(sequence.rank);
+        self.waiting.remove(sequence.party, sequence.rank);
+        if self.running.remove(sequence.rank) {
+            self.fair.stopped(sequence.party);
+        }
+        self.fair.leave(sequence.party);
         self.cache.release_table(&mut sequence.table);
         if let Some(pages) = sequence.pages {
             let unwanted = self.pages.leave(pages, sequence.rank);

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::ops::{Index, IndexMut, Range};
 use std::sync::Arc;
 
+use super::fair_share::PartyId;
 use super::policy::Rank;
 use super::virtual_pages::PagesKey;
 use crate::cache::{BlockKey, BlockSize, BlockTable, PrefixBlock, PrefixScope};
@@ -38,6 +39,8 @@ pub(super) struct Accepted {
 #[derive(Debug)]
 pub(super) struct Sequence {
     pub(super) rank: Rank,
+    /// Who is charged for it.
+    pub(super) party: PartyId,
     pub(super) request: RequestId,
     pub(super) choice: u32,
     pub(super) state: SequenceState,
@@ -56,6 +59,11 @@ pub(super) struct Sequence {
     pub(super) table: BlockTable,
     /// Its first start is in the statistics.
     pub(super) counted: bool,
+    /// Tokens that have been charged, computed or found in the cache: what a preemption makes it compute again is
+    /// charged once.
+    num_charged_tokens: usize,
+    /// The last step it had a row in.
+    pub(super) last_step: u64,
     /// Leading blocks of the table that have been offered to the prefix index, or came from it.
     num_published_blocks: usize,
     /// Keys of the full blocks from `first_block` on; they stay true through a preemption.
@@ -67,6 +75,7 @@ pub(super) struct Sequence {
 pub(super) struct SequenceSeed<'a> {
     pub(super) request: &'a EngineRequest,
     pub(super) id: SequenceId,
+    pub(super) party: PartyId,
     pub(super) choice: u32,
     pub(super) scope: &'a Arc<PrefixScope>,
     pub(super) max_output: usize,
@@ -75,9 +84,10 @@ pub(super) struct SequenceSeed<'a> {
 
 impl Sequence {
     pub(super) fn new(seed: SequenceSeed<'_>) -> Self {
-        let SequenceSeed { request, id, choice, scope, max_output, block_size } = seed;
+        let SequenceSeed { request, id, party, choice, scope, max_output, block_size } = seed;
         Self {
             rank: Rank::new(request.priority, id),
+            party,
             request: request.id,
             choice,
             state: SequenceState::Waiting,
@@ -92,6 +102,8 @@ impl Sequence {
             num_computed_tokens: 0,
             table: BlockTable::default(),
             counted: false,
+            num_charged_tokens: 0,
+            last_step: 0,
             num_published_blocks: 0,
             keys: Vec::new(),
             block_size,
@@ -192,6 +204,14 @@ impl Sequence {
         self.num_computed_tokens = 0;
         self.num_published_blocks = 0;
         std::mem::take(&mut self.table)
+    }
+
+    /// Prompt tokens among the next `count` that have not been charged before; they are charged now.
+    pub(super) fn charge_inputs(&mut self, count: usize) -> usize {
+        let end = self.num_computed_tokens + count;
+        let begin = self.num_charged_tokens.max(self.num_computed_tokens);
+        self.num_charged_tokens = self.num_charged_tokens.max(end);
+        end.min(self.prompt.len()).saturating_sub(begin)
     }
 
     /// Its share of a step: the next `count` tokens, sampled if they are the last known ones.

@@ -1,7 +1,10 @@
 //! Deciding one step: running decodes, then running prefills, then what waits. Also who yields when blocks run out.
 
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashSet, VecDeque};
 use std::time::Instant;
 
+use super::fair_share::PartyId;
 use super::policy::Rank;
 use super::virtual_pages::{PagesKey, Prefill};
 use super::{Events, Scheduled, Scheduler};
@@ -14,11 +17,20 @@ pub(super) struct StepPlan {
     pub(super) events: Events,
     /// Rows left.
     pub(super) budget: usize,
+    /// Sequences that may still join.
+    pub(super) seats: usize,
+    /// Running sequences that may yet yield their blocks, the first to yield last.
+    yielding: VecDeque<Rank>,
 }
 
 impl StepPlan {
-    pub(super) fn push(&mut self, sequence: ScheduledSequence) {
+    pub(super) fn is_full(&self) -> bool {
+        self.budget == 0 || self.seats == 0
+    }
+
+    fn push(&mut self, sequence: ScheduledSequence) {
         self.budget -= sequence.tokens.len();
+        self.seats -= 1;
         self.batch.sequences.push(sequence);
     }
 }
@@ -33,17 +45,28 @@ enum PrefillWork {
 impl Scheduler {
     pub(super) fn plan_step(&mut self, now: Instant) -> Scheduled {
         self.counters.steps += 1;
+        self.fair.begin_step();
         let preemptions = self.counters.preemptions;
-        let budget = self.config.max_num_batched_tokens;
-        let mut plan = StepPlan { batch: ScheduledBatch::default(), events: Events::new(), budget };
+        let mut plan = StepPlan {
+            batch: ScheduledBatch::default(),
+            events: Events::new(),
+            budget: self.config.max_num_batched_tokens,
+            seats: self.config.max_num_seqs,
+            yielding: VecDeque::new(),
+        };
         self.expire(now, &mut plan.events);
-        self.schedule_decodes(&mut plan);
-        self.schedule_prefills(&mut plan);
+        let order = self.yield_order();
+        let seats = self.config.max_num_seqs.saturating_sub(self.pages.num_prefilling() + self.seats_to_give());
+        let (chosen, passed_over) = self.choose(&order, seats.max(1));
+        plan.yielding = order.into();
+        self.schedule_decodes(&chosen, &mut plan);
+        self.schedule_prefills(&chosen, &mut plan);
         // What was just preempted must not come back in the same step only to be preempted in the next one; but a
         // step is never empty while someone waits.
         if self.counters.preemptions == preemptions || plan.batch.sequences.is_empty() {
             self.admit_waiting(now, &mut plan);
         }
+        self.fill(&passed_over, &mut plan);
         Scheduled { batch: plan.batch, events: plan.events }
     }
 
@@ -52,36 +75,163 @@ impl Scheduler {
         remaining.min(plan.budget).min(self.config.max_prefill_chunk.unwrap_or(usize::MAX))
     }
 
-    fn schedule_decodes(&mut self, plan: &mut StepPlan) {
-        let mut previous = None;
-        while let Some(rank) = self.running.next_after(previous) {
-            previous = Some(rank);
-            if self.sequences[rank.id()].num_remaining() == 1 && self.make_room(rank) {
-                plan.push(self.sequences[rank.id()].schedule(1));
+    /// Put the next rows of a running sequence into the step: one of a decode, a chunk of a prefill.
+    pub(super) fn push_sequence(&mut self, rank: Rank, plan: &mut StepPlan) {
+        let sequence = &self.sequences[rank.id()];
+        let party = sequence.party;
+        // Whoever may have a row at all may have one, so that a chosen sequence always moves.
+        let allowed = self.fair.allowance(party).max(1);
+        let count = self.chunk(sequence.num_remaining(), plan).min(allowed);
+        let scheduled = sequence.schedule(count);
+        let outputs = usize::from(scheduled.sample.is_some());
+        plan.push(scheduled);
+        let sequence = &mut self.sequences[rank.id()];
+        sequence.last_step = self.counters.steps;
+        let inputs = sequence.charge_inputs(count);
+        self.fair.charge(party, self.fair.cost(inputs, outputs));
+        self.fair.take_rows(party, count);
+    }
+
+    // --- who takes part -------------------------------------------------------------------------------------------
+
+    /// What a sequence is compared by where blocks run out: the least served party keeps its blocks longest, and the
+    /// most senior sequence of all for ever.
+    fn yield_key(&self, rank: Rank) -> (bool, i64, Rank) {
+        let party = self.sequences[rank.id()].party;
+        (self.running.first() != Some(rank), self.fair.level(party), rank)
+    }
+
+    /// Running sequences, the last to yield first.
+    fn yield_order(&self) -> Vec<Rank> {
+        let mut order: Vec<_> = self.running.iter().map(|rank| self.yield_key(rank)).collect();
+        order.sort_unstable();
+        order.into_iter().map(|(.., rank)| rank).collect()
+    }
+
+    /// Seats that running sequences leave to those who wait and have fewer.
+    fn seats_to_give(&self) -> usize {
+        let most = self.config.max_num_seqs / 2;
+        if self.waiting.len() == 0 || most == 0 || self.has_free_seat() {
+            return 0;
+        }
+        let holders = self.seat_holders();
+        let takers = self.waiting.parties().filter(|(party, _)| self.may_take_a_seat(*party, &holders));
+        takers.take(most).map(|(_, waiting)| waiting.min(most / 4 + 1)).sum::<usize>().min(most)
+    }
+
+    fn num_started(&self) -> usize {
+        self.running.len() + self.pages.num_prefilling()
+    }
+
+    fn has_free_seat(&self) -> bool {
+        self.num_started() < self.config.max_num_seqs
+    }
+
+    /// Parties of running sequences, those with the most first.
+    pub(super) fn seat_holders(&self) -> Vec<PartyId> {
+        let mut holders: Vec<_> = self.running.iter().map(|rank| self.sequences[rank.id()].party).collect();
+        holders.sort_unstable();
+        holders.dedup();
+        holders.sort_by_key(|party| Reverse(self.fair.running(*party)));
+        holders
+    }
+
+    /// Whether a sequence of this party may start: there is a seat, or one of the `holders` who has more gives one up
+    /// from step to step. That one keeps its KV, so there are at most twice as many running sequences as seats.
+    pub(super) fn may_take_a_seat(&self, party: PartyId, holders: &[PartyId]) -> bool {
+        if self.has_free_seat() {
+            return true;
+        }
+        let running = self.fair.running(party);
+        let mut with_more = holders.iter().take_while(|holder| self.fair.running(**holder) > running + 1);
+        self.num_started() < 2 * self.config.max_num_seqs && with_more.any(|holder| self.fair.gives_way(*holder, party))
+    }
+
+    /// Who of the running takes part in the step, and who is passed over. Parties take turns, the least served first;
+    /// within a party whoever has waited longest for a row.
+    fn choose(&self, order: &[Rank], seats: usize) -> (Vec<Rank>, Vec<Rank>) {
+        let party_of = |rank: &Rank| self.sequences[rank.id()].party;
+        if order.len() <= seats && !self.fair.holds_back(order.iter().map(party_of)) {
+            return (order.to_vec(), Vec::new());
+        }
+        let mut queues: BTreeMap<PartyId, BinaryHeap<Reverse<(u64, Rank)>>> = BTreeMap::new();
+        for rank in order {
+            let sequence = &self.sequences[rank.id()];
+            queues.entry(sequence.party).or_default().push(Reverse((sequence.last_step, *rank)));
+        }
+        let mut turns: BinaryHeap<_> = queues.keys().map(|party| Reverse((self.fair.level(*party), *party))).collect();
+        let mut draft = self.fair.draft(queues.keys().copied());
+        let mut chosen = HashSet::new();
+        while chosen.len() < seats
+            && let Some(Reverse((level, party))) = turns.pop()
+        {
+            if let Some(queue) = queues.get_mut(&party)
+                && let Some(Reverse((_, rank))) = queue.pop()
+                && draft.take(party)
+            {
+                chosen.insert(rank);
+                turns.push(Reverse((level + 2 * self.fair.cost(0, 1), party)));
+            }
+        }
+        order.iter().partition(|rank| chosen.contains(*rank))
+    }
+
+    /// Give seats that nobody took to those passed over, as far as it costs nobody anything; where the chosen all had to
+    /// yield, at their cost, for a step is never empty.
+    fn fill(&mut self, passed_over: &[Rank], plan: &mut StepPlan) {
+        for rank in passed_over {
+            // Preempted meanwhile.
+            if !self.running.contains(*rank) {
+                continue;
+            }
+            let sequence = &self.sequences[rank.id()];
+            let fits = sequence.table.len() >= sequence.blocks_for(sequence.num_computed_tokens + 1);
+            let allowed = !plan.is_full() && self.fair.allowance(sequence.party) > 0;
+            if allowed && (fits || plan.batch.sequences.is_empty() && self.make_room(*rank, plan)) {
+                self.push_sequence(*rank, plan);
+            } else {
+                self.counters.held_back += 1;
             }
         }
     }
 
-    fn schedule_prefills(&mut self, plan: &mut StepPlan) {
-        let sequences = self.running.iter().filter(|rank| self.sequences[rank.id()].num_remaining() > 1);
+    // --- what they compute ----------------------------------------------------------------------------------------
+
+    fn schedule_decodes(&mut self, chosen: &[Rank], plan: &mut StepPlan) {
+        for rank in chosen {
+            // Preempted by one before it.
+            if !self.running.contains(*rank) || self.sequences[rank.id()].num_remaining() > 1 {
+                continue;
+            }
+            if self.make_room(*rank, plan) {
+                self.push_sequence(*rank, plan);
+            }
+        }
+    }
+
+    fn schedule_prefills(&mut self, chosen: &[Rank], plan: &mut StepPlan) {
+        let runs = |rank: &Rank| self.running.contains(*rank) && self.sequences[rank.id()].num_remaining() > 1;
+        let sequences = chosen.iter().copied().filter(runs).map(|rank| (rank, PrefillWork::Sequence));
         let pages = self.pages.prefilling().map(|(rank, slot, key, _)| (rank, PrefillWork::Pages(key, slot)));
-        let mut work: Vec<_> = sequences.map(|rank| (rank, PrefillWork::Sequence)).chain(pages).collect();
+        let mut work: Vec<_> = sequences.chain(pages).map(|(rank, work)| (self.turn_key(rank), work)).collect();
         work.sort_unstable();
-        for (rank, work) in work {
-            if plan.budget == 0 {
+        for ((_, rank), work) in work {
+            if plan.is_full() {
                 return;
             }
             match work {
                 PrefillWork::Pages(key, slot) => self.schedule_pages(key, slot, plan),
-                PrefillWork::Sequence => {
-                    let sequence = &self.sequences[rank.id()];
-                    plan.push(sequence.schedule(self.chunk(sequence.num_remaining(), plan)));
-                }
+                PrefillWork::Sequence => self.push_sequence(rank, plan),
             }
         }
     }
 
-    /// The next rows of an adapter's prompt embeddings.
+    /// What a sequence is compared by where turns are given: the least served party first, by rank within.
+    pub(super) fn turn_key(&self, rank: Rank) -> (i64, Rank) {
+        (self.fair.level(self.sequences[rank.id()].party), rank)
+    }
+
+    /// The next rows of an adapter's prompt embeddings. Nobody is charged for what all its requests share.
     pub(super) fn schedule_pages(&self, key: PagesKey, slot: AdapterSlot, plan: &mut StepPlan) {
         let Some(set) = self.pages.get(key) else { return };
         let Some(Prefill { id, num_computed: first }) = set.prefill else { return };
@@ -97,22 +247,24 @@ impl Scheduler {
         });
     }
 
-    /// Extend the table of a running sequence by one token, at the cost of more junior ones. False where it had to
-    /// yield itself.
-    fn make_room(&mut self, rank: Rank) -> bool {
+    // --- blocks ---------------------------------------------------------------------------------------------------
+
+    /// Extend the table of a running sequence by one token, at the cost of those that yield before it. False where it
+    /// had to yield itself.
+    fn make_room(&mut self, rank: Rank, plan: &mut StepPlan) -> bool {
         loop {
             let sequence = &self.sequences[rank.id()];
             if sequence.table.len() >= sequence.blocks_for(sequence.num_computed_tokens + 1) {
                 return true;
             }
-            match self.take_block(rank) {
+            match self.take_block(rank, plan) {
                 Some(block) => self.sequences[rank.id()].table.push(block),
                 None => return false,
             }
         }
     }
 
-    fn take_block(&mut self, rank: Rank) -> Option<BlockId> {
+    fn take_block(&mut self, rank: Rank, plan: &mut StepPlan) -> Option<BlockId> {
         loop {
             if let Some(block) = self.cache.allocate() {
                 return Some(block);
@@ -122,17 +274,18 @@ impl Scheduler {
                 self.release_pages(blocks);
                 continue;
             }
-            let prefill = self.pages.prefilling().map(|(rank, _, key, _)| (rank, key)).max();
-            let junior = self.running.most_junior()?;
+            let prefill = self.pages.prefilling().map(|(rank, _, key, _)| (self.turn_key(rank), key)).max();
+            let first_to_yield = *plan.yielding.back()?;
             match prefill {
-                Some((wanted_by, key)) if !wanted_by.is_senior_to(junior) => {
+                Some((wanted_by, key)) if wanted_by > self.turn_key(first_to_yield) => {
                     self.counters.preemptions += 1;
                     let blocks = self.pages.remove(key);
                     self.release_pages(blocks);
                 }
                 _ => {
-                    self.preempt(junior);
-                    if junior == rank {
+                    plan.yielding.pop_back();
+                    self.preempt(first_to_yield);
+                    if first_to_yield == rank {
                         return None;
                     }
                 }
@@ -143,17 +296,21 @@ impl Scheduler {
     /// Put a running sequence back into the queue; it recomputes all it has, output included, when it returns.
     fn preempt(&mut self, rank: Rank) {
         self.counters.preemptions += 1;
-        let mut table = self.sequences[rank.id()].preempt();
+        let sequence = &mut self.sequences[rank.id()];
+        let (mut table, party) = (sequence.preempt(), sequence.party);
         self.cache.release_table(&mut table);
         self.running.remove(rank);
-        self.waiting.insert(rank);
+        self.fair.stopped(party);
+        self.waiting.insert(party, rank);
     }
 
     /// Page sets that a sequence of this rank may take the blocks of: finished, under no running sequence, not its
     /// `own`.
     pub(super) fn reclaimable_pages(&self, rank: Rank, own: Option<PagesKey>) -> Vec<(PagesKey, usize)> {
         let in_use: Vec<_> = self.running.iter().filter_map(|rank| self.sequences[rank.id()].pages).collect();
-        self.pages.reclaimable(rank, |key| own == Some(*key) || in_use.contains(key))
+        // Where nothing runs, nothing would ever give those up that a more senior sequence waits for.
+        let alone = self.running.is_empty() && self.pages.num_prefilling() == 0;
+        self.pages.reclaimable(rank, alone, |key| own == Some(*key) || in_use.contains(key))
     }
 
     pub(super) fn blocks_for_pages(size: BlockSize, key: PagesKey) -> usize {

@@ -145,15 +145,16 @@ impl VirtualPages {
 
     /// Finished sets that may give way to a sequence of rank `to`, in the order they should, with their number of
     /// blocks: unwanted ones first, longest unused first; then those wanted only by more junior sequences, most
-    /// junior first. `held` are the keys that are not for the taking.
-    pub(super) fn reclaimable(&self, to: Rank, held: impl Fn(&PagesKey) -> bool) -> Vec<(PagesKey, usize)> {
+    /// junior first, and where `any` says so those that more senior ones want too. `held` are the keys that are not for
+    /// the taking.
+    pub(super) fn reclaimable(&self, to: Rank, any: bool, held: impl Fn(&PagesKey) -> bool) -> Vec<(PagesKey, usize)> {
         let mut candidates: Vec<_> = self
             .sets
             .iter()
             .filter(|(key, set)| set.prefill.is_none() && !held(key))
             .filter_map(|(key, set)| {
                 let wanted_by = self.demand.get(key).and_then(|ranks| ranks.keys().next().copied());
-                let yields = wanted_by.is_none_or(|rank| to.is_senior_to(rank));
+                let yields = any || wanted_by.is_none_or(|rank| to.is_senior_to(rank));
                 yields.then_some((wanted_by.map(std::cmp::Reverse), set.last_used, *key, set.blocks.len()))
             })
             .collect();

@@ -4,6 +4,7 @@
 //! deadline for that minute, and a panic in it ends this call and no other.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -18,11 +19,13 @@ use tower::Service;
 use tracing::{Instrument, Span};
 
 use super::deadline::deadline;
+use super::identity::{self, ClientIdentity};
 use super::lifecycle::{Lifecycle, Phase, RunningCall};
 use super::observe::{CallRecord, Role, method_of};
 use super::request_id::{self, RequestIds};
 use super::status::{self, Interrupted};
 use crate::telemetry::metrics::Metrics;
+use crate::types::ClientKey;
 
 /// Facts about a call that handlers find in the request's extensions.
 #[derive(Clone, Debug)]
@@ -31,6 +34,8 @@ pub(super) struct CallContext {
     pub arrived: Instant,
     /// When it ends with DEADLINE_EXCEEDED.
     pub deadline: Option<Instant>,
+    /// Who calls.
+    pub client: ClientKey,
     /// From `x-request-id`, else made here; returned as `x-request-id`.
     pub request_id: String,
 }
@@ -41,12 +46,20 @@ pub(super) struct CallService<S> {
     inner: S,
     lifecycle: Lifecycle,
     ids: RequestIds,
+    identity: ClientIdentity,
+    /// Who is at the other end of the connection.
+    peer: ClientKey,
     metrics: Metrics,
 }
 
 impl<S> CallService<S> {
-    pub(super) fn new(inner: S, lifecycle: Lifecycle, metrics: Metrics) -> Self {
-        Self { inner, lifecycle, ids: RequestIds::new(), metrics }
+    pub(super) fn new(inner: S, lifecycle: Lifecycle, identity: ClientIdentity, metrics: Metrics) -> Self {
+        Self { inner, lifecycle, ids: RequestIds::new(), identity, peer: ClientKey::LOCAL, metrics }
+    }
+
+    /// The service for a connection of this peer.
+    pub(super) fn of_peer(self, peer: IpAddr) -> Self {
+        Self { peer: identity::of_peer(peer), ..self }
     }
 }
 
@@ -85,7 +98,8 @@ where
             (None, Err(bad)) => return refuse(status::bad_timeout(&bad), &request_id, record),
             (None, Ok(deadline)) => deadline,
         };
-        request.extensions_mut().insert(CallContext { arrived, deadline, request_id: request_id.clone() });
+        let client = self.identity.of(request.headers(), self.peer);
+        request.extensions_mut().insert(CallContext { arrived, deadline, client, request_id: request_id.clone() });
 
         let mut limits = Limits::new(deadline, &self.lifecycle);
         let span = record.span().clone();

@@ -46,7 +46,7 @@ impl Generator {
             } else {
                 Span::current().record("generation_id", &request.request_id);
             }
-            Arrival { arrived: context.arrived, deadline: context.deadline }
+            Arrival { client: context.client, arrived: context.arrived, deadline: context.deadline }
         });
         let token_ids = request.input.options.token_ids || request.input.options.echo;
         let generation = self.gate.admit(request, arrival).await.map_err(|error| status::from_admission(&error))?;

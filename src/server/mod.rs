@@ -17,6 +17,7 @@ mod connection;
 mod convert;
 mod deadline;
 pub mod generation;
+mod identity;
 pub mod info;
 pub mod lifecycle;
 mod limits;
@@ -30,6 +31,7 @@ pub mod transport;
 
 pub use adapters::Adapters;
 pub use generation::Generator;
+pub use identity::{ClientIdentity, InvalidHeaderName};
 pub use info::{Informer, ModelInfo, ServerInfo, ServerLimits};
 pub use lifecycle::{Lifecycle, Phase};
 pub use listeners::Listeners;

@@ -10,6 +10,7 @@ use tower::Service;
 
 use super::call::CallService;
 use super::connection;
+use super::identity::ClientIdentity;
 use super::lifecycle::{Lifecycle, Phase};
 use super::limits::ConnectionLimits;
 use super::listeners::Listeners;
@@ -29,6 +30,7 @@ pub async fn serve<S>(
     service: S,
     config: TransportConfig,
     drain_timeout: Duration,
+    identity: ClientIdentity,
     lifecycle: Lifecycle,
     metrics: Metrics,
 ) where
@@ -38,7 +40,7 @@ pub async fn serve<S>(
     let listeners = listeners.into();
     let mut connections = tokio::task::JoinSet::new();
     {
-        let service = CallService::new(service, lifecycle.clone(), metrics);
+        let service = CallService::new(service, lifecycle.clone(), identity, metrics);
         let accept = accept_loop(&listeners, service, &config, &lifecycle, &mut connections);
         let end = end_of_service(&lifecycle, drain_timeout);
         tokio::select! {
@@ -99,7 +101,8 @@ where
             tracing::debug!(%peer, %error, "connection gone");
             continue;
         }
-        let serving = connection::serve(stream, service.clone(), builder.clone(), *config, lifecycle.clone());
+        let service = service.clone().of_peer(peer.ip());
+        let serving = connection::serve(stream, service, builder.clone(), *config, lifecycle.clone());
         connections.spawn(async move {
             serving.await;
             drop(permit);

@@ -37,6 +37,10 @@ pub struct StepFacts {
     pub prefix_queries: u64,
     /// Prompt tokens found there.
     pub prefix_hits: u64,
+    /// Clients and adapters, by pairs, with live sequences after it.
+    pub parties: usize,
+    /// Running sequences that got no row of it because others had had less.
+    pub held_back: u64,
 }
 
 /// How a request ended.
@@ -166,6 +170,8 @@ struct StepSeries {
     preemptions: Counter,
     prefix_queries: Counter,
     prefix_hits: Counter,
+    parties: Gauge,
+    held_back: Counter,
     tokens: Histogram,
     sequences: Histogram,
     distinct_adapters: Histogram,
@@ -251,6 +257,8 @@ impl Registrar<'_> {
             preemptions: self.counter(names::VLLM_PREEMPTIONS, &[]),
             prefix_queries: self.counter(names::VLLM_PREFIX_QUERIES, &[]),
             prefix_hits: self.counter(names::VLLM_PREFIX_HITS, &[]),
+            parties: self.gauge(names::FAIR_PARTIES, &[]),
+            held_back: self.counter(names::FAIR_HELD_BACK, &[]),
             tokens: self.histogram(names::STEP_TOKENS, &[]),
             sequences: self.histogram(names::BATCH_SIZE, &[]),
             distinct_adapters: self.histogram(names::BATCH_ADAPTERS, &[]),
@@ -320,6 +328,8 @@ impl Metrics {
         series.preemptions.increment(facts.preemptions);
         series.prefix_queries.increment(facts.prefix_queries);
         series.prefix_hits.increment(facts.prefix_hits);
+        series.parties.set(facts.parties as f64);
+        series.held_back.increment(facts.held_back);
         series.tokens.record(facts.tokens as f64);
         series.sequences.record(facts.sequences as f64);
         series.distinct_adapters.record(facts.distinct_adapters as f64);

@@ -133,6 +133,14 @@ pub const BATCH_ADAPTERS: Metric =
     histogram("polydelta_batch_distinct_adapters", SMALL_COUNTS, "Distinct adapters of a step, the base not counted.");
 /// Duration of a step.
 pub const STEP_SECONDS: Metric = histogram("polydelta_step_seconds", SECONDS, "Duration of a step.");
+/// Parties of the fair share: pairs of a client and an adapter.
+pub const FAIR_PARTIES: Metric =
+    gauge("polydelta_fair_share_parties", "Pairs of a client and an adapter with live sequences.");
+/// Rows not given, for fairness.
+pub const FAIR_HELD_BACK: Metric = counter(
+    "polydelta_fair_share_held_back_total",
+    "Running sequences that sat out a step because others had had less.",
+);
 /// Bytes received by uploads.
 pub const UPLOAD_BYTES: Metric = counter("polydelta_upload_bytes_total", "Bytes received by uploads.");
 /// Uploads by `outcome`.
@@ -192,6 +200,8 @@ pub const ALL: &[Metric] = &[
     BATCH_SIZE,
     BATCH_ADAPTERS,
     STEP_SECONDS,
+    FAIR_PARTIES,
+    FAIR_HELD_BACK,
     UPLOAD_BYTES,
     UPLOADS,
     REJECTED,

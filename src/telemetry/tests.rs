@@ -64,6 +64,8 @@ fn vllms_names_keep_their_colon_and_labels() {
         preemptions: 2,
         prefix_queries: 40,
         prefix_hits: 30,
+        parties: 3,
+        held_back: 5,
     });
     metrics.record_request(&request(None));
     let text = handle.render();

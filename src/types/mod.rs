@@ -6,6 +6,7 @@
 
 pub mod adapter;
 pub mod batch;
+pub mod client;
 pub mod event;
 pub mod generate;
 pub mod ids;
@@ -17,6 +18,7 @@ pub use batch::{
     BlockCopy, PrefixWrite, SampleSpec, SampledToken, ScheduledBatch, ScheduledSequence, SequenceFailure, StepOutput,
     TokenHistory, TokenSource,
 };
+pub use client::{ClientKey, Party};
 pub use event::{FinishReason, RequestFailure, SequenceEvent, TokenLogprob, Usage};
 pub use generate::{ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput};
 pub use ids::{

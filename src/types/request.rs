@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::client::{ClientKey, Party};
 use super::ids::{AdapterSlot, AdapterVersion, RequestId};
 use super::sampling::{SamplingParams, StoppingParams};
 
@@ -33,6 +34,8 @@ pub struct AdapterBinding {
 pub struct EngineRequest {
     /// Unique within the process.
     pub id: RequestId,
+    /// Who asks: what it takes is charged to it.
+    pub client: ClientKey,
     /// Prompt token ids; not empty, each below the vocabulary size.
     pub prompt: Arc<[u32]>,
     /// `None` is the base model.
@@ -43,7 +46,7 @@ pub struct EngineRequest {
     pub stopping: Arc<StoppingParams>,
     /// Number of choices, at least 1; each is a sequence of its own.
     pub choices: u32,
-    /// Larger goes first; 0 is the default.
+    /// A head start, larger is more; 0 is the default. Never an absolute order.
     pub priority: i32,
     /// Mixed into the prefix cache key so that tenants never share blocks; empty is the common tenant.
     pub tenant_salt: Arc<[u8]>,
@@ -51,4 +54,12 @@ pub struct EngineRequest {
     pub deadline: Option<Instant>,
     /// When it entered the server: queue time counts from here.
     pub arrived: Instant,
+}
+
+impl EngineRequest {
+    /// Who is charged for it.
+    #[must_use]
+    pub fn party(&self) -> Party {
+        Party { client: self.client, adapter: self.adapter.map(|adapter| adapter.version) }
+    }
 }

@@ -14,7 +14,7 @@ use polydelta::engine::{
 use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, base_layout, read_spec};
 use polydelta::ops::Dtype;
 use polydelta::ops::cpu::{CpuBackend, CpuOptions};
-use polydelta::scheduler::SchedulerConfig;
+use polydelta::scheduler::{SchedulerConfig, ShareConfig};
 use polydelta::server::pb;
 use polydelta::telemetry::Metrics;
 use polydelta::text::Tokenizer;
@@ -226,6 +226,7 @@ fn scheduler() -> SchedulerConfig {
         max_model_len: CONTEXT,
         prefix_cache: true,
         base_digest: [0; 32],
+        share: ShareConfig::default(),
     }
 }
 

@@ -13,7 +13,9 @@ use polydelta::config::{Args, Command, Environment, ServeConfig, TransportConfig
 use polydelta::server::pb::adapter_service_client::AdapterServiceClient;
 use polydelta::server::pb::generation_service_client::GenerationServiceClient;
 use polydelta::server::pb::server_service_client::ServerServiceClient;
-use polydelta::server::{Adapters, Generator, Informer, Lifecycle, ModelInfo, ServerInfo, Services, pb, serve};
+use polydelta::server::{
+    Adapters, ClientIdentity, Generator, Informer, Lifecycle, ModelInfo, ServerInfo, Services, pb, serve,
+};
 use polydelta::telemetry::Metrics;
 use polydelta::text::{ChatTemplate, Tokenizer};
 use serde_json::json;
@@ -43,6 +45,7 @@ pub(crate) struct Options {
     pub(crate) transport: TransportConfig,
     pub(crate) drain_timeout: Duration,
     pub(crate) max_concurrent: u32,
+    pub(crate) identity: ClientIdentity,
     pub(crate) store: StoreLimits,
     pub(crate) residency: ResidencyLimits,
     /// Requests the engine lets wait.
@@ -63,6 +66,7 @@ impl Default for Options {
             transport: transport(),
             drain_timeout: Duration::from_secs(3600),
             max_concurrent: 64,
+            identity: ClientIdentity::default(),
             store: StoreLimits::default(),
             residency: ResidencyLimits { max_resident_adapters: 16, device_bytes: 64 << 20 },
             max_queued: 64,
@@ -142,8 +146,15 @@ impl Server {
         let routes = services.into_routes(options.transport.max_message_bytes, &lifecycle).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving =
-            serve(listener, routes, options.transport, options.drain_timeout, lifecycle.clone(), Metrics::disabled());
+        let serving = serve(
+            listener,
+            routes,
+            options.transport,
+            options.drain_timeout,
+            options.identity.clone(),
+            lifecycle.clone(),
+            Metrics::disabled(),
+        );
         Self { address, registry, gate, lifecycle, done: tokio::spawn(serving), folder: options.folder }
     }
 

@@ -8,9 +8,9 @@ use std::time::Instant;
 use polydelta::engine::{DeltaLoader, EngineHandle, ModelExecutor, ModelLoader, StartedEngine, start};
 use polydelta::model::{BaseModel, Decoder, DecoderLimits, base_layout};
 use polydelta::ops::{Dtype, reference::ReferenceBackend};
-use polydelta::scheduler::SchedulerConfig;
+use polydelta::scheduler::{SchedulerConfig, ShareConfig};
 use polydelta::types::{
-    AdapterBinding, AdapterSlot, AdapterVersion, EngineRequest, RequestId, SamplingParams, SequenceEvent,
+    AdapterBinding, AdapterSlot, AdapterVersion, ClientKey, EngineRequest, RequestId, SamplingParams, SequenceEvent,
     StoppingParams,
 };
 
@@ -60,6 +60,7 @@ impl Hall {
         self.next += 1;
         let request = EngineRequest {
             id: RequestId(self.next),
+            client: ClientKey::LOCAL,
             prompt: case.prompt.as_slice().into(),
             adapter: case.adapter.as_ref().map(|adapter| self.bindings[adapter]),
             sampling: SamplingParams { logprobs: Some(5), ..SamplingParams::greedy() }.into(),
@@ -107,6 +108,7 @@ fn config(family: &Family, num_blocks: u32) -> SchedulerConfig {
         max_model_len: family.spec.context_length as u32,
         prefix_cache: true,
         base_digest: [0; 32],
+        share: ShareConfig::default(),
     }
 }
 

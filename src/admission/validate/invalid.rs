@@ -37,6 +37,14 @@ pub enum InvalidRequest {
         /// Limit.
         max: u32,
     },
+    /// A priority that no request may have.
+    #[error("priority is {priority}, expected {lowest} to {max}", lowest = -i64::from(*.max))]
+    Priority {
+        /// As given.
+        priority: i32,
+        /// `--max-priority`: the largest, and its negative the smallest.
+        max: u32,
+    },
     /// 0 where nothing would be done.
     #[error("{field} is 0, expected at least 1")]
     Zero {
@@ -171,6 +179,7 @@ impl InvalidRequest {
             | Self::Repeated { field, .. }
             | Self::PromptTooLong { field, .. } => field,
             Self::TooLong { field, .. } | Self::Empty { field } | Self::NotInVocabulary { field, .. } => field,
+            Self::Priority { .. } => "priority",
             Self::MinTokens { .. } => "stopping.min_tokens",
             Self::NothingToSample { .. } => "stopping.stop_token_ids",
             Self::MaxTokens { .. } | Self::TotalTokens { .. } => "stopping.max_tokens",

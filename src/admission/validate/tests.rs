@@ -17,6 +17,7 @@ fn limits() -> Limits {
         max_stop_strings: 3,
         max_stop_bytes: 8,
         max_logprobs: 5,
+        max_priority: 10,
         defaults: GenerationDefaults { eos_token_ids: vec![2], ..GenerationDefaults::default() },
     }
 }
@@ -144,7 +145,7 @@ fn the_ends_of_every_range_are_allowed() {
         |r| r.prompt = PromptInput::Text(String::new()),
         |r| r.prompt = PromptInput::TokenIds(vec![VOCAB - 1; CONTEXT as usize - 1]),
         |r| r.prompt = PromptInput::Chat(vec![message("user", &"x".repeat(60))]),
-        |r| r.priority = i32::MIN,
+        |r| r.priority = -10,
     ];
     for (index, change) in cases.iter().enumerate() {
         let input = changed(change);
@@ -343,7 +344,7 @@ proptest! {
     #[test]
     fn every_accepted_request_resolves_within_bounds(
         prompt in any_prompt(), sampling in any_sampling(), stopping in any_stopping(),
-        logprobs in any_count(6), choices in any_count(5), priority in any::<i32>(),
+        logprobs in any_count(6), choices in any_count(5), priority in prop_oneof![9 => -10..=10i32, 1 => any::<i32>()],
         prompt_tokens in prop_oneof![0..150usize, any::<usize>()], virtual_tokens in prop_oneof![0..60u32, any::<u32>()],
     ) {
         let options = crate::types::OutputOptions { logprobs, ..Default::default() };

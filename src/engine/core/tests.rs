@@ -4,8 +4,9 @@ use std::time::Duration;
 use super::*;
 use crate::engine::error::StepError;
 use crate::engine::handle::SubmitError;
+use crate::scheduler::ShareConfig;
 use crate::types::{
-    AdapterSlot, FinishReason, SampledToken, SamplingParams, ScheduledBatch, StepOutput, StoppingParams,
+    AdapterSlot, ClientKey, FinishReason, SampledToken, SamplingParams, ScheduledBatch, StepOutput, StoppingParams,
 };
 
 /// What the test wants of the next step.
@@ -68,6 +69,7 @@ fn bench() -> Bench {
         max_model_len: 64,
         prefix_cache: true,
         base_digest: [0; 32],
+        share: ShareConfig::default(),
     };
     let engine = start(executor, config, 2, Box::new(|_| {})).unwrap();
     Bench { engine, orders, batches, slots }
@@ -76,6 +78,7 @@ fn bench() -> Bench {
 fn request(id: u64, max_tokens: u32) -> EngineRequest {
     EngineRequest {
         id: RequestId(id),
+        client: ClientKey::LOCAL,
         prompt: vec![1, 2, 3].into(),
         adapter: None,
         sampling: SamplingParams::greedy().into(),

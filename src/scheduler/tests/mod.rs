@@ -1,5 +1,6 @@
 //! A scheduler, a fake executor and everything that must hold between two steps.
 
+mod fairness;
 mod fake;
 mod life;
 mod pages;
@@ -11,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::types::{
-    AdapterBinding, AdapterSlot, AdapterVersion, BlockId, FinishReason, SamplingParams, StoppingParams, VirtualTokens,
+    AdapterBinding, AdapterSlot, AdapterVersion, BlockId, ClientKey, FinishReason, SamplingParams, StoppingParams,
+    VirtualTokens,
 };
 use fake::{FakeExecutor, oracle};
 
@@ -43,12 +45,14 @@ fn config() -> SchedulerConfig {
         max_model_len: 64,
         prefix_cache: true,
         base_digest: [3; 32],
+        share: ShareConfig::default(),
     }
 }
 
 fn request(id: u64, prompt: &[u32], max_tokens: u32) -> EngineRequest {
     EngineRequest {
         id: RequestId(id),
+        client: ClientKey::LOCAL,
         prompt: prompt.into(),
         adapter: None,
         sampling: SamplingParams::greedy().into(),

@@ -18,6 +18,7 @@ struct Wish {
     choices: u32,
     priority: i32,
     tenant: u8,
+    client: u8,
     seed: u64,
     history: bool,
     deadline_ms: Option<u64>,
@@ -37,14 +38,14 @@ enum Op {
 fn wishes() -> impl Strategy<Value = Wish> {
     let prompt = (0u8..6, 0usize..12, prop::collection::vec(0u32..2, 1..6));
     let stopping = (1u32..9, 0u32..4, any::<bool>());
-    let identity = (1u32..4, -1i32..2, 0u8..2);
+    let identity = (1u32..4, -1i32..2, 0u8..2, 0u8..3);
     let seed = prop_oneof![9 => 0u64..3, 1 => Just(NON_FINITE_SEED)];
     let deadline = prop_oneof![5 => Just(None), 1 => (0u64..20).prop_map(Some)];
     (prompt, stopping, identity, seed, any::<bool>(), deadline).prop_map(
         |(
             (adapter, shared, own),
             (max_tokens, min_tokens, stops),
-            (choices, priority, tenant),
+            (choices, priority, tenant, client),
             seed,
             history,
             deadline,
@@ -60,6 +61,7 @@ fn wishes() -> impl Strategy<Value = Wish> {
                 choices,
                 priority,
                 tenant,
+                client,
                 seed,
                 history,
                 deadline_ms,
@@ -81,8 +83,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 
 fn configs() -> impl Strategy<Value = SchedulerConfig> {
     let chunk = prop::option::of(1usize..6);
-    (1u32..6, 5u32..24, 1usize..6, 0usize..10, chunk, any::<bool>()).prop_map(
-        |(block_size, num_blocks, max_num_seqs, extra, max_prefill_chunk, prefix_cache)| SchedulerConfig {
+    (1u32..6, 5u32..24, 1usize..6, 0usize..10, chunk, any::<bool>(), 1usize..8).prop_map(
+        |(block_size, num_blocks, max_num_seqs, extra, max_prefill_chunk, prefix_cache, step_tokens)| SchedulerConfig {
             block_size,
             num_blocks,
             max_num_seqs,
@@ -91,6 +93,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
             max_model_len: 28,
             prefix_cache,
             base_digest: [3; 32],
+            share: ShareConfig { step_tokens, ..ShareConfig::default() },
         },
     )
 }
@@ -116,6 +119,7 @@ fn wish_to_request(id: u64, wish: &Wish, counts: [u32; 4], now: Instant) -> Engi
     }
     let stop_token_ids = if wish.stops { vec![0] } else { Vec::new() };
     EngineRequest {
+        client: ClientKey([wish.client; 32]),
         adapter: bind(wish.adapter, counts),
         sampling: sampling.into(),
         stopping: StoppingParams { max_tokens: wish.max_tokens, min_tokens: wish.min_tokens, stop_token_ids }.into(),

@@ -127,7 +127,8 @@ impl Server {
 
     async fn call(&self, path: &str, headers: &[(&str, &str)], head: Act, body: &'static [Act]) -> Response<Body> {
         let handler = Handler { head, body, alive: self.alive.clone() };
-        let mut service = CallService::new(handler, self.lifecycle.clone(), self.metrics.clone());
+        let mut service =
+            CallService::new(handler, self.lifecycle.clone(), ClientIdentity::default(), self.metrics.clone());
         let mut request = Request::builder().uri(format!("http://host{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);

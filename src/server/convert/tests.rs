@@ -409,6 +409,7 @@ fn limits() -> Limits {
         max_stop_strings: 4,
         max_stop_bytes: 10,
         max_logprobs: 5,
+        max_priority: 10,
         defaults: GenerationDefaults::default(),
     }
 }

@@ -83,6 +83,7 @@ fn from_invalid(invalid: &InvalidRequest) -> Status {
     let refusal = match invalid {
         E::NotFinite { .. } | E::Zero { .. } | E::Empty { .. } => bad("INVALID_FIELD"),
         E::OutOfRange { value, interval, .. } => bad("INVALID_FIELD").with("value", value).with("expected", interval),
+        E::Priority { priority, max } => bad("INVALID_FIELD").with("value", priority).with("max", max),
         E::TooLarge { value, max, .. } => bad("INVALID_FIELD").with("value", value).with("max", max),
         E::TooMany { count, max, .. } => bad("INVALID_FIELD").with("count", count).with("max", max),
         E::TooLong { bytes, max, .. } => bad("INVALID_FIELD").with("bytes", bytes).with("max", max),

@@ -1,0 +1,246 @@
+//! What one party can take from another, and what it cannot.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn client(n: u8) -> ClientKey {
+    ClientKey([n; 32])
+}
+
+/// Request `id` of client `who` for adapter `what`; 0 is the base.
+fn of(who: u8, what: u8, request: EngineRequest) -> EngineRequest {
+    let adapter = if what == 0 { None } else { adapter(what, None) };
+    EngineRequest { client: client(who), adapter, ..request }
+}
+
+fn roomy() -> SchedulerConfig {
+    SchedulerConfig {
+        num_blocks: 4096,
+        max_model_len: 512,
+        max_num_seqs: 8,
+        max_num_batched_tokens: 64,
+        share: ShareConfig { step_tokens: 4, ..ShareConfig::default() },
+        ..config()
+    }
+}
+
+/// Rows of a batch by request.
+fn rows_of(harness: &Harness, batch: &ScheduledBatch) -> BTreeMap<u64, usize> {
+    let mut rows = BTreeMap::new();
+    for sequence in &batch.sequences {
+        let request = harness.scheduler.sequences[sequence.id].request;
+        *rows.entry(request.0).or_default() += sequence.tokens.len();
+    }
+    rows
+}
+
+#[test]
+fn beside_a_flood_of_one_adapter_a_request_of_another_has_its_first_row_in_the_next_step() {
+    let mut harness = Harness::new(roomy());
+    for id in 0..100 {
+        harness.add(of(1, 1, request(id, &[1, 2, 3], 200)));
+    }
+    for round in 0..20 {
+        (0..7).for_each(|_| drop(harness.step()));
+        let id = 1000 + round;
+        harness.add(of(1, 2, request(id, &[1, 2, 3], 3)));
+        let batch = harness.schedule();
+        assert_eq!(rows_of(&harness, &batch).get(&id), Some(&3), "round {round}");
+        harness.finish(&batch);
+        for _ in 0..2 {
+            let batch = harness.schedule();
+            assert_eq!(rows_of(&harness, &batch).get(&id), Some(&1), "round {round}: every step after it");
+            harness.finish(&batch);
+        }
+        assert!(!harness.scheduler.contains(RequestId(id)));
+    }
+    assert_eq!(harness.scheduler.stats().preemptions, 0, "a seat is given up, its KV is not");
+    assert!(harness.scheduler.stats().held_back > 0);
+}
+
+#[test]
+fn the_rows_of_who_has_had_most_are_bounded_while_others_are_active_and_only_then() {
+    let mut harness = Harness::new(roomy());
+    for id in 0..20 {
+        harness.add(of(1, 1, request(id, &[1, 2, 3], 300)));
+    }
+    (0..40).for_each(|_| drop(harness.step()));
+    assert_eq!(harness.step().num_tokens(), 8, "alone it has every seat");
+    harness.add(of(2, 2, request(100, &[1, 2, 3], 60)));
+    for _ in 0..60 {
+        let batch = harness.schedule();
+        let rows = rows_of(&harness, &batch);
+        let flood: usize = rows.iter().filter(|(id, _)| **id < 100).map(|(_, rows)| rows).sum();
+        assert!((1..=4).contains(&flood) && rows.contains_key(&100), "{rows:?}");
+        harness.finish(&batch);
+    }
+    (0..48).for_each(|_| drop(harness.step()));
+    assert_eq!(harness.step().num_tokens(), 8, "alone again");
+}
+
+#[test]
+fn a_flood_of_long_prompts_is_bounded_too() {
+    let mut harness = Harness::new(roomy());
+    for id in 0..20 {
+        harness.add(of(1, 1, request(id, &vec![id as u32 + 1; 300], 2)));
+    }
+    assert_eq!(harness.step().num_tokens(), 64, "alone it has the whole step");
+    harness.add(of(1, 2, request(100, &[1, 2, 3], 50)));
+    for _ in 0..30 {
+        let batch = harness.schedule();
+        let rows = rows_of(&harness, &batch);
+        assert!(rows.contains_key(&100) && batch.num_tokens() <= 4 + 3, "{rows:?}");
+        harness.finish(&batch);
+    }
+}
+
+#[test]
+fn sequences_of_a_flood_take_turns_where_seats_are_given_up() {
+    let mut harness = Harness::new(roomy());
+    let flood: Vec<_> = (0..8).flat_map(|id| harness.add(of(1, 1, request(id, &[1, 2, 3], 100)))).collect();
+    (0..20).for_each(|_| drop(harness.step()));
+    harness.add(of(2, 2, request(100, &[1, 2, 3], 200)));
+    let mut rows: BTreeMap<SequenceId, usize> = flood.iter().map(|id| (*id, 0)).collect();
+    for _ in 0..16 {
+        for sequence in &harness.step().sequences {
+            if let Some(count) = rows.get_mut(&sequence.id) {
+                *count += 1;
+            }
+        }
+    }
+    let (least, most) = (rows.values().min().unwrap(), rows.values().max().unwrap());
+    assert!(most - least <= 1, "{rows:?}");
+}
+
+#[test]
+fn many_adapters_are_no_way_around_the_share_of_a_client() {
+    let mut harness = Harness::new(roomy());
+    for id in 0..100 {
+        harness.add(of(1, 1 + id as u8, request(id, &[1, 2, 3], 200)));
+    }
+    (0..10).for_each(|_| drop(harness.step()));
+    harness.add(of(2, 0, request(1000, &[1, 2, 3], 20)));
+    for _ in 0..20 {
+        let batch = harness.schedule();
+        assert!(rows_of(&harness, &batch).contains_key(&1000));
+        harness.finish(&batch);
+    }
+}
+
+#[test]
+fn many_clients_are_no_way_around_the_share_of_an_adapter() {
+    let mut harness = Harness::new(roomy());
+    for id in 0..100 {
+        harness.add(of(1 + id as u8, 1, request(id, &[1, 2, 3], 200)));
+    }
+    (0..10).for_each(|_| drop(harness.step()));
+    harness.add(of(200, 2, request(1000, &[1, 2, 3], 20)));
+    for _ in 0..20 {
+        let batch = harness.schedule();
+        assert!(rows_of(&harness, &batch).contains_key(&1000));
+        harness.finish(&batch);
+    }
+}
+
+#[test]
+fn a_flood_of_the_largest_priority_delays_others_by_its_head_start_and_no_more() {
+    let mut harness = Harness::new(SchedulerConfig { max_num_seqs: 1, ..roomy() });
+    for id in 0..200 {
+        harness.add(EngineRequest { priority: 10, ..of(1, 1, request(id, &[1, 2, 3], 2)) });
+    }
+    harness.step();
+    harness.add(EngineRequest { priority: -10, ..of(1, 2, request(1000, &[1, 2, 3], 2)) });
+    let mut served = 0;
+    while harness.log(1000).cached_tokens.is_none() {
+        harness.step();
+        served += 1;
+    }
+    // Twenty levels of 32 virtual tokens, each charged to the adapter; a request costs 7 and takes two steps.
+    assert!(served <= 2 * (20 * 32 / 7 + 2), "{served} steps");
+}
+
+#[test]
+fn the_lowest_priority_of_a_party_is_passed_by_a_bounded_number_whatever_keeps_coming() {
+    let mut harness = Harness::new(SchedulerConfig { max_num_seqs: 1, prefix_cache: false, ..roomy() });
+    harness.add(EngineRequest { priority: -2, ..request(0, &[1], 1) });
+    for id in 1..2000 {
+        harness.add(EngineRequest { priority: 2, ..request(id, &[1], 1) });
+        harness.step();
+        if harness.log(0).cached_tokens.is_some() {
+            assert!(id <= 4 * 64 + 1, "after {id}");
+            return;
+        }
+    }
+    panic!("starved");
+}
+
+/// Which accounts two parties share.
+#[derive(Clone, Copy, Debug)]
+enum Kin {
+    Nothing,
+    Client,
+    Adapter,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// VTC's bound: two parties that always have something waiting get the same, but for what one step or one prompt
+    /// can be, however differently they ask.
+    #[test]
+    fn two_backlogged_parties_get_the_same(
+        kin in prop::sample::select(vec![Kin::Nothing, Kin::Client, Kin::Adapter]),
+        prompts in prop::array::uniform2(1usize..60),
+        answers in prop::array::uniform2(1u32..40),
+        ahead in 1usize..60,
+        seats in 2usize..12,
+        step_tokens in 1usize..12,
+        steps in 200usize..400,
+    ) {
+        let share = ShareConfig { step_tokens, ..ShareConfig::default() };
+        let mut harness = Harness::new(SchedulerConfig {
+            max_num_seqs: seats, prefix_cache: false, share, ..roomy()
+        });
+        let who = match kin {
+            Kin::Nothing => [(1, 1), (2, 2)],
+            Kin::Client => [(1, 1), (1, 2)],
+            Kin::Adapter => [(1, 1), (2, 1)],
+        };
+        let (mut next, mut waiting) = (0, [0usize; 2]);
+        let mut owner = BTreeMap::new();
+        let mut served = [0i64; 2];
+        let mut from = None;
+        for step in 0..steps {
+            // The first has been there for a while when the second comes.
+            for party in 0..if step < ahead { 1 } else { 2 } {
+                let (client, adapter) = who[party];
+                while waiting[party] < seats + 2 {
+                    let prompt = vec![next as u32 % 90; prompts[party]];
+                    for id in harness.add(of(client, adapter, request(next, &prompt, answers[party]))) {
+                        owner.insert(id, party);
+                    }
+                    (next, waiting[party]) = (next + 1, waiting[party] + 1);
+                }
+            }
+            let batch = harness.schedule();
+            for sequence in &batch.sequences {
+                let party = owner[&sequence.id];
+                waiting[party] -= usize::from(sequence.start == 0);
+                let prompt = prompts[party].saturating_sub(sequence.start as usize).min(sequence.tokens.len());
+                served[party] += prompt as i64 + 2 * i64::from(sequence.sample.is_some());
+            }
+            harness.finish(&batch);
+            if step >= ahead {
+                let gap = served[0] - served[1];
+                let from = *from.get_or_insert(gap);
+                // What a party may get in a step beyond its turn, and what one in each seat may still owe.
+                let step_cost = 64 + 2 * seats as i64;
+                let owed = 2 * seats as i64 * (prompts.iter().max().unwrap() + 2) as i64;
+                let answer = 2 * seats as i64 * i64::from(*answers.iter().max().unwrap());
+                prop_assert!((gap - from).abs() <= 2 * (step_cost + owed) + answer, "{gap} from {from} in step {step}");
+            }
+        }
+        prop_assert_eq!(harness.scheduler.stats().preemptions, 0);
+    }
+}
