@@ -84,6 +84,8 @@ pub struct AdapterLimits {
     pub max_bytes: u64,
     /// Largest rank of a low-rank op.
     pub max_rank: u32,
+    /// Fields of adapter_config.json that are not known are noted instead of refused.
+    pub allow_unknown_fields: bool,
     /// Bytes of all of them on the device; `None` leaves it to the start-up.
     pub memory_bytes: Option<u64>,
 }
@@ -290,6 +292,7 @@ impl InspectArgs {
         let mut checks = Checks::default();
         let source = self.model.as_ref().map_or(ModelSource::Bundled, |model| model_source(&mut checks, model));
         let limits = adapter_limits(&mut checks, &default_serve_args()?.adapters);
+        let limits = AdapterLimits { allow_unknown_fields: self.allow_unknown_adapter_fields, ..limits };
         checks.done((source, limits))
     }
 }
@@ -330,7 +333,7 @@ fn adapter_folders(checks: &mut Checks, args: &AdapterArgs) -> Vec<(AdapterName,
         };
         let dir = checks.folder(FLAG, PathBuf::from(dir));
         match name.parse::<AdapterName>() {
-            Err(_) => checks.report(invalid("a name of the form [a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")),
+            Err(_) => checks.report(invalid(AdapterName::RULE)),
             Ok(name) if adapters.iter().any(|(other, _)| *other == name) => {
                 checks.report(ConfigProblem::Duplicate { flag: FLAG, name: name.to_string() });
             }
@@ -414,6 +417,7 @@ fn adapter_limits(checks: &mut Checks, args: &AdapterArgs) -> AdapterLimits {
         max_resident: checks.count("--max-resident-adapters", args.max_resident_adapters, 1, 1 << 20),
         max_bytes: args.max_adapter_bytes,
         max_rank: checks.count("--max-lora-rank", args.max_lora_rank, 1, 1 << 16),
+        allow_unknown_fields: args.allow_unknown_adapter_fields,
     }
 }
 

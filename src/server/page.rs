@@ -60,8 +60,11 @@ mod tests {
 
     #[test]
     fn a_token_leads_to_the_name_it_was_made_of() {
-        let name: AdapterName = "sql-v2".parse().unwrap();
-        assert_eq!(after(&token(&name)), Ok(Some(name)));
+        let longest = format!("{0}/{0}", "x".repeat(64));
+        for name in ["sql-v2", "Org/Name", "Foo", "foo", &longest] {
+            let name: AdapterName = name.parse().unwrap();
+            assert_eq!(after(&token(&name)), Ok(Some(name)));
+        }
         assert_eq!(after(""), Ok(None));
     }
 

@@ -6,26 +6,45 @@ use std::sync::Arc;
 
 /// What a client writes to choose an adapter: an alias of an [`AdapterVersion`].
 ///
-/// Allowed: `[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?`. The name never becomes part of a path.
+/// One part, or two with a `/` between them as in `org/name`, each of the form
+/// `[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?`. `Foo` and `foo` are two names, and names are sorted by their bytes.
+/// A name never becomes part of a path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AdapterName(Arc<str>);
 
 /// A name outside the allowed form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("adapter name {name:?} is not of the form [a-z0-9]([a-z0-9._-]{{0,62}}[a-z0-9])?")]
+#[error("adapter name {name:?} is not {}", AdapterName::RULE)]
 pub struct InvalidAdapterName {
-    /// The offending text, shortened to 64 characters.
+    /// The offending text, shortened to [`AdapterName::MAX_LEN`] characters.
     pub name: String,
 }
 
 impl AdapterName {
-    /// Most bytes a name may have.
-    pub const MAX_LEN: usize = 64;
+    /// Most bytes a name may have: two parts and the `/` between them.
+    pub const MAX_LEN: usize = 2 * Self::MAX_PART_LEN + 1;
+
+    /// Most bytes of one part.
+    const MAX_PART_LEN: usize = 64;
+
+    /// The rule in words, as it follows "expected" or "is not".
+    pub const RULE: &str = "a name of the form [A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?, or two of them with a / \
+                            between, as in org/name";
 
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    fn is_part(text: &str) -> bool {
+        let edge = |byte: &u8| byte.is_ascii_alphanumeric();
+        let inner = |byte: &u8| edge(byte) || matches!(byte, b'.' | b'_' | b'-');
+        let bytes = text.as_bytes();
+        bytes.len() <= Self::MAX_PART_LEN
+            && bytes.first().is_some_and(edge)
+            && bytes.last().is_some_and(edge)
+            && bytes.iter().all(inner)
     }
 }
 
@@ -33,13 +52,11 @@ impl FromStr for AdapterName {
     type Err = InvalidAdapterName;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let edge = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let inner = |byte: &u8| edge(byte) || matches!(byte, b'.' | b'_' | b'-');
-        let bytes = text.as_bytes();
-        let valid = (1..=Self::MAX_LEN).contains(&bytes.len())
-            && bytes.first().is_some_and(edge)
-            && bytes.last().is_some_and(edge)
-            && bytes.iter().all(inner);
+        // A second `/` is left in the last part, which may have none.
+        let valid = match text.split_once('/') {
+            Some((organization, name)) => Self::is_part(organization) && Self::is_part(name),
+            None => Self::is_part(text),
+        };
         if valid {
             Ok(Self(text.into()))
         } else {
@@ -135,12 +152,32 @@ mod tests {
 
     #[test]
     fn names_follow_the_allow_list() {
-        for good in ["a", "0", "sql-v2", "a.b_c-d", &"x".repeat(64)] {
-            assert!(good.parse::<AdapterName>().is_ok(), "{good}");
+        let longest = "x".repeat(64);
+        let two_longest = format!("{longest}/{longest}");
+        for good in
+            ["a", "0", "sql-v2", "a.b_c-d", "A", "Qwen2.5-SQL", "Org/Name", "a/b", "a..b", &longest, &two_longest]
+        {
+            let name = good.parse::<AdapterName>().unwrap();
+            assert_eq!((name.as_str(), name.to_string().as_str()), (good, good));
         }
-        for bad in ["", "-a", "a-", ".", "..", "../x", "/abs", "A", "a b", "a\0", "é", "а", "a/b", &"x".repeat(65)] {
-            assert!(bad.parse::<AdapterName>().is_err(), "{bad:?}");
+        let (long, long_part) = ("x".repeat(65), format!("a/{}", "x".repeat(65)));
+        let bad = [
+            "", "-a", "a-", ".", "..", "../x", "/abs", "a b", "a\0", "é", "а", "a/b/c", "a//b", "a/", "/", "a/..",
+            "../a", "a/-b", "a-/b", "a ", " a", "a\n", "a\\b", "a/b ", "ﬁ", &long, &long_part,
+        ];
+        for bad in bad {
+            let error = bad.parse::<AdapterName>().unwrap_err();
+            assert!(error.to_string().contains("[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?"), "{error}");
         }
+    }
+
+    #[test]
+    fn names_tell_cases_apart_and_are_sorted_by_bytes() {
+        let name = |text: &str| text.parse::<AdapterName>().unwrap();
+        assert_ne!(name("Foo"), name("foo"));
+        let mut names = ["foo", "a/b", "Foo", "a", "a.b", "A"].map(name);
+        names.sort();
+        assert_eq!(names.map(|name| name.to_string()), ["A", "Foo", "a", "a.b", "a/b", "foo"]);
     }
 
     #[test]

@@ -146,7 +146,10 @@ async fn deleting_says_what_it_finds() {
     assert_eq!(refusal(&status), (Code::Aborted, "ADAPTER_VERSION_MISMATCH".into()));
     let status = delete(&server, expecting("")).await.unwrap_err();
     assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "expected_version"));
-    let status = delete(&server, named("A")).await.unwrap_err();
+    let other_case = delete(&server, named("A")).await.unwrap_err();
+    assert_eq!(refusal(&other_case), (Code::NotFound, "ADAPTER_NOT_FOUND".into()), "names tell cases apart");
+    let status = delete(&server, named("a/b/c")).await.unwrap_err();
+    assert!(status.message().contains("as in org/name"), "{status}");
     assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "name"));
     delete(&server, expecting(&adapter.version)).await.unwrap();
     assert!(server.registry.is_empty());
@@ -156,8 +159,8 @@ async fn deleting_says_what_it_finds() {
 #[tokio::test]
 async fn a_list_comes_in_pages_and_in_order() {
     let server = FakeServer::start().await;
-    let names = ["a", "b-1", "b.2", "c", "d"];
-    for name in ["c", "a", "d", "b.2", "b-1"] {
+    let names = ["A/x", "Org", "a", "b-1", "b.2", "b/1"];
+    for name in ["b/1", "a", "Org", "A/x", "b.2", "b-1"] {
         server.upload(name, &AdapterFiles::opaque("{}", name)).await;
     }
     let mut client = server.adapters().await;
@@ -167,7 +170,7 @@ async fn a_list_comes_in_pages_and_in_order() {
     loop {
         let request = pb::ListAdaptersRequest { page_size: 2, page_token };
         let page = client.list_adapters(request).await.unwrap().into_inner();
-        assert_eq!(page.total_size, 5);
+        assert_eq!(page.total_size, 6);
         found.extend(page.adapters.into_iter().map(|adapter| adapter.name));
         pages += 1;
         page_token = page.next_page_token;
@@ -179,7 +182,7 @@ async fn a_list_comes_in_pages_and_in_order() {
     }
     assert_eq!((found.as_slice(), pages), (names.map(str::to_owned).as_slice(), 3));
     let all = client.list_adapters(pb::ListAdaptersRequest::default()).await.unwrap().into_inner();
-    assert_eq!((all.adapters.len(), all.next_page_token.as_str()), (5, ""));
+    assert_eq!((all.adapters.len(), all.next_page_token.as_str()), (6, ""));
     for (request, at) in [
         (pb::ListAdaptersRequest { page_size: -1, page_token: String::new() }, "page_size"),
         (pb::ListAdaptersRequest { page_size: 0, page_token: "b-1".into() }, "page_token"),
