@@ -26,5 +26,5 @@ pub(crate) fn lora(layout: &BaseLayout, rank: usize, seed: u64) -> DeltaProgram 
             ops.push((module.site, DeltaOp::LowRank { a, b, scaling: 2.0 }));
         }
     }
-    DeltaProgram { kind: "LoRA".to_owned(), ops }
+    DeltaProgram { kind: "LoRA".to_owned(), ops, unknown_fields: Vec::new() }
 }

@@ -244,11 +244,14 @@ pub(crate) fn header(name: &str, files: &[(&str, Vec<u8>)], upload_id: Option<&s
 pub(crate) fn facts(device_bytes: u64) -> AdapterFacts {
     AdapterFacts {
         kind: "LoRA".into(),
+        min_rank: 8,
         max_rank: 8,
         ops: std::collections::BTreeMap::new(),
+        targets: Vec::new(),
         device_bytes,
         parameters: 1,
         virtual_tokens: None,
+        unknown_fields: Vec::new(),
     }
 }
 

@@ -14,6 +14,12 @@ pub type ResidentFuture<'a> = Pin<Box<dyn Future<Output = Result<ResidentLease, 
 
 /// Reads, checks, compiles and installs adapters.
 pub trait AdapterHall: Send + Sync {
+    /// Check an adapter's config before its weights have come. Blocks, but not for long: no weight of the base is read.
+    ///
+    /// # Errors
+    /// Why the adapter is refused.
+    fn check_config(&self, config: &[u8]) -> Result<(), LoadFailure>;
+
     /// Compile the adapter in the folder `dir` against the base and throw the result away. Blocks.
     ///
     /// # Errors
@@ -26,6 +32,10 @@ pub trait AdapterHall: Send + Sync {
 }
 
 impl<L: DeltaLoader> AdapterHall for EngineInstaller<L> {
+    fn check_config(&self, config: &[u8]) -> Result<(), LoadFailure> {
+        Self::check_config(self, config).map_err(InstallError::into_failure)
+    }
+
     fn check(&self, dir: &Path) -> Result<AdapterFacts, LoadFailure> {
         let AdapterBytes { config, weights } =
             AdapterBytes::read_staged(dir).map_err(|error| Arc::new(error) as LoadFailure)?;

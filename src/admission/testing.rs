@@ -185,6 +185,10 @@ impl FakeHall {
 }
 
 impl AdapterHall for FakeHall {
+    fn check_config(&self, _: &[u8]) -> Result<(), LoadFailure> {
+        if self.broken.load(Ordering::SeqCst) { Err(Arc::new(Broken)) } else { Ok(()) }
+    }
+
     fn check(&self, _: &Path) -> Result<AdapterFacts, LoadFailure> {
         self.checks.fetch_add(1, Ordering::SeqCst);
         let hold = self.hold.lock().unwrap().take();

@@ -11,7 +11,7 @@ use super::error::AppError;
 use super::sizing::Sizes;
 use crate::adapters::AdapterRegistry;
 use crate::admission::AdapterHall;
-use crate::config::{DtypeChoice, Kernels, ServeConfig};
+use crate::config::{AdapterLimits, DtypeChoice, Kernels, ServeConfig};
 use crate::delta::CompileLimits;
 use crate::engine::{self, EngineHandle, EngineInstaller, ModelExecutor, ModelLoader, StartedEngine, StepObserver};
 use crate::model::{BaseModel, Decoder, DecoderLimits, base_layout};
@@ -34,9 +34,13 @@ pub(super) struct Hall {
 }
 
 /// Limits that adapters of a server must keep.
-pub(super) fn compile_limits(max_rank: u32, max_model_len: u32) -> CompileLimits {
+pub(super) fn compile_limits(limits: &AdapterLimits, max_model_len: u32) -> CompileLimits {
     let max_virtual_tokens = MAX_VIRTUAL_TOKENS.min(max_model_len.saturating_sub(1) as usize);
-    CompileLimits { max_rank: max_rank as usize, max_virtual_tokens }
+    CompileLimits {
+        max_rank: limits.max_rank as usize,
+        max_virtual_tokens,
+        allow_unknown_fields: limits.allow_unknown_fields,
+    }
 }
 
 /// The dtype that a choice means for a base.
@@ -95,7 +99,7 @@ impl Parts<'_> {
         let queue_limit = self.config.request_limits.max_queued as usize;
         let StartedEngine { handle, installs, ended } =
             engine::start(executor, self.scheduler(), queue_limit, observer)?;
-        let limits = compile_limits(self.config.adapter_limits.max_rank, self.sizes.max_model_len);
+        let limits = compile_limits(&self.config.adapter_limits, self.sizes.max_model_len);
         let loader = ModelLoader::new(backend, base_layout(spec), Arc::clone(checkpoint), limits);
         let installer = EngineInstaller::start(loader, self.registry, installs, self.metrics.clone());
         Ok(Hall { engine: handle, adapters: Arc::new(installer), ended, backend: info })

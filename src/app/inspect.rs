@@ -103,6 +103,9 @@ pub struct Inspection {
     pub ops: BTreeMap<&'static str, u32>,
     /// Where the ops attach, alike ones together.
     pub sites: Vec<OpGroup>,
+    /// Fields of its config that are not known here and were let pass.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unknown_fields: Vec<String>,
 }
 
 /// Why there is nothing to show.
@@ -187,6 +190,7 @@ fn describe(
             .map(|tokens| InspectedVirtualTokens { count: tokens.count, saved_kv: tokens.saved_kv }),
         ops: facts.ops.iter().map(|(class, count)| (class.as_str(), *count)).collect(),
         sites: groups::group(program),
+        unknown_fields: facts.unknown_fields,
     }
 }
 
@@ -274,6 +278,9 @@ pub fn write_text(
     }
     row(out, "on disk", &format_bytes(inspection.stored_bytes))?;
     row(out, "on the device", &format!("{} in {}", format_bytes(inspection.device_bytes), inspection.dtype))?;
+    if !inspection.unknown_fields.is_empty() {
+        row(out, "unknown fields", &inspection.unknown_fields.join(", "))?;
+    }
     lines(out, "ops", &inspection.sites.iter().map(ToString::to_string).collect::<Vec<_>>())
 }
 

@@ -105,7 +105,13 @@ mod tests {
             max_model_len: None,
             scheduler: SchedulerConfig { max_num_seqs: 4, max_num_batched_tokens: 64 },
             cache: CacheConfig { block_size: 16, kv_cache_bytes: None, prefix_cache: true },
-            adapters: AdapterLimits { max_resident: 4, max_bytes: 1 << 20, max_rank: 64, memory_bytes: None },
+            adapters: AdapterLimits {
+                max_resident: 4,
+                max_bytes: 1 << 20,
+                max_rank: 64,
+                memory_bytes: None,
+                allow_unknown_fields: false,
+            },
             available: Some(1 << 30),
         };
         change(&mut demand);

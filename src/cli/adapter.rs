@@ -103,7 +103,7 @@ fn print_list(adapters: &[pb::Adapter], json: bool, out: &mut impl Write) -> std
         table.row([
             adapter.name.clone(),
             or_dash(&adapter.kind),
-            if adapter.max_rank == 0 { "-".to_owned() } else { adapter.max_rank.to_string() },
+            rank(adapter),
             state(adapter).to_owned(),
             if adapter.pinned { "yes" } else { "" }.to_owned(),
             adapter.active_requests.to_string(),
@@ -113,6 +113,15 @@ fn print_list(adapters: &[pb::Adapter], json: bool, out: &mut impl Write) -> std
         ]);
     }
     table.write(out)
+}
+
+/// Its rank, or the smallest and the largest.
+fn rank(adapter: &pb::Adapter) -> String {
+    match (adapter.min_rank, adapter.max_rank) {
+        (_, 0) => "-".to_owned(),
+        (min, max) if min == 0 || min == max => max.to_string(),
+        (min, max) => format!("{min}-{max}"),
+    }
 }
 
 fn or_dash(text: &str) -> String {
@@ -140,13 +149,15 @@ fn print_one(adapter: &pb::Adapter, json: bool, out: &mut impl Write) -> std::io
         ("kind", or_dash(&adapter.kind)),
         ("state", state(adapter).to_owned()),
         ("pinned", if adapter.pinned { "yes" } else { "no" }.to_owned()),
-        ("max rank", adapter.max_rank.to_string()),
+        ("rank", rank(adapter)),
         ("ops", or_dash(&ops.join(", "))),
+        ("targets", or_dash(&adapter.targets.join(", "))),
         ("parameters", adapter.parameters.to_string()),
         ("virtual tokens", adapter.virtual_tokens.to_string()),
         ("on the device", format_bytes(adapter.device_bytes)),
         ("in the store", format_bytes(adapter.stored_bytes)),
         ("active requests", adapter.active_requests.to_string()),
+        ("unknown fields", or_dash(&adapter.unknown_fields.join(", "))),
         ("last error", or_dash(&adapter.last_error)),
     ];
     rows.iter().try_for_each(|(label, value)| writeln!(out, "{label:<16}{value}"))
@@ -160,7 +171,10 @@ fn adapter_json(adapter: &pb::Adapter) -> Value {
         "kind": adapter.kind,
         "state": adapter.state().as_str_name(),
         "pinned": adapter.pinned,
+        "min_rank": adapter.min_rank,
         "max_rank": adapter.max_rank,
+        "targets": adapter.targets,
+        "unknown_fields": adapter.unknown_fields,
         "ops": ops,
         "parameters": adapter.parameters,
         "device_bytes": adapter.device_bytes,

@@ -99,6 +99,9 @@ pub struct InspectArgs {
     /// Base model it was trained on: a folder or hf:ORG/NAME; the bundled model where it is not given
     #[arg(long, env = "POLYDELTA_MODEL", value_name = "DIR|hf:ORG/NAME")]
     pub model: Option<String>,
+    /// Accept fields of adapter_config.json that are not known here, as `serve` does with this flag
+    #[arg(long, env = "POLYDELTA_ALLOW_UNKNOWN_ADAPTER_FIELDS", value_parser = BoolishValueParser::new())]
+    pub allow_unknown_adapter_fields: bool,
     /// Print one JSON document instead of text
     #[arg(long, env = "POLYDELTA_JSON", value_parser = BoolishValueParser::new())]
     pub json: bool,

@@ -116,6 +116,10 @@ pub struct AdapterArgs {
     /// Largest rank of a low-rank op
     #[arg(long, env = "POLYDELTA_MAX_LORA_RANK", value_name = "RANK", default_value_t = 512)]
     pub max_lora_rank: u32,
+    /// Accept fields of adapter_config.json that are not known here; the adapter shows which. Known ones that change what
+    /// an adapter computes and are not served are refused all the same
+    #[arg(long, env = "POLYDELTA_ALLOW_UNKNOWN_ADAPTER_FIELDS", value_parser = BoolishValueParser::new())]
+    pub allow_unknown_adapter_fields: bool,
 }
 
 /// How steps are made up.

@@ -100,7 +100,7 @@ fn every_problem_is_reported_at_once_by_its_flag() {
         "--adapter",
         "no-folder",
         "--adapter",
-        "Bad=/",
+        "Bad-=/",
         "--adapter",
         "a=/",
         "--adapter",
@@ -121,7 +121,7 @@ fn every_problem_is_reported_at_once_by_its_flag() {
         "--block-size is \"24\"",
         "--max-num-batched-tokens is 32, less than --max-num-seqs with 64",
         "--adapter is \"no-folder\", expected NAME=DIR",
-        "--adapter is \"Bad=/\"",
+        "--adapter is \"Bad-=/\"",
         "--adapter names \"a\" twice",
         "--handshake-timeout is 0",
         "--store is \"s3://bucket\"",
@@ -182,6 +182,7 @@ fn client_verbs_parse() {
         }
         other => panic!("{other:?}"),
     }
-    assert!(parse("polydelta adapter show Bad").is_err());
+    assert!(parse("polydelta adapter show Bad-").is_err());
+    assert!(parse("polydelta adapter show Org/Name").is_ok());
     assert!(parse("polydelta generate hi --system x").is_err(), "--system needs --chat");
 }

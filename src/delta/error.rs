@@ -25,7 +25,7 @@ pub enum DeltaError {
         /// What would be right.
         expected: &'static str,
     },
-    /// A field that changes the maths and is not implemented, or is not known at all.
+    /// A field that changes the maths and is not implemented.
     #[error("adapter_config.json: `{field}` = {found} is not supported{hint}")]
     UnsupportedField {
         /// Field name.
@@ -34,6 +34,17 @@ pub enum DeltaError {
         found: String,
         /// What to do instead, or nothing.
         hint: &'static str,
+    },
+    /// A field that nobody here knows, so it may change the maths.
+    #[error(
+        "adapter_config.json: `{field}` = {found} is not known here; if it does not change what the adapter computes, the \
+         flag --allow-unknown-adapter-fields of `serve` and `adapter inspect` lets it pass"
+    )]
+    UnknownField {
+        /// Field name, shortened.
+        field: String,
+        /// The value, shortened.
+        found: String,
     },
     /// The regular expression of a field cannot be used.
     #[error("adapter_config.json: the expression of `{field}` cannot be used: {reason}")]
@@ -44,12 +55,34 @@ pub enum DeltaError {
         reason: String,
     },
     /// A tensor belongs to no module and parameter this method has.
-    #[error("tensor `{tensor}` is not part of a {kind} adapter for this base")]
+    #[error("tensor `{tensor}` is not part of a {kind} adapter for this base: {nearest}")]
     UnknownTensor {
         /// Full key in the file.
         tensor: String,
         /// Kind of adapter.
         kind: &'static str,
+        /// What the base has that comes nearest.
+        nearest: String,
+    },
+    /// Two keys that mean the same parameter.
+    #[error("tensors `{first}` and `{second}` are one and the same parameter, spelled in two ways")]
+    SameTensor {
+        /// Full key in the file.
+        first: String,
+        /// Full key in the file.
+        second: String,
+    },
+    /// A file put together from two: nothing tells which one is meant.
+    #[error(
+        "tensors `{first}` and `{second}` are spelled in two ways ({difference}): save the adapter again by itself"
+    )]
+    MixedKeys {
+        /// Full key in the file.
+        first: String,
+        /// Full key in the file.
+        second: String,
+        /// Where they differ.
+        difference: &'static str,
     },
     /// The method works and PEFT saves it, but it is not served yet.
     #[error("tensor `{tensor}` comes from {feature}, which is not served yet")]
@@ -66,12 +99,14 @@ pub enum DeltaError {
         tensor: String,
     },
     /// The config targets a module and the file has no tensor for it.
-    #[error("module `{module}` is a target and the file has no `{missing}` for it")]
+    #[error("module `{module}` is a target and the file has no `{missing}` for it; it has {found}")]
     MissingTensor {
         /// Module path in the base.
         module: String,
         /// Parameter suffix.
         missing: &'static str,
+        /// Some of the file's own keys.
+        found: String,
     },
     /// A targeted module cannot carry this method.
     #[error("module `{module}` cannot carry {kind}")]
@@ -102,8 +137,11 @@ pub enum DeltaError {
         max: usize,
     },
     /// No module of the base matches.
-    #[error("the adapter matches no module of this base model")]
-    NothingMatched,
+    #[error("the adapter matches no module of this base model{shown}")]
+    NothingMatched {
+        /// A key of the file and what the base has nearest to it, or nothing.
+        shown: String,
+    },
     /// A saved copy of a base tensor differs from the base: the adapter was trained on another model.
     #[error("tensor `{tensor}` differs from the base model's; the adapter was trained on another base")]
     BaseMismatch {

@@ -1,6 +1,6 @@
 //! A delta as a small program: ops from a closed set, each attached to a site of the decoder.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::layout::Site;
 use crate::ops::HostTensor;
@@ -117,6 +117,10 @@ pub struct DeltaProgram {
     pub kind: String,
     /// Ops with their sites, in site order.
     pub ops: Vec<(Site, DeltaOp)>,
+    /// Fields of the config that are not known here and were let pass ([`CompileLimits::allow_unknown_fields`]).
+    ///
+    /// [`CompileLimits::allow_unknown_fields`]: super::CompileLimits::allow_unknown_fields
+    pub unknown_fields: Vec<String>,
 }
 
 impl DeltaProgram {
@@ -126,15 +130,21 @@ impl DeltaProgram {
     pub fn facts(&self, weight_bytes: usize) -> AdapterFacts {
         let mut facts = AdapterFacts {
             kind: self.kind.clone(),
+            min_rank: 0,
             max_rank: 0,
             ops: BTreeMap::new(),
+            targets: Vec::new(),
             device_bytes: 0,
             parameters: 0,
             virtual_tokens: None,
+            unknown_fields: self.unknown_fields.clone(),
         };
+        let ranks = || self.ops.iter().map(|(_, op)| op.rank() as u32).filter(|rank| *rank > 0);
+        facts.min_rank = ranks().min().unwrap_or(0);
+        facts.max_rank = ranks().max().unwrap_or(0);
+        facts.targets = self.targets();
         for (_, op) in &self.ops {
             *facts.ops.entry(op.class()).or_default() += 1;
-            facts.max_rank = facts.max_rank.max(op.rank() as u32);
             facts.parameters += op.parameters();
             let size = if op.rank() > 0 { weight_bytes } else { 4 };
             facts.device_bytes += op.parameters() * size as u64;
@@ -149,5 +159,17 @@ impl DeltaProgram {
             }
         }
         facts
+    }
+
+    /// The sites of the ops in their order, each once and without its layer.
+    fn targets(&self) -> Vec<String> {
+        let mut parts = BTreeSet::new();
+        for (site, _) in &self.ops {
+            parts.insert(match site {
+                Site::Layer(_, part) => (Site::Layer(0, *part), part.to_string()),
+                outside => (*outside, outside.to_string()),
+            });
+        }
+        parts.into_iter().map(|(_, name)| name).collect()
     }
 }

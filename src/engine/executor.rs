@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::error::StepError;
 use super::prepare::prepare;
-use crate::delta::{Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, PreparedDelta, compile};
+use crate::delta::{self, Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, PreparedDelta};
 use crate::model::{Checkpoint, Decoder};
 use crate::ops::{Backend, OpsError};
 use crate::sampler::Sampler;
@@ -83,7 +83,20 @@ pub trait DeltaLoader: Send + Sync + 'static {
     /// See [`StepExecutor::Prepared`].
     type Prepared: Send + 'static;
 
-    /// Check an adapter in full; nothing moves to the device.
+    /// Check the config of a new adapter before its weights have come.
+    ///
+    /// # Errors
+    /// [`DeltaError`]: why it is refused.
+    fn check_config(&self, config: &[u8]) -> Result<(), DeltaError>;
+
+    /// Check a new adapter in full; nothing moves to the device.
+    ///
+    /// # Errors
+    /// [`DeltaError`]: why it is refused.
+    fn check(&self, config: &[u8], weights: &[u8]) -> Result<DeltaProgram, DeltaError>;
+
+    /// Compile an adapter that was accepted before: fields of its config that are not known here were let pass then,
+    /// and an operator who has become stricter since does not lose it.
     ///
     /// # Errors
     /// [`DeltaError`]: why it is refused.
@@ -113,14 +126,26 @@ impl<B: Backend> ModelLoader<B> {
     pub fn new(backend: Arc<B>, layout: BaseLayout, checkpoint: Arc<Checkpoint>, limits: CompileLimits) -> Self {
         Self { backend, layout, checkpoint, limits }
     }
+
+    fn base(&self) -> Base<'_> {
+        Base { layout: &self.layout, weights: self.checkpoint.as_ref() }
+    }
 }
 
 impl<B: Backend> DeltaLoader for ModelLoader<B> {
     type Prepared = PreparedDelta<B>;
 
+    fn check_config(&self, config: &[u8]) -> Result<(), DeltaError> {
+        delta::check_config(config, &self.layout, self.limits)
+    }
+
+    fn check(&self, config: &[u8], weights: &[u8]) -> Result<DeltaProgram, DeltaError> {
+        delta::compile(config, weights, self.base(), self.limits)
+    }
+
     fn compile(&self, config: &[u8], weights: &[u8]) -> Result<DeltaProgram, DeltaError> {
-        let base = Base { layout: &self.layout, weights: self.checkpoint.as_ref() };
-        compile(config, weights, base, self.limits)
+        let limits = CompileLimits { allow_unknown_fields: true, ..self.limits };
+        delta::compile(config, weights, self.base(), limits)
     }
 
     fn weight_bytes(&self) -> usize {

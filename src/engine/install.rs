@@ -70,8 +70,16 @@ impl<L: DeltaLoader> EngineInstaller<L> {
     /// # Errors
     /// [`InstallError::Delta`]: why it is refused.
     pub fn check(&self, config: &[u8], weights: &[u8]) -> Result<AdapterFacts, InstallError> {
-        let program = self.shared.loader.compile(config, weights)?;
+        let program = self.shared.loader.check(config, weights)?;
         Ok(program.facts(self.shared.loader.weight_bytes()))
+    }
+
+    /// Check an adapter's config against the base, before its weights have come.
+    ///
+    /// # Errors
+    /// [`InstallError::Delta`]: why it is refused.
+    pub fn check_config(&self, config: &[u8]) -> Result<(), InstallError> {
+        Ok(self.shared.loader.check_config(config)?)
     }
 
     /// Wait until the wanted version is on the device, loading it if nobody does. Dropping the future gives the wish

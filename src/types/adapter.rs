@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::request::VirtualTokens;
 
 /// The closed set of delta operations. A step runs one class at a time for all rows at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum OpClass {
     /// y += s·B(Ax).
     LowRank,
@@ -55,18 +57,25 @@ impl OpClass {
 }
 
 /// What an adapter compiled to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdapterFacts {
     /// For people: `LoRA`, `rsLoRA`, `DoRA`, `IA3`, `prefix tuning`, `prompt tuning`, `LN tuning`.
     pub kind: String,
+    /// Smallest rank of any low-rank op; 0 without one.
+    pub min_rank: u32,
     /// Largest rank of any low-rank op; 0 without one.
     pub max_rank: u32,
     /// Number of ops of each class present.
     pub ops: BTreeMap<OpClass, u32>,
+    /// The sites it changes, without their layers: `q`, `gate`, `lm_head` ….
+    pub targets: Vec<String>,
     /// Bytes it takes on the device.
     pub device_bytes: u64,
     /// Learned numbers in the upload.
     pub parameters: u64,
     /// Present for prefix and prompt tuning.
     pub virtual_tokens: Option<VirtualTokens>,
+    /// Fields of its config that nobody here knows and that the operator has let pass.
+    #[serde(default)]
+    pub unknown_fields: Vec<String>,
 }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use super::client::{ClientKey, Party};
 use super::ids::{AdapterSlot, AdapterVersion, RequestId};
 use super::sampling::{SamplingParams, StoppingParams};
 
 /// Virtual tokens of an adapter: they occupy KV indices `0..count` of every sequence that uses it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtualTokens {
     /// How many; at least 1.
     pub count: u32,

@@ -224,15 +224,22 @@ impl FakeHall {
 fn facts() -> AdapterFacts {
     AdapterFacts {
         kind: "LoRA".to_owned(),
+        min_rank: 8,
         max_rank: 8,
         ops: BTreeMap::from([(OpClass::LowRank, 14)]),
+        targets: vec!["q".to_owned()],
         device_bytes: 4096,
         parameters: 1024,
         virtual_tokens: None,
+        unknown_fields: Vec::new(),
     }
 }
 
 impl AdapterHall for FakeHall {
+    fn check_config(&self, _: &[u8]) -> Result<(), LoadFailure> {
+        Ok(())
+    }
+
     fn check(&self, dir: &Path) -> Result<AdapterFacts, LoadFailure> {
         let config = std::fs::read(dir.join("adapter_config.json")).unwrap();
         assert_ne!(config, b"panic", "a defect of the compiler");

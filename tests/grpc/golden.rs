@@ -262,7 +262,7 @@ impl GoldenServer {
         let StartedEngine { handle, installs, .. } = start(held, config, options.max_queued, Box::new(|_| {})).unwrap();
 
         let registry = registry(&options);
-        let limits = CompileLimits { max_rank: 256, max_virtual_tokens: 64 };
+        let limits = CompileLimits { max_rank: 256, max_virtual_tokens: 64, allow_unknown_fields: false };
         let loader = ModelLoader::new(backend, base_layout(&spec), checkpoint, limits);
         let hall = EngineInstaller::start(loader, Arc::clone(&registry), installs, Metrics::disabled());
         let engine = Arc::new(WatchedEngine::new(handle));

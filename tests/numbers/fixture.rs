@@ -13,7 +13,8 @@ use polydelta::ops::{Backend, RowPlan, SequencePlan, StepPlan};
 use polydelta::types::AdapterSlot;
 use serde::Deserialize;
 
-pub(crate) const LIMITS: CompileLimits = CompileLimits { max_rank: 256, max_virtual_tokens: 64 };
+pub(crate) const LIMITS: CompileLimits =
+    CompileLimits { max_rank: 256, max_virtual_tokens: 64, allow_unknown_fields: false };
 pub(crate) const BLOCK_SIZE: usize = 4;
 const BLOCKS: usize = 512;
 

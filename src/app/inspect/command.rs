@@ -23,7 +23,7 @@ pub(in crate::app) async fn run(
     let context = u32::try_from(base.spec.context_length).unwrap_or(u32::MAX);
     let limits = InspectLimits {
         files: StoreLimits { max_adapter_bytes: limits.max_bytes, ..StoreLimits::default() },
-        compile: compile_limits(limits.max_rank, context),
+        compile: compile_limits(&limits, context),
     };
     let result = tokio::task::block_in_place(|| inspect(against, &args.dir, &limits));
     let written = if args.json { write_json(&result, against, out) } else { write_text(&result, against, out) };

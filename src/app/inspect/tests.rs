@@ -45,7 +45,10 @@ impl Golden {
 }
 
 fn limits() -> InspectLimits {
-    InspectLimits { files: StoreLimits::default(), compile: CompileLimits { max_rank: 256, max_virtual_tokens: 64 } }
+    InspectLimits {
+        files: StoreLimits::default(),
+        compile: CompileLimits { max_rank: 256, max_virtual_tokens: 64, allow_unknown_fields: false },
+    }
 }
 
 #[test]
@@ -79,7 +82,7 @@ fn text_says_what_a_person_wants_to_know() {
     ops             Prefix virtual tokens
 
     base            golden/llama (llama, 2 layers, hidden 32, 4 heads of 8, 2 KV, inner 72, vocabulary 100, untied)
-    refused         adapter_config.json: `modules_to_save` = a list of 1 is not supported
+    refused         adapter_config.json: `modules_to_save` = a list of 1 is not supported yet: merge the adapter into its base and serve that as --model, or train without it
     ");
 }
 

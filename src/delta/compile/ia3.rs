@@ -25,13 +25,14 @@ impl Ia3Config {
     pub(super) fn compile(&self, compilation: &mut Compilation<'_>) -> Result<(), DeltaError> {
         let layout = compilation.base.layout;
         for module in layout.modules() {
-            if !self.targets.contain(module)? {
+            if !compilation.is_target(&self.targets, module)? {
                 continue;
             }
             if module.kind != ModuleKind::Linear {
                 return Err(DeltaError::WrongModule { module: module.path.clone(), kind: KIND });
             }
-            let on_input = self.feedforward.contain(module)?;
+            let path = compilation.tensors.level().path(module).unwrap_or_default();
+            let on_input = self.feedforward.contain(&path)?;
             let shape = if on_input { [1, module.input] } else { [module.output, 1] };
             let g = compilation.required(module, "ia3_l", &shape)?.to_f32();
             let op = if on_input { DeltaOp::InputScale { g } } else { DeltaOp::OutputScale { g, after_bias: true } };

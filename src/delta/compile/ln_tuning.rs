@@ -12,7 +12,7 @@ pub(super) const KIND: &str = "LN tuning";
 pub(super) fn compile(targets: &Targets, compilation: &mut Compilation<'_>) -> Result<(), DeltaError> {
     let layout = compilation.base.layout;
     for module in layout.modules() {
-        if !targets.contain(module)? {
+        if !compilation.is_target(targets, module)? {
             continue;
         }
         if module.kind != ModuleKind::Norm {

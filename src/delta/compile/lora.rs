@@ -3,7 +3,7 @@
 
 use super::{Compilation, CompileLimits, dora, key};
 use crate::delta::DeltaError;
-use crate::delta::layout::{BaseLayout, Module, ModuleKind, Site};
+use crate::delta::layout::{Module, ModuleKind, Site};
 use crate::delta::peft::fields::Fields;
 use crate::delta::peft::json::Json;
 use crate::delta::peft::targets::{PatternTable, Targets};
@@ -11,7 +11,7 @@ use crate::delta::program::DeltaOp;
 
 /// Fields that train, initialise or speed up, and never change what a trained adapter computes. PEFT turns
 /// `fan_in_fan_out` off for linear modules.
-const IGNORED: [&str; 9] = [
+const IGNORED: [&str; 10] = [
     "corda_config",
     "eva_config",
     "fan_in_fan_out",
@@ -21,6 +21,8 @@ const IGNORED: [&str; 9] = [
     "megatron_config",
     "megatron_core",
     "qalora_group_size",
+    // It changes the gradients alone.
+    "velora_config",
 ];
 
 /// `bias` of the config: which biases of the base the file replaces.
@@ -43,6 +45,7 @@ pub(super) struct LoraConfig {
     lora_bias: bool,
     biases: SavedBiases,
     tie: bool,
+    velora: bool,
 }
 
 impl LoraConfig {
@@ -67,6 +70,7 @@ impl LoraConfig {
             lora_bias: fields.bool_or("lora_bias", false)?,
             biases,
             tie: fields.bool_or("ensure_weight_tying", false)?,
+            velora: fields.get("velora_config").is_some(),
         };
         if config.dora && config.lora_bias {
             // PEFT refuses the pair, so nothing tells what it would mean.
@@ -88,7 +92,7 @@ impl LoraConfig {
         let layout = compilation.base.layout;
         let mut matched = false;
         for module in layout.modules() {
-            let targeted = self.contains(layout, module)?;
+            let targeted = self.contains(compilation, module)?;
             matched |= targeted;
             match (targeted, module.kind) {
                 (true, ModuleKind::Linear) => self.linear(compilation, module)?,
@@ -99,12 +103,13 @@ impl LoraConfig {
                 (false, _) => self.not_targeted(compilation, module)?,
             }
         }
-        if matched { Ok(()) } else { Err(DeltaError::NothingMatched) }
+        if matched { Ok(()) } else { Err(DeltaError::NothingMatched { shown: String::new() }) }
     }
 
     /// With `ensure_weight_tying` on a tied base, a target of embedding or head is a target of both.
-    fn contains(&self, layout: &BaseLayout, module: &Module) -> Result<bool, DeltaError> {
-        if self.targets.contain(module)? {
+    fn contains(&self, compilation: &Compilation<'_>, module: &Module) -> Result<bool, DeltaError> {
+        let layout = compilation.base.layout;
+        if compilation.is_target(&self.targets, module)? {
             return Ok(true);
         }
         let twin = match module.site {
@@ -113,16 +118,18 @@ impl LoraConfig {
             _ => return Ok(false),
         };
         match layout.modules().find(|other| other.site == twin) {
-            Some(twin) if self.tie && layout.tied => self.targets.contain(twin),
+            Some(twin) if self.tie && layout.tied => compilation.is_target(&self.targets, twin),
             _ => Ok(false),
         }
     }
 
     /// Rank and scaling of a module.
-    fn rank_and_scaling(&self, path: &str) -> Result<(usize, f32), DeltaError> {
+    fn rank_and_scaling(&self, compilation: &Compilation<'_>, module: &Module) -> Result<(usize, f32), DeltaError> {
+        let path = compilation.tensors.level().path(module).unwrap_or_default();
+        let path = path.as_ref();
         let rank = self.rank_pattern.lookup(path)?.map_or(self.rank, |rank| rank as usize);
         if !(1..=self.max_rank).contains(&rank) {
-            return Err(DeltaError::Rank { module: path.to_owned(), rank, max: self.max_rank });
+            return Err(DeltaError::Rank { module: module.path.clone(), rank, max: self.max_rank });
         }
         let alpha = self.alpha_pattern.lookup(path)?.unwrap_or(self.alpha);
         let scaling = if self.rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 } as f32;
@@ -135,7 +142,7 @@ impl LoraConfig {
     }
 
     fn linear(&self, compilation: &mut Compilation<'_>, module: &Module) -> Result<(), DeltaError> {
-        let (rank, scaling) = self.rank_and_scaling(&module.path)?;
+        let (rank, scaling) = self.rank_and_scaling(compilation, module)?;
         let a = compilation.required(module, "lora_A.weight", &[rank, module.input])?;
         let b = compilation.required(module, "lora_B.weight", &[module.output, rank])?;
         let mut bias = None;
@@ -144,7 +151,7 @@ impl LoraConfig {
             bias = Some(saved.into_iter().map(|b| scaling * b).collect::<Vec<f32>>());
         }
         if self.dora {
-            let magnitude = magnitude(compilation, module)?;
+            let magnitude = compilation.required(module, "lora_magnitude_vector", &[module.output])?.to_f32();
             let weight = compilation.base_tensor(&module.weight)?;
             let norms = dora::row_norms(&weight, &a, &b, scaling)?;
             let g = magnitude.iter().zip(norms).map(|(m, norm)| m / norm).collect();
@@ -162,16 +169,20 @@ impl LoraConfig {
         if let Some(b) = bias {
             compilation.push(module, DeltaOp::Bias { b });
         }
+        if self.velora {
+            // What its backward pass projects with.
+            compilation.tensors.remove(&key(module, "lora_velora_embed"));
+        }
         compilation.push(module, DeltaOp::LowRank { a, b, scaling });
         Ok(())
     }
 
     fn embedding(&self, compilation: &mut Compilation<'_>, module: &Module) -> Result<(), DeltaError> {
-        let (rank, scaling) = self.rank_and_scaling(&module.path)?;
+        let (rank, scaling) = self.rank_and_scaling(compilation, module)?;
         let a = compilation.required(module, "lora_embedding_A", &[rank, module.input])?;
         let b = compilation.required(module, "lora_embedding_B", &[module.output, rank])?;
         if self.dora {
-            let magnitude = magnitude(compilation, module)?;
+            let magnitude = compilation.required(module, "lora_magnitude_vector", &[module.output])?.to_f32();
             let weight = compilation.base_tensor(&module.weight)?;
             let norms = dora::column_norms(&weight, &a, &b, scaling)?;
             let g = magnitude.iter().zip(norms).map(|(m, norm)| m / norm).collect();
@@ -184,9 +195,8 @@ impl LoraConfig {
     /// A module without LoRA: `bias="all"` saves its bias all the same; a LoRA tensor for it contradicts the config.
     fn not_targeted(&self, compilation: &mut Compilation<'_>, module: &Module) -> Result<(), DeltaError> {
         for parameter in ["lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B"] {
-            let tensor = key(module, parameter);
-            if compilation.tensors.has(&tensor) {
-                return Err(DeltaError::NotTargeted { tensor });
+            if let Some(tensor) = compilation.tensors.own_key(&key(module, parameter)) {
+                return Err(DeltaError::NotTargeted { tensor: tensor.to_owned() });
             }
         }
         if self.biases == SavedBiases::All
@@ -211,13 +221,6 @@ fn check_init(fields: &Fields) -> Result<(), DeltaError> {
             Err(fields.unsupported("init_lora_weights", hint))
         }
     }
-}
-
-/// DoRA's magnitudes. PEFT writes the key without `.weight` and reads it with it, too.
-fn magnitude(compilation: &mut Compilation<'_>, module: &Module) -> Result<Vec<f32>, DeltaError> {
-    const NAMES: [&str; 2] = ["lora_magnitude_vector", "lora_magnitude_vector.weight"];
-    let name = if compilation.tensors.has(&key(module, NAMES[1])) { NAMES[1] } else { NAMES[0] };
-    Ok(compilation.required(module, name, &[module.output])?.to_f32())
 }
 
 /// Saved biases replace the base's; the op adds the difference.

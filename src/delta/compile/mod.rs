@@ -12,14 +12,12 @@ mod tensors;
 
 use super::DeltaError;
 use super::layout::{BaseLayout, BaseWeights, Module, ModuleKind, Site};
-use super::peft::fields::Fields;
+use super::peft::fields::{Fields, UnknownFields};
+use super::peft::keys::{self, PREFIX};
 use super::peft::targets::Targets;
 use super::program::{DeltaOp, DeltaProgram};
 use crate::ops::HostTensor;
 use tensors::TensorSet;
-
-/// PEFT's prefix of every module path.
-const PREFIX: &str = "base_model.model.";
 
 /// Every [`DeltaProgram::kind`] that comes out of [`compile`].
 pub const SERVED_KINDS: [&str; 9] =
@@ -32,6 +30,15 @@ pub struct CompileLimits {
     pub max_rank: usize,
     /// Most virtual tokens.
     pub max_virtual_tokens: usize,
+    /// Let fields of the config pass that are not known here; the program says which. Known ones that change the maths
+    /// and are not implemented are refused all the same.
+    pub allow_unknown_fields: bool,
+}
+
+impl CompileLimits {
+    fn unknown_fields(self) -> UnknownFields {
+        if self.allow_unknown_fields { UnknownFields::Noted } else { UnknownFields::Refused }
+    }
 }
 
 /// The base an adapter is compiled against.
@@ -110,35 +117,55 @@ pub fn compile(
 ) -> Result<DeltaProgram, DeltaError> {
     let fields = Fields::parse(config)?;
     let method = Method::read(&fields, base.layout, limits)?;
-    fields.finish()?;
-    let tensors = TensorSet::read(weights)?;
+    let unknown_fields = fields.finish(limits.unknown_fields())?;
+    let tensors = TensorSet::read(weights, base.layout)?;
+    let unknown = tensors.unknown().first().cloned();
     let mut compilation = Compilation { base, tensors, ops: Vec::new() };
-    method.compile(&mut compilation)?;
-    compilation.finish(method.kind())
+    // A key that means nothing here says more than what is missing in its place.
+    match (method.compile(&mut compilation), unknown) {
+        (Err(DeltaError::NothingMatched { .. }), Some(tensor)) => {
+            let nearest = keys::nearest(&tensor, base.layout);
+            return Err(DeltaError::NothingMatched { shown: format!("; the file has `{tensor}`: {nearest}") });
+        }
+        (_, Some(tensor)) => return Err(leftover(&tensor, method.kind(), base.layout)),
+        (compiled, None) => compiled?,
+    }
+    let ops = compilation.finish(method.kind())?;
+    Ok(DeltaProgram { kind: method.kind().to_owned(), ops, unknown_fields })
+}
+
+/// Check the bytes of `adapter_config.json` alone, as [`compile`] does before it looks at any weight.
+///
+/// # Errors
+/// The first reason to refuse.
+pub fn check_config(config: &[u8], layout: &BaseLayout, limits: CompileLimits) -> Result<(), DeltaError> {
+    let fields = Fields::parse(config)?;
+    Method::read(&fields, layout, limits)?;
+    fields.finish(limits.unknown_fields()).map(drop)
 }
 
 /// Every field of an `adapter_config.json` that [`compile`] refuses, for people who want to know them all at once: those
 /// not supported, or the first that is wrong in itself. Empty if the config is fine; the weights may still not be.
 #[must_use]
 pub fn config_refusals(config: &[u8], layout: &BaseLayout, limits: CompileLimits) -> Vec<DeltaError> {
-    let read = |fields: &Fields| Method::read(fields, layout, limits).map(|_| fields.refusals());
+    let read = |fields: &Fields| Method::read(fields, layout, limits).map(|_| fields.refusals(limits.unknown_fields()));
     Fields::parse(config).and_then(|fields| read(&fields)).unwrap_or_else(|error| vec![error])
 }
 
 impl Compilation<'_> {
-    fn finish(mut self, kind: &'static str) -> Result<DeltaProgram, DeltaError> {
+    fn finish(mut self, kind: &'static str) -> Result<Vec<(Site, DeltaOp)>, DeltaError> {
         self.drop_base_copies()?;
         if let Some(tensor) = self.tensors.left().next() {
-            return Err(leftover(tensor, kind));
+            return Err(leftover(tensor, kind, self.base.layout));
         }
         if self.ops.is_empty() {
-            return Err(DeltaError::NothingMatched);
+            return Err(DeltaError::NothingMatched { shown: String::new() });
         }
         self.ops.sort_by_key(|(site, op)| (*site, op.class()));
         for (site, op) in &self.ops {
             check_computed(*site, op)?;
         }
-        Ok(DeltaProgram { kind: kind.to_owned(), ops: self.ops })
+        Ok(self.ops)
     }
 
     /// PEFT puts embedding and head into the file as they are: beside an adapter on them, and where
@@ -154,7 +181,8 @@ impl Compilation<'_> {
             let base = self.base_tensor(&module.weight)?;
             self.tensors.drop_copy(&alone, &base);
             if !self.tensors.drop_copy(&beside, &base) {
-                return Err(DeltaError::BaseMismatch { tensor: beside });
+                let tensor = self.tensors.own_key(&beside).unwrap_or(&beside).to_owned();
+                return Err(DeltaError::BaseMismatch { tensor });
             }
         }
         Ok(())
@@ -167,8 +195,21 @@ impl Compilation<'_> {
         parameter: &'static str,
         shape: &[usize],
     ) -> Result<HostTensor, DeltaError> {
-        let missing = || DeltaError::MissingTensor { module: module.path.clone(), missing: parameter };
-        self.tensors.take_shaped(&key(module, parameter), shape)?.ok_or_else(missing)
+        match self.tensors.take_shaped(&key(module, parameter), shape)? {
+            Some(tensor) => Ok(tensor),
+            None => {
+                let found = self.tensors.examples(&key(module, ""));
+                Err(DeltaError::MissingTensor { module: module.path.clone(), missing: parameter, found })
+            }
+        }
+    }
+
+    /// Whether the config targets a module, by its path in the model the adapter was trained on.
+    fn is_target(&self, targets: &Targets, module: &Module) -> Result<bool, DeltaError> {
+        match self.tensors.level().path(module) {
+            Some(path) => targets.contain(module, &path),
+            None => Ok(false),
+        }
     }
 
     fn push(&mut self, module: &Module, op: DeltaOp) {
@@ -188,7 +229,7 @@ fn key(module: &Module, parameter: &str) -> String {
 }
 
 /// Why a tensor nobody took is refused: a feature of PEFT that is known by its keys, or nothing known.
-fn leftover(tensor: &str, kind: &'static str) -> DeltaError {
+fn leftover(tensor: &str, kind: &'static str, layout: &BaseLayout) -> DeltaError {
     let feature = if tensor.contains("trainable_tokens_delta") {
         Some("trainable tokens")
     } else if tensor.starts_with(PREFIX) && !tensor.contains("lora_") && tensor.ends_with(".weight") {
@@ -198,7 +239,7 @@ fn leftover(tensor: &str, kind: &'static str) -> DeltaError {
     };
     match feature {
         Some(feature) => DeltaError::UnsupportedTensor { tensor: tensor.to_owned(), feature },
-        None => DeltaError::UnknownTensor { tensor: tensor.to_owned(), kind },
+        None => DeltaError::UnknownTensor { tensor: tensor.to_owned(), kind, nearest: keys::nearest(tensor, layout) },
     }
 }
 

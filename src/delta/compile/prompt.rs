@@ -5,10 +5,9 @@ use super::{Compilation, CompileLimits};
 use crate::delta::DeltaError;
 use crate::delta::layout::{BaseLayout, Site};
 use crate::delta::peft::fields::Fields;
+use crate::delta::peft::keys::VIRTUAL_TOKENS;
 use crate::delta::program::{DeltaOp, PrefixLayer};
 use crate::ops::HostTensor;
-
-const TENSOR: &str = "prompt_embeddings";
 
 /// Prompt tuning and P-tuning.
 pub(super) struct PromptConfig {
@@ -81,8 +80,13 @@ fn virtual_tokens(fields: &Fields, limits: CompileLimits) -> Result<usize, Delta
 
 /// The one tensor, `[num_virtual_tokens, width]`.
 fn saved(compilation: &mut Compilation<'_>, count: usize, width: usize) -> Result<HostTensor, DeltaError> {
-    let missing = || DeltaError::MissingTensor { module: "virtual tokens".to_owned(), missing: TENSOR };
-    compilation.tensors.take_shaped(TENSOR, &[count, width])?.ok_or_else(missing)
+    match compilation.tensors.take_shaped(VIRTUAL_TOKENS, &[count, width])? {
+        Some(tensor) => Ok(tensor),
+        None => {
+            let (module, found) = ("virtual tokens".to_owned(), compilation.tensors.examples(""));
+            Err(DeltaError::MissingTensor { module, missing: VIRTUAL_TOKENS, found })
+        }
+    }
 }
 
 /// A size the config may state, which must be the base's.

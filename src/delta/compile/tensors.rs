@@ -5,15 +5,22 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 
 use crate::delta::DeltaError;
+use crate::delta::layout::BaseLayout;
+use crate::delta::peft::keys::{Keys, Level};
 use crate::delta::safetensors::{HeaderLimits, TensorDtype, check_finite, check_fits_bf16, read_header};
 use crate::ops::{HostTensor, TensorData};
 
-/// Views into a checked safetensors file.
+/// Views into a checked safetensors file, by the keys that PEFT writes whatever the file's own are.
 pub(crate) struct TensorSet<'a> {
     tensors: BTreeMap<String, Entry<'a>>,
+    /// Keys that mean nothing to this base, in order.
+    unknown: Vec<String>,
+    level: Level,
 }
 
 struct Entry<'a> {
+    /// The file's own.
+    key: String,
     dtype: TensorDtype,
     shape: Vec<usize>,
     bytes: &'a [u8],
@@ -21,33 +28,64 @@ struct Entry<'a> {
 
 impl<'a> TensorSet<'a> {
     /// All tensors of a file: its header checked before anything is allocated, every number finite, also as bf16.
-    pub(crate) fn read(file: &'a [u8]) -> Result<Self, DeltaError> {
+    pub(crate) fn read(file: &'a [u8], layout: &BaseLayout) -> Result<Self, DeltaError> {
         let header = read_header(file, &HeaderLimits::default())?;
-        let mut tensors = BTreeMap::new();
+        let mut entries = BTreeMap::new();
         for tensor in &header.tensors {
             // The header's check has put every range inside the file.
             let bytes = header.data(file, tensor).unwrap_or_default();
             check_finite(&tensor.name, tensor.dtype, bytes)?;
             check_fits_bf16(&tensor.name, tensor.dtype, bytes)?;
-            tensors.insert(tensor.name.clone(), Entry { dtype: tensor.dtype, shape: tensor.shape.clone(), bytes });
+            entries.insert(tensor.name.as_str(), (tensor.dtype, tensor.shape.clone(), bytes));
         }
-        Ok(Self { tensors })
+        let Keys { known, unknown, level } = Keys::read(entries.keys().copied(), layout)?;
+        let entry = |(name, key): (String, String)| {
+            let (dtype, shape, bytes) = entries.remove(key.as_str())?;
+            Some((name, Entry { key, dtype, shape, bytes }))
+        };
+        let tensors = known.into_iter().filter_map(entry).collect();
+        Ok(Self { tensors, unknown, level })
     }
 
-    /// Take a tensor if it is there.
-    pub(crate) fn take(&mut self, name: &str) -> Option<HostTensor> {
-        let entry = self.tensors.remove(name)?;
-        Some(HostTensor { data: decode(entry.dtype, entry.bytes), shape: entry.shape })
+    /// How the paths that the config means differ from the base's.
+    pub(crate) fn level(&self) -> Level {
+        self.level
     }
 
-    /// Take a tensor of a known shape if it is there.
+    /// Keys that mean nothing to this base.
+    pub(crate) fn unknown(&self) -> &[String] {
+        &self.unknown
+    }
+
+    /// The file's own key of a tensor that nobody took.
+    pub(crate) fn own_key(&self, name: &str) -> Option<&str> {
+        self.tensors.get(name).map(|entry| entry.key.as_str())
+    }
+
+    /// Some of the file's own keys, those for a module first, for people.
+    pub(crate) fn examples(&self, prefix: &str) -> String {
+        let keys = |of_module: bool| {
+            let chosen = self.tensors.iter().filter(move |(name, _)| name.starts_with(prefix) == of_module);
+            chosen.map(|(_, entry)| format!("`{}`", entry.key))
+        };
+        let examples: Vec<_> = keys(true).chain(keys(false)).take(2).collect();
+        if examples.is_empty() { "no other tensor".to_owned() } else { examples.join(", ") }
+    }
+
+    /// Take a tensor of a known shape if it is there. A vector that the method keeps as a matrix of one row or column
+    /// may come as a vector.
     pub(crate) fn take_shaped(&mut self, name: &str, expected: &[usize]) -> Result<Option<HostTensor>, DeltaError> {
-        match self.take(name) {
-            Some(tensor) if tensor.shape != expected => {
-                Err(DeltaError::Shape { tensor: name.to_owned(), found: tensor.shape, expected: expected.to_vec() })
-            }
-            tensor => Ok(tensor),
+        let Some(entry) = self.tensors.remove(name) else { return Ok(None) };
+        let Entry { key, dtype, shape, bytes } = entry;
+        if shape != expected && !is_flat(&shape, expected) {
+            return Err(DeltaError::Shape { tensor: key, found: shape, expected: expected.to_vec() });
         }
+        Ok(Some(HostTensor { data: decode(dtype, bytes), shape: expected.to_vec() }))
+    }
+
+    /// Take a tensor away, whatever it is. False: it is not there.
+    pub(crate) fn remove(&mut self, name: &str) -> bool {
+        self.tensors.remove(name).is_some()
     }
 
     /// Whether a tensor is there and nobody took it.
@@ -77,10 +115,15 @@ impl<'a> TensorSet<'a> {
         equal
     }
 
-    /// Names nobody took, in order.
+    /// The file's own keys of what nobody took, in order.
     pub(crate) fn left(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        self.tensors.values().map(|entry| entry.key.as_str())
     }
+}
+
+/// `[n]` in place of `[1, n]` or `[n, 1]`.
+fn is_flat(found: &[usize], expected: &[usize]) -> bool {
+    matches!((found, expected), ([n], [1, m] | [m, 1]) if n == m)
 }
 
 fn decode(dtype: TensorDtype, bytes: &[u8]) -> TensorData {

@@ -6,8 +6,9 @@ use std::collections::BTreeSet;
 use super::json::Json;
 use crate::delta::DeltaError;
 
-/// Fields that describe training, provenance or tooling and never the maths of inference, for every method.
-const IGNORED: [&str; 9] = [
+/// Fields that describe training, provenance or tooling and never the maths of inference, for every method: those of
+/// every PEFT to date, then those that other programs write beside them.
+const IGNORED: [&str; 22] = [
     "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
@@ -17,6 +18,66 @@ const IGNORED: [&str; 9] = [
     "revision",
     "runtime_config",
     "task_type",
+    // PEFT before 0.4: whether `eval()` adds the update to the weights, which is the same sum.
+    "merge_weights",
+    // unsloth: which fixes the training had.
+    "unsloth_fixed",
+    "unsloth_version",
+    // ms-swift: its own name of the method, the dtype of training, the learning rates of LoRA+.
+    "swift_type",
+    "lora_dtype",
+    "lorap_emb_lr",
+    "lorap_lr_ratio",
+    // LLaMA-Factory, axolotl, trl: the learning rates of LoRA+, versions.
+    "loraplus_lr_embedding",
+    "loraplus_lr_ratio",
+    "llamafactory_version",
+    "axolotl_version",
+    "trl_version",
+    "transformers_version",
+];
+
+/// Fields that are known to change the maths, of PEFT to date and of its forks. Switched on they are refused where no
+/// method reads them, whatever the operator lets pass.
+const UNSUPPORTED: [&str; 35] = [
+    "alora_invocation_tokens",
+    "arrow_config",
+    "bias",
+    "ensure_weight_tying",
+    "feedforward_modules",
+    "kasa_config",
+    "layer_replication",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_bias",
+    "modules_to_save",
+    "monteclora_config",
+    "alpha_pattern",
+    "num_transformer_submodules",
+    "num_virtual_tokens",
+    "postprocess_past_key_value_function",
+    "rank_pattern",
+    "target_modules",
+    "exclude_modules",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "use_rslora",
+    // PEFT before 0.3, ms-swift: which parts of a fused projection have LoRA.
+    "enable_lora",
+    "use_merged_linear",
+    // ms-swift.
+    "model_key_mapping",
+    "use_qa_lora",
+    // The forks of DoRA, MoRA, LoRAMoE and HydraLoRA.
+    "Wdecompose_target_modules",
+    "dora_simple",
+    "use_mora",
+    "lora_nums",
+    "use_hydralora",
 ];
 
 /// Most entries of a list or table. Adapters that name every linear module of a large model have about a thousand.
@@ -26,7 +87,22 @@ const MAX_ENTRIES: usize = 16_384;
 const MAX_REFUSALS: usize = 100;
 
 /// LoRA variants whose field holds a nested config: an empty one is that config with its defaults, which is on.
-const ON_WHERE_EMPTY: [&str; 5] = ["arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config"];
+const ON_WHERE_EMPTY: [&str; 4] = ["arrow_config", "kasa_config", "monteclora_config", "use_bdlora"];
+
+/// Most unknown fields let pass; they are kept and shown.
+const MAX_UNKNOWN: usize = 64;
+
+/// Most characters of a field's name that are shown.
+const MAX_NAME_SHOWN: usize = 80;
+
+/// What becomes of a field that is not known and switches something on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UnknownFields {
+    /// It is refused by name.
+    Refused,
+    /// It is noted.
+    Noted,
+}
 
 /// The fields of a config, with the record of which were looked at.
 pub(crate) struct Fields {
@@ -35,12 +111,13 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    /// Parse the file.
+    /// Parse the file. A byte order mark, as editors put it there, is passed over.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, DeltaError> {
+        let bytes = super::json::without_mark(bytes);
         match serde_json::from_slice(bytes) {
             Ok(Json::Object(fields)) => Ok(Self { fields, used: RefCell::default() }),
             Ok(_) => Err(DeltaError::Json { reason: "it is not an object".to_owned() }),
-            Err(error) => Err(DeltaError::Json { reason: error.to_string() }),
+            Err(error) => Err(DeltaError::Json { reason: super::json::why_not(bytes, &error) }),
         }
     }
 
@@ -59,25 +136,36 @@ impl Fields {
         self.used.borrow_mut().extend(fields.iter().map(|field| (*field).to_owned()));
     }
 
-    /// Refuse every field that was neither used nor ignored, unless its value switches nothing on.
-    pub(crate) fn finish(&self) -> Result<(), DeltaError> {
-        self.first_refusals(1).pop().map_or(Ok(()), Err)
+    /// Refuse every field that was neither used nor ignored, unless its value switches nothing on. Returns the unknown
+    /// ones that were let pass.
+    pub(crate) fn finish(&self, unknown: UnknownFields) -> Result<Vec<String>, DeltaError> {
+        let (mut refused, noted) = self.look(unknown, 1);
+        refused.pop().map_or(Ok(noted), Err)
     }
 
     /// What [`Fields::finish`] refuses, all of it within reason.
-    pub(crate) fn refusals(&self) -> Vec<DeltaError> {
-        self.first_refusals(MAX_REFUSALS)
+    pub(crate) fn refusals(&self, unknown: UnknownFields) -> Vec<DeltaError> {
+        self.look(unknown, MAX_REFUSALS).0
     }
 
-    fn first_refusals(&self, count: usize) -> Vec<DeltaError> {
+    /// Up to `count` refusals, and the names of the fields let pass.
+    fn look(&self, unknown: UnknownFields, count: usize) -> (Vec<DeltaError>, Vec<String>) {
         self.ignore(&IGNORED);
         let used = self.used.borrow();
-        let neutral = |name: &str, value: &Json| match value {
-            Json::Object(_) if ON_WHERE_EMPTY.contains(&name) => false,
-            value => value.is_neutral(),
-        };
-        let refused = self.fields.iter().filter(|(name, value)| !used.contains(name) && !neutral(name, value));
-        refused.take(count).map(|(name, _)| self.unsupported(name, "")).collect()
+        let (mut refused, mut noted) = (Vec::new(), Vec::new());
+        for (name, _) in self.fields.iter().filter(|(name, value)| !used.contains(name) && is_on(name, value)) {
+            if refused.len() == count {
+                break;
+            }
+            if UNSUPPORTED.contains(&name.as_str()) {
+                refused.push(self.unsupported(name, hint(name)));
+            } else if unknown == UnknownFields::Noted && noted.len() < MAX_UNKNOWN {
+                noted.push(shown_name(name));
+            } else {
+                refused.push(DeltaError::UnknownField { field: shown_name(name), found: self.shown(name) });
+            }
+        }
+        (refused, noted)
     }
 
     pub(crate) fn bool_or(&self, field: &str, default: bool) -> Result<bool, DeltaError> {
@@ -167,12 +255,35 @@ impl Fields {
     }
 
     pub(crate) fn unsupported(&self, field: &str, hint: &'static str) -> DeltaError {
-        DeltaError::UnsupportedField { field: field.chars().take(80).collect(), found: self.shown(field), hint }
+        DeltaError::UnsupportedField { field: shown_name(field), found: self.shown(field), hint }
     }
 
     fn shown(&self, field: &str) -> String {
         self.raw(field).map_or_else(|| "absent".to_owned(), |value| value.to_string().chars().take(80).collect())
     }
+}
+
+/// Whether a value switches something on.
+fn is_on(name: &str, value: &Json) -> bool {
+    match value {
+        Json::Object(_) if ON_WHERE_EMPTY.contains(&name) => true,
+        value => !value.is_neutral(),
+    }
+}
+
+/// What to do about a field that is refused.
+fn hint(field: &str) -> &'static str {
+    match field {
+        "modules_to_save" | "trainable_token_indices" | "target_parameters" => {
+            " yet: merge the adapter into its base and serve that as --model, or train without it"
+        }
+        _ => "",
+    }
+}
+
+/// A field's name as it can be shown anywhere.
+fn shown_name(name: &str) -> String {
+    name.chars().take(MAX_NAME_SHOWN).flat_map(char::escape_debug).collect()
 }
 
 fn whole(value: &Json) -> Option<usize> {

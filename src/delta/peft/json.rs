@@ -36,6 +36,27 @@ impl Json {
     }
 }
 
+/// The text without the byte order mark that editors of some systems put in front.
+pub(crate) fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
+/// Why a text is no JSON, with a word on what Python and editors let pass.
+pub(crate) fn why_not(text: &[u8], error: &serde_json::Error) -> String {
+    if text.starts_with(b"version https://git-lfs.github.com/") {
+        return format!("it is a Git LFS pointer and not the file: run `git lfs pull` ({error})");
+    }
+    let line = text.split(|byte| *byte == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+    let has = |word: &[u8]| line.windows(word.len()).any(|window| window == word);
+    if error.is_syntax() && (has(b"NaN") || has(b"Infinity")) {
+        format!("{error}; NaN and Infinity are no JSON, and no field may have them")
+    } else if error.is_syntax() && (has(b"//") || has(b"/*") || line.trim_ascii_start().starts_with(b"#")) {
+        format!("{error}; JSON has no comments")
+    } else {
+        error.to_string()
+    }
+}
+
 impl fmt::Display for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

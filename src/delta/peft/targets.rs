@@ -71,11 +71,11 @@ impl Matcher {
         }
     }
 
-    fn matches(&self, module: &Module) -> Result<bool, DeltaError> {
+    fn matches(&self, module: &Module, path: &str) -> Result<bool, DeltaError> {
         match self {
-            Self::Expression(expression) => expression.is_match(&module.path),
+            Self::Expression(expression) => expression.is_match(path),
             Self::AllLinear => Ok(module.kind == ModuleKind::Linear && module.layer().is_some()),
-            Self::List(list) => Ok(list.iter().any(|name| is_suffix(&module.path, name))),
+            Self::List(list) => Ok(list.iter().any(|name| is_suffix(path, name))),
         }
     }
 }
@@ -121,18 +121,18 @@ impl Targets {
         Ok(Self { layers, ..targets })
     }
 
-    /// Whether the config targets this module.
-    pub(crate) fn contain(&self, module: &Module) -> Result<bool, DeltaError> {
+    /// Whether the config targets this module, which has this `path` in the model the adapter was trained on.
+    pub(crate) fn contain(&self, module: &Module, path: &str) -> Result<bool, DeltaError> {
         if let Some(exclude) = &self.exclude
-            && exclude.matches(module)?
+            && exclude.matches(module, path)?
         {
             return Ok(false);
         }
         match (&self.layers, &self.include) {
             // A full path is targeted whatever its layer.
-            (Some(_), Matcher::List(names)) if names.contains(&module.path) => Ok(true),
-            (Some(layers), include) => Ok(include.matches(module)? && layers.contain(module)?),
-            (None, include) => include.matches(module),
+            (Some(_), Matcher::List(names)) if names.iter().any(|name| name == path) => Ok(true),
+            (Some(layers), include) => Ok(include.matches(module, path)? && layers.contain(path)?),
+            (None, include) => include.matches(module, path),
         }
     }
 }
@@ -165,9 +165,9 @@ impl Layers {
     }
 
     /// By the first pattern that matches.
-    fn contain(&self, module: &Module) -> Result<bool, DeltaError> {
+    fn contain(&self, path: &str) -> Result<bool, DeltaError> {
         for pattern in &self.patterns {
-            if let Some(index) = pattern.layer_index(&module.path)? {
+            if let Some(index) = pattern.layer_index(path)? {
                 return Ok(index.is_some_and(|index| self.indices.contains(&index)));
             }
         }
@@ -270,11 +270,11 @@ impl Feedforward {
         }))
     }
 
-    pub(crate) fn contain(&self, module: &Module) -> Result<bool, DeltaError> {
+    pub(crate) fn contain(&self, path: &str) -> Result<bool, DeltaError> {
         match &self.0 {
             None => Ok(false),
-            Some(FeedforwardNames::Expression(expression)) => expression.is_match(&module.path),
-            Some(FeedforwardNames::Tails(tails)) => Ok(tails.iter().any(|tail| module.path.ends_with(tail))),
+            Some(FeedforwardNames::Expression(expression)) => expression.is_match(path),
+            Some(FeedforwardNames::Tails(tails)) => Ok(tails.iter().any(|tail| path.ends_with(tail))),
         }
     }
 }

@@ -97,7 +97,7 @@ fn a_file_truncated_after_the_start_fails_what_reads_the_base_and_nothing_else()
     let layout = base_layout(&spec);
     let compile = |adapter: &str| {
         let read = |file| fs::read(Path::new(FIXTURE).join("adapters").join(adapter).join(file)).unwrap();
-        let limits = crate::delta::CompileLimits { max_rank: 64, max_virtual_tokens: 64 };
+        let limits = crate::delta::CompileLimits { max_rank: 64, max_virtual_tokens: 64, allow_unknown_fields: false };
         let base = crate::delta::Base { layout: &layout, weights: &checkpoint };
         crate::delta::compile(&read("adapter_config.json"), &read("adapter_model.safetensors"), base, limits)
     };

@@ -91,7 +91,10 @@ fn described(adapter: pb::Adapter, facts: Option<&AdapterFacts>) -> pb::Adapter 
     };
     pb::Adapter {
         kind: facts.kind.clone(),
+        min_rank: facts.min_rank,
         max_rank: facts.max_rank,
+        targets: facts.targets.clone(),
+        unknown_fields: facts.unknown_fields.clone(),
         ops: facts.ops.iter().map(op_count).collect(),
         parameters: facts.parameters,
         device_bytes: facts.device_bytes,

@@ -286,7 +286,10 @@ fn an_adapter_is_described_in_full_once_it_is_compiled() {
     };
     let facts = AdapterFacts {
         kind: "prefix tuning".into(),
+        min_rank: 4,
         max_rank: 8,
+        targets: vec!["q".into(), "v".into()],
+        unknown_fields: vec!["use_of_next_year".into()],
         ops: [(OpClass::Prefix, 1), (OpClass::LowRank, 14)].into(),
         device_bytes: 1000,
         parameters: 500,
@@ -311,6 +314,11 @@ fn an_adapter_is_described_in_full_once_it_is_compiled() {
     assert_eq!(
         (message.max_rank, message.parameters, message.device_bytes, message.virtual_tokens),
         (8, 500, 1000, 20)
+    );
+    assert_eq!(message.min_rank, 4);
+    assert_eq!(
+        (message.targets.as_slice(), message.unknown_fields.len()),
+        (["q".to_owned(), "v".to_owned()].as_slice(), 1)
     );
     let ops: Vec<_> = message.ops.iter().map(|op| (op.op_class.as_str(), op.count)).collect();
     assert_eq!(ops, [("LowRank", 14), ("Prefix", 1)]);

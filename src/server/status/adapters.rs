@@ -201,17 +201,26 @@ fn from_delta(error: &DeltaError) -> Status {
             bad("INVALID_CONFIG", field).with("found", found).with("expected", expected)
         }
         E::UnsupportedField { field, found, .. } => bad("UNSUPPORTED_CONFIG", field).with("found", found),
+        E::UnknownField { field, found } => bad("UNSUPPORTED_CONFIG", field).with("found", found),
         E::Regex { field, reason } => bad("INVALID_CONFIG", field).with("cause", reason),
-        E::UnknownTensor { tensor, kind } => bad("UNKNOWN_TENSOR", tensor).with("kind", kind),
+        E::UnknownTensor { tensor, kind, nearest } => {
+            bad("UNKNOWN_TENSOR", tensor).with("kind", kind).with("nearest", nearest)
+        }
+        E::SameTensor { first, second } => bad("DUPLICATE_TENSOR", first).with("second", second),
+        E::MixedKeys { first, second, difference } => {
+            bad("MIXED_TENSOR_NAMES", first).with("second", second).with("difference", difference)
+        }
         E::UnsupportedTensor { tensor, feature } => bad("UNSUPPORTED_TENSOR", tensor).with("feature", feature),
         E::NotTargeted { tensor } => bad("TENSOR_NOT_TARGETED", tensor),
-        E::MissingTensor { module, missing } => bad("MISSING_TENSOR", module).with("missing", missing),
+        E::MissingTensor { module, missing, found } => {
+            bad("MISSING_TENSOR", module).with("missing", missing).with("found", found)
+        }
         E::WrongModule { module, kind } => bad("WRONG_MODULE", module).with("kind", kind),
         E::Shape { tensor, found, expected } => {
             bad("SHAPE_MISMATCH", tensor).with("found", format!("{found:?}")).with("expected", format!("{expected:?}"))
         }
         E::Rank { module, rank, max } => bad("RANK_OUT_OF_RANGE", module).with("rank", rank).with("max", max),
-        E::NothingMatched => bad("NOTHING_MATCHED", &"target_modules"),
+        E::NothingMatched { .. } => bad("NOTHING_MATCHED", &"target_modules"),
         E::BaseMismatch { tensor } => {
             Refusal::new(Code::FailedPrecondition, "BASE_MISMATCH", error).precondition("BASE_MODEL", tensor, error)
         }

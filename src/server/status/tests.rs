@@ -196,14 +196,17 @@ fn adapters_that_do_not_compile() {
         (E::BadField { field: "r".into(), found: "0".into(), expected: "at least 1" }, "INVALID_CONFIG", "r"),
         (E::UnsupportedField { field: "x".into(), found: "1".into(), hint: "" }, "UNSUPPORTED_CONFIG", "x"),
         (E::Regex { field: "target_modules".into(), reason: "(".into() }, "INVALID_CONFIG", "target_modules"),
-        (E::UnknownTensor { tensor: "t".into(), kind: "LoRA" }, "UNKNOWN_TENSOR", "t"),
+        (E::UnknownTensor { tensor: "t".into(), kind: "LoRA", nearest: "n".into() }, "UNKNOWN_TENSOR", "t"),
+        (E::UnknownField { field: "x".into(), found: "1".into() }, "UNSUPPORTED_CONFIG", "x"),
+        (E::SameTensor { first: "t".into(), second: "u".into() }, "DUPLICATE_TENSOR", "t"),
+        (E::MixedKeys { first: "t".into(), second: "u".into(), difference: "d" }, "MIXED_TENSOR_NAMES", "t"),
         (E::UnsupportedTensor { tensor: "t".into(), feature: "f" }, "UNSUPPORTED_TENSOR", "t"),
         (E::NotTargeted { tensor: "t".into() }, "TENSOR_NOT_TARGETED", "t"),
-        (E::MissingTensor { module: "m".into(), missing: "lora_A.weight" }, "MISSING_TENSOR", "m"),
+        (E::MissingTensor { module: "m".into(), missing: "lora_A.weight", found: "`f`".into() }, "MISSING_TENSOR", "m"),
         (E::WrongModule { module: "m".into(), kind: "LoRA" }, "WRONG_MODULE", "m"),
         (E::Shape { tensor: "t".into(), found: vec![1], expected: vec![2, 3] }, "SHAPE_MISMATCH", "t"),
         (E::Rank { module: "m".into(), rank: 9, max: 8 }, "RANK_OUT_OF_RANGE", "m"),
-        (E::NothingMatched, "NOTHING_MATCHED", "target_modules"),
+        (E::NothingMatched { shown: String::new() }, "NOTHING_MATCHED", "target_modules"),
         (E::VirtualTokens { count: 9, max: 8 }, "VIRTUAL_TOKENS_OUT_OF_RANGE", "num_virtual_tokens"),
         (E::NonFinite { tensor: "t".into(), index: 3 }, "NON_FINITE", "t"),
     ];
@@ -227,10 +230,18 @@ fn adapters_that_do_not_compile() {
 #[test]
 fn a_failed_load_is_what_its_cause_is() {
     let load = |source: LoadFailure| from_adapter(&AdapterError::LoadFailed { version: V, source });
-    expect(&load(Arc::new(DeltaError::NothingMatched)), Code::InvalidArgument, "NOTHING_MATCHED");
+    expect(
+        &load(Arc::new(DeltaError::NothingMatched { shown: String::new() })),
+        Code::InvalidArgument,
+        "NOTHING_MATCHED",
+    );
     expect(&load(Arc::new(AdapterError::DiskFull { action: "reading" })), Code::ResourceExhausted, "DISK_FULL");
     let install = |error| load(Arc::new(error));
-    expect(&install(InstallError::Delta(DeltaError::NothingMatched)), Code::InvalidArgument, "NOTHING_MATCHED");
+    expect(
+        &install(InstallError::Delta(DeltaError::NothingMatched { shown: String::new() })),
+        Code::InvalidArgument,
+        "NOTHING_MATCHED",
+    );
     let corrupt = AdapterError::Corrupt { version: V, path: path() };
     expect(&install(InstallError::Adapter(corrupt)), Code::DataLoss, "ADAPTER_CORRUPT");
     expect(&install(InstallError::Stopped), Code::Unavailable, "SERVER_DRAINING");
@@ -401,9 +412,9 @@ fn texts_of_a_client_come_back_short() {
     let long = "é".repeat(1 << 20);
     let statuses = [
         from_admission(&AdmissionError::Chat(ChatError::Refused { message: long.clone() })),
-        load_failed(&DeltaError::UnknownTensor { tensor: long.clone(), kind: "LoRA" }),
+        load_failed(&DeltaError::UnknownTensor { tensor: long.clone(), kind: "LoRA", nearest: long.clone() }),
         load_failed(&DeltaError::UnsupportedField { field: long.clone(), found: long.clone(), hint: "" }),
-        load_failed(&DeltaError::MissingTensor { module: long, missing: "lora_A.weight" }),
+        load_failed(&DeltaError::MissingTensor { module: long.clone(), missing: "lora_A.weight", found: long }),
     ];
     for status in statuses {
         check(&status);

@@ -19,7 +19,7 @@ enum Fate {
 use Fate::{Ignored, Implemented, Refused};
 
 /// Field, its neutral value, a value that is set.
-const LORA_FIELDS: [(&str, &str, &str, Fate); 50] = [
+const LORA_FIELDS: [(&str, &str, &str, Fate); 52] = [
     ("alora_invocation_tokens", "null", "[1, 2]", Refused),
     ("alpha_pattern", "{}", r#"{"q_proj": 3}"#, Implemented),
     ("arrow_config", "null", r#"{"top_k": 3}"#, Refused),
@@ -28,6 +28,7 @@ const LORA_FIELDS: [(&str, &str, &str, Fate); 50] = [
     ("base_model_name_or_path", "null", r#""org/name""#, Ignored),
     ("bias", r#""none""#, r#""all""#, Implemented),
     ("corda_config", "null", r#"{"corda_method": "ipm"}"#, Ignored),
+    ("enable_lora", "null", "[true, false]", Refused),
     ("ensure_weight_tying", "false", "true", Implemented),
     ("eva_config", "null", r#"{"rho": 2.0}"#, Ignored),
     ("exclude_modules", "null", r#"["v_proj"]"#, Implemented),
@@ -46,6 +47,7 @@ const LORA_FIELDS: [(&str, &str, &str, Fate); 50] = [
     ("lora_ga_config", "null", r#"{"scale": "stable"}"#, Ignored),
     ("megatron_config", "null", r#"{"hidden_size": 8}"#, Ignored),
     ("megatron_core", r#""megatron.core""#, r#""other""#, Ignored),
+    ("merge_weights", "false", "true", Ignored),
     ("modules_to_save", "null", r#"["lm_head"]"#, Refused),
     ("modules_to_save", "[]", r#"["classifier", "score"]"#, Refused),
     ("monteclora_config", "null", r#"{"num_samples": 8}"#, Refused),
@@ -68,8 +70,8 @@ const LORA_FIELDS: [(&str, &str, &str, Fate); 50] = [
     ("use_dora", "false", "true", Implemented),
     ("use_qalora", "false", "true", Refused),
     ("use_rslora", "false", "true", Implemented),
-    ("velora_config", "null", r#"{"num_groups": 64}"#, Refused),
-    ("velora_config", "null", "{}", Refused),
+    ("velora_config", "null", r#"{"num_groups": 64}"#, Ignored),
+    ("velora_config", "null", "{}", Ignored),
 ];
 
 /// A config with every field at its neutral value.
@@ -150,6 +152,63 @@ fn unknown_fields_are_accepted_where_they_switch_nothing_on() {
 }
 
 #[test]
+fn what_other_programs_write_is_known_by_name() {
+    let harmless = [
+        ("unsloth_fixed", "true"),
+        ("swift_type", r#""LORA""#),
+        ("lora_dtype", r#""AUTO""#),
+        ("lorap_lr_ratio", "16.0"),
+        ("lorap_emb_lr", "1e-06"),
+        ("loraplus_lr_ratio", "16.0"),
+        ("loraplus_lr_embedding", "1e-06"),
+        ("transformers_version", r#""5.23.0""#),
+        ("peft_version", r#""0.21.2""#),
+        ("auto_mapping", r#"{"base_model_class": "LlamaForCausalLM", "unsloth_fixed": true}"#),
+    ];
+    for (field, value) in harmless {
+        let program = Upload::lora().set(field, value).ops();
+        assert_eq!(program, Upload::lora().ops(), "{field}");
+    }
+    let harmful = [
+        ("use_qa_lora", "true"),
+        ("use_merged_linear", "true"),
+        ("model_key_mapping", r#"{"a": "b"}"#),
+        ("dora_simple", "true"),
+        ("use_mora", "true"),
+        ("lora_nums", "8"),
+    ];
+    for (field, value) in harmful {
+        for upload in [Upload::lora().set(field, value), Upload::ia3().set(field, value)] {
+            let error = upload.compile_allowing_unknown(&Toy::new()).unwrap_err();
+            let named = matches!(&error, DeltaError::UnsupportedField { field: named, .. } if named == field);
+            assert!(named, "{field}: {error}");
+        }
+    }
+}
+
+#[test]
+fn unknown_fields_pass_where_the_operator_says_so_and_are_noted() {
+    let upload = Upload::lora().set("use_of_next_year", "true").set("another", "3").set("off", "null");
+    let error = upload.refusal();
+    assert!(error.to_string().contains("--allow-unknown-adapter-fields"), "{error}");
+    let toy = Toy::new();
+    let program = upload.compile_allowing_unknown(&toy).unwrap();
+    assert_eq!(program.ops, Upload::lora().ops().ops);
+    assert_eq!(program.unknown_fields, ["use_of_next_year", "another"]);
+    assert_eq!(program.facts(4).unknown_fields, program.unknown_fields);
+    // What is known and not served stays refused.
+    for (field, set) in LORA_FIELDS.iter().filter(|(.., fate)| *fate == Refused).map(|(field, _, set, _)| (field, set))
+    {
+        let error = upload.clone().set(field, set).compile_allowing_unknown(&toy).unwrap_err();
+        assert!(matches!(error, DeltaError::UnsupportedField { .. }), "{field}: {error}");
+    }
+    let strange = Upload::lora().set("a\u{1b}[31m\n", "1").compile_allowing_unknown(&toy).unwrap();
+    assert_eq!(strange.unknown_fields, [r"a\u{1b}[31m\n"], "a name is shown on terminals");
+    let many = (0..65).fold(Upload::lora(), |upload, at| upload.set(&format!("field_{at}"), "1"));
+    assert!(matches!(many.compile_allowing_unknown(&toy), Err(DeltaError::UnknownField { .. })));
+}
+
+#[test]
 fn fields_of_the_wrong_type_or_range_are_named() {
     let cases = [
         ("r", r#""8""#),
@@ -193,20 +252,25 @@ fn fields_of_the_wrong_type_or_range_are_named() {
 fn what_is_no_object_is_no_config() {
     let toy = Toy::new();
     let refusals = |config: &str| config_refusals(config.as_bytes(), &toy.layout, LIMITS);
-    let bad = [
-        "",
-        "[]",
-        "3",
-        "{",
-        "{}{}",
-        r#"{"r": NaN}"#,
-        r#"{"r": 1, "r": 1}"#,
-        r#"{"a": {"b": 1, "b": 2}}"#,
-        "\u{feff}{}",
-    ];
+    let bad = ["", "[]", "3", "{", "{}{}", r#"{"r": NaN}"#, r#"{"r": 1, "r": 1}"#, r#"{"a": {"b": 1, "b": 2}}"#];
     for config in bad {
         assert!(matches!(refusals(config).as_slice(), [DeltaError::Json { .. }]), "{config}");
     }
+    for (config, word) in [
+        (r#"{"lora_dropout": NaN}"#, "NaN and Infinity are no JSON"),
+        (r#"{"lora_alpha": -Infinity}"#, "NaN and Infinity are no JSON"),
+        ("{\n  // rank\n  \"r\": 8\n}", "JSON has no comments"),
+        ("{\n  # rank\n  \"r\": 8\n}", "JSON has no comments"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+    ] {
+        let refused = refusals(config);
+        assert!(matches!(refused.as_slice(), [error] if error.to_string().contains(word)), "{refused:?}");
+    }
+    // Editors put it there; the meaning is the same.
+    let marked = [b"\xef\xbb\xbf".as_slice(), &Upload::lora().config_bytes()].concat();
+    assert!(config_refusals(&marked, &toy.layout, LIMITS).is_empty());
+    let lines = String::from_utf8(Upload::lora().config_bytes()).unwrap().replace(',', ",\r\n");
+    assert!(config_refusals(lines.as_bytes(), &toy.layout, LIMITS).is_empty());
     let deep = format!("{}{}", r#"{"a":"#.repeat(5000), "}".repeat(5000));
     assert!(matches!(refusals(&deep).as_slice(), [DeltaError::Json { .. }]));
 }
@@ -222,7 +286,8 @@ fn all_refused_fields_can_be_had_at_once() {
         named,
         [
             "adapter_config.json: `kasa_config` = an object of 0 is not supported",
-            "adapter_config.json: `modules_to_save` = a list of 1 is not supported",
+            "adapter_config.json: `modules_to_save` = a list of 1 is not supported yet: merge the adapter into its base and \
+             serve that as --model, or train without it",
             "adapter_config.json: `use_qalora` = true is not supported",
         ]
     );

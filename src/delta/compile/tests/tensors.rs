@@ -23,7 +23,9 @@ fn half_a_pair_is_refused() {
     for (parameter, module) in [("lora_A.weight", Q0), ("lora_B.weight", Q1)] {
         let error = Upload::lora().without(&key(module, parameter)).refusal();
         match error {
-            DeltaError::MissingTensor { module: m, missing } => assert_eq!((m.as_str(), missing), (module, parameter)),
+            DeltaError::MissingTensor { module: m, missing, .. } => {
+                assert_eq!((m.as_str(), missing), (module, parameter))
+            }
             other => panic!("{other}"),
         }
     }
@@ -62,7 +64,7 @@ fn shapes_are_the_bases_and_the_configs() {
 #[test]
 fn a_tensor_nobody_takes_is_refused() {
     let unknown = |name: &str| match Upload::lora().tensor(name, &[4]).refusal() {
-        DeltaError::UnknownTensor { tensor, kind: "LoRA" } => assert_eq!(tensor, name),
+        DeltaError::UnknownTensor { tensor, kind: "LoRA", .. } => assert_eq!(tensor, name),
         other => panic!("{name}: {other}"),
     };
     unknown(&key(Q0, "lora_C.weight"));
@@ -105,11 +107,12 @@ fn an_adapter_that_matches_nothing_is_refused() {
     ];
     for upload in nothing {
         let error = upload.refusal();
-        assert!(matches!(error, DeltaError::NotTargeted { .. } | DeltaError::NothingMatched), "{error}");
+        assert!(matches!(error, DeltaError::NotTargeted { .. } | DeltaError::NothingMatched { .. }), "{error}");
     }
     // With no tensor of this base either.
     let foreign = Upload::lora().renamed("model.layers", "transformer.h").set("target_modules", r#"["c_attn"]"#);
-    assert!(matches!(foreign.refusal(), DeltaError::NothingMatched));
+    let error = foreign.refusal();
+    assert!(matches!(&error, DeltaError::NothingMatched { shown } if shown.contains("`model.layers.0.")), "{error}");
     assert!(Upload::ia3().set("target_modules", r#"["c_attn"]"#).compile(&Toy::new()).is_err());
 }
 
@@ -123,21 +126,82 @@ fn a_method_goes_only_where_it_can() {
 }
 
 #[test]
-fn names_are_the_ones_peft_saves() {
+fn keys_may_be_spelled_in_every_way_that_means_the_same() {
+    let plain = Upload::lora().ops();
     let variants = [
         ("base_model.model.", ""),
-        ("base_model.model.", "model."),
-        ("base_model.model.", "base_model."),
+        ("base_model.model.", "module."),
         ("base_model.model.", "base_model.model._orig_mod."),
+        ("base_model.model.", "_orig_mod.base_model.model."),
         ("base_model.model.model.", "base_model.model."),
-        ("lora_A.weight", "lora_A.default.weight"),
-        ("lora_B.weight", "lora_B.default.weight"),
-        ("self_attn.q_proj", "self_attn.q_proj.base_layer"),
+        ("base_model.model.model.", ""),
+        ("base_model.model.", "base_model.model.model."),
+        (".weight", ".default.weight"),
+        ("self_attn.q_proj", "self_attn._checkpoint_wrapped_module.q_proj"),
     ];
     for (from, to) in variants {
-        let error = Upload::lora().renamed(from, to).refusal();
-        assert!(matches!(error, DeltaError::MissingTensor { .. }), "{to}: {error}");
+        assert_eq!(Upload::lora().renamed(from, to).ops(), plain, "{from} as {to}");
     }
+    // The config's paths are those of the model that was trained.
+    let headless = |targets: &str| Upload::lora().renamed("model.layers", "layers").set("target_modules", targets);
+    assert_eq!(headless(r#""layers\\.\\d+\\.self_attn\\.q_proj""#).ops(), plain);
+    assert_eq!(headless(r#"["layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj"]"#).ops(), plain);
+    let error = headless(r#""model\\.layers\\..*q_proj""#).refusal();
+    assert!(
+        matches!(&error, DeltaError::NotTargeted { tensor } if tensor.starts_with("base_model.model.layers")),
+        "{error}"
+    );
+    for (from, to) in [("self_attn.q_proj", "self_attn.q_proj.base_layer"), ("model.layers", "model.decoder.layers")] {
+        let error = Upload::lora().renamed(from, to).refusal();
+        assert!(matches!(error, DeltaError::UnknownTensor { .. } | DeltaError::MissingTensor { .. }), "{to}: {error}");
+    }
+}
+
+#[test]
+fn a_refusal_shows_the_files_own_keys_and_what_the_base_has() {
+    let shown = |upload: Upload, words: &[&str]| {
+        let text = upload.refusal().to_string();
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    };
+    let own = "_orig_mod.base_model.model.model.layers.0.self_attn.q_proj";
+    let wrapped = || Upload::lora().renamed("base_model.model.", "_orig_mod.base_model.model.");
+    let one = |upload: Upload, parameter: &str| upload.without(&format!("{own}.{parameter}"));
+    shown(one(wrapped(), "lora_A.weight"), &[Q0, "no `lora_A.weight`", &format!("`{own}.lora_B.weight`")]);
+    shown(
+        Upload::lora().renamed("model.layers", "transformer.layers"),
+        &[
+            "base_model.model.transformer.layers.0.self_attn.q_proj.lora_A.weight",
+            "nearest is `model.layers.0.self_attn.q_proj`",
+        ],
+    );
+    shown(wrapped().tensor(&format!("{own}.lora_A.weight"), &[2, 3]), &[&format!("`{own}.lora_A.weight`"), "[2, 3]"]);
+    shown(wrapped().tensor(&key(Q0, "lora_A.weight"), &[2, HIDDEN]), &["one and the same parameter", own]);
+    shown(
+        Upload::lora()
+            .renamed("layers.1.self_attn.q_proj.lora_A.weight", "layers.1.self_attn.q_proj.lora_A.default.weight"),
+        &["lora_A.default.weight", "spelled in two ways"],
+    );
+}
+
+#[test]
+fn a_vector_may_come_flat() {
+    let l = |layer: usize, module: &str| key(&format!("model.layers.{layer}.{module}"), "ia3_l");
+    let flat = (0..2).fold(Upload::ia3(), |upload, layer| {
+        let (k, down) = (l(layer, "self_attn.k_proj"), l(layer, "mlp.down_proj"));
+        let (of_k, of_down) = (numbers(&k, &[KV, 1]), numbers(&down, &[1, INNER]));
+        upload.values(&k, &[KV], of_k).values(&down, &[INNER], of_down)
+    });
+    assert_eq!(flat.ops(), Upload::ia3().ops());
+    let short = Upload::ia3().tensor(&l(0, "self_attn.k_proj"), &[KV - 1]).refusal();
+    assert!(matches!(short, DeltaError::Shape { .. }), "{short}");
+}
+
+#[test]
+fn what_velora_trains_with_is_taken_and_dropped() {
+    let velora =
+        [Q0, Q1].iter().fold(Upload::lora(), |upload, module| upload.tensor(&key(module, "lora_velora_embed"), &[4]));
+    assert!(matches!(velora.refusal(), DeltaError::UnknownTensor { .. }));
+    assert_eq!(velora.set("velora_config", r#"{"num_groups": 2}"#).ops(), Upload::lora().ops());
 }
 
 #[test]
@@ -304,7 +368,7 @@ fn saved_biases_replace_the_bases() {
 #[test]
 fn virtual_tokens_are_one_tensor_and_nothing_else() {
     let missing = Upload::prompt().renamed("prompt_embeddings", "prompt_encoder.default.embedding.weight").refusal();
-    assert!(matches!(missing, DeltaError::MissingTensor { missing: "prompt_embeddings", .. }), "{missing}");
+    assert!(matches!(missing, DeltaError::UnknownTensor { kind: "prompt tuning", .. }), "{missing}");
     let more = Upload::prefix().tensor("transform.0.weight", &[4, 4]).refusal();
     assert!(matches!(more, DeltaError::UnknownTensor { kind: "prefix tuning", .. }), "{more}");
     let program = Upload::prefix().ops();

@@ -11,7 +11,8 @@ use crate::delta::layout::{BaseLayout, BaseReadError, BaseSizes, BaseWeights, La
 use crate::delta::{DeltaError, DeltaProgram};
 use crate::ops::HostTensor;
 
-pub(super) const LIMITS: CompileLimits = CompileLimits { max_rank: 8, max_virtual_tokens: 6 };
+pub(super) const LIMITS: CompileLimits =
+    CompileLimits { max_rank: 8, max_virtual_tokens: 6, allow_unknown_fields: false };
 pub(super) const HIDDEN: usize = 8;
 pub(super) const KV: usize = 4;
 pub(super) const INNER: usize = 12;
@@ -203,7 +204,11 @@ impl Upload {
     }
 
     pub(super) fn config_bytes(&self) -> Vec<u8> {
-        let fields: Vec<_> = self.config.iter().map(|(name, value)| format!("{name:?}: {value}")).collect();
+        let fields: Vec<_> = self
+            .config
+            .iter()
+            .map(|(name, value)| format!("{}: {value}", serde_json::to_string(name).unwrap()))
+            .collect();
         format!("{{{}}}", fields.join(", ")).into_bytes()
     }
 
@@ -221,6 +226,12 @@ impl Upload {
 
     pub(super) fn compile(&self, toy: &Toy) -> Result<DeltaProgram, DeltaError> {
         compile(&self.config_bytes(), &self.weight_bytes(), Base { layout: &toy.layout, weights: toy }, LIMITS)
+    }
+
+    /// As [`Upload::compile`] where the operator lets unknown fields pass.
+    pub(super) fn compile_allowing_unknown(&self, toy: &Toy) -> Result<DeltaProgram, DeltaError> {
+        let limits = CompileLimits { allow_unknown_fields: true, ..LIMITS };
+        compile(&self.config_bytes(), &self.weight_bytes(), Base { layout: &toy.layout, weights: toy }, limits)
     }
 
     /// Compiled against an untied toy.

@@ -1,0 +1,229 @@
+//! The keys of a file, in whichever of the usual ways they were written, as the parameters of the base's modules they
+//! mean.
+//!
+//! PEFT saves `base_model.model.{path of the module}.{parameter}`. Other savers leave things in or out that say nothing:
+//! the name of the adapter (`lora_A.default.weight`, of a plain `state_dict()`), the wrappers of torch.compile, FSDP,
+//! DDP and gradient checkpointing, the prefix, or the level `model.` (an adapter that was trained on the base without
+//! its head). They are taken off where one meaning is left. Where a key has none, or a file mixes two ways, it is refused: PEFT
+//! would leave such tensors out with a warning and go on.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use crate::delta::DeltaError;
+use crate::delta::layout::{BaseLayout, Module};
+
+/// PEFT's prefix of every module path.
+pub(crate) const PREFIX: &str = "base_model.model.";
+
+/// The one key of virtual tokens.
+pub(crate) const VIRTUAL_TOKENS: &str = "prompt_embeddings";
+
+/// Levels that a wrapper of torch adds anywhere in a path.
+const WRAPPERS: [&str; 4] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"];
+
+/// Where the path of a module ends and its parameter begins.
+const PARAMETERS: [&str; 11] = [
+    "lora_A",
+    "lora_B",
+    "lora_embedding_A",
+    "lora_embedding_B",
+    "lora_magnitude_vector",
+    "lora_velora_embed",
+    "ia3_l",
+    "ln_tuning_layers",
+    "modules_to_save",
+    "base_layer",
+    "token_adapter",
+];
+
+/// What the keys of a file mean.
+#[derive(Debug, Default)]
+pub(crate) struct Keys {
+    /// The key PEFT would have written, and the file's own.
+    pub(crate) known: BTreeMap<String, String>,
+    /// Keys that mean nothing here, in order.
+    pub(crate) unknown: Vec<String>,
+    /// How the paths of the model it was trained on differ from the base's.
+    pub(crate) level: Level,
+}
+
+/// Levels `model.` that the paths of the trained model have more than the base's: -1 for one trained without its head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Level(isize);
+
+impl Level {
+    /// The path a module has in the model the adapter was trained on, to which its config refers. `None`: it has no
+    /// such module.
+    pub(crate) fn path(self, module: &Module) -> Option<Cow<'_, str>> {
+        match self.0 {
+            0 => Some(Cow::Borrowed(&module.path)),
+            -1 => module.path.strip_prefix("model.").map(Cow::Borrowed),
+            more => Some(Cow::Owned("model.".repeat(usize::try_from(more).ok()?) + &module.path)),
+        }
+    }
+}
+
+/// A key taken apart.
+#[derive(Debug, PartialEq, Eq)]
+struct Parts<'a> {
+    /// `base_model` and `model` in front.
+    lead: Vec<&'a str>,
+    /// The rest of the module's path.
+    core: String,
+    /// `lora_A.weight`, `bias`, `ia3_l` ….
+    parameter: String,
+    /// The name of the adapter, where the key has it; `None` where it could have it; absent where it could not.
+    adapter: Option<Option<&'a str>>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(key: &'a str) -> Self {
+        let segments: Vec<&str> = key.split('.').filter(|segment| !WRAPPERS.contains(segment)).collect();
+        let last = segments.len().saturating_sub(1);
+        let end = segments.iter().position(|segment| PARAMETERS.contains(segment)).unwrap_or(last);
+        let (path, parameter) = segments.split_at(end);
+        let lead = path.iter().take_while(|segment| matches!(**segment, "base_model" | "model")).count();
+        let (lead, core) = path.split_at(lead);
+        let (parameter, adapter) = parameter_of(parameter);
+        Self { lead: lead.to_vec(), core: core.join("."), parameter, adapter }
+    }
+
+    /// The levels in front that belong to the trained model and not to PEFT.
+    fn own_lead(&self) -> usize {
+        let mut lead = self.lead.as_slice();
+        while let Some(at) = lead.iter().position(|segment| *segment == "base_model") {
+            lead = lead.get(at + 1..).unwrap_or_default();
+            lead = lead.strip_prefix(["model"].as_slice()).unwrap_or(lead);
+        }
+        lead.len()
+    }
+}
+
+/// A parameter without the name of the adapter, and that name. A magnitude is read with and without `.weight`.
+fn parameter_of<'a>(segments: &[&'a str]) -> (String, Option<Option<&'a str>>) {
+    const LEAVES: [&str; 2] = ["weight", "bias"];
+    let is_leaf = |segment: &str| LEAVES.contains(&segment);
+    match *segments {
+        [name @ ("lora_A" | "lora_B" | "ln_tuning_layers"), leaf] => (format!("{name}.{leaf}"), Some(None)),
+        [name @ ("lora_A" | "lora_B" | "ln_tuning_layers"), adapter, leaf] if is_leaf(leaf) => {
+            (format!("{name}.{leaf}"), Some(Some(adapter)))
+        }
+        [name @ "lora_magnitude_vector"] | [name @ "lora_magnitude_vector", "weight"] => (name.to_owned(), Some(None)),
+        [name @ "lora_magnitude_vector", adapter] | [name @ "lora_magnitude_vector", adapter, "weight"] => {
+            (name.to_owned(), Some(Some(adapter)))
+        }
+        [name @ ("lora_embedding_A" | "lora_embedding_B" | "ia3_l" | "lora_velora_embed")] => {
+            (name.to_owned(), Some(None))
+        }
+        [name @ ("lora_embedding_A" | "lora_embedding_B" | "ia3_l" | "lora_velora_embed"), adapter] => {
+            (name.to_owned(), Some(Some(adapter)))
+        }
+        ["modules_to_save", adapter, leaf] if is_leaf(leaf) => (leaf.to_owned(), Some(Some(adapter))),
+        _ => (segments.join("."), None),
+    }
+}
+
+/// The modules of the base by their path without the levels in front; those that share one are left out.
+fn by_core(layout: &BaseLayout) -> BTreeMap<&str, (&Module, usize)> {
+    let mut modules: BTreeMap<&str, Option<(&Module, usize)>> = BTreeMap::new();
+    for module in layout.modules() {
+        let core = module.path.strip_prefix("model.").unwrap_or(&module.path);
+        let lead = usize::from(core.len() < module.path.len());
+        let place = modules.entry(core).or_insert(Some((module, lead)));
+        if place.is_some_and(|(other, _)| other.path != module.path) {
+            *place = None;
+        }
+    }
+    modules.into_iter().filter_map(|(core, module)| Some((core, module?))).collect()
+}
+
+impl Keys {
+    /// Read the keys of a file for this base.
+    ///
+    /// # Errors
+    /// [`DeltaError::SameTensor`] where two keys mean one parameter, [`DeltaError::MixedKeys`] where the file is written
+    /// in two ways or holds two adapters.
+    pub(crate) fn read<'a>(names: impl Iterator<Item = &'a str>, layout: &BaseLayout) -> Result<Self, DeltaError> {
+        let modules = by_core(layout);
+        let mut keys = Self::default();
+        let (mut level, mut adapter) = (None, None);
+        for name in names {
+            let parts = Parts::of(name);
+            let canonical = if parts.core.is_empty() && parts.lead.is_empty() && parts.parameter == VIRTUAL_TOKENS {
+                VIRTUAL_TOKENS.to_owned()
+            } else if let Some((module, lead)) = modules.get(parts.core.as_str()) {
+                let own = parts.own_lead() as isize - *lead as isize;
+                let prefixed = parts.lead.contains(&"base_model");
+                same(&mut level, (own, prefixed), name, "in the levels before the layers")?;
+                if let Some(of_key) = parts.adapter {
+                    same(&mut adapter, of_key.map(str::to_owned), name, "in the name of the adapter within")?;
+                }
+                format!("{PREFIX}{}.{}", module.path, parts.parameter)
+            } else {
+                keys.unknown.push(name.to_owned());
+                continue;
+            };
+            if let Some(first) = keys.known.insert(canonical, name.to_owned()) {
+                return Err(DeltaError::SameTensor { first, second: name.to_owned() });
+            }
+        }
+        keys.level = Level(level.map_or(0, |((own, _), _)| own));
+        Ok(keys)
+    }
+}
+
+/// Hold what a key says against what the first key said.
+fn same<T: PartialEq>(
+    first: &mut Option<(T, String)>,
+    found: T,
+    name: &str,
+    difference: &'static str,
+) -> Result<(), DeltaError> {
+    match first {
+        Some((expected, _)) if *expected == found => Ok(()),
+        Some((_, first)) => Err(DeltaError::MixedKeys { first: first.clone(), second: name.to_owned(), difference }),
+        None => {
+            *first = Some((found, name.to_owned()));
+            Ok(())
+        }
+    }
+}
+
+/// What the base has in place of a key that means nothing here, for people.
+pub(crate) fn nearest(key: &str, layout: &BaseLayout) -> String {
+    let parts = Parts::of(key);
+    let modules = by_core(layout);
+    let whole = format!("{}.{}", parts.core, parts.parameter);
+    let within = |core: &str| whole.strip_prefix(core).and_then(|rest| rest.strip_prefix('.'));
+    if let Some((module, parameter)) = modules.iter().find_map(|(core, (module, _))| Some((module, within(core)?))) {
+        return format!("the base has the module `{}`, but the method has no `{parameter}` there", module.path);
+    }
+    let common = |path: &str| {
+        let (ours, theirs) = (path.rsplit('.'), parts.core.rsplit('.'));
+        ours.zip(theirs).take_while(|(ours, theirs)| ours == theirs).count()
+    };
+    let score = |module: &&Module| (std::cmp::Reverse(common(&module.path)), distance(&module.path, &parts.core));
+    match layout.modules().min_by_key(score) {
+        Some(module) => format!("the base has no such module; nearest is `{}`", module.path),
+        None => "the base has no modules".to_owned(),
+    }
+}
+
+/// Levenshtein's distance, in bytes.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, of_a) in a.bytes().enumerate() {
+        let mut diagonal = i;
+        row[0] = i + 1;
+        for (j, of_b) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(of_a != of_b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests;
