@@ -47,7 +47,9 @@ impl<L: DeltaLoader> AdapterHall for EngineInstaller<L> {
         Box::pin(async move {
             Self::acquire(self, want).await.map_err(|error| match error {
                 InstallError::Adapter(error) => error,
-                InstallError::Delta(_) => AdapterError::LoadFailed { version, source: error.into_failure() },
+                InstallError::Delta(_) | InstallError::Step(_) => {
+                    AdapterError::LoadFailed { version, source: error.into_failure() }
+                }
                 // The engine has ended, and the server with it.
                 InstallError::Stopped => AdapterError::LoadAbandoned { version },
             })

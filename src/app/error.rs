@@ -1,6 +1,7 @@
 //! Why a command failed, and the exit code it gives.
 
 use std::io;
+use std::time::Duration;
 
 use super::inspect::InspectError;
 use crate::adapters::{AdapterError, LoadFailure};
@@ -103,8 +104,21 @@ pub enum AppError {
         context_length: usize,
     },
     /// The engine thread ended while the server ran.
-    #[error("the engine has stopped; the log has the cause")]
-    EngineStopped,
+    #[error("the engine has stopped: {reason}")]
+    EngineStopped {
+        /// Why.
+        reason: String,
+    },
+    /// A step did not end.
+    #[error("a step of {sequences} sequences and {rows} rows has not ended for {} s", waited.as_secs())]
+    EngineStuck {
+        /// Sequences in it.
+        sequences: usize,
+        /// Rows in it.
+        rows: usize,
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// The model in the binary is not what the program expects.
     #[error("the bundled model: {reason}")]
     Bundled {
@@ -159,7 +173,8 @@ impl AppError {
             | Self::Metrics(_)
             | Self::ClientHeader(_)
             | Self::Reflection(_)
-            | Self::EngineStopped
+            | Self::EngineStopped { .. }
+            | Self::EngineStuck { .. }
             | Self::Bundled { .. }
             | Self::DemoRequest { .. } => Exit::Failure,
         }

@@ -13,7 +13,10 @@ use crate::adapters::AdapterRegistry;
 use crate::admission::AdapterHall;
 use crate::config::{AdapterLimits, DtypeChoice, Kernels, ServeConfig};
 use crate::delta::CompileLimits;
-use crate::engine::{self, EngineHandle, EngineInstaller, ModelExecutor, ModelLoader, StartedEngine, StepObserver};
+use crate::engine::{
+    self, EngineEnd, EngineFact, EngineHandle, EngineInstaller, EngineObserver, ModelExecutor, ModelLoader,
+    StartedEngine,
+};
 use crate::model::{BaseModel, Decoder, DecoderLimits, base_layout};
 use crate::ops::cpu::{CpuBackend, CpuOptions};
 use crate::ops::reference::ReferenceBackend;
@@ -28,8 +31,8 @@ const MAX_VIRTUAL_TOKENS: usize = 4096;
 pub(super) struct Hall {
     pub(super) engine: EngineHandle,
     pub(super) adapters: Arc<dyn AdapterHall>,
-    /// Turns true when the engine thread has ended.
-    pub(super) ended: watch::Receiver<bool>,
+    /// Says why the engine thread has ended, once it has.
+    pub(super) ended: watch::Receiver<Option<EngineEnd>>,
     pub(super) backend: BackendInfo,
 }
 
@@ -95,7 +98,11 @@ impl Parts<'_> {
         let decoder = Decoder::new(Arc::clone(&backend), spec.clone(), model, limits)?;
         let executor = ModelExecutor::new(decoder, spec.vocab_size, self.config.cache.block_size);
         let metrics = self.metrics.clone();
-        let observer: StepObserver = Box::new(move |facts| metrics.record_step(facts));
+        let observer: EngineObserver = Box::new(move |fact| match fact {
+            EngineFact::Step(facts) => metrics.record_step(&facts),
+            EngineFact::Gauges(gauges) => metrics.record_gauges(&gauges),
+            EngineFact::Failed(culprit) => metrics.record_failed_step(culprit),
+        });
         let queue_limit = self.config.request_limits.max_queued as usize;
         let StartedEngine { handle, installs, ended } =
             engine::start(executor, self.scheduler(), queue_limit, observer)?;

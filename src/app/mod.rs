@@ -8,6 +8,7 @@
 //! | `listen` | sockets for an address as it was written |
 //! | `hall` | backend, decoder and engine, for whichever backend is chosen |
 //! | [`start`] | everything of a server, in order |
+//! | `vigil` | the engine's end and its steps |
 //! | `housekeeping` | what is to be done from time to time while it runs |
 //! | `serve`, `demo`, `inspect` | the commands that need the whole house |
 //!
@@ -24,6 +25,7 @@ mod listen;
 mod serve;
 mod sizing;
 pub mod start;
+mod vigil;
 
 use std::io::{IsTerminal, stderr, stdout};
 

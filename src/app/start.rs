@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::base::OpenedBase;
@@ -17,6 +16,7 @@ use super::hall::{self, Hall};
 use super::housekeeping;
 use super::listen;
 use super::sizing::{self, Demand, Sizes};
+use super::vigil::Vigil;
 use crate::adapters::{
     AdapterError, AdapterRegistry, FolderStore, LoadFailure, MAX_CHUNK_BYTES, RegistryLimits, ResidencyLimits,
     StoreLimits,
@@ -29,7 +29,7 @@ use crate::delta::SERVED_KINDS;
 use crate::engine::EngineHandle;
 use crate::ops::Dtype;
 use crate::server::{
-    Adapters, ClientIdentity, Generator, Informer, Lifecycle, Listeners, ModelInfo, Phase, ServerInfo, ServerLimits,
+    Adapters, ClientIdentity, Generator, Informer, Lifecycle, Listeners, ModelInfo, ServerInfo, ServerLimits,
     Services, serve,
 };
 use crate::telemetry::{Metrics, start_metrics};
@@ -52,7 +52,7 @@ pub struct Server {
     lifecycle: Lifecycle,
     serving: JoinHandle<()>,
     engine: EngineHandle,
-    engine_ended: watch::Receiver<bool>,
+    vigil: Vigil,
     /// Goes with the server.
     _temporary_store: Option<TempDir>,
 }
@@ -104,7 +104,7 @@ impl Server {
         let (transport, drain) = (config.transport, config.drain_timeout);
         let serving = serve(listeners, routes, transport, drain, identity, lifecycle.clone(), metrics.clone());
         let serving = tokio::spawn(serving);
-        tokio::spawn(follow_engine(hall.ended.clone(), lifecycle.clone()));
+        let vigil = Vigil::begin(hall.ended.clone(), hall.engine.pulse(), config.watchdog, &lifecycle);
         let server = Self {
             address,
             other_addresses: addresses.collect(),
@@ -112,7 +112,7 @@ impl Server {
             lifecycle,
             serving,
             engine: hall.engine.clone(),
-            engine_ended: hall.ended.clone(),
+            vigil,
             _temporary_store: temporary_store,
         };
         server.announce(base, dtype, sizes, &hall, &registry, began);
@@ -128,16 +128,16 @@ impl Server {
     /// Wait until the server has ended: [`Lifecycle::drain`] or [`Lifecycle::cut`] was called, or the engine is gone.
     ///
     /// # Errors
-    /// [`AppError::EngineStopped`] where the engine went first.
+    /// [`AppError::EngineStopped`] where the engine went first, [`AppError::EngineStuck`] where a step of it never ended.
     pub async fn ended(mut self) -> Result<(), AppError> {
         if let Err(error) = self.serving.await {
             tracing::error!(%error, "the accept loop has ended");
         }
-        if *self.engine_ended.borrow() {
-            return Err(AppError::EngineStopped);
+        if let Some(failure) = self.vigil.failure() {
+            return Err(failure);
         }
         self.engine.stop();
-        if tokio::time::timeout(ENGINE_END, self.engine_ended.wait_for(|ended| *ended)).await.is_err() {
+        if tokio::time::timeout(ENGINE_END, self.vigil.ended()).await.is_err() {
             tracing::warn!("the engine's last step is still running");
         }
         Ok(())
@@ -176,16 +176,6 @@ impl Server {
             tracing::info!(%address, "serving gRPC on another address of the same name");
         }
         tracing::info!(grpc = %self.address, metrics, "ready in {:.1} s", began.elapsed().as_secs_f64());
-    }
-}
-
-/// The server ends with its engine: nothing could be answered any more.
-async fn follow_engine(mut ended: watch::Receiver<bool>, lifecycle: Lifecycle) {
-    // The sender goes away only with the engine thread.
-    let _ = ended.wait_for(|ended| *ended).await;
-    if lifecycle.phase() == Phase::Serving {
-        tracing::error!("the engine has stopped: the server ends");
-        lifecycle.cut();
     }
 }
 

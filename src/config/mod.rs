@@ -29,6 +29,6 @@ pub use memory::available_memory;
 pub use problem::{ConfigProblem, ConfigProblems};
 pub use serve::{
     AdapterLimits, CacheConfig, DeviceChoice, MetricsListen, ModelSource, RequestLimits, SchedulerConfig, ServeConfig,
-    StoreLocation, TransportConfig,
+    StoreLocation, TransportConfig, WatchdogConfig,
 };
 pub use serve_args::{DtypeChoice, Kernels, ServeArgs};

@@ -64,6 +64,15 @@ pub struct SchedulerConfig {
     pub max_num_batched_tokens: u32,
 }
 
+/// How long a step may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchdogConfig {
+    /// After this it counts as hanging.
+    pub step_timeout: Duration,
+    /// After this the server ends; `None` waits for ever.
+    pub step_abort_timeout: Option<Duration>,
+}
+
 /// The KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheConfig {
@@ -167,6 +176,8 @@ pub struct ServeConfig {
     pub max_model_len: Option<u32>,
     /// Steps.
     pub scheduler: SchedulerConfig,
+    /// Steps that hang.
+    pub watchdog: WatchdogConfig,
     /// KV cache.
     pub cache: CacheConfig,
     /// Adapters.
@@ -248,6 +259,7 @@ impl ServeConfig {
             threads: threads(&mut checks, args.model.threads),
             max_model_len: args.model.max_model_len.map(|len| checks.count("--max-model-len", len, 1, 1 << 24)),
             scheduler: scheduler(&mut checks, &args.scheduler),
+            watchdog: watchdog(&mut checks, &args.scheduler),
             cache: cache(&mut checks, &args.scheduler),
             adapter_limits: adapter_limits(&mut checks, &args.adapters),
             request_limits: request_limits(&mut checks, &args.requests, args.fair_share.max_priority),
@@ -393,6 +405,14 @@ fn scheduler(checks: &mut Checks, args: &SchedulerArgs) -> SchedulerConfig {
         });
     }
     SchedulerConfig { max_num_seqs, max_num_batched_tokens }
+}
+
+fn watchdog(checks: &mut Checks, args: &SchedulerArgs) -> WatchdogConfig {
+    let abort = args.step_abort_timeout;
+    WatchdogConfig {
+        step_timeout: checks.duration("--step-timeout", args.step_timeout, DAY),
+        step_abort_timeout: (!abort.is_zero()).then(|| checks.duration("--step-abort-timeout", abort, DAY)),
+    }
 }
 
 fn cache(checks: &mut Checks, args: &SchedulerArgs) -> CacheConfig {

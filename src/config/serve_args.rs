@@ -139,6 +139,13 @@ pub struct SchedulerArgs {
     /// of full length need where that is less
     #[arg(long, env = "POLYDELTA_KV_CACHE_BYTES", value_name = "SIZE", value_parser = parse_bytes)]
     pub kv_cache_bytes: Option<u64>,
+    /// A step that takes longer hangs: health says NOT_SERVING until it has ended after all
+    #[arg(long, env = "POLYDELTA_STEP_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub step_timeout: Duration,
+    /// A step that takes longer than this is not coming back: the server ends, for its supervisor to start it again; 0s
+    /// waits for ever
+    #[arg(long, env = "POLYDELTA_STEP_ABORT_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
+    pub step_abort_timeout: Duration,
     /// Do not reuse the KV of equal prompt beginnings
     #[arg(long, env = "POLYDELTA_NO_PREFIX_CACHE", value_parser = BoolishValueParser::new())]
     pub no_prefix_cache: bool,

@@ -1,29 +1,40 @@
-//! The engine thread: commands, then schedule → execute → update → publish, over and over.
+//! The engine thread: letters, then schedule → execute → update → publish, over and over.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::{EngineError, StepError};
 use super::executor::StepExecutor;
-use super::handle::{Command, EngineHandle, EngineStats, Install, InstallHandle, Lease, Shared};
+use super::handle::{EngineEnd, EngineHandle, EngineStats, Install, InstallHandle, Lease, MAX_INSTALLS, Shared};
+use super::isolate::{BrokenDevice, Culprit, Guarded, Isolated, panic_message};
+use super::mailbox::{Letters, Mailbox, Submission};
+use super::pulse::EnginePulse;
 use crate::scheduler::{Events, Scheduler, SchedulerConfig, SchedulerStats};
-use crate::telemetry::StepFacts;
-use crate::types::{EngineRequest, RequestFailure, RequestId, ScheduledBatch, SequenceEvent, StepOutput};
-
-/// After this many failed steps in a row the engine gives up: the device is not coming back.
-const MAX_FAILED_STEPS: u32 = 3;
+use crate::telemetry::{EngineGauges, StepCulprit, StepFacts};
+use crate::types::{RequestFailure, RequestId, ScheduledBatch, SequenceEvent, StepOutput};
 
 /// Longest wait when no step could be made of live requests: bounds the harm of a scheduler bug to latency.
 const STALL_POLL: Duration = Duration::from_millis(20);
 
-/// Told about every step that brought a result; a plain function, so that the hall needs no recorder.
-pub type StepObserver = Box<dyn FnMut(&StepFacts) + Send>;
+/// What happened in the engine.
+#[derive(Clone, Copy, Debug)]
+pub enum EngineFact {
+    /// A step brought a result.
+    Step(StepFacts),
+    /// Requests have come or gone while no step ran.
+    Gauges(EngineGauges),
+    /// A step failed for the sake of this.
+    Failed(StepCulprit),
+}
+
+/// Told what happened; a plain function, so that the hall needs no recorder. It is called on the engine thread, which
+/// holds no lock then.
+pub type EngineObserver = Box<dyn FnMut(EngineFact) + Send>;
 
 /// A started engine.
 pub struct StartedEngine<P> {
@@ -31,8 +42,8 @@ pub struct StartedEngine<P> {
     pub handle: EngineHandle,
     /// For adapters.
     pub installs: InstallHandle<P>,
-    /// Turns true when the thread has ended, whatever the reason.
-    pub ended: watch::Receiver<bool>,
+    /// Says why the thread has ended, once it has; a panic is no exception.
+    pub ended: watch::Receiver<Option<EngineEnd>>,
 }
 
 /// Start the engine thread.
@@ -43,37 +54,44 @@ pub fn start<E: StepExecutor>(
     executor: E,
     config: SchedulerConfig,
     queue_limit: usize,
-    observer: StepObserver,
+    observer: EngineObserver,
 ) -> Result<StartedEngine<E::Prepared>, EngineError> {
     let scheduler = Scheduler::new(config)?;
-    let (command_sender, commands) = std::sync::mpsc::channel();
-    let (install_sender, installs) = std::sync::mpsc::channel();
+    let (install_sender, installs) = mpsc::channel(MAX_INSTALLS);
+    let pulse = EnginePulse::default();
     let shared = Arc::new(Shared {
-        commands: command_sender,
+        mailbox: Mailbox::default(),
+        pulse: pulse.clone(),
         draining: AtomicBool::new(false),
         queued: AtomicUsize::new(0),
         queue_limit,
     });
     let handle = EngineHandle { shared: Arc::clone(&shared) };
-    let (ended_sender, ended) = watch::channel(false);
+    let (ended_sender, ended) = watch::channel(None);
     let engine = Engine {
-        executor,
+        executor: Guarded::new(executor, pulse),
         scheduler,
         live: HashMap::new(),
-        commands,
         installs,
-        shared,
+        shared: Arc::clone(&shared),
         idle_waiters: Vec::new(),
         stats: EngineStats::default(),
         observed: SchedulerStats::default(),
-        failures_in_a_row: 0,
         observer,
     };
-    let thread = std::thread::Builder::new().name("polydelta-engine".to_owned());
     let run = move || {
-        engine.run();
-        ended_sender.send_replace(true);
+        // The engine goes with its thread: every channel it held is closed when the end is announced.
+        let end = catch_unwind(AssertUnwindSafe(|| engine.run())).unwrap_or_else(|panic| {
+            let message = panic_message(&*panic);
+            tracing::error!(message, "the engine panicked");
+            EngineEnd::Panicked { message }
+        });
+        shared.draining.store(true, Ordering::Release);
+        shared.mailbox.close();
+        shared.pulse.end();
+        ended_sender.send_replace(Some(end));
     };
+    let thread = std::thread::Builder::new().name("polydelta-engine".to_owned());
     thread.spawn(run).map_err(|source| EngineError::Thread { thread: "engine", source })?;
     Ok(StartedEngine { installs: InstallHandle { engine: handle.clone(), installs: install_sender }, handle, ended })
 }
@@ -87,121 +105,111 @@ struct Live {
 }
 
 struct Engine<E: StepExecutor> {
-    executor: E,
+    executor: Guarded<E>,
     scheduler: Scheduler,
     live: HashMap<RequestId, Live>,
-    commands: Receiver<Command>,
-    installs: Receiver<Install<E::Prepared>>,
+    installs: mpsc::Receiver<Install<E::Prepared>>,
     shared: Arc<Shared>,
     idle_waiters: Vec<oneshot::Sender<()>>,
     stats: EngineStats,
     /// Counters as the observer last saw them.
     observed: SchedulerStats,
-    failures_in_a_row: u32,
-    observer: StepObserver,
-}
-
-/// Whether the loop goes on.
-#[derive(PartialEq, Eq)]
-enum Flow {
-    Continue,
-    Stop,
+    observer: EngineObserver,
 }
 
 impl<E: StepExecutor> Engine<E> {
-    fn run(mut self) {
+    fn run(mut self) -> EngineEnd {
+        let end = self.serve();
+        self.shared.draining.store(true, Ordering::Release);
+        let events = self.scheduler.fail_all(RequestFailure::Draining);
+        self.publish(events);
+        end
+    }
+
+    /// Until asked to stop, or until nothing can be computed any more.
+    fn serve(&mut self) -> EngineEnd {
         let mut stalled = false;
-        while self.failures_in_a_row < MAX_FAILED_STEPS && self.take_commands(stalled) == Flow::Continue {
+        loop {
+            if let Some(letters) = self.letters(stalled)
+                && self.obey(letters)
+            {
+                return EngineEnd::Stopped;
+            }
             self.drop_abandoned();
             let scheduled = self.scheduler.schedule(Instant::now());
             self.publish(scheduled.events);
             stalled = scheduled.batch.is_empty();
             if !stalled {
-                self.step(&scheduled.batch);
+                if let Err(BrokenDevice { error }) = self.step(&scheduled.batch) {
+                    tracing::error!(%error, "no step can be computed any more, not even one of the base alone");
+                    return EngineEnd::DeviceBroken { error: error.to_string() };
+                }
                 // Compute threads take every core there is: without this, what arrives during a run of short steps
                 // waits for the end of a time slice, several steps away.
                 std::thread::yield_now();
             }
         }
-        self.shared.draining.store(true, Ordering::Release);
-        let events = self.scheduler.fail_all(RequestFailure::Draining);
-        self.publish(events);
     }
 
-    /// Take all commands there are; block while there is nothing to compute.
-    fn take_commands(&mut self, stalled: bool) -> Flow {
-        if let Some(flow) = self.wait_for_command(stalled) {
-            return flow;
+    /// All letters there are; sleep while there is nothing to compute.
+    fn letters(&mut self, stalled: bool) -> Option<Letters> {
+        let idle = self.scheduler.is_idle();
+        if !idle && !stalled {
+            return self.shared.mailbox.take();
         }
-        loop {
-            match self.commands.try_recv() {
-                Ok(command) => {
-                    if self.obey(command) == Flow::Stop {
-                        return Flow::Stop;
-                    }
-                }
-                Err(TryRecvError::Empty) => return Flow::Continue,
-                Err(TryRecvError::Disconnected) => return Flow::Stop,
-            }
-        }
-    }
-
-    /// The first command, where there is nothing else to do; `Some` where the loop must end.
-    fn wait_for_command(&mut self, stalled: bool) -> Option<Flow> {
-        let received = if self.scheduler.is_idle() {
+        self.tell_gauges();
+        if idle {
             for waiter in self.idle_waiters.drain(..) {
                 // The asker may have gone away.
                 let _ = waiter.send(());
             }
-            self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        } else if stalled {
-            self.commands.recv_timeout(STALL_POLL)
-        } else {
-            return None;
-        };
-        match received {
-            Ok(command) => (self.obey(command) == Flow::Stop).then_some(Flow::Stop),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => Some(Flow::Stop),
         }
+        self.shared.pulse.rest();
+        Some(self.shared.mailbox.wait((!idle).then_some(STALL_POLL)))
     }
 
-    fn obey(&mut self, command: Command) -> Flow {
-        match command {
-            Command::Submit(request, lease, events) => self.submit(request, lease, events),
-            Command::FinishChoice(id, choice) => {
+    /// True where the engine is to stop.
+    fn obey(&mut self, letters: Letters) -> bool {
+        let Letters { submissions, wishes, removals, installs, drains, questions, stop } = letters;
+        submissions.into_iter().for_each(|submission| self.submit(submission));
+        for (id, wish) in wishes {
+            for choice in wish.finished_choices {
                 self.scheduler.finish_choice(id, choice);
-                self.forget_if_gone(id);
             }
-            Command::Abort(id) => {
+            if wish.abort {
                 self.scheduler.abort(id);
-                self.forget_if_gone(id);
             }
-            Command::Remove(slots, done) => {
-                slots.into_iter().for_each(|slot| self.executor.remove(slot));
-                // The asker may have gone away; the slots are empty all the same.
-                let _ = done.send(());
-            }
-            Command::Wake => {
-                while let Ok(install) = self.installs.try_recv() {
-                    self.executor.remove(install.slot);
-                    self.executor.install(install.slot, install.prepared);
-                    // As above.
-                    let _ = install.done.send(());
+            self.forget_if_gone(id);
+        }
+        for (slots, done) in removals {
+            for slot in slots {
+                if let Err(error) = self.executor.remove(slot) {
+                    tracing::error!(%error, slot = slot.0, "emptying an adapter slot failed");
                 }
             }
-            Command::Stats(reply) => drop(reply.send(self.snapshot())),
-            Command::Drain(reply) => {
-                let events = self.scheduler.drain();
-                self.publish(events);
-                self.idle_waiters.push(reply);
-            }
-            Command::Stop => return Flow::Stop,
+            // The asker may have gone away; the slots are empty all the same.
+            let _ = done.send(());
         }
-        Flow::Continue
+        if installs {
+            while let Ok(install) = self.installs.try_recv() {
+                // As above.
+                let _ = install.done.send(self.executor.install(install.slot, install.prepared));
+            }
+        }
+        if !drains.is_empty() {
+            let events = self.scheduler.drain();
+            self.publish(events);
+            self.idle_waiters.extend(drains);
+        }
+        for question in questions {
+            // As above.
+            let _ = question.send(self.snapshot());
+        }
+        stop
     }
 
-    fn submit(&mut self, request: EngineRequest, lease: Option<Lease>, events: mpsc::Sender<SequenceEvent>) {
+    fn submit(&mut self, submission: Submission) {
+        let Submission { request, lease, events } = submission;
         let id = request.id;
         match self.scheduler.add(request) {
             Ok(_) => {
@@ -226,26 +234,44 @@ impl<E: StepExecutor> Engine<E> {
         }
     }
 
-    fn step(&mut self, batch: &ScheduledBatch) {
+    fn step(&mut self, batch: &ScheduledBatch) -> Result<(), BrokenDevice> {
         let started = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(|| self.executor.execute(batch)));
-        let result = result.unwrap_or_else(|panic| Err(StepError::Panicked { message: panic_message(&*panic) }));
-        let now = Instant::now();
         self.stats.steps += 1;
-        let events = match result {
-            Ok(output) => self.completed(batch, &output, started, now),
-            Err(error) => {
-                tracing::error!(%error, sequences = batch.sequences.len(), "a step failed; its requests end");
-                self.stats.failed_steps += 1;
-                self.failures_in_a_row += 1;
-                self.scheduler.fail_all(RequestFailure::EngineFailed)
-            }
+        let events = match self.executor.attempt(batch) {
+            Ok(output) => self.completed(batch, &output, started),
+            Err(error) => self.failed(batch, error, started)?,
         };
         self.publish(events);
+        Ok(())
     }
 
-    fn completed(&mut self, batch: &ScheduledBatch, output: &StepOutput, started: Instant, now: Instant) -> Events {
-        self.failures_in_a_row = 0;
+    /// A step failed: those end who made it fail, the others have moved as if nothing had been.
+    fn failed(&mut self, batch: &ScheduledBatch, error: StepError, started: Instant) -> Result<Events, BrokenDevice> {
+        tracing::error!(%error, sequences = batch.sequences.len(), rows = batch.num_tokens(), "a step failed");
+        self.stats.failed_steps += 1;
+        let probe = self.scheduler.probe();
+        let isolated = self.executor.isolate(batch, error, probe.as_ref());
+        let Isolated { batch, output, culprits } = isolated.inspect_err(|_| {
+            (self.observer)(EngineFact::Failed(StepCulprit::Device));
+        })?;
+        let mut events = Events::new();
+        if !batch.sequences.is_empty() {
+            events = self.completed(&batch, &output, started);
+        }
+        for Culprit { batch, error, adapter } in culprits {
+            let ended = self.scheduler.fail_step(&batch, RequestFailure::EngineFailed);
+            for (request, _) in &ended {
+                tracing::error!(%error, request = request.0, adapter, "a request made its step fail; it ends");
+            }
+            let culprit = if adapter { StepCulprit::Adapter } else { StepCulprit::Request };
+            (self.observer)(EngineFact::Failed(culprit));
+            events.extend(ended);
+        }
+        Ok(events)
+    }
+
+    fn completed(&mut self, batch: &ScheduledBatch, output: &StepOutput, started: Instant) -> Events {
+        let now = Instant::now();
         let (tokens, distinct) = (batch.num_tokens(), distinct_adapters(batch));
         self.stats.tokens_computed += tokens as u64;
         let histogram = &mut self.stats.steps_by_distinct_adapters;
@@ -256,22 +282,29 @@ impl<E: StepExecutor> Engine<E> {
         let events = self.scheduler.update(batch, output, now);
         let (before, after) = (self.observed, self.scheduler.stats());
         self.observed = after;
-        (self.observer)(&StepFacts {
+        (self.observer)(EngineFact::Step(StepFacts {
             tokens,
             sequences: batch.sequences.len(),
             distinct_adapters: distinct,
             duration: now - started,
-            running: after.running,
-            waiting: after.waiting,
-            kv_blocks_used: after.kv_blocks_used,
-            kv_blocks_total: after.kv_blocks_total,
+            gauges: gauges(&after),
             preemptions: after.preemptions - before.preemptions,
             prefix_queries: after.prefix_queries - before.prefix_queries,
             prefix_hits: after.prefix_hits - before.prefix_hits,
-            parties: after.parties,
             held_back: after.held_back - before.held_back,
-        });
+        }));
         events
+    }
+
+    /// Between steps gauges follow what comes and goes; counters are told with the next step.
+    fn tell_gauges(&mut self) {
+        let now = gauges(&self.scheduler.stats());
+        if now != gauges(&self.observed) {
+            let EngineGauges { running, waiting, kv_blocks_used, kv_blocks_total, parties } = now;
+            self.observed =
+                SchedulerStats { running, waiting, kv_blocks_used, kv_blocks_total, parties, ..self.observed };
+            (self.observer)(EngineFact::Gauges(now));
+        }
     }
 
     fn publish(&mut self, events: Events) {
@@ -322,16 +355,21 @@ impl<E: StepExecutor> Engine<E> {
     }
 }
 
+fn gauges(stats: &SchedulerStats) -> EngineGauges {
+    EngineGauges {
+        running: stats.running,
+        waiting: stats.waiting,
+        kv_blocks_used: stats.kv_blocks_used,
+        kv_blocks_total: stats.kv_blocks_total,
+        parties: stats.parties,
+    }
+}
+
 fn distinct_adapters(batch: &ScheduledBatch) -> usize {
     let mut slots: Vec<_> = batch.sequences.iter().filter_map(|sequence| sequence.slot).collect();
     slots.sort_unstable();
     slots.dedup();
     slots.len()
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub enum EngineError {
     },
 }
 
-/// A step that ended without a result. Every request of the step fails, and no other.
+/// A step that ended without a result. Those of its requests end that make it fail, and no others.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
     /// The step's plan could not be moved to the device.
@@ -56,6 +56,9 @@ pub enum InstallError {
     /// Its files are refused.
     #[error(transparent)]
     Delta(#[from] DeltaError),
+    /// It could not be put into its slot.
+    #[error("installing the adapter: {0}")]
+    Step(#[from] StepError),
     /// The engine has stopped.
     #[error("the engine is not running")]
     Stopped,
@@ -68,7 +71,7 @@ impl InstallError {
         match self {
             Self::Adapter(error) => Arc::new(error),
             Self::Delta(error) => Arc::new(error),
-            Self::Stopped => Arc::new(self),
+            Self::Step(_) | Self::Stopped => Arc::new(self),
         }
     }
 }

@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::error::{InstallError, StepError};
+use super::mailbox::{Letters, Mailbox, Submission};
+use super::pulse::EnginePulse;
 use crate::types::{AdapterSlot, EngineRequest, RequestId, SequenceEvent};
 
 /// A snapshot of the engine between two steps.
@@ -20,7 +23,7 @@ pub struct EngineStats {
     pub kv_blocks_total: usize,
     /// Steps run since start.
     pub steps: u64,
-    /// Steps that ended without a result.
+    /// Steps that did not bring a result for all of their sequences.
     pub failed_steps: u64,
     /// Preemptions since start.
     pub preemptions: u64,
@@ -50,21 +53,25 @@ pub enum SubmitError {
     Stopped,
 }
 
+/// Why the engine thread has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineEnd {
+    /// It was asked to.
+    Stopped,
+    /// Not even a row of the base could be computed any more.
+    DeviceBroken {
+        /// What the last attempt failed with.
+        error: String,
+    },
+    /// A defect in the engine itself.
+    Panicked {
+        /// The panic's message, where it had one.
+        message: String,
+    },
+}
+
 /// Whatever must stay alive until the engine has let go of a request: its adapter's lease.
 pub type Lease = Box<dyn Send>;
-
-/// A command for the engine thread.
-pub(super) enum Command {
-    Submit(EngineRequest, Option<Lease>, mpsc::Sender<SequenceEvent>),
-    FinishChoice(RequestId, u32),
-    Abort(RequestId),
-    Remove(Vec<AdapterSlot>, oneshot::Sender<()>),
-    Stats(oneshot::Sender<EngineStats>),
-    Drain(oneshot::Sender<()>),
-    Stop,
-    /// Look at the install channel.
-    Wake,
-}
 
 /// Cheap to clone; the engine stops when asked to, not when handles drop.
 #[derive(Clone)]
@@ -73,7 +80,8 @@ pub struct EngineHandle {
 }
 
 pub(super) struct Shared {
-    pub(super) commands: std::sync::mpsc::Sender<Command>,
+    pub(super) mailbox: Mailbox,
+    pub(super) pulse: EnginePulse,
     pub(super) draining: AtomicBool,
     pub(super) queued: AtomicUsize,
     pub(super) queue_limit: usize,
@@ -101,7 +109,7 @@ impl EngineHandle {
         }
         let capacity = request.stopping.max_tokens as usize * request.choices as usize + 2;
         let (events, receiver) = mpsc::channel(capacity);
-        self.send(Command::Submit(request, lease, events)).inspect_err(|_| {
+        self.post(|letters| letters.submissions.push(Submission { request, lease, events })).inspect_err(|_| {
             self.shared.queued.fetch_sub(1, Ordering::AcqRel);
         })?;
         Ok(receiver)
@@ -110,14 +118,14 @@ impl EngineHandle {
     /// End one choice of a request, as after a stop string: no event of it follows, its KV is free before the next
     /// step. The last choice ends the request.
     pub fn finish_choice(&self, id: RequestId, choice: u32) {
-        // A closed channel means the engine has stopped, and with it the request.
-        let _ = self.send(Command::FinishChoice(id, choice));
+        // Closed means that the engine has stopped, and with it the request.
+        let _ = self.post(|letters| letters.wishes.entry(id).or_default().finished_choices.push(choice));
     }
 
     /// End a request; its KV is free before the next step. Unknown ids are ignored (it may just have finished).
     pub fn abort(&self, id: RequestId) {
         // As above.
-        let _ = self.send(Command::Abort(id));
+        let _ = self.post(|letters| letters.wishes.entry(id).or_default().abort = true);
     }
 
     /// Empty adapter slots between two steps.
@@ -125,7 +133,7 @@ impl EngineHandle {
     /// # Errors
     /// [`SubmitError::Stopped`].
     pub async fn remove(&self, slots: Vec<AdapterSlot>) -> Result<(), SubmitError> {
-        self.ask(|reply| Command::Remove(slots, reply)).await
+        self.ask(|letters, done| letters.removals.push((slots, done))).await
     }
 
     /// Counters as of the end of the current step.
@@ -133,7 +141,12 @@ impl EngineHandle {
     /// # Errors
     /// [`SubmitError::Stopped`] once the engine thread has ended.
     pub async fn stats(&self) -> Result<EngineStats, SubmitError> {
-        self.ask(Command::Stats).await
+        self.ask(|letters, reply| {
+            // Those who no longer wait take no room.
+            letters.questions.retain(|question| !question.is_closed());
+            letters.questions.push(reply);
+        })
+        .await
     }
 
     /// Take no more requests, end those that have not started, and return once the last running one has ended.
@@ -142,24 +155,30 @@ impl EngineHandle {
     /// [`SubmitError::Stopped`] if the engine stops first.
     pub async fn drain(&self) -> Result<(), SubmitError> {
         self.shared.draining.store(true, Ordering::Release);
-        self.ask(Command::Drain).await
+        self.ask(|letters, done| letters.drains.push(done)).await
     }
 
     /// End every request with `Draining` and the engine thread with them.
     pub fn stop(&self) {
         self.shared.draining.store(true, Ordering::Release);
-        // A closed channel means it has stopped already.
-        let _ = self.send(Command::Stop);
+        // Closed means that it has stopped already.
+        let _ = self.post(|letters| letters.stop = true);
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, SubmitError> {
+    /// Whether the engine moves.
+    #[must_use]
+    pub fn pulse(&self) -> EnginePulse {
+        self.shared.pulse.clone()
+    }
+
+    async fn ask<T>(&self, write: impl FnOnce(&mut Letters, oneshot::Sender<T>)) -> Result<T, SubmitError> {
         let (reply, answer) = oneshot::channel();
-        self.send(command(reply))?;
+        self.post(|letters| write(letters, reply))?;
         answer.await.map_err(|_| SubmitError::Stopped)
     }
 
-    pub(super) fn send(&self, command: Command) -> Result<(), SubmitError> {
-        self.shared.commands.send(command).map_err(|_| SubmitError::Stopped)
+    fn post(&self, write: impl FnOnce(&mut Letters)) -> Result<(), SubmitError> {
+        self.shared.mailbox.post(write).map_err(|_| SubmitError::Stopped)
     }
 }
 
@@ -167,13 +186,16 @@ impl EngineHandle {
 pub(super) struct Install<P> {
     pub(super) slot: AdapterSlot,
     pub(super) prepared: P,
-    pub(super) done: oneshot::Sender<()>,
+    pub(super) done: oneshot::Sender<Result<(), StepError>>,
 }
+
+/// Installations that may be on their way to the engine; whoever brings more waits.
+pub(super) const MAX_INSTALLS: usize = 2;
 
 /// Hands prepared adapters to the engine thread.
 pub struct InstallHandle<P> {
     pub(super) engine: EngineHandle,
-    pub(super) installs: std::sync::mpsc::Sender<Install<P>>,
+    pub(super) installs: mpsc::Sender<Install<P>>,
 }
 
 impl<P> Clone for InstallHandle<P> {
@@ -192,11 +214,11 @@ impl<P> InstallHandle<P> {
     /// Put an adapter into an empty slot between two steps.
     ///
     /// # Errors
-    /// [`SubmitError::Stopped`].
-    pub async fn install(&self, slot: AdapterSlot, prepared: P) -> Result<(), SubmitError> {
+    /// [`InstallError::Step`], the slot is empty then, and [`InstallError::Stopped`].
+    pub async fn install(&self, slot: AdapterSlot, prepared: P) -> Result<(), InstallError> {
         let (done, installed) = oneshot::channel();
-        self.installs.send(Install { slot, prepared, done }).map_err(|_| SubmitError::Stopped)?;
-        self.engine.send(Command::Wake)?;
-        installed.await.map_err(|_| SubmitError::Stopped)
+        self.installs.send(Install { slot, prepared, done }).await.map_err(|_| InstallError::Stopped)?;
+        self.engine.post(|letters| letters.installs = true).map_err(|_| InstallError::Stopped)?;
+        Ok(installed.await.map_err(|_| InstallError::Stopped)??)
     }
 }

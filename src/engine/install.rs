@@ -169,8 +169,11 @@ impl<L: DeltaLoader> Shared<L> {
             }
             Err(_) => return Err(InstallError::Stopped),
         };
-        self.installs.install(ticket.slot(), prepared).await.map_err(|_| InstallError::Stopped)?;
-        ticket.complete();
+        match self.installs.install(ticket.slot(), prepared).await {
+            Ok(()) => ticket.complete(),
+            Err(InstallError::Stopped) => return Err(InstallError::Stopped),
+            Err(error) => ticket.fail(error.into_failure()),
+        }
         Ok(())
     }
 }

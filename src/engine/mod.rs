@@ -6,10 +6,16 @@ mod error;
 mod executor;
 mod handle;
 mod install;
+mod isolate;
+mod mailbox;
 mod prepare;
+mod pulse;
+mod watchdog;
 
-pub use core::{StartedEngine, StepObserver, start};
+pub use core::{EngineFact, EngineObserver, StartedEngine, start};
 pub use error::{EngineError, InstallError, StepError};
 pub use executor::{DeltaLoader, ModelExecutor, ModelLoader, StepExecutor};
-pub use handle::{EngineHandle, EngineStats, InstallHandle, Lease, SubmitError};
+pub use handle::{EngineEnd, EngineHandle, EngineStats, InstallHandle, Lease, SubmitError};
 pub use install::EngineInstaller;
+pub use pulse::{EnginePulse, StepInFlight};
+pub use watchdog::{Alarm, WatchdogLimits, watch};

@@ -29,6 +29,8 @@ mod update;
 mod virtual_pages;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +47,9 @@ use queue::{PartyQueues, RankQueue};
 use request::Request;
 use sequence::SequenceMap;
 use virtual_pages::VirtualPages;
+
+/// The sequence of [`Scheduler::probe`]; no other has this id.
+pub const PROBE: SequenceId = SequenceId(0);
 
 /// Events in the order in which they must reach the requests' channels.
 pub type Events = Vec<(RequestId, SequenceEvent)>;
@@ -212,6 +217,13 @@ impl Scheduler {
     /// The step failed as a whole: every request with a part in it ends with `failure`; the others go on.
     pub fn fail_step(&mut self, batch: &ScheduledBatch, failure: RequestFailure) -> Events {
         self.fail_batch(batch, failure)
+    }
+
+    /// A step that depends on nobody: one row of the base on a block that nobody holds, as the sequence
+    /// [`PROBE`]. `None` where every block is held. It must be run, if at all, before anything else is asked of the
+    /// scheduler.
+    pub fn probe(&mut self) -> Option<ScheduledBatch> {
+        self.make_probe()
     }
 
     /// End every request with `failure` and trust nothing in the KV cache any more.

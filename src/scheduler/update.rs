@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::{Events, Scheduler};
+use super::{Events, PROBE, Scheduler};
 use crate::types::{
-    RequestFailure, RequestId, SampledToken, ScheduledBatch, ScheduledSequence, SequenceEvent, SequenceFailure,
-    SequenceId, StepOutput, TokenSource,
+    RequestFailure, RequestId, SampleSpec, SampledToken, SamplingParams, ScheduledBatch, ScheduledSequence,
+    SequenceEvent, SequenceFailure, SequenceId, StepOutput, TokenSource,
 };
 
 impl Scheduler {
@@ -104,6 +104,28 @@ impl Scheduler {
             self.pages.wanted_by(key).into_iter().map(|rank| self.sequences[rank.id()].request).collect();
         requests.dedup();
         requests
+    }
+
+    pub(super) fn make_probe(&mut self) -> Option<ScheduledBatch> {
+        // Taken and given back: what it held before is not findable any more, and nobody has it until the probe has run.
+        let block = self.cache.allocate()?;
+        self.cache.release(block);
+        let sample = SampleSpec {
+            params: SamplingParams::greedy().into(),
+            choice: 0,
+            output_position: 0,
+            banned: Vec::new(),
+            history: None,
+        };
+        let row = ScheduledSequence {
+            id: PROBE,
+            slot: None,
+            start: 0,
+            tokens: TokenSource::Ids(vec![0]),
+            blocks: vec![block],
+            sample: Some(sample),
+        };
+        Some(ScheduledBatch { sequences: vec![row], ..ScheduledBatch::default() })
     }
 
     pub(super) fn fail_batch(&mut self, batch: &ScheduledBatch, failure: RequestFailure) -> Events {

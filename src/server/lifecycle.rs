@@ -32,6 +32,7 @@ pub struct Lifecycle {
 struct Inner {
     phase: watch::Sender<Phase>,
     running: watch::Sender<usize>,
+    stuck: watch::Sender<bool>,
 }
 
 impl Default for Lifecycle {
@@ -44,7 +45,8 @@ impl Lifecycle {
     /// Serving, nothing running.
     #[must_use]
     pub fn new() -> Self {
-        Self { inner: Arc::new(Inner { phase: watch::Sender::new(Phase::Serving), running: watch::Sender::new(0) }) }
+        let (phase, running) = (watch::Sender::new(Phase::Serving), watch::Sender::new(0));
+        Self { inner: Arc::new(Inner { phase, running, stuck: watch::Sender::new(false) }) }
     }
 
     /// Where the server is now.
@@ -84,6 +86,17 @@ impl Lifecycle {
     pub(super) fn reached_owned(&self, phase: Phase) -> impl Future<Output = ()> + Send + 'static {
         let lifecycle = self.clone();
         async move { lifecycle.reached(phase).await }
+    }
+
+    /// Say whether the server hangs: while it does, health says NOT_SERVING, and calls are taken as before.
+    pub fn set_stuck(&self, stuck: bool) {
+        self.inner.stuck.send_if_modified(|now| std::mem::replace(now, stuck) != stuck);
+    }
+
+    /// Follows [`Lifecycle::set_stuck`].
+    #[must_use]
+    pub fn stuck(&self) -> watch::Receiver<bool> {
+        self.inner.stuck.subscribe()
     }
 
     /// Count a call that a drain waits for.

@@ -1,5 +1,6 @@
 //! The services of one server, with health and reflection.
 
+use tokio::sync::watch;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
@@ -34,7 +35,7 @@ const HEALTH_NAMES: [&str; 4] = [
 
 impl Services {
     /// Routes for [`serve`](super::serve). Health says SERVING until the server drains, or until the engine is gone
-    /// and [`Lifecycle::drain`] is called for it.
+    /// and [`Lifecycle::drain`] is called for it, and not while [`Lifecycle::set_stuck`] says that it hangs.
     ///
     /// # Errors
     /// The descriptors compiled into the program cannot be read, which is a defect of the build.
@@ -45,7 +46,7 @@ impl Services {
     ) -> Result<Routes, tonic_reflection::server::Error> {
         let (health, health_service) = health_reporter();
         report(&health, ServingStatus::Serving).await;
-        tokio::spawn(stop_serving(health, lifecycle.clone()));
+        tokio::spawn(follow_health(health, lifecycle.clone(), lifecycle.stuck()));
 
         let limit = max_message_bytes;
         let generation = GenerationServiceServer::new(self.generation)
@@ -72,8 +73,18 @@ fn reflection() -> Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }
 
-async fn stop_serving(health: HealthReporter, lifecycle: Lifecycle) {
-    lifecycle.reached(Phase::Draining).await;
+/// Health is good while the server serves and does not hang.
+async fn follow_health(health: HealthReporter, lifecycle: Lifecycle, mut stuck: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = lifecycle.reached(Phase::Draining) => break,
+            // The sender lives as long as `lifecycle`.
+            _ = stuck.changed() => {
+                let status = if *stuck.borrow_and_update() { ServingStatus::NotServing } else { ServingStatus::Serving };
+                report(&health, status).await;
+            }
+        }
+    }
     report(&health, ServingStatus::NotServing).await;
 }
 

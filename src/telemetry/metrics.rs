@@ -9,39 +9,12 @@ use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, NoopRecord
 use super::names::{self, Kind, Metric};
 use crate::types::Usage;
 
+mod steps;
+
+pub use steps::{EngineGauges, StepCulprit, StepFacts};
+
 /// Adapters with series of their own; the others share the label `other`. The base is `base`.
 const MAX_ADAPTER_LABELS: usize = 128;
-
-/// What one step did. Counts since start are deltas: what was added by this step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StepFacts {
-    /// Rows computed.
-    pub tokens: usize,
-    /// Sequences in the batch.
-    pub sequences: usize,
-    /// Distinct adapters in the batch, the base not counted.
-    pub distinct_adapters: usize,
-    /// How long it took.
-    pub duration: Duration,
-    /// Sequences with KV after it.
-    pub running: usize,
-    /// Sequences waiting after it.
-    pub waiting: usize,
-    /// KV blocks in use after it.
-    pub kv_blocks_used: usize,
-    /// KV blocks in all.
-    pub kv_blocks_total: usize,
-    /// Sequences preempted to make room for it.
-    pub preemptions: u64,
-    /// Prompt tokens looked up in the prefix index for it.
-    pub prefix_queries: u64,
-    /// Prompt tokens found there.
-    pub prefix_hits: u64,
-    /// Clients and adapters, by pairs, with live sequences after it.
-    pub parties: usize,
-    /// Running sequences that got no row of it because others had had less.
-    pub held_back: u64,
-}
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -315,25 +288,6 @@ impl Metrics {
 
     fn registrar(&self) -> Registrar<'_> {
         Registrar { recorder: &*self.inner.recorder, model_name: &self.inner.model_name }
-    }
-
-    /// A step has ended.
-    pub fn record_step(&self, facts: &StepFacts) {
-        let series = &self.inner.steps;
-        series.running.set(facts.running as f64);
-        series.waiting.set(facts.waiting as f64);
-        series.kv_used.set(facts.kv_blocks_used as f64);
-        series.kv_total.set(facts.kv_blocks_total as f64);
-        series.kv_usage.set(facts.kv_blocks_used as f64 / facts.kv_blocks_total.max(1) as f64);
-        series.preemptions.increment(facts.preemptions);
-        series.prefix_queries.increment(facts.prefix_queries);
-        series.prefix_hits.increment(facts.prefix_hits);
-        series.parties.set(facts.parties as f64);
-        series.held_back.increment(facts.held_back);
-        series.tokens.record(facts.tokens as f64);
-        series.sequences.record(facts.sequences as f64);
-        series.distinct_adapters.record(facts.distinct_adapters as f64);
-        series.seconds.record(facts.duration.as_secs_f64());
     }
 
     /// A token of a choice came this long after the one before it.

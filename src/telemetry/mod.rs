@@ -15,6 +15,7 @@ mod tests;
 pub use exporter::{ExporterError, start_metrics};
 pub use logging::{LogSettings, LoggingError, init_logging};
 pub use metrics::{
-    AdapterGauges, LoadStage, Metrics, RequestFacts, RequestOutcome, RpcFacts, StepFacts, UploadOutcome,
+    AdapterGauges, EngineGauges, LoadStage, Metrics, RequestFacts, RequestOutcome, RpcFacts, StepCulprit, StepFacts,
+    UploadOutcome,
 };
 pub use progress::Progress;

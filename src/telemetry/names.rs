@@ -141,6 +141,9 @@ pub const FAIR_HELD_BACK: Metric = counter(
     "polydelta_fair_share_held_back_total",
     "Running sequences that sat out a step because others had had less.",
 );
+/// Failed steps by `culprit`.
+pub const STEP_FAILURES: Metric =
+    counter("polydelta_step_failures_total", "Culprits of failed steps: request, adapter or device.");
 /// Bytes received by uploads.
 pub const UPLOAD_BYTES: Metric = counter("polydelta_upload_bytes_total", "Bytes received by uploads.");
 /// Uploads by `outcome`.
@@ -202,6 +205,7 @@ pub const ALL: &[Metric] = &[
     STEP_SECONDS,
     FAIR_PARTIES,
     FAIR_HELD_BACK,
+    STEP_FAILURES,
     UPLOAD_BYTES,
     UPLOADS,
     REJECTED,

@@ -57,14 +57,10 @@ fn vllms_names_keep_their_colon_and_labels() {
         sequences: 3,
         distinct_adapters: 2,
         duration: Duration::from_millis(5),
-        running: 3,
-        waiting: 1,
-        kv_blocks_used: 25,
-        kv_blocks_total: 100,
+        gauges: EngineGauges { running: 3, waiting: 1, kv_blocks_used: 25, kv_blocks_total: 100, parties: 3 },
         preemptions: 2,
         prefix_queries: 40,
         prefix_hits: 30,
-        parties: 3,
         held_back: 5,
     });
     metrics.record_request(&request(None));
@@ -86,6 +82,24 @@ fn vllms_names_keep_their_colon_and_labels() {
         "# HELP vllm:num_requests_running Sequences in execution batches.",
         "# TYPE vllm:time_to_first_token_seconds histogram",
         "polydelta_kv_blocks_used 25",
+    ] {
+        assert!(text.lines().any(|have| have == line), "{line}\nis missing from\n{text}");
+    }
+}
+
+#[test]
+fn gauges_follow_without_a_step() {
+    let (metrics, handle) = recorder();
+    let gauges = EngineGauges { running: 3, waiting: 1, kv_blocks_used: 25, kv_blocks_total: 100, parties: 3 };
+    metrics.record_step(&StepFacts { gauges, ..StepFacts::default() });
+    metrics.record_gauges(&EngineGauges { kv_blocks_total: 100, ..EngineGauges::default() });
+    let text = handle.render();
+    for line in [
+        "vllm:num_requests_running{model_name=\"tiny\",engine=\"0\"} 0",
+        "vllm:num_requests_waiting{model_name=\"tiny\",engine=\"0\"} 0",
+        "vllm:kv_cache_usage_perc{model_name=\"tiny\",engine=\"0\"} 0",
+        "polydelta_kv_blocks_used 0",
+        "polydelta_step_tokens_count 1",
     ] {
         assert!(text.lines().any(|have| have == line), "{line}\nis missing from\n{text}");
     }
@@ -126,6 +140,7 @@ fn every_other_fact_shows_up() {
     metrics.record_cache(16, 512);
     metrics.record_process();
     metrics.record_step(&StepFacts::default());
+    metrics.record_failed_step(StepCulprit::Adapter);
     metrics.record_request(&request(Some("sql")));
     let text = handle.render();
     for metric in names::ALL {

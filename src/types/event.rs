@@ -43,7 +43,7 @@ pub enum RequestFailure {
     /// A row of this request became NaN or infinite.
     #[error("the logits of this request are not finite")]
     NonFinite,
-    /// The step this request took part in failed; the log has the cause.
+    /// This request made its step fail, alone too; the log has the cause. Its neighbours went on.
     #[error("the engine failed in a step of this request")]
     EngineFailed,
 }

@@ -2,12 +2,16 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use super::*;
-use crate::engine::error::StepError;
+use crate::engine::error::{InstallError, StepError};
 use crate::engine::handle::SubmitError;
-use crate::scheduler::ShareConfig;
+use crate::engine::watchdog::{Alarm, WatchdogLimits, watch};
+use crate::scheduler::{PROBE, ShareConfig};
 use crate::types::{
-    AdapterSlot, ClientKey, FinishReason, SampledToken, SamplingParams, ScheduledBatch, StepOutput, StoppingParams,
+    AdapterSlot, ClientKey, EngineRequest, FinishReason, SampledToken, SamplingParams, ScheduledBatch, StepOutput,
+    StoppingParams,
 };
+
+mod isolation;
 
 /// What the test wants of the next step.
 enum Order {
@@ -18,6 +22,8 @@ enum Order {
 
 /// Runs a step only when told to, so that tests decide what happens between steps.
 struct Stepped {
+    /// Even a row that depends on nobody fails.
+    broken: Arc<AtomicBool>,
     orders: mpsc::Receiver<Order>,
     batches: mpsc::Sender<ScheduledBatch>,
     slots: mpsc::Sender<(AdapterSlot, Option<&'static str>)>,
@@ -27,6 +33,10 @@ impl StepExecutor for Stepped {
     type Prepared = &'static str;
 
     fn execute(&mut self, batch: &ScheduledBatch) -> Result<StepOutput, StepError> {
+        if batch.sequences[0].id == PROBE {
+            let broken = self.broken.load(Ordering::SeqCst);
+            return if broken { Err(StepError::NoPrefix { slot: 0 }) } else { Ok(StepOutput::default()) };
+        }
         self.batches.send(batch.clone()).unwrap();
         match self.orders.recv().unwrap() {
             Order::Tokens => {
@@ -40,6 +50,7 @@ impl StepExecutor for Stepped {
     }
 
     fn install(&mut self, slot: AdapterSlot, prepared: &'static str) {
+        assert_ne!(prepared, "broken", "an adapter that breaks what installs it");
         self.slots.send((slot, Some(prepared))).unwrap();
     }
 
@@ -49,18 +60,16 @@ impl StepExecutor for Stepped {
 }
 
 struct Bench {
+    broken: Arc<AtomicBool>,
+    facts: mpsc::Receiver<EngineFact>,
     engine: StartedEngine<&'static str>,
     orders: mpsc::Sender<Order>,
     batches: mpsc::Receiver<ScheduledBatch>,
     slots: mpsc::Receiver<(AdapterSlot, Option<&'static str>)>,
 }
 
-fn bench() -> Bench {
-    let (orders, order_receiver) = mpsc::channel();
-    let (batch_sender, batches) = mpsc::channel();
-    let (slot_sender, slots) = mpsc::channel();
-    let executor = Stepped { orders: order_receiver, batches: batch_sender, slots: slot_sender };
-    let config = SchedulerConfig {
+fn bench_config() -> SchedulerConfig {
+    SchedulerConfig {
         block_size: 4,
         num_blocks: 64,
         max_num_seqs: 8,
@@ -70,9 +79,22 @@ fn bench() -> Bench {
         prefix_cache: true,
         base_digest: [0; 32],
         share: ShareConfig::default(),
-    };
-    let engine = start(executor, config, 2, Box::new(|_| {})).unwrap();
-    Bench { engine, orders, batches, slots }
+    }
+}
+
+fn bench() -> Bench {
+    let (orders, order_receiver) = mpsc::channel();
+    let (batch_sender, batches) = mpsc::channel();
+    let (slot_sender, slots) = mpsc::channel();
+    let broken = Arc::new(AtomicBool::new(false));
+    let (fact_sender, facts) = mpsc::channel();
+    let executor =
+        Stepped { broken: Arc::clone(&broken), orders: order_receiver, batches: batch_sender, slots: slot_sender };
+    let config = bench_config();
+    // The test may be over before the engine.
+    let observer = Box::new(move |fact| drop(fact_sender.send(fact)));
+    let engine = start(executor, config, 2, observer).unwrap();
+    Bench { broken, facts, engine, orders, batches, slots }
 }
 
 fn request(id: u64, max_tokens: u32) -> EngineRequest {
@@ -159,32 +181,119 @@ fn an_abort_between_steps_keeps_the_request_out_of_the_next_one() {
 }
 
 #[test]
-fn a_panicking_step_fails_its_requests_and_the_engine_goes_on() {
+fn one_culprit_sent_a_hundred_times_leaves_the_engine_running() {
     let bench = bench();
-    for order in [Order::Panic, Order::Fail] {
-        let mut events = bench.engine.handle.submit(request(1, 9), None).unwrap();
-        bench.orders.send(order).unwrap();
+    for attempt in 0..100 {
+        let mut events = bench.engine.handle.submit(request(attempt, 9), None).unwrap();
+        // It fails, and twice more when it is tried alone.
+        for _ in 0..3 {
+            bench.orders.send(if attempt % 2 == 0 { Order::Panic } else { Order::Fail }).unwrap();
+        }
         assert!(matches!(events.blocking_recv(), Some(SequenceEvent::Started { .. })));
         assert_eq!(events.blocking_recv(), Some(SequenceEvent::Failed(RequestFailure::EngineFailed)));
+        assert_eq!(events.blocking_recv(), None);
     }
-    let mut events = bench.engine.handle.submit(request(2, 1), None).unwrap();
+    let mut events = bench.engine.handle.submit(request(100, 1), None).unwrap();
     bench.orders.send(Order::Tokens).unwrap();
     assert!(matches!(events.blocking_recv(), Some(SequenceEvent::Started { .. })));
     assert!(matches!(events.blocking_recv(), Some(SequenceEvent::Token { token: Some(7), .. })));
-    assert!(!*bench.engine.ended.borrow());
+    assert_eq!(*bench.engine.ended.borrow(), None);
+    let culprits = bench.facts.try_iter().filter(|fact| matches!(fact, EngineFact::Failed(StepCulprit::Request)));
+    assert_eq!(culprits.count(), 100);
 }
 
 #[test]
-fn an_engine_whose_steps_keep_failing_ends_and_says_so() {
-    let mut bench = bench();
-    for id in 0..u64::from(MAX_FAILED_STEPS) {
-        let mut events = bench.engine.handle.submit(request(id, 9), None).unwrap();
-        bench.orders.send(Order::Fail).unwrap();
-        while events.blocking_recv().is_some() {}
+fn a_fault_that_passes_costs_nobody_anything() {
+    let bench = bench();
+    let mut events = bench.engine.handle.submit(request(1, 2), None).unwrap();
+    for order in [Order::Fail, Order::Tokens, Order::Panic, Order::Tokens] {
+        bench.orders.send(order).unwrap();
     }
+    assert!(matches!(events.blocking_recv(), Some(SequenceEvent::Started { .. })));
+    assert!(matches!(events.blocking_recv(), Some(SequenceEvent::Token { finish: None, .. })));
+    assert!(matches!(events.blocking_recv(), Some(SequenceEvent::Token { finish: Some(_), .. })));
+}
+
+#[test]
+fn an_engine_whose_device_computes_nothing_any_more_ends_and_says_so() {
+    let mut bench = bench();
+    bench.broken.store(true, Ordering::SeqCst);
+    let mut events = bench.engine.handle.submit(request(1, 9), None).unwrap();
+    for _ in 0..8 {
+        bench.orders.send(Order::Fail).unwrap();
+    }
+    assert!(matches!(events.blocking_recv(), Some(SequenceEvent::Started { .. })));
+    assert_eq!(events.blocking_recv(), Some(SequenceEvent::Failed(RequestFailure::Draining)), "nobody's fault");
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(bench.engine.ended.wait_for(|ended| *ended)).unwrap();
+    let end = runtime.block_on(bench.engine.ended.wait_for(Option::is_some)).unwrap().clone();
+    assert!(matches!(end, Some(EngineEnd::DeviceBroken { .. })), "{end:?}");
     assert_eq!(bench.engine.handle.submit(request(9, 1), None).unwrap_err(), SubmitError::Stopped);
+    assert!(bench.engine.handle.pulse().has_ended());
+}
+
+/// A defect outside the executor: there is nothing to go on with.
+#[test]
+fn a_panic_of_the_engine_itself_is_an_end_like_any_other_and_says_so() {
+    let (orders, order_receiver) = mpsc::channel();
+    let executor = Stepped {
+        broken: Arc::default(),
+        orders: order_receiver,
+        batches: mpsc::channel().0,
+        slots: mpsc::channel().0,
+    };
+    drop(orders);
+    let mut engine = start(executor, bench_config(), 8, Box::new(|_| panic!("an observer with a defect"))).unwrap();
+    // The executor fails by itself, and the first thing told of it is too much for the observer.
+    let mut events = engine.handle.submit(request(1, 9), None).unwrap();
+    assert!(matches!(events.blocking_recv(), Some(SequenceEvent::Started { .. })));
+    assert_eq!(events.blocking_recv(), None, "the stream ends, and is not left hanging");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let end = runtime.block_on(engine.ended.wait_for(Option::is_some)).unwrap().clone();
+    assert_eq!(end, Some(EngineEnd::Panicked { message: "an observer with a defect".into() }));
+    assert_eq!(engine.handle.submit(request(2, 1), None).unwrap_err(), SubmitError::Stopped);
+    assert_eq!(runtime.block_on(engine.handle.stats()), Err(SubmitError::Stopped));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_hangs_is_told_with_its_facts_and_so_is_its_end() {
+    let bench = bench();
+    let _first = bench.engine.handle.submit(request(1, 9), None).unwrap();
+    assert_eq!(bench.batches.recv().unwrap().num_tokens(), 3);
+    let (said, mut alarms) = tokio::sync::mpsc::unbounded_channel();
+    let limits = WatchdogLimits { stuck: Duration::from_secs(10), hopeless: None };
+    let watchdog = tokio::spawn(watch(bench.engine.handle.pulse(), limits, move |alarm| said.send(alarm).unwrap()));
+    let Some(Alarm::Stuck { step, waited }) = alarms.recv().await else { panic!("a step hangs") };
+    assert_eq!((step.sequences, step.rows), (1, 3));
+    assert!(waited >= Duration::from_secs(10));
+    bench.orders.send(Order::Tokens).unwrap();
+    // The next step has begun.
+    bench.batches.recv().unwrap();
+    assert!(matches!(alarms.recv().await, Some(Alarm::Moving { .. })));
+    bench.engine.handle.stop();
+    bench.orders.send(Order::Tokens).unwrap();
+    watchdog.await.unwrap();
+}
+
+#[test]
+fn gauges_follow_those_who_leave_while_no_step_runs() {
+    let bench = bench();
+    let first = bench.engine.handle.submit(request(1, 9), None).unwrap();
+    bench.batches.recv().unwrap();
+    bench.orders.send(Order::Tokens).unwrap();
+    bench.batches.recv().unwrap();
+    // Its client leaves during a step, which brings a last result for it.
+    drop(first);
+    bench.engine.handle.abort(RequestId(1));
+    bench.orders.send(Order::Tokens).unwrap();
+    let last = loop {
+        if let EngineFact::Gauges(gauges) = bench.facts.recv().unwrap() {
+            break gauges;
+        }
+    };
+    assert_eq!((last.running, last.waiting, last.kv_blocks_used, last.kv_blocks_total), (0, 0, 0, 64));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let stats = runtime.block_on(bench.engine.handle.stats()).unwrap();
+    assert_eq!((stats.running, stats.kv_blocks_used), (0, 0));
 }
 
 #[test]
@@ -218,6 +327,18 @@ fn adapters_are_installed_into_emptied_slots_between_steps() {
     runtime.block_on(bench.engine.handle.remove(vec![AdapterSlot(3)])).unwrap();
     let changes: Vec<_> = bench.slots.try_iter().collect();
     assert_eq!(changes, [(AdapterSlot(3), None), (AdapterSlot(3), Some("sql")), (AdapterSlot(3), None)]);
+}
+
+#[test]
+fn an_adapter_that_breaks_its_installation_is_refused_and_leaves_its_slot_empty() {
+    let bench = bench();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let refused = runtime.block_on(bench.engine.installs.install(AdapterSlot(3), "broken"));
+    assert!(matches!(refused, Err(InstallError::Step(StepError::Panicked { .. }))), "{refused:?}");
+    runtime.block_on(bench.engine.installs.install(AdapterSlot(3), "sql")).unwrap();
+    let changes: Vec<_> = bench.slots.try_iter().collect();
+    let (empty, full) = ((AdapterSlot(3), None), (AdapterSlot(3), Some("sql")));
+    assert_eq!(changes, [empty, empty, empty, full]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! How requests begin and end: refusals, stop ids, limits, deadlines, aborts, failures, draining.
 
-use super::fake::NON_FINITE_SEED;
 use super::*;
+use crate::scheduler::testing::NON_FINITE_SEED;
 use crate::types::{SampledToken, SequenceFailure};
 
 fn sampled(batch: &ScheduledBatch, token: u32) -> StepOutput {

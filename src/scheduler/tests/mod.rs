@@ -1,7 +1,6 @@
 //! A scheduler, a fake executor and everything that must hold between two steps.
 
 mod fairness;
-mod fake;
 mod life;
 mod pages;
 mod properties;
@@ -10,12 +9,12 @@ mod rules;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::testing::{FakeExecutor, oracle};
 use super::*;
 use crate::types::{
     AdapterBinding, AdapterSlot, AdapterVersion, BlockId, ClientKey, FinishReason, SamplingParams, StoppingParams,
     VirtualTokens,
 };
-use fake::{FakeExecutor, oracle};
 
 /// What a request's channel has received.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
-use super::fake::NON_FINITE_SEED;
 use super::*;
+use crate::scheduler::testing::NON_FINITE_SEED;
 
 #[derive(Clone, Debug)]
 struct Wish {

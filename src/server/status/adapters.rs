@@ -181,6 +181,7 @@ fn from_install(error: &InstallError) -> Status {
         InstallError::Adapter(AdapterError::LoadFailed { .. }) => internal(),
         InstallError::Adapter(error) => from_adapter(error),
         InstallError::Delta(error) => from_delta(error),
+        InstallError::Step(_) => internal(),
         InstallError::Stopped => draining(),
     }
 }

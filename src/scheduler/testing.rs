@@ -9,9 +9,9 @@ use crate::types::{
     ScheduledBatch, ScheduledSequence, SequenceFailure, SequenceId, StepOutput, TokenSource,
 };
 
-pub(super) const VOCAB: u64 = 4;
+pub(crate) const VOCAB: u64 = 4;
 /// Requests with this seed turn non-finite at their first sampled row.
-pub(super) const NON_FINITE_SEED: u64 = u64::MAX;
+pub(crate) const NON_FINITE_SEED: u64 = u64::MAX;
 
 /// One token place of the fake KV cache.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,7 +48,7 @@ fn virtual_count(adapter: Option<AdapterBinding>) -> u32 {
 }
 
 /// What a request must produce: computed alone, without blocks, budgets or batches.
-pub(super) fn oracle(
+pub(crate) fn oracle(
     request: &EngineRequest,
     choice: u32,
     max_model_len: u32,
@@ -88,18 +88,18 @@ pub(super) fn oracle(
 }
 
 /// Executes batches against a KV cache of [`Place`]s; `None` is poison.
-pub(super) struct FakeExecutor {
+pub(crate) struct FakeExecutor {
     block_size: usize,
     blocks: Vec<Vec<Option<Place>>>,
     adapters: HashMap<AdapterSlot, AdapterBinding>,
     tenants: HashMap<SequenceId, Vec<u8>>,
     /// Versions whose prompt embeddings turn non-finite.
-    pub(super) poisoned_embeds: BTreeSet<AdapterVersion>,
-    pub(super) rows: usize,
+    pub(crate) poisoned_embeds: BTreeSet<AdapterVersion>,
+    pub(crate) rows: usize,
 }
 
 impl FakeExecutor {
-    pub(super) fn new(block_size: u32, num_blocks: u32) -> Self {
+    pub(crate) fn new(block_size: u32, num_blocks: u32) -> Self {
         let block_size = block_size as usize;
         Self {
             block_size,
@@ -112,18 +112,18 @@ impl FakeExecutor {
     }
 
     /// The adapter is on the device; these sequences are this tenant's.
-    pub(super) fn introduce(&mut self, request: &EngineRequest, ids: &[SequenceId]) {
+    pub(crate) fn introduce(&mut self, request: &EngineRequest, ids: &[SequenceId]) {
         if let Some(adapter) = request.adapter {
             self.adapters.insert(adapter.slot, adapter);
         }
         self.tenants.extend(ids.iter().map(|id| (*id, request.tenant_salt.to_vec())));
     }
 
-    pub(super) fn poison(&mut self, block: BlockId) {
+    pub(crate) fn poison(&mut self, block: BlockId) {
         self.blocks[block.index()].fill(None);
     }
 
-    pub(super) fn execute(&mut self, batch: &ScheduledBatch) -> StepOutput {
+    pub(crate) fn execute(&mut self, batch: &ScheduledBatch) -> StepOutput {
         for write in &batch.prefix_writes {
             let adapter = self.adapters[&write.slot];
             let tokens = adapter.virtual_tokens.unwrap();

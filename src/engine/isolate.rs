@@ -1,0 +1,159 @@
+//! A step that fails ends only those who make it fail. Whatever the executor does, panics included, comes out of here as
+//! plain data.
+//!
+//! The batch is run again by halves until those sequences remain that fail alone. That changes nothing for the others: a
+//! row's K and V are a function of the row and of what lies before it, so writing them again writes the same numbers to
+//! the same places; no sequence reads what another writes in the same step; a random draw is a function of seed, choice
+//! and position; and the result of a row does not depend on its neighbours. Prefix writes and block copies go with the
+//! sequences that need them: a copy made anew for a half must not undo what the other half has computed into its target.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::error::StepError;
+use super::executor::StepExecutor;
+use super::pulse::EnginePulse;
+use crate::types::{AdapterSlot, ScheduledBatch, ScheduledSequence, StepOutput, TokenSource};
+
+/// After so many attempts at a step in which not even a row of the base could be computed the engine gives up: the device
+/// is not coming back.
+pub(super) const MAX_ATTEMPTS: u32 = 3;
+
+/// A sequence that makes its step fail.
+#[derive(Debug)]
+pub(super) struct Culprit {
+    /// It alone, with what it needs of the batch.
+    pub(super) batch: ScheduledBatch,
+    pub(super) error: StepError,
+    /// Its adapter, where the same rows can be computed without it, or are rows of its own.
+    pub(super) adapter: bool,
+}
+
+/// What became of a step.
+#[derive(Debug, Default)]
+pub(super) struct Isolated {
+    /// The sequences that were computed.
+    pub(super) batch: ScheduledBatch,
+    pub(super) output: StepOutput,
+    pub(super) culprits: Vec<Culprit>,
+}
+
+/// No row can be computed, whosever it is.
+#[derive(Debug)]
+pub(super) struct BrokenDevice {
+    pub(super) error: StepError,
+}
+
+/// The executor behind a wall.
+pub(super) struct Guarded<E> {
+    executor: E,
+    pulse: EnginePulse,
+}
+
+impl<E: StepExecutor> Guarded<E> {
+    pub(super) fn new(executor: E, pulse: EnginePulse) -> Self {
+        Self { executor, pulse }
+    }
+
+    /// Run a batch once.
+    pub(super) fn attempt(&mut self, batch: &ScheduledBatch) -> Result<StepOutput, StepError> {
+        self.pulse.begin(batch.sequences.len(), batch.num_tokens());
+        contained(|| self.executor.execute(batch))?
+    }
+
+    /// `batch` failed: find out whose fault it is. `probe` is a row of the base on a block of its own; it
+    /// tells a device that computes nothing any more from sequences that all fail. Where there is no room for one, the
+    /// device has the benefit of the doubt: ending the culprits makes room.
+    pub(super) fn isolate(
+        &mut self,
+        batch: &ScheduledBatch,
+        mut error: StepError,
+        probe: Option<&ScheduledBatch>,
+    ) -> Result<Isolated, BrokenDevice> {
+        for _ in 1..MAX_ATTEMPTS {
+            let mut isolated = Isolated::default();
+            self.halve(batch, &mut isolated);
+            if !isolated.batch.sequences.is_empty() || probe.is_none_or(|probe| self.attempt(probe).is_ok()) {
+                isolated.culprits.iter_mut().for_each(|culprit| culprit.adapter = self.blames_adapter(&culprit.batch));
+                return Ok(isolated);
+            }
+            // Nobody's fault: once more, as it was.
+            match self.attempt(batch) {
+                Ok(output) => return Ok(Isolated { batch: batch.clone(), output, culprits: Vec::new() }),
+                Err(again) => error = again,
+            }
+        }
+        Err(BrokenDevice { error })
+    }
+
+    /// Run the parts of a batch that failed, down to single sequences; these have a second chance.
+    fn halve(&mut self, batch: &ScheduledBatch, into: &mut Isolated) {
+        let (left, right) = batch.sequences.split_at(batch.sequences.len() / 2);
+        for sequences in [left, right].into_iter().filter(|sequences| !sequences.is_empty()) {
+            let half = part(batch, sequences);
+            let alone = sequences.len() == 1;
+            match self.attempt(&half).or_else(|error| if alone { self.attempt(&half) } else { Err(error) }) {
+                Ok(output) => {
+                    into.batch.sequences.extend(half.sequences);
+                    into.output.sampled.extend(output.sampled);
+                }
+                Err(error) if alone => into.culprits.push(Culprit { batch: half, error, adapter: false }),
+                Err(_) => self.halve(&half, into),
+            }
+        }
+    }
+
+    /// Whether a culprit's rows can be computed on the base. What that writes lies in its own places, and it ends.
+    fn blames_adapter(&mut self, culprit: &ScheduledBatch) -> bool {
+        let Some(sequence) = culprit.sequences.first().filter(|sequence| sequence.slot.is_some()) else { return false };
+        if matches!(sequence.tokens, TokenSource::PromptEmbeds { .. }) {
+            return true;
+        }
+        let plain = ScheduledSequence { slot: None, ..sequence.clone() };
+        self.attempt(&ScheduledBatch { sequences: vec![plain], ..ScheduledBatch::default() }).is_ok()
+    }
+
+    /// Put an adapter into a slot, whatever was in it.
+    pub(super) fn install(&mut self, slot: AdapterSlot, prepared: E::Prepared) -> Result<(), StepError> {
+        let installed = contained(|| {
+            self.executor.remove(slot);
+            self.executor.install(slot, prepared);
+        });
+        if installed.is_err() {
+            // Half an adapter is worse than none.
+            self.remove(slot)?;
+        }
+        installed
+    }
+
+    /// Empty a slot.
+    pub(super) fn remove(&mut self, slot: AdapterSlot) -> Result<(), StepError> {
+        contained(|| self.executor.remove(slot))
+    }
+}
+
+/// The part of a batch that computes some of its sequences.
+fn part(whole: &ScheduledBatch, sequences: &[ScheduledSequence]) -> ScheduledBatch {
+    let any = |wanted: &dyn Fn(&ScheduledSequence) -> bool| sequences.iter().any(wanted);
+    ScheduledBatch {
+        prefix_writes: {
+            let wanted = whole.prefix_writes.iter().filter(|write| any(&|sequence| sequence.slot == Some(write.slot)));
+            wanted.cloned().collect()
+        },
+        block_copies: {
+            let wanted = whole.block_copies.iter().filter(|copy| any(&|one| one.blocks.contains(&copy.target)));
+            wanted.copied().collect()
+        },
+        sequences: sequences.to_vec(),
+    }
+}
+
+/// Run something of the executor's; a panic is an error like any other.
+fn contained<T>(work: impl FnOnce() -> T) -> Result<T, StepError> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| StepError::Panicked { message: panic_message(&*panic) })
+}
+
+/// The message of a panic, where it had one.
+pub(super) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}
