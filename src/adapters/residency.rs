@@ -178,6 +178,12 @@ impl Residency {
         Some(RemovalTicket::new(Arc::clone(&self.shared), version, slot))
     }
 
+    /// Versions whose files have gone since the last call: whoever keeps something computed with them can drop it.
+    #[must_use]
+    pub fn take_forgotten(&self) -> Vec<AdapterVersion> {
+        self.shared.change(State::take_forgotten)
+    }
+
     /// A pinned version is never evicted once it is resident.
     pub(super) fn set_pinned(&self, version: AdapterVersion, pinned: bool) {
         self.shared.change(|state| state.set_pinned(version, pinned));

@@ -11,6 +11,8 @@ pub use block_pool::BlockPool;
 pub use block_table::{BlockSize, BlockTable};
 pub use prefix::{BlockKey, PrefixBlock, PrefixIndex, PrefixScope};
 
+use std::collections::BTreeSet;
+
 use crate::types::{AdapterVersion, BlockId};
 
 /// The block pool and the prefix index, kept consistent with each other.
@@ -126,6 +128,13 @@ impl KvCacheManager {
     pub fn forget_version(&mut self, version: AdapterVersion) {
         if let Some(index) = &mut self.index {
             index.forget(|scope| scope.version == Some(version));
+        }
+    }
+
+    /// Remove every block computed with one of these versions from the index, in one walk.
+    pub fn forget_versions(&mut self, versions: &BTreeSet<AdapterVersion>) {
+        if let Some(index) = &mut self.index {
+            index.forget(|scope| scope.version.is_some_and(|version| versions.contains(&version)));
         }
     }
 

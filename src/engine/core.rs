@@ -170,7 +170,7 @@ impl<E: StepExecutor> Engine<E> {
 
     /// True where the engine is to stop.
     fn obey(&mut self, letters: Letters) -> bool {
-        let Letters { submissions, wishes, removals, installs, drains, questions, stop } = letters;
+        let Letters { submissions, wishes, removals, forgotten, installs, drains, questions, stop } = letters;
         submissions.into_iter().for_each(|submission| self.submit(submission));
         for (id, wish) in wishes {
             for choice in wish.finished_choices {
@@ -189,6 +189,9 @@ impl<E: StepExecutor> Engine<E> {
             }
             // The asker may have gone away; the slots are empty all the same.
             let _ = done.send(());
+        }
+        if !forgotten.is_empty() {
+            self.scheduler.forget(&forgotten);
         }
         if installs {
             while let Ok(install) = self.installs.try_recv() {

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::error::{InstallError, StepError};
 use super::mailbox::{Letters, Mailbox, Submission};
 use super::pulse::EnginePulse;
-use crate::types::{AdapterSlot, EngineRequest, RequestId, SequenceEvent};
+use crate::types::{AdapterSlot, AdapterVersion, EngineRequest, RequestId, SequenceEvent};
 
 /// A snapshot of the engine between two steps.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -134,6 +134,13 @@ impl EngineHandle {
     /// [`SubmitError::Stopped`].
     pub async fn remove(&self, slots: Vec<AdapterSlot>) -> Result<(), SubmitError> {
         self.ask(|letters, done| letters.removals.push((slots, done))).await
+    }
+
+    /// These versions have neither a name nor a user left: before the next step, the KV of their virtual tokens is free
+    /// and nothing computed with them is found any more.
+    pub fn forget(&self, versions: impl IntoIterator<Item = AdapterVersion>) {
+        // Closed means that the engine has stopped, and its KV with it.
+        let _ = self.post(|letters| letters.forgotten.extend(versions));
     }
 
     /// Counters as of the end of the current step.

@@ -178,7 +178,7 @@ impl<L: DeltaLoader> Shared<L> {
     }
 }
 
-/// Carry out the removals that no load carries with it, for as long as the engine runs.
+/// Carry out the removals that no load carries with it, and have forgotten what is gone for good, for as long as the engine runs.
 async fn remove_retired(
     registry: Arc<AdapterRegistry>,
     engine: EngineHandle,
@@ -187,6 +187,7 @@ async fn remove_retired(
 ) {
     loop {
         capacity.borrow_and_update();
+        engine.forget(registry.residency().take_forgotten());
         while let Some(removal) = registry.residency().take_removal() {
             if engine.remove(vec![removal.slot()]).await.is_err() {
                 return;

@@ -1,10 +1,11 @@
 //! What the async side has left for the engine thread to find before its next step.
 //!
 //! It holds no more than what may be outstanding: submissions up to the queue limit, one entry per request that wants to
-//! end, one removal or installation per load, one question per caller that waits for the answer. So nobody has to wait for
+//! end, one removal or installation per load, one entry per
+//! version that was deleted, one question per caller that waits for the answer. So nobody has to wait for
 //! room in it, neither the engine nor those who write, and a full channel cannot make the two wait for each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::handle::{EngineStats, Lease};
-use crate::types::{AdapterSlot, EngineRequest, RequestId, SequenceEvent};
+use crate::types::{AdapterSlot, AdapterVersion, EngineRequest, RequestId, SequenceEvent};
 
 /// A request to take.
 pub(super) struct Submission {
@@ -37,6 +38,8 @@ pub(super) struct Letters {
     pub(super) submissions: Vec<Submission>,
     pub(super) wishes: BTreeMap<RequestId, Wish>,
     pub(super) removals: Vec<(Vec<AdapterSlot>, oneshot::Sender<()>)>,
+    /// Versions that are gone for good.
+    pub(super) forgotten: BTreeSet<AdapterVersion>,
     /// The channel of installations holds one.
     pub(super) installs: bool,
     pub(super) drains: Vec<oneshot::Sender<()>>,

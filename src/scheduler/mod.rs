@@ -41,7 +41,9 @@ pub use fair_share::ShareConfig;
 pub use sequence::SequenceState;
 
 use crate::cache::{BlockSize, KvCacheManager};
-use crate::types::{EngineRequest, RequestFailure, RequestId, ScheduledBatch, SequenceEvent, SequenceId, StepOutput};
+use crate::types::{
+    AdapterVersion, EngineRequest, RequestFailure, RequestId, ScheduledBatch, SequenceEvent, SequenceId, StepOutput,
+};
 use fair_share::FairShare;
 use queue::{PartyQueues, RankQueue};
 use request::Request;
@@ -229,6 +231,14 @@ impl Scheduler {
     /// End every request with `failure` and trust nothing in the KV cache any more.
     pub fn fail_all(&mut self, failure: RequestFailure) -> Events {
         self.fail_everything(failure)
+    }
+
+    /// These versions are gone for good: their virtual tokens give their blocks back, and nothing computed with them is
+    /// found any more. Requests that run on one all the same go on.
+    pub fn forget(&mut self, versions: &BTreeSet<AdapterVersion>) {
+        let pages = self.pages.remove_unwanted(versions);
+        self.release_pages(pages);
+        self.cache.forget_versions(versions);
     }
 
     /// Refuse new requests from now on and end those that have not started with `Draining`; the others run on.

@@ -3,7 +3,7 @@
 //! A set is made when a sequence first needs it and stays until its blocks are wanted for something else. Whole
 //! blocks are shared read-only at the head of block tables; the last, partly filled one is only copied from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::policy::Rank;
 use crate::types::{AdapterBinding, AdapterSlot, AdapterVersion, BlockId, SequenceId};
@@ -86,6 +86,13 @@ impl VirtualPages {
     /// Forget the sets of a version. Returns their blocks, to be released.
     pub(super) fn remove_version(&mut self, version: AdapterVersion) -> Vec<BlockId> {
         self.remove_where(|key, _| key.version == version)
+    }
+
+    /// Forget the sets of these versions that no live sequence wants. Returns their blocks, to be released.
+    pub(super) fn remove_unwanted(&mut self, versions: &BTreeSet<AdapterVersion>) -> Vec<BlockId> {
+        let Self { sets, demand } = self;
+        let gone = |key: &PagesKey| versions.contains(&key.version) && !demand.contains_key(key);
+        sets.extract_if(.., |key, _| gone(key)).flat_map(|(_, set)| set.blocks).collect()
     }
 
     /// Forget the set that was being written to these blocks. Returns them, to be released.

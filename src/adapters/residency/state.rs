@@ -82,6 +82,8 @@ pub(super) struct State {
     /// Leased versions on which newer requests wait, so that the first in line gets their place.
     draining: HashSet<AdapterVersion>,
     queue: BTreeSet<WaiterId>,
+    /// Gone for good, and nobody has asked yet.
+    forgotten: Vec<AdapterVersion>,
     next_id: u64,
 }
 
@@ -101,6 +103,7 @@ impl State {
             retired: HashSet::new(),
             draining: HashSet::new(),
             queue: BTreeSet::new(),
+            forgotten: Vec::new(),
             next_id: 0,
         }
     }
@@ -402,7 +405,13 @@ impl State {
         known.facts = Some(facts);
     }
 
+    pub(super) fn take_forgotten(&mut self) -> Vec<AdapterVersion> {
+        std::mem::take(&mut self.forgotten)
+    }
+
     pub(super) fn forget(&mut self, version: AdapterVersion) {
+        self.forgotten.push(version);
+        self.signals.capacity = true;
         self.known.remove(&version);
         self.pinned.remove(&version);
         // A version still on the device keeps its mark, so that it leaves when it can.

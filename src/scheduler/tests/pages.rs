@@ -192,3 +192,40 @@ fn pages_survive_a_move_of_their_adapter_to_another_slot() {
     harness.run();
     harness.assert_complete(2);
 }
+
+#[test]
+fn pages_of_versions_that_are_gone_are_free_unless_someone_runs_on_them() {
+    let mut harness = Harness::new(config());
+    for (n, saved_kv) in [(1, true), (2, false), (3, true)] {
+        harness.add(with_pages(u64::from(n), n, 6, saved_kv, &[1, 2, 3, 4, 5], 2));
+        harness.run();
+    }
+    harness.add(request(4, &[1, 2, 3, 4, 5], 2));
+    harness.run();
+    assert_eq!(harness.scheduler.stats().kv_blocks_used, 6);
+    let versions = |numbers: &[u8]| numbers.iter().map(|n| AdapterVersion([*n; 32])).collect();
+    harness.scheduler.forget(&versions(&[1, 2, 9]));
+    harness.check_blocks();
+    assert_eq!(harness.scheduler.stats().kv_blocks_used, 2, "of the third");
+
+    // Whoever runs on a version that is gone all the same goes on.
+    harness.add(with_pages(5, 3, 6, true, &[1, 2, 3, 4, 5], 9));
+    harness.step();
+    harness.scheduler.forget(&versions(&[3]));
+    harness.check_blocks();
+    harness.run();
+    (1..=5).for_each(|id| harness.assert_complete(id));
+    harness.scheduler.forget(&versions(&[3]));
+    assert_eq!(harness.scheduler.stats().kv_blocks_used, 0);
+
+    // What was computed with them is not found again; the base's is.
+    for (id, n) in [(6, 1), (7, 2), (8, 3)] {
+        harness.add(with_pages(id, n, 6, n != 2, &[1, 2, 3, 4, 5], 2));
+        harness.run();
+        assert_eq!(harness.log(id).cached_tokens, Some(0), "version {n}");
+        harness.assert_complete(id);
+    }
+    harness.add(request(9, &[1, 2, 3, 4, 5], 2));
+    harness.run();
+    assert_eq!(harness.log(9).cached_tokens, Some(4));
+}
