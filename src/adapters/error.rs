@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::files::{Sha256Digest, UploadId};
-use crate::types::{AdapterName, AdapterVersion};
+use crate::types::{AdapterFault, AdapterName, AdapterVersion};
 
 /// The error a loader reported; kept whole so that whoever answers the request can look at its kind.
 pub type LoadFailure = Arc<dyn std::error::Error + Send + Sync>;
@@ -89,6 +89,23 @@ pub enum AdapterError {
     BadUploadId {
         /// As given, shortened to 128 characters.
         upload_id: String,
+    },
+
+    // --- using ---------------------------------------------------------------------------------------------------
+    /// Too many requests in a row have failed for the sake of this version.
+    #[error(
+        "adapter {name:?} is set aside: the last {faults} requests on it failed, {fault}; load it by name to try it \
+         again, or upload another version"
+    )]
+    SetAside {
+        /// The name asked for.
+        name: AdapterName,
+        /// The version it stands for.
+        version: AdapterVersion,
+        /// Requests in a row.
+        faults: u32,
+        /// What the last one failed of.
+        fault: AdapterFault,
     },
 
     // --- chunks --------------------------------------------------------------------------------------------------

@@ -48,6 +48,10 @@ pub enum AdapterEventKind {
     Evicted,
     /// The version could not be loaded.
     LoadFailed,
+    /// The version has failed too many requests in a row: new ones are refused.
+    SetAside,
+    /// It has another chance.
+    Reinstated,
 }
 
 /// One entry of the log.

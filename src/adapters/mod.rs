@@ -42,7 +42,7 @@ pub use lease::AdapterLease;
 pub use registry::{AdapterInfo, AdapterRegistry, Published, RegistryLimits};
 pub use residency::{
     Acquire, AdapterState, InstallTicket, LoadTicket, RemovalTicket, Residency, ResidencyLimits, ResidencyStats,
-    ResidentLease, VersionStatus, Want,
+    ResidentLease, SetAside, VersionStatus, Want,
 };
 pub use store::{AdapterBytes, AdapterStore, FolderStore, Quarantined, RecoveryReport, StoredAdapter};
 pub use uploads::{Begin, FileProgress, Staged, UploadSession, UploadStatus, Uploads};

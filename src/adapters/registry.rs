@@ -16,7 +16,7 @@ use super::events::{AdapterEventKind, EventLog};
 use super::files::{Expected, StoreLimits, UploadHeader, UploadId};
 use super::fs::{DiskFs, StoreFs};
 use super::lease::{AdapterLease, LeaseTable};
-use super::residency::{Residency, ResidencyLimits, VersionStatus, Want};
+use super::residency::{Residency, ResidencyLimits, SetAside, VersionStatus, Want};
 use super::store::{AdapterBytes, AdapterStore, StoredAdapter};
 use super::sync::lock;
 use super::uploads::{Begin, Staged, UploadStatus, Uploads};
@@ -176,11 +176,24 @@ impl AdapterRegistry {
     /// size there is taken to be that of its files.
     ///
     /// # Errors
-    /// As [`AdapterRegistry::lease`].
+    /// As [`AdapterRegistry::lease`], and [`AdapterError::SetAside`].
     pub fn want(&self, name: &AdapterName, version: Option<AdapterVersion>) -> Result<Want, AdapterError> {
         let lease = self.lease(name, version)?;
+        if let Some(SetAside { faults, fault }) = self.residency.set_aside(lease.version()) {
+            return Err(AdapterError::SetAside { name: name.clone(), version: lease.version(), faults, fault });
+        }
         let bytes = lock(&self.catalog).get(name).map_or(0, StoredAdapter::bytes);
         Ok(self.residency.want(lease, bytes))
+    }
+
+    /// Give the version that a name stands for another chance, if it was set aside.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotFound`].
+    pub fn reinstate(&self, name: &AdapterName) -> Result<(), AdapterError> {
+        let version = self.lease(name, None)?.version();
+        self.residency.pardon(version);
+        Ok(())
     }
 
     /// Read the files of a leased version, sizes and digests verified. Blocks.
@@ -231,6 +244,7 @@ impl AdapterRegistry {
             let result = self.store.publish(staged.dir(), adapter, staged.expected());
             if result.is_ok() {
                 self.residency.learn(version, Arc::clone(&facts));
+                self.residency.pardon(version);
             }
             self.follow_store(&name);
             self.retire_if_unnamed(version);

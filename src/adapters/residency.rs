@@ -15,10 +15,12 @@
 //! - Nothing here blocks or knows an async runtime. [`AdapterObserver::on_capacity`](super::AdapterObserver) says when
 //!   to poll again; register interest before polling and no wake-up is lost.
 
+mod faults;
 mod loads;
 mod state;
 mod tickets;
 
+pub use faults::SetAside;
 pub use tickets::{InstallTicket, LoadTicket, RemovalTicket, ResidentLease};
 
 use std::sync::{Arc, Mutex};
@@ -63,7 +65,7 @@ pub struct VersionStatus {
     pub leases: usize,
     /// What it compiled to, once it has been compiled in this process.
     pub facts: Option<Arc<AdapterFacts>>,
-    /// Why the last load failed; cleared by a load that works.
+    /// Why it is set aside, or why the last load failed; cleared by a load that works.
     pub last_error: Option<String>,
 }
 
@@ -92,6 +94,8 @@ pub struct ResidencyStats {
     pub evictions: u64,
     /// Polls that found the version resident, since start.
     pub hits: u64,
+    /// Versions set aside now.
+    pub set_aside: usize,
 }
 
 /// The answer to [`Want::poll`].
@@ -176,6 +180,22 @@ impl Residency {
     pub fn take_removal(&self) -> Option<RemovalTicket> {
         let (version, slot) = self.shared.change(State::take_removal)?;
         Some(RemovalTicket::new(Arc::clone(&self.shared), version, slot))
+    }
+
+    /// Set a version aside after so many requests in a row have failed on it; 0 never does.
+    pub fn limit_faults(&self, max: u32) {
+        self.shared.change(|state| state.faults.limit(max));
+    }
+
+    /// Whether new requests for a version are to be refused, and why.
+    #[must_use]
+    pub fn set_aside(&self, version: AdapterVersion) -> Option<SetAside> {
+        lock(&self.shared.state).faults.set_aside(version)
+    }
+
+    /// Give a version that was set aside another chance.
+    pub(super) fn pardon(&self, version: AdapterVersion) {
+        self.shared.change(|state| state.pardon(version));
     }
 
     /// Versions whose files have gone since the last call: whoever keeps something computed with them can drop it.

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::adapters::ResidentLease;
-use crate::engine::Lease;
+use crate::engine::{HeldAdapter, Lease};
+use crate::types::AdapterFault;
 
 /// Keeps an adapter on the device for a request until the engine lets go of it, or until the end of all of its choices
 /// has been ordered.
@@ -18,11 +19,16 @@ impl SharedLease {
         Self(Arc::new(Mutex::new(Some(lease))))
     }
 
-    /// Give it back. Only after every choice of the request has ended or its end has been ordered.
+    /// Every choice of the request has ended well, or its end has been ordered: give it back.
     pub(super) fn release(&self) {
-        let lease = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // Observers of the residency run while it drops, and not under the lock.
-        drop(lease);
+        if let Some(mut lease) = self.take() {
+            lease.judge(Ok(()));
+        }
+    }
+
+    /// Observers of the residency run while what this returns is dropped, and not under the lock.
+    fn take(&self) -> Option<ResidentLease> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The engine's part: gives it back when dropped.
@@ -33,8 +39,16 @@ impl SharedLease {
 
 struct EnginePart(SharedLease);
 
+impl HeldAdapter for EnginePart {
+    fn judge(&mut self, verdict: Result<(), AdapterFault>) {
+        if let Some(lease) = self.0.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            lease.judge(verdict);
+        }
+    }
+}
+
 impl Drop for EnginePart {
     fn drop(&mut self) {
-        self.0.release();
+        drop(self.0.take());
     }
 }

@@ -110,6 +110,7 @@ mod tests {
                 max_bytes: 1 << 20,
                 max_rank: 64,
                 memory_bytes: None,
+                max_faults: 3,
                 allow_unknown_fields: false,
             },
             available: Some(1 << 30),

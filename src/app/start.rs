@@ -75,6 +75,7 @@ impl Server {
         let dtype = hall::dtype(config, base);
         let sizes = sizes(config, base, dtype)?;
         let registry = Arc::new(AdapterRegistry::new(Arc::new(store), registry_limits(config, sizes)));
+        registry.residency().limit_faults(config.adapter_limits.max_faults);
         let hall =
             tokio::task::block_in_place(|| hall::start(config, base, dtype, sizes, Arc::clone(&registry), &metrics))?;
         metrics.record_cache(config.cache.block_size, sizes.kv_blocks as usize);

@@ -97,6 +97,8 @@ pub struct AdapterLimits {
     pub allow_unknown_fields: bool,
     /// Bytes of all of them on the device; `None` leaves it to the start-up.
     pub memory_bytes: Option<u64>,
+    /// Requests in a row that fail on one before it is set aside; 0 sets none aside.
+    pub max_faults: u32,
 }
 
 /// Limits on requests.
@@ -438,6 +440,7 @@ fn adapter_limits(checks: &mut Checks, args: &AdapterArgs) -> AdapterLimits {
         max_bytes: args.max_adapter_bytes,
         max_rank: checks.count("--max-lora-rank", args.max_lora_rank, 1, 1 << 16),
         allow_unknown_fields: args.allow_unknown_adapter_fields,
+        max_faults: args.max_adapter_faults,
     }
 }
 

@@ -120,6 +120,10 @@ pub struct AdapterArgs {
     /// an adapter computes and are not served are refused all the same
     #[arg(long, env = "POLYDELTA_ALLOW_UNKNOWN_ADAPTER_FIELDS", value_parser = BoolishValueParser::new())]
     pub allow_unknown_adapter_fields: bool,
+    /// Set an adapter aside when so many requests in a row have failed on it, its rows not finite or failing their step:
+    /// new ones are refused until it is loaded by name or uploaded anew; 0 never does
+    #[arg(long, env = "POLYDELTA_MAX_ADAPTER_FAULTS", value_name = "N", default_value_t = 3)]
+    pub max_adapter_faults: u32,
 }
 
 /// How steps are made up.

@@ -16,7 +16,7 @@ use super::mailbox::{Letters, Mailbox, Submission};
 use super::pulse::EnginePulse;
 use crate::scheduler::{Events, Scheduler, SchedulerConfig, SchedulerStats};
 use crate::telemetry::{EngineGauges, StepCulprit, StepFacts};
-use crate::types::{RequestFailure, RequestId, ScheduledBatch, SequenceEvent, StepOutput};
+use crate::types::{AdapterFault, RequestFailure, RequestId, ScheduledBatch, SequenceEvent, StepOutput};
 
 /// Longest wait when no step could be made of live requests: bounds the harm of a scheduler bug to latency.
 const STALL_POLL: Duration = Duration::from_millis(20);
@@ -102,6 +102,32 @@ struct Live {
     /// Counts towards the queue limit until its first row is scheduled.
     queued: bool,
     lease: Option<Lease>,
+    /// What its adapter has shown so far.
+    verdict: Option<Result<(), AdapterFault>>,
+}
+
+impl Live {
+    /// What an event says of the request's adapter: a token is a good sign, which a fault outweighs.
+    fn learn(&mut self, event: &SequenceEvent) {
+        match event {
+            SequenceEvent::Token { .. } => self.verdict = self.verdict.or(Some(Ok(()))),
+            SequenceEvent::Failed(RequestFailure::NonFinite) => self.verdict = Some(Err(AdapterFault::NonFinite)),
+            // Whose fault a failed step is was found out with the step.
+            SequenceEvent::Failed(
+                RequestFailure::EngineFailed | RequestFailure::Draining | RequestFailure::DeadlineExceeded,
+            )
+            | SequenceEvent::Started { .. } => {}
+        }
+    }
+
+    /// Give the adapter back, with what it has shown.
+    fn let_go(&mut self) {
+        if let Some(mut lease) = self.lease.take()
+            && let Some(verdict) = self.verdict
+        {
+            lease.judge(verdict);
+        }
+    }
 }
 
 struct Engine<E: StepExecutor> {
@@ -216,7 +242,7 @@ impl<E: StepExecutor> Engine<E> {
         let id = request.id;
         match self.scheduler.add(request) {
             Ok(_) => {
-                self.live.insert(id, Live { events, queued: true, lease });
+                self.live.insert(id, Live { events, queued: true, lease, verdict: None });
             }
             Err(error) => {
                 // Admission checks against the same limits, so this is a request that raced with a drain, or a bug.
@@ -264,6 +290,9 @@ impl<E: StepExecutor> Engine<E> {
         for Culprit { batch, error, adapter } in culprits {
             let ended = self.scheduler.fail_step(&batch, RequestFailure::EngineFailed);
             for (request, _) in &ended {
+                if let Some(live) = self.live.get_mut(request).filter(|_| adapter) {
+                    live.verdict = Some(Err(AdapterFault::StepFailed));
+                }
                 tracing::error!(%error, request = request.0, adapter, "a request made its step fail; it ends");
             }
             let culprit = if adapter { StepCulprit::Adapter } else { StepCulprit::Request };
@@ -312,12 +341,13 @@ impl<E: StepExecutor> Engine<E> {
 
     fn publish(&mut self, events: Events) {
         let touched: Vec<RequestId> = events.iter().map(|(id, _)| *id).collect();
-        // Before the last event, not after it: whoever has read that may unload the adapter.
-        for id in &touched {
-            if !self.scheduler.contains(*id)
-                && let Some(live) = self.live.get_mut(id)
-            {
-                live.lease = None;
+        for (id, event) in &events {
+            if let Some(live) = self.live.get_mut(id) {
+                live.learn(event);
+                // Before the last event, not after it: whoever has read that may unload the adapter.
+                if !self.scheduler.contains(*id) {
+                    live.let_go();
+                }
             }
         }
         for (id, event) in events {
@@ -335,12 +365,14 @@ impl<E: StepExecutor> Engine<E> {
     }
 
     fn forget_if_gone(&mut self, id: RequestId) {
-        if !self.scheduler.contains(id)
-            && let Some(live) = self.live.remove(&id)
-            && live.queued
-        {
+        if self.scheduler.contains(id) {
+            return;
+        }
+        let Some(mut live) = self.live.remove(&id) else { return };
+        if live.queued {
             self.shared.queued.fetch_sub(1, Ordering::AcqRel);
         }
+        live.let_go();
     }
 
     fn snapshot(&self) -> EngineStats {

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::error::{InstallError, StepError};
 use super::mailbox::{Letters, Mailbox, Submission};
 use super::pulse::EnginePulse;
-use crate::types::{AdapterSlot, AdapterVersion, EngineRequest, RequestId, SequenceEvent};
+use crate::types::{AdapterFault, AdapterSlot, AdapterVersion, EngineRequest, RequestId, SequenceEvent};
 
 /// A snapshot of the engine between two steps.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -70,8 +70,14 @@ pub enum EngineEnd {
     },
 }
 
+/// Holds the adapter of a request on the device until the engine has let go of the request.
+pub trait HeldAdapter: Send {
+    /// How the request went, where that says something of the adapter. Said before it is dropped.
+    fn judge(&mut self, verdict: Result<(), AdapterFault>);
+}
+
 /// Whatever must stay alive until the engine has let go of a request: its adapter's lease.
-pub type Lease = Box<dyn Send>;
+pub type Lease = Box<dyn HeldAdapter>;
 
 /// Cheap to clone; the engine stops when asked to, not when handles drop.
 #[derive(Clone)]

@@ -15,7 +15,7 @@ mod watchdog;
 pub use core::{EngineFact, EngineObserver, StartedEngine, start};
 pub use error::{EngineError, InstallError, StepError};
 pub use executor::{DeltaLoader, ModelExecutor, ModelLoader, StepExecutor};
-pub use handle::{EngineEnd, EngineHandle, EngineStats, InstallHandle, Lease, SubmitError};
+pub use handle::{EngineEnd, EngineHandle, EngineStats, HeldAdapter, InstallHandle, Lease, SubmitError};
 pub use install::EngineInstaller;
 pub use pulse::{EnginePulse, StepInFlight};
 pub use watchdog::{Alarm, WatchdogLimits, watch};

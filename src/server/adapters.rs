@@ -145,6 +145,8 @@ impl AdapterService for Adapters {
     ) -> Result<Response<pb::LoadAdapterResponse>, Status> {
         let pb::LoadAdapterRequest { name: text, pin } = request.into_inner();
         let name = name(&text)?;
+        // Whoever loads it by name has looked at why it was set aside.
+        self.registry.reinstate(&name).map_err(|error| status::from_adapter(&error))?;
         // Held until it is pinned, so that what is pinned is on the device; a load that fails pins nothing.
         let held = self.load(&name).await.map_err(|error| status::from_adapter(&error))?;
         if let Some(pinned) = pin {

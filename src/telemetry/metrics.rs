@@ -90,6 +90,8 @@ pub struct AdapterGauges {
     pub resident_bytes: u64,
     /// Bytes in the store.
     pub stored_bytes: u64,
+    /// Versions set aside for their faults.
+    pub set_aside: usize,
 }
 
 /// A part of bringing an adapter in.
@@ -337,6 +339,7 @@ impl Metrics {
     pub fn record_adapters(&self, gauges: &AdapterGauges) {
         let registrar = self.registrar();
         registrar.gauge(names::ADAPTERS_REGISTERED, &[]).set(gauges.registered as f64);
+        registrar.gauge(names::ADAPTERS_SET_ASIDE, &[]).set(gauges.set_aside as f64);
         registrar.gauge(names::ADAPTERS_RESIDENT, &[("tier", "device")]).set(gauges.resident as f64);
         registrar.gauge(names::ADAPTER_BYTES, &[("tier", "device")]).set(gauges.resident_bytes as f64);
         registrar.gauge(names::ADAPTER_BYTES, &[("tier", "disk")]).set(gauges.stored_bytes as f64);

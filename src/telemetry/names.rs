@@ -113,6 +113,9 @@ pub const ADAPTER_TOKENS: Metric = counter("polydelta_adapter_tokens_total", "To
 pub const ADAPTER_TTFT: Metric = histogram("polydelta_adapter_ttft_seconds", FIRST_TOKEN, "Time to first token.");
 /// Adapters a client can name.
 pub const ADAPTERS_REGISTERED: Metric = gauge("polydelta_adapters_registered", "Adapters registered.");
+/// Versions that failed too many requests in a row.
+pub const ADAPTERS_SET_ASIDE: Metric =
+    gauge("polydelta_adapters_set_aside", "Adapter versions set aside: too many requests in a row failed on them.");
 /// Adapters on the device.
 pub const ADAPTERS_RESIDENT: Metric = gauge("polydelta_adapters_resident", "Adapters resident, by tier.");
 /// Their bytes.
@@ -194,6 +197,7 @@ pub const ALL: &[Metric] = &[
     ADAPTER_TOKENS,
     ADAPTER_TTFT,
     ADAPTERS_REGISTERED,
+    ADAPTERS_SET_ASIDE,
     ADAPTERS_RESIDENT,
     ADAPTER_BYTES,
     ADAPTER_LOAD,

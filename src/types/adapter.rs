@@ -79,3 +79,14 @@ pub struct AdapterFacts {
     #[serde(default)]
     pub unknown_fields: Vec<String>,
 }
+
+/// What a version did to a request that ran on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum AdapterFault {
+    /// The request's rows became NaN or infinite.
+    #[error("rows of it are not finite")]
+    NonFinite,
+    /// The request's rows made their step fail, and only with the adapter.
+    #[error("rows of it make their step fail")]
+    StepFailed,
+}

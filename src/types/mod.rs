@@ -13,7 +13,7 @@ pub mod ids;
 pub mod request;
 pub mod sampling;
 
-pub use adapter::{AdapterFacts, OpClass};
+pub use adapter::{AdapterFacts, AdapterFault, OpClass};
 pub use batch::{
     BlockCopy, PrefixWrite, SampleSpec, SampledToken, ScheduledBatch, ScheduledSequence, SequenceFailure, StepOutput,
     TokenHistory, TokenSource,

@@ -8,9 +8,10 @@ use super::super::error::AdapterError;
 use super::super::events::AdapterEventKind;
 use super::super::eviction::LruOrder;
 use super::super::slots::SlotPool;
+use super::faults::FaultLog;
 use super::loads::{Failure, Load, LoadId};
 use super::{AdapterState, ResidencyLimits, ResidencyStats, VersionStatus};
-use crate::types::{AdapterFacts, AdapterSlot, AdapterVersion};
+use crate::types::{AdapterFacts, AdapterFault, AdapterSlot, AdapterVersion};
 
 /// Grows with the time of arrival: the order of the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -75,6 +76,7 @@ pub(super) struct State {
     pub(super) loads: HashMap<LoadId, Load>,
     pub(super) known: HashMap<AdapterVersion, Known>,
     pub(super) failures: HashMap<WaiterId, Failure>,
+    pub(super) faults: FaultLog,
     pub(super) signals: Signals,
     pub(super) stats: ResidencyStats,
     pinned: HashSet<AdapterVersion>,
@@ -97,6 +99,7 @@ impl State {
             loads: HashMap::new(),
             known: HashMap::new(),
             failures: HashMap::new(),
+            faults: FaultLog::default(),
             signals: Signals::default(),
             stats: ResidencyStats::default(),
             pinned: HashSet::new(),
@@ -337,12 +340,22 @@ impl State {
         self.signals.capacity |= retired || !self.queue.is_empty();
     }
 
-    pub(super) fn release(&mut self, version: AdapterVersion) {
+    /// A request has let go of the version; `verdict` says how it went, where that says something of the version.
+    pub(super) fn release(&mut self, version: AdapterVersion, verdict: Option<Result<(), AdapterFault>>) {
+        if verdict.is_some_and(|verdict| self.faults.judge(version, verdict)) {
+            self.signals.events.push((version, AdapterEventKind::SetAside));
+        }
         if let Some(Entry::Resident(resident)) = self.entries.get_mut(&version) {
             resident.leases -= 1;
             self.lru.touch(version);
         }
         self.settle(version);
+    }
+
+    pub(super) fn pardon(&mut self, version: AdapterVersion) {
+        if self.faults.pardon(version) {
+            self.signals.events.push((version, AdapterEventKind::Reinstated));
+        }
     }
 
     pub(super) fn take_removal(&mut self) -> Option<(AdapterVersion, AdapterSlot)> {
@@ -412,6 +425,7 @@ impl State {
     pub(super) fn forget(&mut self, version: AdapterVersion) {
         self.forgotten.push(version);
         self.signals.capacity = true;
+        self.pardon(version);
         self.known.remove(&version);
         self.pinned.remove(&version);
         // A version still on the device keeps its mark, so that it leaves when it can.
@@ -428,12 +442,13 @@ impl State {
             Some(Entry::Evicting { resident, .. }) => (AdapterState::Evicting, Some(resident.slot), 0),
         };
         let known = self.known.get(&version);
+        let set_aside = self.faults.set_aside(version).map(|aside| aside.to_string());
         VersionStatus {
             state,
             slot,
             leases,
             facts: known.and_then(|known| known.facts.clone()),
-            last_error: known.and_then(|known| known.last_error.clone()),
+            last_error: set_aside.or_else(|| known.and_then(|known| known.last_error.clone())),
         }
     }
 
@@ -451,6 +466,7 @@ impl State {
             bytes_total: self.budget.limit(),
             leases: leases.sum(),
             waiting: self.queue.len(),
+            set_aside: self.faults.count(),
             ..self.stats
         }
     }

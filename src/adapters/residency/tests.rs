@@ -311,3 +311,26 @@ fn whoever_waits_is_told_when_room_may_be_there() {
     assert!(told(), "a slot can be had");
     drop(want);
 }
+
+#[test]
+fn what_requests_say_as_they_let_go_sets_a_version_aside_and_a_pardon_takes_it_back() {
+    let device = Device::new(1, 100);
+    let judge = |verdict| {
+        let mut lease = device.run(1, 10);
+        lease.judge(verdict);
+    };
+    let fault = Err(AdapterFault::NonFinite);
+    [fault, fault, Ok(()), fault, fault].into_iter().for_each(judge);
+    drop(device.run(1, 10));
+    assert_eq!(device.residency.set_aside(version(1)), None, "one that ends without a word says nothing");
+    judge(fault);
+    assert_eq!(device.residency.set_aside(version(1)).unwrap().faults, 3);
+    assert_eq!(device.residency.stats().set_aside, 1);
+    let told = device.residency.status(version(1)).last_error.unwrap();
+    assert!(told.contains("set aside") && told.contains("not finite"), "{told}");
+    device.residency.pardon(version(1));
+    assert_eq!((device.residency.set_aside(version(1)), device.residency.stats().set_aside), (None, 0));
+    assert_eq!(device.residency.status(version(1)).last_error, None);
+    let kinds: Vec<_> = device.events.since(0).unwrap().into_iter().map(|event| event.kind).collect();
+    assert_eq!(kinds[kinds.len() - 2..], [AdapterEventKind::SetAside, AdapterEventKind::Reinstated]);
+}

@@ -7,7 +7,7 @@ use super::super::error::{AdapterError, LoadFailure};
 use super::super::lease::AdapterLease;
 use super::Shared;
 use super::loads::LoadId;
-use crate::types::{AdapterBinding, AdapterFacts, AdapterSlot, AdapterVersion};
+use crate::types::{AdapterBinding, AdapterFacts, AdapterFault, AdapterSlot, AdapterVersion};
 
 /// A version on the device, held there for one request. Keep it until the engine has let go of the request: the slot
 /// may be given to another version as soon as the last one drops.
@@ -16,11 +16,12 @@ pub struct ResidentLease {
     lease: AdapterLease,
     slot: AdapterSlot,
     facts: Arc<AdapterFacts>,
+    verdict: Option<Result<(), AdapterFault>>,
 }
 
 impl ResidentLease {
     pub(super) fn new(shared: Arc<Shared>, lease: AdapterLease, slot: AdapterSlot, facts: Arc<AdapterFacts>) -> Self {
-        Self { shared, lease, slot, facts }
+        Self { shared, lease, slot, facts, verdict: None }
     }
 
     /// The version.
@@ -41,6 +42,12 @@ impl ResidentLease {
         &self.facts
     }
 
+    /// Say how the request went, where that says something of the version: as it is dropped, faults in a row are
+    /// counted.
+    pub fn judge(&mut self, verdict: Result<(), AdapterFault>) {
+        self.verdict = Some(verdict);
+    }
+
     /// What the engine needs to know.
     #[must_use]
     pub fn binding(&self) -> AdapterBinding {
@@ -51,7 +58,7 @@ impl ResidentLease {
 impl Drop for ResidentLease {
     fn drop(&mut self) {
         let version = self.version();
-        self.shared.change(|state| state.release(version));
+        self.shared.change(|state| state.release(version, self.verdict));
     }
 }
 

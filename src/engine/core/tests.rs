@@ -3,12 +3,12 @@ use std::time::Duration;
 
 use super::*;
 use crate::engine::error::{InstallError, StepError};
-use crate::engine::handle::SubmitError;
+use crate::engine::handle::{HeldAdapter, SubmitError};
 use crate::engine::watchdog::{Alarm, WatchdogLimits, watch};
 use crate::scheduler::{PROBE, ShareConfig};
 use crate::types::{
-    AdapterSlot, ClientKey, EngineRequest, FinishReason, SampledToken, SamplingParams, ScheduledBatch, StepOutput,
-    StoppingParams,
+    AdapterBinding, AdapterSlot, AdapterVersion, ClientKey, EngineRequest, FinishReason, SampledToken, SamplingParams,
+    ScheduledBatch, ScheduledSequence, SequenceFailure, StepOutput, StoppingParams,
 };
 
 mod isolation;
@@ -16,6 +16,7 @@ mod isolation;
 /// What the test wants of the next step.
 enum Order {
     Tokens,
+    NonFinite,
     Fail,
     Panic,
 }
@@ -43,6 +44,10 @@ impl StepExecutor for Stepped {
                 let token = |id| (id, Ok(SampledToken { token: 7, logprob: None }));
                 let sampled = batch.sequences.iter().filter(|s| s.sample.is_some()).map(|s| token(s.id)).collect();
                 Ok(StepOutput { sampled })
+            }
+            Order::NonFinite => {
+                let sick = |sequence: &ScheduledSequence| (sequence.id, Err(SequenceFailure::NonFinite));
+                Ok(StepOutput { sampled: batch.sequences.iter().map(sick).collect() })
             }
             Order::Fail => Err(StepError::NoPrefix { slot: 0 }),
             Order::Panic => panic!("a kernel broke"),
@@ -113,8 +118,19 @@ fn request(id: u64, max_tokens: u32) -> EngineRequest {
     }
 }
 
-/// Says when it is dropped.
+/// Says what it is told, and when it is dropped.
 struct Flag(mpsc::Sender<&'static str>);
+
+impl HeldAdapter for Flag {
+    fn judge(&mut self, verdict: Result<(), AdapterFault>) {
+        let word = match verdict {
+            Ok(()) => "sound",
+            Err(AdapterFault::NonFinite) => "not finite",
+            Err(AdapterFault::StepFailed) => "step failed",
+        };
+        self.0.send(word).unwrap();
+    }
+}
 
 impl Drop for Flag {
     fn drop(&mut self) {
@@ -135,7 +151,27 @@ fn a_request_runs_to_its_last_token_and_gives_its_lease_back() {
     let last = events.blocking_recv();
     assert!(matches!(last, Some(SequenceEvent::Token { finish: Some((FinishReason::Length, _)), .. })), "{last:?}");
     assert_eq!(events.blocking_recv(), None);
-    assert_eq!(dropped.recv(), Ok("dropped"));
+    assert_eq!((dropped.recv(), dropped.recv()), (Ok("sound"), Ok("dropped")));
+}
+
+#[test]
+fn what_a_request_shows_of_its_adapter_is_told_before_the_lease_goes() {
+    let bench = bench();
+    let (flag, said) = mpsc::channel();
+    let run = |id, orders: Vec<Order>| {
+        let binding = AdapterBinding { version: AdapterVersion([1; 32]), slot: AdapterSlot(1), virtual_tokens: None };
+        let request = EngineRequest { adapter: Some(binding), ..request(id, 2) };
+        let mut events = bench.engine.handle.submit(request, Some(Box::new(Flag(flag.clone())))).unwrap();
+        orders.into_iter().for_each(|order| bench.orders.send(order).unwrap());
+        while events.blocking_recv().is_some() {}
+        std::iter::from_fn(|| said.recv().ok()).take_while(|word| *word != "dropped").collect::<Vec<_>>()
+    };
+    assert_eq!(run(1, vec![Order::Tokens, Order::NonFinite]), ["not finite"], "a token before does not count");
+    // Tried without its adapter, it works: the adapter is to blame.
+    assert_eq!(run(2, vec![Order::Panic, Order::Fail, Order::Panic, Order::Tokens]), ["step failed"]);
+    // It fails on the base as well: the request is to blame, and the adapter has shown nothing.
+    assert_eq!(run(3, vec![Order::Fail, Order::Fail, Order::Fail, Order::Fail]), [""; 0]);
+    assert_eq!(run(4, vec![Order::Tokens, Order::Tokens]), ["sound"]);
 }
 
 /// Says how many events lie unread when it is dropped.

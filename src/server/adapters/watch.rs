@@ -108,7 +108,9 @@ impl Watcher {
             | AdapterEventKind::Loading
             | AdapterEventKind::Resident
             | AdapterEventKind::Evicted
-            | AdapterEventKind::LoadFailed => EventType::Updated,
+            | AdapterEventKind::LoadFailed
+            | AdapterEventKind::SetAside
+            | AdapterEventKind::Reinstated => EventType::Updated,
         };
         match name {
             Some(name) if kind == EventType::Deleted => {

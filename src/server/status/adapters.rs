@@ -138,6 +138,14 @@ pub(in crate::server) fn from_adapter(error: &AdapterError) -> Status {
             .with("reserved", reserved)
             .with("free", free)
             .retry_after(RETRY),
+        E::SetAside { name, version, faults, fault: _ } => {
+            Refusal::new(Code::FailedPrecondition, "ADAPTER_SET_ASIDE", error)
+                .precondition("SOUND_ADAPTER", name, error)
+                .resource(ADAPTER, name, error)
+                .with("adapter", name)
+                .with("version", version)
+                .with("faults", faults)
+        }
         E::InUse { version, leases } => Refusal::new(Code::FailedPrecondition, "ADAPTER_IN_USE", error)
             .precondition("IN_USE", version, error)
             .with("version", version)

@@ -13,7 +13,7 @@ use crate::delta::DeltaError;
 use crate::engine::{InstallError, SubmitError};
 use crate::ops::OpsError;
 use crate::text::{ChatError, TokenizerError};
-use crate::types::{AdapterVersion, RequestFailure};
+use crate::types::{AdapterFault, AdapterVersion, RequestFailure};
 
 /// What holds for every status, whatever it says.
 fn check(status: &Status) -> ErrorDetails {
@@ -147,6 +147,11 @@ fn uploads_and_adapters_in_the_wrong_moment() {
         ),
         (E::Outgrown { version: V, bytes: 9, reserved: 8, free: 0 }, Code::Unavailable, "ADAPTER_LOADING"),
         (E::InUse { version: V, leases: 1 }, Code::FailedPrecondition, "ADAPTER_IN_USE"),
+        (
+            E::SetAside { name: name(), version: V, faults: 3, fault: AdapterFault::NonFinite },
+            Code::FailedPrecondition,
+            "ADAPTER_SET_ASIDE",
+        ),
         (E::LoadAbandoned { version: V }, Code::Unavailable, "ADAPTER_LOADING"),
         (E::DiskFull { action: "writing" }, Code::ResourceExhausted, "DISK_FULL"),
         (E::Corrupt { version: V, path: path() }, Code::DataLoss, "ADAPTER_CORRUPT"),
