@@ -94,7 +94,7 @@ pub enum AdapterError {
     // --- using ---------------------------------------------------------------------------------------------------
     /// Too many requests in a row have failed for the sake of this version.
     #[error(
-        "adapter {name:?} is set aside: the last {faults} requests on it failed, {fault}; load it by name to try it \
+        "adapter {name} is set aside: the last {faults} requests on it failed, {fault}; load it by name to try it \
          again, or upload another version"
     )]
     SetAside {

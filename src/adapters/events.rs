@@ -4,6 +4,7 @@
 //! kind of waiting.
 
 use std::collections::VecDeque;
+use std::ops::BitOrAssign;
 use std::sync::{Arc, Mutex, RwLock};
 
 use super::sync::lock;
@@ -77,6 +78,23 @@ pub struct EventsLost {
     pub oldest: u64,
 }
 
+/// What the observers are to be told, gathered while locks are held and handed to [`EventLog::ring`] when none is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "whoever waits for it waits for ever"]
+pub(super) struct Signals {
+    pub(super) events: bool,
+    pub(super) capacity: bool,
+    pub(super) garbage: bool,
+}
+
+impl BitOrAssign for Signals {
+    fn bitor_assign(&mut self, other: Self) {
+        self.events |= other.events;
+        self.capacity |= other.capacity;
+        self.garbage |= other.garbage;
+    }
+}
+
 /// A bounded log of events with revisions, and the observers.
 pub struct EventLog {
     capacity: usize,
@@ -124,7 +142,7 @@ impl EventLog {
         Ok(history.events.iter().filter(|event| event.revision > revision).cloned().collect())
     }
 
-    /// Append; observers are told by [`EventLog::announce`], once the caller holds no lock.
+    /// Append; observers are told by [`EventLog::ring`], once the caller holds no lock.
     pub(super) fn push(&self, name: Option<AdapterName>, version: AdapterVersion, kind: AdapterEventKind) {
         let mut history = lock(&self.history);
         history.revision += 1;
@@ -135,17 +153,18 @@ impl EventLog {
         history.events.push_back(AdapterEvent { revision, name, version, kind });
     }
 
-    pub(super) fn announce(&self) {
-        let revision = self.revision();
-        self.each(|observer| observer.on_event(revision));
-    }
-
-    pub(super) fn capacity_changed(&self) {
-        self.each(|observer| observer.on_capacity());
-    }
-
-    pub(super) fn garbage(&self) {
-        self.each(|observer| observer.on_garbage());
+    /// Tell the observers. The caller holds no lock of this room: an observer may do anything.
+    pub(super) fn ring(&self, signals: Signals) {
+        if signals.events {
+            let revision = self.revision();
+            self.each(|observer| observer.on_event(revision));
+        }
+        if signals.capacity {
+            self.each(|observer| observer.on_capacity());
+        }
+        if signals.garbage {
+            self.each(|observer| observer.on_garbage());
+        }
     }
 
     fn each(&self, call: impl Fn(&dyn AdapterObserver)) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use super::events::EventLog;
+use super::events::{EventLog, Signals};
 use super::sync::lock;
 use crate::types::AdapterVersion;
 
@@ -47,15 +47,10 @@ impl LeaseTable {
     }
 
     /// No name refers to `version` any more: it may be removed once its last lease ends.
-    pub(super) fn retire(&self, version: AdapterVersion) {
-        let idle = {
-            let mut state = lock(&self.state);
-            state.retired.insert(version);
-            !state.counts.contains_key(&version)
-        };
-        if idle {
-            self.events.garbage();
-        }
+    pub(super) fn retire(&self, version: AdapterVersion) -> Signals {
+        let mut state = lock(&self.state);
+        state.retired.insert(version);
+        Signals { garbage: !state.counts.contains_key(&version), ..Signals::default() }
     }
 
     /// A name refers to `version` again.
@@ -112,9 +107,7 @@ impl Drop for AdapterLease {
                 }
             }
         };
-        if garbage {
-            self.table.events.garbage();
-        }
+        self.table.events.ring(Signals { garbage, ..Signals::default() });
     }
 }
 
@@ -135,7 +128,7 @@ mod tests {
         let first = table.lease(version);
         let second = first.clone();
         assert_eq!(table.count(version), 2);
-        table.retire(version);
+        assert!(!table.retire(version).garbage);
         assert!(table.take_garbage().is_empty());
         drop(first);
         assert!(table.take_garbage().is_empty());
@@ -149,7 +142,7 @@ mod tests {
     fn a_version_named_again_is_no_garbage() {
         let table = LeaseTable::new(Arc::new(EventLog::new(1)));
         let version = AdapterVersion([2; 32]);
-        table.retire(version);
+        assert!(table.retire(version).garbage);
         table.revive(version);
         assert!(table.take_garbage().is_empty());
     }

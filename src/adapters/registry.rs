@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use dashmap::DashMap;
 
 use super::error::AdapterError;
-use super::events::{AdapterEventKind, EventLog};
+use super::events::{AdapterEventKind, EventLog, Signals};
 use super::files::{Expected, StoreLimits, UploadHeader, UploadId};
 use super::fs::{DiskFs, StoreFs};
 use super::lease::{AdapterLease, LeaseTable};
@@ -66,7 +66,8 @@ pub struct AdapterRegistry {
     aliases: DashMap<AdapterName, AdapterVersion>,
     /// The same names with their particulars, in order.
     catalog: Mutex<BTreeMap<AdapterName, StoredAdapter>>,
-    /// Held through every change of a name: changes are durable and visible in one order.
+    /// Held through every change of a name: changes are durable and visible in one order. First in the lock order (see
+    /// [`super::sync`]).
     changes: Mutex<()>,
 }
 
@@ -87,7 +88,8 @@ impl AdapterRegistry {
         let catalog: BTreeMap<_, _> = store.list().into_iter().map(|found| (found.name.clone(), found)).collect();
         let aliases = catalog.values().map(|found| (found.name.clone(), found.version)).collect();
         for pinned in catalog.values().filter(|found| found.pinned) {
-            residency.set_pinned(pinned.version, true);
+            // Nobody observes yet.
+            let _ = residency.set_pinned(pinned.version, true);
         }
         let (catalog, changes) = (Mutex::new(catalog), Mutex::new(()));
         Self { store, uploads, residency, leases, events, aliases, catalog, changes }
@@ -192,7 +194,7 @@ impl AdapterRegistry {
     /// [`AdapterError::NotFound`].
     pub fn reinstate(&self, name: &AdapterName) -> Result<(), AdapterError> {
         let version = self.lease(name, None)?.version();
-        self.residency.pardon(version);
+        self.events.ring(self.residency.pardon(version));
         Ok(())
     }
 
@@ -237,20 +239,21 @@ impl AdapterRegistry {
         let (name, version, files, pinned) = (staged.name().clone(), staged.version(), staged.files(), staged.pin());
         let adapter = StoredAdapter { name: name.clone(), version, files, created_ms, pinned };
         let facts = Arc::new(facts);
+        let mut signals = Signals::default();
         let result = {
             let _changes = lock(&self.changes);
             self.leases.revive(version);
-            self.residency.set_retired(version, false);
+            signals |= self.residency.set_retired(version, false);
             let result = self.store.publish(staged.dir(), adapter, staged.expected());
             if result.is_ok() {
-                self.residency.learn(version, Arc::clone(&facts));
-                self.residency.pardon(version);
+                signals |= self.residency.learn(version, Arc::clone(&facts));
+                signals |= self.residency.pardon(version);
             }
-            self.follow_store(&name);
-            self.retire_if_unnamed(version);
+            signals |= self.follow_store(&name);
+            signals |= self.retire_if_unnamed(version);
             result
         };
-        self.after_change();
+        self.after_change(signals);
         let bound = result?;
         let replaced = bound.previous.filter(|previous| *previous != version);
         let created = bound.previous.is_none();
@@ -265,13 +268,12 @@ impl AdapterRegistry {
     /// # Errors
     /// [`AdapterError::NotFound`], the compare and set, the disk.
     pub fn delete(&self, name: &AdapterName, expected: Expected) -> Result<StoredAdapter, AdapterError> {
-        let result = {
+        let (result, signals) = {
             let _changes = lock(&self.changes);
             let result = self.store.unbind(name, expected);
-            self.follow_store(name);
-            result
+            (result, self.follow_store(name))
         };
-        self.after_change();
+        self.after_change(signals);
         result
     }
 
@@ -280,13 +282,12 @@ impl AdapterRegistry {
     /// # Errors
     /// [`AdapterError::NotFound`], the disk.
     pub fn set_pinned(&self, name: &AdapterName, pinned: bool) -> Result<StoredAdapter, AdapterError> {
-        let result = {
+        let (result, signals) = {
             let _changes = lock(&self.changes);
             let result = self.store.set_pinned(name, pinned);
-            self.follow_store(name);
-            result
+            (result, self.follow_store(name))
         };
-        self.after_change();
+        self.after_change(signals);
         result
     }
 
@@ -308,22 +309,24 @@ impl AdapterRegistry {
     /// # Errors
     /// The disk; what could not be removed goes at the next start.
     pub fn collect_garbage(&self) -> Result<usize, AdapterError> {
-        let _changes = lock(&self.changes);
-        let mut removed = 0;
-        let mut failure = None;
-        for version in self.leases.take_garbage() {
-            self.residency.forget(version);
-            match self.store.remove_object(version) {
-                Ok(existed) => removed += usize::from(existed),
-                Err(error) => failure = Some(error),
+        let (mut removed, mut failure, mut signals) = (0, None, Signals::default());
+        {
+            let _changes = lock(&self.changes);
+            for version in self.leases.take_garbage() {
+                signals |= self.residency.forget(version);
+                match self.store.remove_object(version) {
+                    Ok(existed) => removed += usize::from(existed),
+                    Err(error) => failure = Some(error),
+                }
             }
         }
+        self.events.ring(signals);
         failure.map_or(Ok(removed), Err)
     }
 
     /// Make the catalog and the alias of a name what the store says, whether or not a change succeeded: a failure of
     /// the disk can come after the change was made. The caller holds `changes`.
-    fn follow_store(&self, name: &AdapterName) {
+    fn follow_store(&self, name: &AdapterName) -> Signals {
         let stored = self.store.get(name);
         match &stored {
             Some(stored) => drop(self.aliases.insert(name.clone(), stored.version)),
@@ -337,9 +340,11 @@ impl AdapterRegistry {
             }
         };
         self.log_change(name, before.as_ref(), stored.as_ref());
+        let mut signals = Signals { events: true, ..Signals::default() };
         for version in [&before, &stored].into_iter().flatten().map(|adapter| adapter.version) {
-            self.retire_if_unnamed(version);
+            signals |= self.retire_if_unnamed(version);
         }
+        signals
     }
 
     fn log_change(&self, name: &AdapterName, before: Option<&StoredAdapter>, after: Option<&StoredAdapter>) {
@@ -358,22 +363,23 @@ impl AdapterRegistry {
     }
 
     /// Bring pins and the end of a version in line with the names that stand for it. The caller holds `changes`.
-    fn retire_if_unnamed(&self, version: AdapterVersion) {
+    fn retire_if_unnamed(&self, version: AdapterVersion) -> Signals {
         let (named, pinned) = {
             let catalog = lock(&self.catalog);
             let mut named = catalog.values().filter(|stored| stored.version == version).peekable();
             (named.peek().is_some(), named.any(|stored| stored.pinned))
         };
-        self.residency.set_pinned(version, pinned);
+        let mut signals = self.residency.set_pinned(version, pinned);
         if !named {
-            self.leases.retire(version);
-            self.residency.set_retired(version, true);
+            signals |= self.leases.retire(version);
+            signals |= self.residency.set_retired(version, true);
         }
+        signals
     }
 
-    /// Tell the world, and clean up what the change made superfluous.
-    fn after_change(&self) {
-        self.events.announce();
+    /// Tell the world, and clean up what the change made superfluous. The caller holds no lock any more.
+    fn after_change(&self, signals: Signals) {
+        self.events.ring(signals);
         if let Err(error) = self.collect_garbage() {
             tracing::warn!(%error, "could not remove the files of a version without a name");
         }

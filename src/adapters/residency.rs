@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex};
 
 use self::state::{Decision, State, WaiterId};
 use super::error::AdapterError;
-use super::events::EventLog;
+use super::events::{EventLog, Signals};
 use super::lease::AdapterLease;
 use super::sync::lock;
 use crate::types::{AdapterFacts, AdapterSlot, AdapterVersion};
@@ -123,23 +123,21 @@ struct Shared {
 impl Shared {
     /// Run `change` under the lock, then tell the observers what it brought about.
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let (result, signals) = {
-            let mut state = lock(&self.state);
-            let result = change(&mut state);
-            let signals = state.take_signals();
-            // Under the lock, so that the log has the order in which things happened.
-            for (version, kind) in &signals.events {
-                self.events.push(None, *version, *kind);
-            }
-            (result, signals)
-        };
-        if !signals.events.is_empty() {
-            self.events.announce();
-        }
-        if signals.capacity {
-            self.events.capacity_changed();
-        }
+        let (result, signals) = self.change_quietly(change);
+        self.events.ring(signals);
         result
+    }
+
+    /// Run `change` under the lock, for a caller that holds one of its own: it tells the observers when it has let go.
+    fn change_quietly<T>(&self, change: impl FnOnce(&mut State) -> T) -> (T, Signals) {
+        let mut state = lock(&self.state);
+        let result = change(&mut state);
+        let state::Signals { events, capacity } = state.take_signals();
+        // Under the lock, so that the log has the order in which things happened.
+        for (version, kind) in &events {
+            self.events.push(None, *version, *kind);
+        }
+        (result, Signals { events: !events.is_empty(), capacity, garbage: false })
     }
 }
 
@@ -171,8 +169,8 @@ impl Residency {
     }
 
     /// Remember what a version compiled to, so that it is loaded with the right reservation.
-    pub fn learn(&self, version: AdapterVersion, facts: Arc<AdapterFacts>) {
-        self.shared.change(|state| state.learn(version, facts));
+    pub(super) fn learn(&self, version: AdapterVersion, facts: Arc<AdapterFacts>) -> Signals {
+        self.shared.change_quietly(|state| state.learn(version, facts)).1
     }
 
     /// The next removal that no load carries with it (retired and unloaded versions, victims of a failed load).
@@ -194,8 +192,8 @@ impl Residency {
     }
 
     /// Give a version that was set aside another chance.
-    pub(super) fn pardon(&self, version: AdapterVersion) {
-        self.shared.change(|state| state.pardon(version));
+    pub(super) fn pardon(&self, version: AdapterVersion) -> Signals {
+        self.shared.change_quietly(|state| state.pardon(version)).1
     }
 
     /// Versions whose files have gone since the last call: whoever keeps something computed with them can drop it.
@@ -205,18 +203,18 @@ impl Residency {
     }
 
     /// A pinned version is never evicted once it is resident.
-    pub(super) fn set_pinned(&self, version: AdapterVersion, pinned: bool) {
-        self.shared.change(|state| state.set_pinned(version, pinned));
+    pub(super) fn set_pinned(&self, version: AdapterVersion, pinned: bool) -> Signals {
+        self.shared.change_quietly(|state| state.set_pinned(version, pinned)).1
     }
 
     /// A retired version leaves the device as soon as no request runs on it.
-    pub(super) fn set_retired(&self, version: AdapterVersion, retired: bool) {
-        self.shared.change(|state| state.set_retired(version, retired));
+    pub(super) fn set_retired(&self, version: AdapterVersion, retired: bool) -> Signals {
+        self.shared.change_quietly(|state| state.set_retired(version, retired)).1
     }
 
     /// Forget what was known of a version whose files are gone.
-    pub(super) fn forget(&self, version: AdapterVersion) {
-        self.shared.change(|state| state.forget(version));
+    pub(super) fn forget(&self, version: AdapterVersion) -> Signals {
+        self.shared.change_quietly(|state| state.forget(version)).1
     }
 
     /// Evict a version now. False: it is not on the device.

@@ -1,4 +1,18 @@
 //! One way to lock: a panic elsewhere must not turn every later request into a panic.
+//!
+//! # Lock order
+//!
+//! Whoever holds one of these takes only those below it, and lets go before it calls anything that is not of this room:
+//!
+//! 1. `AdapterRegistry::changes`, held through a change of a name, the disk included;
+//! 2. a shard of `AdapterRegistry::aliases`, `AdapterRegistry::catalog`, the store's own state, uploads: each alone;
+//! 3. `LeaseTable`, `Residency`: each alone;
+//! 4. `EventLog`'s history: the last one.
+//!
+//! Observers are called with none of them held: what they are to be told is gathered as
+//! [`Signals`](super::events::Signals) and rung when the last lock is free. So is everything whose drop takes a lock:
+//! leases, wishes and tickets are dropped outside. The engine's mailbox has a lock of its own that is never held while
+//! one of these is taken.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -29,8 +29,8 @@ use crate::delta::SERVED_KINDS;
 use crate::engine::EngineHandle;
 use crate::ops::Dtype;
 use crate::server::{
-    Adapters, ClientIdentity, Generator, Informer, Lifecycle, Listeners, ModelInfo, ServerInfo, ServerLimits,
-    Services, serve,
+    Adapters, ClientIdentity, Generator, Informer, Lifecycle, Listeners, ModelInfo, ServerInfo, ServerLimits, Services,
+    serve,
 };
 use crate::telemetry::{Metrics, start_metrics};
 use crate::text::{ChatTemplate, Tokenizer};

@@ -122,7 +122,13 @@ fn adapter_labels_are_bounded() {
 #[test]
 fn every_other_fact_shows_up() {
     let (metrics, handle) = recorder();
-    metrics.record_adapters(&AdapterGauges { registered: 4, resident: 2, resident_bytes: 10, stored_bytes: 20, set_aside: 1 });
+    metrics.record_adapters(&AdapterGauges {
+        registered: 4,
+        resident: 2,
+        resident_bytes: 10,
+        stored_bytes: 20,
+        set_aside: 1,
+    });
     metrics.record_adapter_load(LoadStage::Compile, Duration::from_millis(3));
     metrics.record_eviction("room");
     metrics.record_adapter_wait(Duration::from_millis(1));

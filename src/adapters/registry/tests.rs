@@ -130,6 +130,90 @@ fn deleting_hides_the_name_at_once_and_the_files_go_with_the_last_lease() {
     assert_eq!(registry.residency().stats().bytes_used, 0);
 }
 
+/// An observer may do anything, even what takes every lock of the room.
+#[test]
+fn observers_are_called_with_no_lock_held() {
+    struct Curious {
+        registry: std::sync::OnceLock<std::sync::Weak<AdapterRegistry>>,
+        calls: [AtomicUsize; 3],
+    }
+    impl Curious {
+        fn look(&self, kind: usize) {
+            let Some(registry) = self.registry.get().and_then(std::sync::Weak::upgrade) else { return };
+            assert!(registry.changes.try_lock().is_ok(), "changes");
+            assert!(registry.catalog.try_lock().is_ok(), "catalog");
+            assert!(!registry.aliases.try_get(&name("a")).is_locked(), "aliases");
+            // Each takes a lock, for which it would wait for ever if its holder were the one who calls.
+            let _ = (registry.residency.stats(), registry.leases(), registry.store.list(), registry.events.revision());
+            self.calls[kind].fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    impl AdapterObserver for Curious {
+        fn on_event(&self, _: u64) {
+            self.look(0);
+        }
+        fn on_capacity(&self) {
+            self.look(1);
+        }
+        fn on_garbage(&self) {
+            self.look(2);
+        }
+    }
+    let root = tempfile::tempdir().unwrap();
+    let registry = Arc::new(open(&root));
+    let calls = Default::default();
+    let curious = Arc::new(Curious { registry: std::sync::OnceLock::new(), calls });
+    curious.registry.set(Arc::downgrade(&registry)).unwrap();
+    registry.events().observe(curious.clone());
+    upload(&registry, "a", 1);
+    let want = registry.want(&name("a"), None).unwrap();
+    let running = load(&want);
+    upload(&registry, "a", 2);
+    registry.set_pinned(&name("a"), true).unwrap();
+    registry.unload(&name("a")).unwrap();
+    drop((want, running));
+    registry.residency().take_removal().unwrap().done();
+    for _ in 0..3 {
+        let mut lease = load(&registry.want(&name("a"), None).unwrap());
+        lease.judge(Err(AdapterFault::NonFinite));
+    }
+    assert!(matches!(registry.want(&name("a"), None), Err(AdapterError::SetAside { faults: 3, .. })));
+    registry.reinstate(&name("a")).unwrap();
+    registry.delete(&name("a"), Expected::Any).unwrap();
+    registry.collect_garbage().unwrap();
+    let told = curious.calls.each_ref().map(|calls| calls.load(Ordering::SeqCst) > 0);
+    assert_eq!(told, [true; 3], "every kind was called");
+}
+
+#[test]
+fn an_adapter_that_is_set_aside_is_refused_by_name_until_it_is_loaded_or_uploaded_anew() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = open(&root);
+    upload(&registry, "a", 1);
+    let fail = || {
+        for _ in 0..3 {
+            let mut lease = load(&registry.want(&name("a"), None).unwrap());
+            lease.judge(Err(AdapterFault::StepFailed));
+        }
+    };
+    let refused = || registry.want(&name("a"), None).err();
+    fail();
+    let Some(error @ AdapterError::SetAside { .. }) = refused() else { panic!("it is set aside") };
+    assert!(error.to_string().starts_with("adapter a is set aside: the last 3 requests"), "{error}");
+    assert!(registry.get(&name("a")).unwrap().status.last_error.unwrap().contains("set aside"));
+    registry.reinstate(&name("a")).unwrap();
+    assert!(refused().is_none());
+    fail();
+    assert!(matches!(refused(), Some(AdapterError::SetAside { .. })));
+    upload(&registry, "a", 1);
+    assert!(refused().is_none(), "the same bytes, uploaded anew");
+    fail();
+    upload(&registry, "a", 2);
+    assert!(refused().is_none(), "another version");
+    upload(&registry, "b", 3);
+    assert!(registry.want(&name("b"), None).is_ok(), "and no other adapter");
+}
+
 #[test]
 fn two_names_share_one_version_and_one_set_of_files() {
     let root = tempfile::tempdir().unwrap();

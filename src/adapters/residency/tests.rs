@@ -108,7 +108,7 @@ fn as_many_leave_as_the_bytes_ask_for() {
 fn leased_and_pinned_versions_stay() {
     let device = Device::new(2, 100);
     let running = device.run(1, 10);
-    device.residency.set_pinned(version(2), true);
+    device.events.ring(device.residency.set_pinned(version(2), true));
     drop(device.run(2, 10));
     let want = device.want(3, 10);
     assert!(pending(&want));
@@ -122,7 +122,7 @@ fn waiting_in_vain_is_refused() {
     let device = Device::new(1, 100);
     let result = device.want(1, 101).poll();
     assert!(matches!(result, Err(AdapterError::TooLargeForDevice { bytes: 101, max: 100, .. })));
-    device.residency.set_pinned(version(2), true);
+    device.events.ring(device.residency.set_pinned(version(2), true));
     drop(device.run(2, 10));
     let result = device.want(1, 10).poll();
     assert!(matches!(result, Err(AdapterError::PinnedFull { pinned_slots: 1, max_slots: 1, .. })));
@@ -278,7 +278,7 @@ fn a_drained_version_is_used_again_when_the_cold_one_gives_up() {
 fn a_retired_version_leaves_when_its_last_request_ends() {
     let device = Device::new(2, 100);
     let running = device.run(1, 10);
-    device.residency.set_retired(version(1), true);
+    device.events.ring(device.residency.set_retired(version(1), true));
     assert_eq!(device.state(1), AdapterState::Resident);
     assert_eq!(device.residency.stats().bytes_used, 10, "retired but leased versions count");
     drop(running);
@@ -328,7 +328,7 @@ fn what_requests_say_as_they_let_go_sets_a_version_aside_and_a_pardon_takes_it_b
     assert_eq!(device.residency.stats().set_aside, 1);
     let told = device.residency.status(version(1)).last_error.unwrap();
     assert!(told.contains("set aside") && told.contains("not finite"), "{told}");
-    device.residency.pardon(version(1));
+    device.events.ring(device.residency.pardon(version(1)));
     assert_eq!((device.residency.set_aside(version(1)), device.residency.stats().set_aside), (None, 0));
     assert_eq!(device.residency.status(version(1)).last_error, None);
     let kinds: Vec<_> = device.events.since(0).unwrap().into_iter().map(|event| event.kind).collect();

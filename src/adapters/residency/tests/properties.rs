@@ -166,11 +166,13 @@ impl World {
                 } else {
                     self.pinned.remove(&id)
                 };
-                self.device.residency.set_pinned(version(id), pinned);
+                let signals = self.device.residency.set_pinned(version(id), pinned);
+                self.device.events.ring(signals);
             }
             // The registry unpins what it retires.
             Op::Retire { id, retired } if !self.pinned.contains(&id) => {
-                self.device.residency.set_retired(version(id), retired);
+                let signals = self.device.residency.set_retired(version(id), retired);
+                self.device.events.ring(signals);
             }
             Op::Unload { id } if !self.pinned.contains(&id) => drop(self.device.residency.unload(version(id))),
             Op::Remove { done } => self.take_removal(done),
