@@ -404,3 +404,29 @@ async fn a_watcher_that_falls_behind_is_told_to_begin_again() {
     };
     assert_eq!(refusal(&status), (Code::Aborted, "WATCH_LAGGED".into()));
 }
+
+/// Virtual tokens lie in the KV cache, where they outlive their adapter's stay on the device, but not the adapter.
+#[tokio::test]
+async fn kv_pages_of_deleted_adapters_do_not_count_as_used() {
+    let residency = ResidencyLimits { max_resident_adapters: 1, device_bytes: 64 << 20 };
+    let server = GoldenServer::with(Options { residency, ..Options::default() }).await;
+    let names = ["prefix_tuning", "prompt_tuning", "prompt_long", "p_tuning"];
+    server.upload_golden(&names).await;
+    for name in names {
+        let case = case(&format!("{name}/short"));
+        let answer = server.generation().await.generate(case.request()).await.unwrap().into_inner();
+        assert_eq!(answer.choices[0].token_ids, case.ids);
+    }
+    let used = server.stats().await.kv_blocks_used;
+    assert!(used >= 4, "{used}");
+    for name in names {
+        delete(&server, named(name)).await.unwrap();
+    }
+    // The engine hears of it behind the answer.
+    within(async {
+        while server.stats().await.kv_blocks_used > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}

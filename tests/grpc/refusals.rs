@@ -91,6 +91,32 @@ async fn a_row_that_overflows_fails_alone() {
     assert_eq!((stats.failed_steps, stats.kv_blocks_used), (0, 0));
 }
 
+/// Nothing but the adapter is at fault, so nothing is gained by trying it for ever.
+#[tokio::test]
+async fn an_adapter_whose_rows_are_not_finite_again_and_again_is_set_aside_by_name() {
+    let server = GoldenServer::start().await;
+    server.upload("poison", &AdapterFiles::golden("lora_r4").scale(1e25)).await;
+    server.upload_golden(&["lora_r4"]).await;
+    let poisoned = || pb::GenerateRequest { adapter: "poison".into(), ..case("lora_r4/long").request() };
+    let mut client = server.generation().await;
+    let mut adapters = server.adapters().await;
+    for round in 0..2 {
+        for _ in 0..3 {
+            let status = client.generate(poisoned()).await.unwrap_err();
+            assert_eq!(refusal(&status), (Code::Internal, "NON_FINITE".into()));
+        }
+        let status = client.generate(poisoned()).await.unwrap_err();
+        assert_eq!(refusal(&status), (Code::FailedPrecondition, "ADAPTER_SET_ASIDE".into()), "round {round}");
+        assert_eq!((metadata(&status, "adapter"), metadata(&status, "faults")), ("poison".into(), "3".into()));
+        let shown = adapters.get_adapter(pb::GetAdapterRequest { name: "poison".into() }).await.unwrap().into_inner();
+        assert!(shown.adapter.unwrap().last_error.contains("set aside"));
+        // Whoever loads it by name wants to see for himself.
+        adapters.load_adapter(pb::LoadAdapterRequest { name: "poison".into(), pin: None }).await.unwrap();
+    }
+    let healthy = client.generate(case("lora_r4/long").request()).await.unwrap().into_inner();
+    assert_eq!(healthy.choices[0].token_ids, case("lora_r4/long").ids);
+}
+
 // --- deadlines --------------------------------------------------------------------------------------------------
 
 #[tokio::test]

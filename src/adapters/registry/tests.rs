@@ -8,6 +8,7 @@ use crate::adapters::events::AdapterObserver;
 use crate::adapters::residency::{Acquire, AdapterState};
 use crate::adapters::store::FolderStore;
 use crate::adapters::testing::{contents, facts, header, tree};
+use crate::types::AdapterFault;
 
 fn limits() -> RegistryLimits {
     RegistryLimits {

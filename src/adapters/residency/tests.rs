@@ -1,9 +1,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::adapters::events::AdapterObserver;
+use crate::adapters::events::{AdapterEventKind, AdapterObserver};
 use crate::adapters::lease::LeaseTable;
 use crate::adapters::testing::facts;
+use crate::types::AdapterFault;
 
 mod properties;
 

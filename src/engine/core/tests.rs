@@ -97,7 +97,9 @@ fn bench() -> Bench {
         Stepped { broken: Arc::clone(&broken), orders: order_receiver, batches: batch_sender, slots: slot_sender };
     let config = bench_config();
     // The test may be over before the engine.
-    let observer = Box::new(move |fact| drop(fact_sender.send(fact)));
+    let observer = Box::new(move |fact| {
+        let _ = fact_sender.send(fact);
+    });
     let engine = start(executor, config, 2, observer).unwrap();
     Bench { broken, facts, engine, orders, batches, slots }
 }
@@ -278,14 +280,20 @@ fn a_panic_of_the_engine_itself_is_an_end_like_any_other_and_says_so() {
         slots: mpsc::channel().0,
     };
     drop(orders);
-    let mut engine = start(executor, bench_config(), 8, Box::new(|_| panic!("an observer with a defect"))).unwrap();
+    let mut engine = start(
+        executor,
+        bench_config(),
+        8,
+        Box::new(|fact| assert!(!matches!(fact, EngineFact::Failed(_)), "a defect")),
+    )
+    .unwrap();
     // The executor fails by itself, and the first thing told of it is too much for the observer.
     let mut events = engine.handle.submit(request(1, 9), None).unwrap();
     assert!(matches!(events.blocking_recv(), Some(SequenceEvent::Started { .. })));
     assert_eq!(events.blocking_recv(), None, "the stream ends, and is not left hanging");
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let end = runtime.block_on(engine.ended.wait_for(Option::is_some)).unwrap().clone();
-    assert_eq!(end, Some(EngineEnd::Panicked { message: "an observer with a defect".into() }));
+    assert_eq!(end, Some(EngineEnd::Panicked { message: "a defect".into() }));
     assert_eq!(engine.handle.submit(request(2, 1), None).unwrap_err(), SubmitError::Stopped);
     assert_eq!(runtime.block_on(engine.handle.stats()), Err(SubmitError::Stopped));
 }
