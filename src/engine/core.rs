@@ -344,10 +344,14 @@ impl<E: StepExecutor> Engine<E> {
         for (id, event) in &events {
             if let Some(live) = self.live.get_mut(id) {
                 live.learn(event);
-                // Before the last event, not after it: whoever has read that may unload the adapter.
-                if !self.scheduler.contains(*id) {
-                    live.let_go();
-                }
+            }
+        }
+        // Before the last event, not after it: whoever has read that may unload the adapter.
+        for id in &touched {
+            if !self.scheduler.contains(*id)
+                && let Some(live) = self.live.get_mut(id)
+            {
+                live.let_go();
             }
         }
         for (id, event) in events {

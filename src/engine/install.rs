@@ -9,11 +9,11 @@ use tokio::sync::{Semaphore, watch};
 
 use super::error::InstallError;
 use super::executor::DeltaLoader;
-use super::handle::{EngineHandle, HeldAdapter, InstallHandle};
+use super::handle::{EngineHandle, InstallHandle};
 use crate::adapters::{Acquire, AdapterObserver, AdapterRegistry, InstallTicket, LoadTicket, ResidentLease, Want};
 use crate::delta::{DeltaError, DeltaProgram};
 use crate::telemetry::{LoadStage, Metrics};
-use crate::types::{AdapterFacts, AdapterFault};
+use crate::types::AdapterFacts;
 
 /// Loads that may read, compile and move bytes at the same time; the rest wait their turn.
 const CONCURRENT_LOADS: usize = 2;
@@ -24,12 +24,6 @@ struct CapacityBell(watch::Sender<u64>);
 impl AdapterObserver for CapacityBell {
     fn on_capacity(&self) {
         self.0.send_modify(|count| *count += 1);
-    }
-}
-
-impl HeldAdapter for ResidentLease {
-    fn judge(&mut self, verdict: Result<(), AdapterFault>) {
-        Self::judge(self, verdict);
     }
 }
 

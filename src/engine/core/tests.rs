@@ -182,6 +182,10 @@ struct Witness {
     unread: mpsc::Sender<usize>,
 }
 
+impl HeldAdapter for Witness {
+    fn judge(&mut self, _: Result<(), AdapterFault>) {}
+}
+
 impl Drop for Witness {
     fn drop(&mut self) {
         let unread = self.events.lock().unwrap().as_ref().map_or(usize::MAX, tokio::sync::mpsc::Receiver::len);
