@@ -18,6 +18,7 @@ use super::start::Server;
 use crate::cli::CliError;
 use crate::config::{DemoArgs, Environment, ServeConfig};
 use crate::server::pb;
+use crate::telemetry::LogSink;
 use pb::adapter_service_client::AdapterServiceClient;
 use pb::generate_stream_response::Event;
 use pb::generation_service_client::GenerationServiceClient;
@@ -26,12 +27,18 @@ use pb::server_service_client::ServerServiceClient;
 /// The longest answer of a bundled adapter is shorter than this.
 const MAX_TOKENS: u32 = 48;
 
-pub(super) async fn run(args: &DemoArgs, environment: &Environment, out: &mut impl Write) -> Result<(), AppError> {
+pub(super) async fn run(
+    args: &DemoArgs,
+    environment: &Environment,
+    log: &LogSink,
+    out: &mut impl Write,
+) -> Result<(), AppError> {
     let began = Instant::now();
     let mut config = ServeConfig::for_demo(args, environment)?;
     let base = tokio::task::block_in_place(|| OpenedBase::open(&config.model, environment))?;
     config.adapters = bundled::adapters(base.dir())?;
     let server = Server::start(&config, &base, began).await?;
+    server.metrics().follow_log(log.lost());
     let lifecycle = server.lifecycle().clone();
     end_on_signals(lifecycle.clone());
 

@@ -12,8 +12,8 @@ use crate::engine::EngineError;
 use crate::model::ModelError;
 use crate::model::hub::HubError;
 use crate::ops::OpsError;
-use crate::server::InvalidHeaderName;
-use crate::telemetry::{ExporterError, LoggingError};
+use crate::server::{InvalidHeaderName, MetricsListenError};
+use crate::telemetry::{LoggingError, MetricsError};
 use crate::text::{ChatError, TokenizerError};
 use crate::types::AdapterName;
 
@@ -26,6 +26,9 @@ pub enum AppError {
     /// The log.
     #[error(transparent)]
     Logging(#[from] LoggingError),
+    /// The thread that writes the log.
+    #[error("cannot start the thread of the log: {0}")]
+    LogThread(io::Error),
     /// The asynchronous runtime.
     #[error("cannot start the runtime: {0}")]
     Runtime(io::Error),
@@ -74,7 +77,10 @@ pub enum AppError {
     },
     /// The metrics address.
     #[error(transparent)]
-    Metrics(#[from] ExporterError),
+    MetricsListen(#[from] MetricsListenError),
+    /// The recorder of metrics.
+    #[error("metrics: {0}")]
+    Metrics(#[from] MetricsError),
     /// The header that names clients.
     #[error("--client-header: {0}")]
     ClientHeader(#[from] InvalidHeaderName),
@@ -159,7 +165,8 @@ impl AppError {
             Self::Hub(HubError::Unreachable { .. }) => Exit::Unavailable,
             Self::Inspect(error) => error.exit(),
             Self::Cli(error) => error.exit(),
-            Self::Runtime(_)
+            Self::LogThread(_)
+            | Self::Runtime(_)
             | Self::Model(_)
             | Self::Hub(_)
             | Self::GenerationDefaults(_)
@@ -170,6 +177,7 @@ impl AppError {
             | Self::Store(_)
             | Self::Temporary(_)
             | Self::Listen { .. }
+            | Self::MetricsListen(_)
             | Self::Metrics(_)
             | Self::ClientHeader(_)
             | Self::Reflection(_)

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `base` | the base model's folder, opened and read |
 //! | `bundled` | the model in the binary |
+//! | `descriptors` | how many files may be open, and for what |
 //! | `sizing` | how much memory the KV cache and the adapters get |
 //! | `listen` | sockets for an address as it was written |
 //! | `hall` | backend, decoder and engine, for whichever backend is chosen |
@@ -17,6 +18,7 @@
 mod base;
 mod bundled;
 mod demo;
+mod descriptors;
 mod error;
 mod hall;
 mod housekeeping;
@@ -27,7 +29,8 @@ mod sizing;
 pub mod start;
 mod vigil;
 
-use std::io::{IsTerminal, stderr, stdout};
+use std::io::{IsTerminal, Write, stderr, stdout};
+use std::time::Duration;
 
 pub use base::OpenedBase;
 pub use error::AppError;
@@ -35,14 +38,41 @@ pub use start::Server;
 
 use crate::cli;
 use crate::config::{Args, Command, Environment, Exit, LogArgs, LogFormat};
-use crate::telemetry::{LogSettings, init_logging};
+use crate::telemetry::{LogSettings, LogSink, init_logging};
+
+/// How long the last lines may take to be written when the process ends.
+const LOG_FLUSH: Duration = Duration::from_millis(500);
 
 /// Run one command to its end.
 #[must_use]
 pub fn run(args: &Args, environment: &Environment) -> Exit {
-    let result = set_up_log(&args.log, environment).and_then(|()| {
+    let log = match LogSink::stderr() {
+        Ok(log) => log,
+        Err(error) => {
+            let error = AppError::LogThread(error);
+            // Nobody else writes there yet; whether it works changes nothing.
+            let _ = writeln!(stderr(), "error: {error}");
+            return error.exit();
+        }
+    };
+    let _flush = FlushOnDrop(&log);
+    run_logged(args, environment, &log)
+}
+
+/// RAII: the last lines are written at the end, also at that of a panic. A log that nobody reads does not hold it up.
+struct FlushOnDrop<'a>(&'a LogSink);
+
+impl Drop for FlushOnDrop<'_> {
+    fn drop(&mut self) {
+        // What could not be written in time is lost; there is nowhere left to say so.
+        let _ = self.0.flush(LOG_FLUSH);
+    }
+}
+
+fn run_logged(args: &Args, environment: &Environment, log: &LogSink) -> Exit {
+    let result = set_up_log(&args.log, environment, log).and_then(|()| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(AppError::Runtime)?;
-        let result = runtime.block_on(dispatch(&args.command, environment));
+        let result = runtime.block_on(dispatch(&args.command, environment, log));
         // A blocking read of standard input, say, must not hold up the end.
         runtime.shutdown_background();
         result
@@ -51,26 +81,26 @@ pub fn run(args: &Args, environment: &Environment) -> Exit {
         Ok(()) => Exit::Ok,
         Err(error) if error.is_broken_pipe() => Exit::Ok,
         Err(error) => {
-            eprintln!("error: {error}");
+            log.line(&format!("error: {error}\n"));
             error.exit()
         }
     }
 }
 
-fn set_up_log(args: &LogArgs, environment: &Environment) -> Result<(), AppError> {
+fn set_up_log(args: &LogArgs, environment: &Environment, log: &LogSink) -> Result<(), AppError> {
     let settings = LogSettings {
         filter: args.log.clone(),
         json: args.log_format == LogFormat::Json,
         color: stderr().is_terminal() && !environment.no_color,
     };
-    Ok(init_logging(&settings)?)
+    Ok(init_logging(&settings, log.clone())?)
 }
 
-async fn dispatch(command: &Command, environment: &Environment) -> Result<(), AppError> {
+async fn dispatch(command: &Command, environment: &Environment, log: &LogSink) -> Result<(), AppError> {
     let mut out = stdout();
     match command {
-        Command::Serve(args) => serve::run(args, environment).await,
-        Command::Demo(args) => demo::run(args, environment, &mut out).await,
+        Command::Serve(args) => serve::run(args, environment, log).await,
+        Command::Demo(args) => demo::run(args, environment, log, &mut out).await,
         Command::Generate(args) => Ok(cli::generate(args, &mut out).await?),
         Command::Adapter(command) => {
             // `inspect` writes by itself: the verb's writer is in use by then.

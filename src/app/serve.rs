@@ -7,12 +7,14 @@ use super::error::AppError;
 use super::start::Server;
 use crate::config::{Environment, ServeArgs, ServeConfig};
 use crate::server::Lifecycle;
+use crate::telemetry::LogSink;
 
-pub(super) async fn run(args: &ServeArgs, environment: &Environment) -> Result<(), AppError> {
+pub(super) async fn run(args: &ServeArgs, environment: &Environment, log: &LogSink) -> Result<(), AppError> {
     let began = Instant::now();
     let config = ServeConfig::resolve(args, environment)?;
     let base = tokio::task::block_in_place(|| OpenedBase::open(&config.model, environment))?;
     let server = Server::start(&config, &base, began).await?;
+    server.metrics().follow_log(log.lost());
     end_on_signals(server.lifecycle().clone());
     server.ended().await
 }

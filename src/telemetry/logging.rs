@@ -1,10 +1,14 @@
 //! The log: lines for people or JSON objects, on standard error.
 
-use std::io;
+use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::panic::PanicHookInfo;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use super::log_sink::LogSink;
 
 /// How to log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,12 +37,29 @@ pub enum LoggingError {
     AlreadySet,
 }
 
-/// Set up logging for the process, once, before anything is logged.
+/// Set up logging for the process, once, before anything is logged. Panics are logged too: std's own hook writes to
+/// standard error itself, and a thread that panics while nobody reads there would hang with std's lock in hand.
 ///
 /// # Errors
 /// [`LoggingError`].
-pub fn init_logging(settings: &LogSettings) -> Result<(), LoggingError> {
-    subscriber(settings, io::stderr)?.try_init().map_err(|_| LoggingError::AlreadySet)
+pub fn init_logging(settings: &LogSettings, sink: LogSink) -> Result<(), LoggingError> {
+    subscriber(settings, sink)?.try_init().map_err(|_| LoggingError::AlreadySet)?;
+    std::panic::set_hook(Box::new(log_panic));
+    Ok(())
+}
+
+pub(super) fn log_panic(panic: &PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or("unnamed");
+    let location = panic.location().map(ToString::to_string).unwrap_or_default();
+    let backtrace = Backtrace::capture();
+    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+    tracing::error!(thread, location, backtrace, "panicked: {}", panic_message(panic.payload()));
+}
+
+fn panic_message(payload: &dyn Any) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a message")
 }
 
 /// The subscriber of these settings, writing where it is told.

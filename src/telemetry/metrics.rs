@@ -1,11 +1,12 @@
 //! Facts in, metrics out.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, NoopRecorder, Recorder, Unit};
 
+use super::log_sink::LostLines;
 use super::names::{self, Kind, Metric};
 use crate::types::Usage;
 
@@ -134,6 +135,7 @@ struct Inner {
     steps: StepSeries,
     requests: RequestSeries,
     adapters: Mutex<HashMap<String, AdapterSeries>>,
+    lost_lines: OnceLock<LostLines>,
 }
 
 struct StepSeries {
@@ -278,8 +280,10 @@ impl Metrics {
         registrar.gauge(names::BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         registrar.gauge(names::PROCESS_START, &[]).set(started.as_secs_f64());
+        registrar.counter(names::LOG_LOST, &[]).absolute(0);
         let model_name = model_name.to_owned();
-        Self { inner: Arc::new(Inner { recorder, model_name, steps, requests, adapters: Mutex::default() }) }
+        let (adapters, lost_lines) = (Mutex::default(), OnceLock::new());
+        Self { inner: Arc::new(Inner { recorder, model_name, steps, requests, adapters, lost_lines }) }
     }
 
     /// Record nothing.
@@ -405,8 +409,24 @@ impl Metrics {
         self.inner.steps.kv_total.set(blocks as f64);
     }
 
-    /// Resident memory of this process, where the system says (Linux). Call it from time to time.
+    /// Report the lines that this log lost, from now on. The first log that is followed stays the one.
+    pub fn follow_log(&self, lost: LostLines) {
+        // Set already: the process has one log.
+        let _ = self.inner.lost_lines.set(lost);
+    }
+
+    /// A connection was turned away; `listener` is `grpc` or `metrics`, `reason` one of a few fixed words.
+    pub fn record_connection_refused(&self, listener: &'static str, reason: &'static str) {
+        let labels = [("listener", listener), ("reason", reason)];
+        self.registrar().counter(names::CONNECTIONS_REFUSED, &labels).increment(1);
+    }
+
+    /// Lines lost by the log, and the resident memory of this process, where the system says (Linux). Call it from
+    /// time to time.
     pub fn record_process(&self) {
+        if let Some(lost) = self.inner.lost_lines.get() {
+            self.registrar().counter(names::LOG_LOST, &[]).absolute(lost.count());
+        }
         let status = std::fs::read_to_string("/proc/self/status").ok();
         let resident = status.as_deref().and_then(|text| {
             let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

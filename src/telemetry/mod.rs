@@ -4,6 +4,7 @@
 //! recorder. This room decides nothing and knows no other room but the plain types.
 
 pub mod exporter;
+pub mod log_sink;
 pub mod logging;
 pub mod metrics;
 pub mod names;
@@ -12,7 +13,8 @@ pub mod progress;
 #[cfg(test)]
 mod tests;
 
-pub use exporter::{ExporterError, start_metrics};
+pub use exporter::{MetricsError, MetricsPage, recorded};
+pub use log_sink::{LogSink, LostLines};
 pub use logging::{LogSettings, LoggingError, init_logging};
 pub use metrics::{
     AdapterGauges, EngineGauges, LoadStage, Metrics, RequestFacts, RequestOutcome, RpcFacts, StepCulprit, StepFacts,

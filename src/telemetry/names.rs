@@ -166,6 +166,11 @@ pub const GRPC_STARTED: Metric = counter("grpc_server_started_total", "RPCs star
 pub const GRPC_HANDLED: Metric = counter("grpc_server_handled_total", "RPCs completed on the server, by code.");
 /// Their duration.
 pub const GRPC_SECONDS: Metric = histogram("grpc_server_handling_seconds", SECONDS, "Duration of RPCs.");
+/// Connections turned away, by `listener` and `reason`.
+pub const CONNECTIONS_REFUSED: Metric =
+    counter("polydelta_connections_refused_total", "Connections turned away, by listener and reason.");
+/// Lines of the log that could not be written.
+pub const LOG_LOST: Metric = counter("polydelta_log_dropped_lines_total", "Lines of the log that were lost.");
 /// Resident memory.
 pub const PROCESS_MEMORY: Metric = gauge("process_resident_memory_bytes", "Resident memory size in bytes.");
 /// Start of the process.
@@ -219,6 +224,8 @@ pub const ALL: &[Metric] = &[
     GRPC_STARTED,
     GRPC_HANDLED,
     GRPC_SECONDS,
+    CONNECTIONS_REFUSED,
+    LOG_LOST,
     PROCESS_MEMORY,
     PROCESS_START,
 ];

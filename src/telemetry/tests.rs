@@ -1,26 +1,16 @@
 use std::collections::BTreeSet;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::names::{self, Kind};
 use super::*;
 use crate::types::Usage;
 
-fn recorder() -> (Metrics, PrometheusHandle) {
-    let mut builder = PrometheusBuilder::new();
-    for metric in names::ALL {
-        if let Kind::Histogram(bounds) = metric.kind {
-            builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.into()), bounds).unwrap();
-        }
-    }
-    let recorder = builder.build_recorder();
-    let handle = recorder.handle();
-    (Metrics::new(Box::new(recorder), "tiny"), handle)
+fn recorder() -> (Metrics, MetricsPage) {
+    recorded("tiny").unwrap()
 }
 
 fn request(adapter: Option<&str>) -> RequestFacts<'_> {
@@ -51,7 +41,7 @@ fn names_are_unique_and_their_bounds_ascend() {
 
 #[test]
 fn vllms_names_keep_their_colon_and_labels() {
-    let (metrics, handle) = recorder();
+    let (metrics, page) = recorder();
     metrics.record_step(&StepFacts {
         tokens: 9,
         sequences: 3,
@@ -64,7 +54,7 @@ fn vllms_names_keep_their_colon_and_labels() {
         held_back: 5,
     });
     metrics.record_request(&request(None));
-    let text = handle.render();
+    let text = page.render();
     for line in [
         "vllm:num_requests_running{model_name=\"tiny\",engine=\"0\"} 3",
         "vllm:num_requests_waiting{model_name=\"tiny\",engine=\"0\"} 1",
@@ -89,11 +79,11 @@ fn vllms_names_keep_their_colon_and_labels() {
 
 #[test]
 fn gauges_follow_without_a_step() {
-    let (metrics, handle) = recorder();
+    let (metrics, page) = recorder();
     let gauges = EngineGauges { running: 3, waiting: 1, kv_blocks_used: 25, kv_blocks_total: 100, parties: 3 };
     metrics.record_step(&StepFacts { gauges, ..StepFacts::default() });
     metrics.record_gauges(&EngineGauges { kv_blocks_total: 100, ..EngineGauges::default() });
-    let text = handle.render();
+    let text = page.render();
     for line in [
         "vllm:num_requests_running{model_name=\"tiny\",engine=\"0\"} 0",
         "vllm:num_requests_waiting{model_name=\"tiny\",engine=\"0\"} 0",
@@ -107,12 +97,12 @@ fn gauges_follow_without_a_step() {
 
 #[test]
 fn adapter_labels_are_bounded() {
-    let (metrics, handle) = recorder();
+    let (metrics, page) = recorder();
     for index in 0..1000 {
         metrics.record_request(&request(Some(&format!("adapter-{index}"))));
     }
     metrics.record_request(&request(None));
-    let text = handle.render();
+    let text = page.render();
     let series = text.lines().filter(|line| line.starts_with("polydelta_adapter_requests_total{")).count();
     assert_eq!(series, 130, "128 adapters, other and base");
     assert!(text.contains("polydelta_adapter_requests_total{adapter=\"other\",outcome=\"stop\"} 872"));
@@ -121,7 +111,7 @@ fn adapter_labels_are_bounded() {
 
 #[test]
 fn every_other_fact_shows_up() {
-    let (metrics, handle) = recorder();
+    let (metrics, page) = recorder();
     metrics.record_adapters(&AdapterGauges {
         registered: 4,
         resident: 2,
@@ -144,37 +134,14 @@ fn every_other_fact_shows_up() {
     });
     metrics.record_token_interval(Duration::from_millis(20));
     metrics.record_cache(16, 512);
-    metrics.record_process();
+    metrics.record_connection_refused("grpc", "total");
     metrics.record_step(&StepFacts::default());
     metrics.record_failed_step(StepCulprit::Adapter);
     metrics.record_request(&request(Some("sql")));
-    let text = handle.render();
+    let text = page.render();
     for metric in names::ALL {
         assert!(text.contains(&format!("# TYPE {} ", metric.name)), "{} was never recorded", metric.name);
     }
-}
-
-fn scrape(address: SocketAddr) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_taken_port_moves_the_default_but_refuses_an_explicit_address() {
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap();
-    assert!(
-        matches!(start_metrics(address, true, "tiny"), Err(ExporterError::Bind { address: bad, .. }) if bad == address)
-    );
-    let (metrics, moved) = start_metrics(address, false, "tiny").unwrap();
-    assert_ne!(moved, address);
-    metrics.record_request(&request(Some("sql")));
-    let text = tokio::task::spawn_blocking(move || scrape(moved)).await.unwrap();
-    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-    assert!(text.contains("vllm:e2e_request_latency_seconds_bucket"), "{text}");
 }
 
 #[derive(Clone, Default)]
@@ -229,6 +196,30 @@ fn the_filter_chooses_by_level_and_module() {
     assert!(!text.contains('\u{1b}'), "no colours were asked for");
     let refused = logging::subscriber(&settings("polydelta=loud", false), io::stderr).err();
     assert!(matches!(refused, Some(LoggingError::Filter { filter, .. }) if filter == "polydelta=loud"));
+}
+
+#[test]
+fn a_panic_is_a_line_of_the_log() {
+    let text = logged(&settings("info", true), || {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(logging::log_panic));
+        let result = std::panic::catch_unwind(|| panic!("{} of {}", 3, 4));
+        std::panic::set_hook(before);
+        result.unwrap_err();
+    });
+    let line: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    assert_eq!((&line["message"], &line["level"]), (&"panicked: 3 of 4".into(), &"ERROR".into()));
+    assert!(line["location"].as_str().unwrap().contains("telemetry"), "{line}");
+}
+
+#[test]
+fn lines_the_log_lost_are_counted_by_a_metric() {
+    let sink = LogSink::start(io::sink(), 4, |_| {}).unwrap();
+    sink.line("longer than the queue\n");
+    let (metrics, page) = recorder();
+    assert!(page.render().contains("polydelta_log_dropped_lines_total 0"));
+    metrics.follow_log(sink.lost());
+    assert!(page.render().contains("polydelta_log_dropped_lines_total 1"));
 }
 
 #[test]
