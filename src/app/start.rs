@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::base::OpenedBase;
+use super::descriptors;
 use super::error::AppError;
 use super::hall::{self, Hall};
 use super::housekeeping;
@@ -24,15 +26,15 @@ use crate::adapters::{
 use crate::admission::validate::MAX_REQUEST_TOKENS;
 use crate::admission::{AdapterHall, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits};
 use crate::config::units::format_bytes;
-use crate::config::{ServeConfig, StoreLocation, available_memory};
+use crate::config::{MetricsListen, ServeConfig, StoreLocation, available_memory};
 use crate::delta::SERVED_KINDS;
 use crate::engine::EngineHandle;
 use crate::ops::Dtype;
 use crate::server::{
     Adapters, ClientIdentity, Generator, Informer, Lifecycle, Listeners, ModelInfo, ServerInfo, ServerLimits, Services,
-    serve,
+    bind_metrics, serve, serve_metrics,
 };
-use crate::telemetry::{Metrics, start_metrics};
+use crate::telemetry::{Metrics, MetricsPage, recorded};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::types::AdapterName;
 
@@ -50,6 +52,7 @@ pub struct Server {
     /// Where metrics are served.
     pub metrics_address: Option<SocketAddr>,
     lifecycle: Lifecycle,
+    metrics: Metrics,
     serving: JoinHandle<()>,
     engine: EngineHandle,
     vigil: Vigil,
@@ -70,7 +73,9 @@ impl Server {
         let address = addresses.next().ok_or_else(|| listen_failed(ErrorKind::AddrNotAvailable.into()))?;
         let front = Front::read(base)?;
         let (store, temporary_store) = open_store(config)?;
-        let (metrics, metrics_address) = metrics(config, &base.name).await?;
+        let (transport, metrics_connections) = descriptors::share(config.transport, store_limits(config).max_uploads);
+        let (metrics, exporter) = metrics(config, &base.name).await?;
+        let metrics_address = exporter.as_ref().map(|exporter| exporter.address);
 
         let dtype = hall::dtype(config, base);
         let sizes = sizes(config, base, dtype)?;
@@ -102,15 +107,19 @@ impl Server {
         };
         let routes = services.into_routes(config.transport.max_message_bytes, &lifecycle).await?;
         let identity = ClientIdentity::new(config.fair_share.client_header.as_deref())?;
-        let (transport, drain) = (config.transport, config.drain_timeout);
+        let drain = config.drain_timeout;
         let serving = serve(listeners, routes, transport, drain, identity, lifecycle.clone(), metrics.clone());
         let serving = tokio::spawn(serving);
+        if let Some(Exporter { listener, page, .. }) = exporter {
+            tokio::spawn(serve_metrics(listener, page, metrics_connections, lifecycle.clone(), metrics.clone()));
+        }
         let vigil = Vigil::begin(hall.ended.clone(), hall.engine.pulse(), config.watchdog, &lifecycle);
         let server = Self {
             address,
             other_addresses: addresses.collect(),
             metrics_address,
             lifecycle,
+            metrics,
             serving,
             engine: hall.engine.clone(),
             vigil,
@@ -124,6 +133,12 @@ impl Server {
     #[must_use]
     pub fn lifecycle(&self) -> &Lifecycle {
         &self.lifecycle
+    }
+
+    /// What it records.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Wait until the server has ended: [`Lifecycle::drain`] or [`Lifecycle::cut`] was called, or the engine is gone.
@@ -221,11 +236,20 @@ fn registry_limits(config: &ServeConfig, sizes: Sizes) -> RegistryLimits {
     }
 }
 
-async fn metrics(config: &ServeConfig, model: &str) -> Result<(Metrics, Option<SocketAddr>), AppError> {
-    let Some(listen) = &config.metrics else { return Ok((Metrics::disabled(), None)) };
-    let address = listen::first(&listen.address).await?;
-    let (metrics, address) = start_metrics(address, listen.explicit, model)?;
-    Ok((metrics, Some(address)))
+/// Where metrics are to be served, bound already.
+struct Exporter {
+    listener: TcpListener,
+    address: SocketAddr,
+    page: MetricsPage,
+}
+
+async fn metrics(config: &ServeConfig, model: &str) -> Result<(Metrics, Option<Exporter>), AppError> {
+    let Some(MetricsListen { address, explicit }) = &config.metrics else { return Ok((Metrics::disabled(), None)) };
+    let listener = bind_metrics(listen::first(address).await?, *explicit).await?;
+    let failed = |source| AppError::Listen { address: address.to_string(), source };
+    let address = listener.local_addr().map_err(failed)?;
+    let (metrics, page) = recorded(model)?;
+    Ok((metrics, Some(Exporter { listener, address, page })))
 }
 
 fn sizes(config: &ServeConfig, base: &OpenedBase, dtype: Dtype) -> Result<Sizes, AppError> {

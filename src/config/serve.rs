@@ -149,8 +149,16 @@ pub struct TransportConfig {
     pub stream_stall_timeout: Duration,
     /// Connections in all.
     pub max_connections: u32,
-    /// Connections from one address.
+    /// Connections from one address (IPv6: one /64).
     pub max_connections_per_peer: u32,
+    /// Calls at a time, streams included.
+    pub max_calls: u32,
+    /// Calls at a time from one address.
+    pub max_calls_per_peer: u32,
+    /// A message that takes longer to arrive than this, and than its size is worth, ends its call.
+    pub message_timeout: Duration,
+    /// Bytes of messages that are arriving or not yet answered, of all connections together.
+    pub message_memory: u64,
     /// Bytes of a request's headers.
     pub max_header_bytes: u32,
     /// Bytes of a message, either way.
@@ -464,6 +472,11 @@ fn transport(checks: &mut Checks, args: &NetworkArgs) -> TransportConfig {
     // A chunk of an upload is 1 MiB, and its message a little more.
     checks.range("--max-message-bytes", args.max_message_bytes, (1 << 20) + 1024, 1 << 30);
     checks.range("--max-header-bytes", args.max_header_bytes, 1024, 1 << 20);
+    // One address has half of it, and the largest message must fit that.
+    let least = args.max_message_bytes.saturating_mul(2).min(1 << 40);
+    checks.range("--message-memory", args.message_memory, least, 1 << 46);
+    let max_connections = checks.count("--max-connections", args.max_connections, 1, 1 << 20);
+    let max_calls = checks.count("--max-calls", args.max_calls, 1, 1 << 20);
     TransportConfig {
         max_concurrent_streams: checks.count("--max-concurrent-streams", args.max_concurrent_streams, 1, 1 << 20),
         max_local_error_resets: checks.count("--max-local-error-resets", args.max_local_error_resets, 1, 1 << 20),
@@ -475,11 +488,26 @@ fn transport(checks: &mut Checks, args: &NetworkArgs) -> TransportConfig {
         handshake_timeout: checks.duration("--handshake-timeout", args.handshake_timeout, DAY),
         upload_idle_timeout: checks.duration("--upload-idle-timeout", args.upload_idle_timeout, DAY),
         stream_stall_timeout: checks.duration("--stream-stall-timeout", args.stream_stall_timeout, DAY),
-        max_connections: checks.count("--max-connections", args.max_connections, 1, 1 << 20),
-        max_connections_per_peer: checks.count("--max-connections-per-peer", args.max_connections_per_peer, 1, 1 << 20),
+        max_connections,
+        max_connections_per_peer: match args.max_connections_per_peer {
+            Some(max) => checks.count("--max-connections-per-peer", max, 1, 1 << 20),
+            None => half(max_connections).min(256),
+        },
+        max_calls,
+        max_calls_per_peer: match args.max_calls_per_peer {
+            Some(max) => checks.count("--max-calls-per-peer", max, 1, 1 << 20),
+            None => half(max_calls),
+        },
+        message_timeout: checks.duration("--message-timeout", args.message_timeout, DAY),
+        message_memory: args.message_memory,
         max_header_bytes: u32::try_from(args.max_header_bytes).unwrap_or(u32::MAX),
         max_message_bytes: usize::try_from(args.max_message_bytes).unwrap_or(usize::MAX),
     }
+}
+
+/// What one client has at most, so that it cannot have everything.
+fn half(of_all: u32) -> u32 {
+    (of_all / 2).max(1)
 }
 
 fn metrics(args: &ObservabilityArgs) -> Option<MetricsListen> {

@@ -202,9 +202,16 @@ pub struct NetworkArgs {
     /// Most connections
     #[arg(long, env = "POLYDELTA_MAX_CONNECTIONS", value_name = "N", default_value_t = 1024)]
     pub max_connections: u32,
-    /// Most connections from one address
-    #[arg(long, env = "POLYDELTA_MAX_CONNECTIONS_PER_PEER", value_name = "N", default_value_t = 256)]
-    pub max_connections_per_peer: u32,
+    /// Most connections from one IPv4 address or IPv6 /64; half of --max-connections, but no more than 256, where it is
+    /// not given
+    #[arg(long, env = "POLYDELTA_MAX_CONNECTIONS_PER_PEER", value_name = "N")]
+    pub max_connections_per_peer: Option<u32>,
+    /// Most calls at a time, streams included
+    #[arg(long, env = "POLYDELTA_MAX_CALLS", value_name = "N", default_value_t = 4096)]
+    pub max_calls: u32,
+    /// Most calls at a time from one address; half of --max-calls where it is not given
+    #[arg(long, env = "POLYDELTA_MAX_CALLS_PER_PEER", value_name = "N")]
+    pub max_calls_per_peer: Option<u32>,
     /// Most streams of a connection at a time
     #[arg(long, env = "POLYDELTA_MAX_CONCURRENT_STREAMS", value_name = "N", default_value_t = 256)]
     pub max_concurrent_streams: u32,
@@ -223,6 +230,13 @@ pub struct NetworkArgs {
     /// and close it after this much more
     #[arg(long, env = "POLYDELTA_MAX_CONNECTION_AGE_GRACE", value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
     pub max_connection_age_grace: Duration,
+    /// End a call whose message takes longer than this to arrive; every 32 KiB of it are worth a second more
+    #[arg(long, env = "POLYDELTA_MESSAGE_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub message_timeout: Duration,
+    /// Memory for messages that are arriving or not yet answered, of all connections together; one address has half of
+    /// it at most
+    #[arg(long, env = "POLYDELTA_MESSAGE_MEMORY", value_name = "SIZE", default_value = "256MiB", value_parser = parse_bytes)]
+    pub message_memory: u64,
     /// End an upload that sends nothing for this time
     #[arg(long, env = "POLYDELTA_UPLOAD_IDLE_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub upload_idle_timeout: Duration,

@@ -66,6 +66,18 @@ fn a_model_is_enough_and_the_defaults_are_the_documented_ones() {
 }
 
 #[test]
+fn one_client_has_half_of_everything_at_most_where_no_flag_says_more() {
+    let transport = |flags: &[&str]| serve(&[&["--model", "/"], flags].concat()).unwrap().transport;
+    let default = transport(&[]);
+    assert_eq!((default.max_connections, default.max_connections_per_peer), (1024, 256));
+    assert_eq!((default.max_calls, default.max_calls_per_peer), (4096, 2048));
+    assert_eq!(transport(&["--max-connections", "10"]).max_connections_per_peer, 5);
+    assert_eq!(transport(&["--max-connections", "1"]).max_connections_per_peer, 1);
+    let gateway = transport(&["--max-connections", "10", "--max-connections-per-peer", "10"]);
+    assert_eq!(gateway.max_connections_per_peer, 10);
+}
+
+#[test]
 fn a_metrics_address_is_explicit_only_where_it_was_given() {
     let config = serve(&["--model", "/", "--metrics-listen", "127.0.0.1:9464"]).unwrap();
     assert!(config.metrics.is_some_and(|metrics| metrics.explicit));

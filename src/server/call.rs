@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -18,12 +19,16 @@ use tonic::body::Body;
 use tower::Service;
 use tracing::{Instrument, Span};
 
+use super::body::{Arrival, HeldBytes, MessageLimits, RequestBody};
 use super::deadline::deadline;
 use super::identity::{self, ClientIdentity};
 use super::lifecycle::{Lifecycle, Phase, RunningCall};
+use super::limits::{ActiveCall, Activity, Share, Shares};
 use super::observe::{CallRecord, Role, method_of};
+use super::peer::Peer;
 use super::request_id::{self, RequestIds};
 use super::status::{self, Interrupted};
+use crate::config::TransportConfig;
 use crate::telemetry::metrics::Metrics;
 use crate::types::ClientKey;
 
@@ -38,29 +43,75 @@ pub(super) struct CallContext {
     pub client: ClientKey,
     /// From `x-request-id`, else made here; returned as `x-request-id`.
     pub request_id: String,
+    /// Where the call comes from.
+    pub peer: Peer,
+}
+
+impl CallContext {
+    /// Who calls; a call that did not come through a [`CallService`] came from nowhere.
+    pub(super) fn peer_of(extensions: &http::Extensions) -> Peer {
+        let unspecified = || Peer::from(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+        extensions.get::<Self>().map_or_else(unspecified, |context| context.peer)
+    }
+}
+
+/// What the calls of all connections share.
+#[derive(Clone)]
+pub(super) struct CallShared {
+    lifecycle: Lifecycle,
+    ids: RequestIds,
+    identity: ClientIdentity,
+    metrics: Metrics,
+    calls: Shares,
+    messages: MessageLimits,
+}
+
+impl CallShared {
+    pub(super) fn new(
+        lifecycle: Lifecycle,
+        identity: ClientIdentity,
+        metrics: Metrics,
+        config: &TransportConfig,
+    ) -> Self {
+        let messages = MessageLimits {
+            // No peer can take all of it.
+            bytes: Shares::new(config.message_memory, config.message_memory.div_ceil(2)),
+            timeout: config.message_timeout,
+            max_bytes: config.max_message_bytes,
+        };
+        let calls = Shares::new(u64::from(config.max_calls), u64::from(config.max_calls_per_peer));
+        Self { lifecycle, ids: RequestIds::new(), identity, metrics, calls, messages }
+    }
+
+    /// Of the server.
+    pub(super) fn lifecycle(&self) -> &Lifecycle {
+        &self.lifecycle
+    }
 }
 
 /// The outermost service of a connection.
 #[derive(Clone)]
 pub(super) struct CallService<S> {
     inner: S,
-    lifecycle: Lifecycle,
-    ids: RequestIds,
-    identity: ClientIdentity,
-    /// Who is at the other end of the connection.
-    peer: ClientKey,
-    metrics: Metrics,
+    shared: CallShared,
+    peer: Peer,
+    /// Who is at the other end of the connection, where no header says otherwise.
+    client: ClientKey,
+    activity: Arc<Activity>,
 }
 
 impl<S> CallService<S> {
-    pub(super) fn new(inner: S, lifecycle: Lifecycle, identity: ClientIdentity, metrics: Metrics) -> Self {
-        Self { inner, lifecycle, ids: RequestIds::new(), identity, peer: ClientKey::LOCAL, metrics }
+    /// The service of a connection from `address`.
+    pub(super) fn new(inner: S, shared: CallShared, address: IpAddr, activity: Arc<Activity>) -> Self {
+        Self { inner, shared, peer: Peer::from(address), client: identity::of_peer(address), activity }
     }
+}
 
-    /// The service for a connection of this peer.
-    pub(super) fn of_peer(self, peer: IpAddr) -> Self {
-        Self { peer: identity::of_peer(peer), ..self }
-    }
+/// RAII: what a call has from its first moment to its last.
+struct CallHold {
+    _running: Option<RunningCall>,
+    _active: ActiveCall,
+    _place: Share,
 }
 
 type CallFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -69,7 +120,7 @@ impl<S, B> Service<Request<B>> for CallService<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<tonic::codegen::StdError>,
 {
     type Response = Response<Body>;
@@ -81,27 +132,35 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> CallFuture {
-        let mut request = request.map(Body::new);
+        let CallShared { lifecycle, ids, identity, metrics, calls, messages } = &self.shared;
         let arrived = Instant::now();
-        let request_id = self.ids.of(request.headers());
+        let request_id = ids.of(request.headers());
         let method = method_of(request.uri().path());
-        let mut record = CallRecord::start(self.metrics.clone(), method, arrived, &request_id);
+        let mut record = CallRecord::start(metrics.clone(), method, arrived, &request_id);
+        let active = self.activity.begin();
         // Entered before the phase is read: a drain either sees this call running or this call sees the drain.
-        let running = (method.role == Role::Work).then(|| self.lifecycle.enter());
-        let refusal = if method.role != Role::Observe && self.lifecycle.phase() >= Phase::Draining {
-            Some(status::draining())
-        } else {
-            None
+        let running = (method.role == Role::Work).then(|| lifecycle.enter());
+        if method.role != Role::Observe && lifecycle.phase() >= Phase::Draining {
+            return refuse(status::draining(), &request_id, record);
+        }
+        let place = match calls.acquire(self.peer, 1) {
+            Ok(place) => place,
+            Err(exhausted) => return refuse(status::too_many_calls(&exhausted), &request_id, record),
         };
-        let deadline = match (refusal, deadline(request.headers(), arrived)) {
-            (Some(refusal), _) => return refuse(refusal, &request_id, record),
-            (None, Err(bad)) => return refuse(status::bad_timeout(&bad), &request_id, record),
-            (None, Ok(deadline)) => deadline,
+        let deadline = match deadline(request.headers(), arrived) {
+            Ok(deadline) => deadline,
+            Err(bad) => return refuse(status::bad_timeout(&bad), &request_id, record),
         };
-        let client = self.identity.of(request.headers(), self.peer);
-        request.extensions_mut().insert(CallContext { arrived, deadline, client, request_id: request_id.clone() });
+        let hold = CallHold { _running: running, _active: active, _place: place };
+        let held = HeldBytes::default();
+        let arrival = if method.streams_requests() { Arrival::OneByOne } else { Arrival::AtOnce };
+        let peer = self.peer;
+        let client = identity.of(request.headers(), self.client);
+        let mut request =
+            request.map(|body| Body::new(RequestBody::new(body, peer, messages.clone(), arrival, held.clone())));
+        request.extensions_mut().insert(CallContext { arrived, deadline, client, request_id: request_id.clone(), peer });
 
-        let mut limits = Limits::new(deadline, &self.lifecycle);
+        let mut limits = Limits::new(deadline, lifecycle);
         let span = record.span().clone();
         let head = catch_unwind(AssertUnwindSafe(|| span.in_scope(|| self.inner.call(request))));
         let answer = async move {
@@ -114,11 +173,12 @@ where
                 Ok(Err(infallible)) => match infallible {},
                 Err(interrupted) => status::interrupted(interrupted).into_http(),
             };
+            held.release();
             status::normalize(response.headers_mut());
             record.ended_by(response.headers());
             let span = record.span().clone();
             let response =
-                response.map(|body| Body::new(CallBody { inner: Some(body), limits, record, span, _running: running }));
+                response.map(|body| Body::new(CallBody { inner: Some(body), limits, record, span, _hold: hold }));
             Ok(request_id::stamp(response, &request_id))
         };
         Box::pin(answer.instrument(span))
@@ -177,7 +237,7 @@ struct CallBody {
     limits: Limits,
     record: CallRecord,
     span: Span,
-    _running: Option<RunningCall>,
+    _hold: CallHold,
 }
 
 /// What a body answers; `None` is its end.
@@ -188,7 +248,7 @@ impl http_body::Body for CallBody {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<NextFrame> {
-        let Self { inner: body, limits, record, span, _running } = &mut *self;
+        let Self { inner: body, limits, record, span, _hold } = &mut *self;
         let _entered = span.enter();
         let Some(inner) = body else { return Poll::Ready(None) };
         let interrupted = match poll_within(limits, inner, cx) {

@@ -24,6 +24,7 @@ use tonic::body::Body;
 use tower::Service;
 
 use super::lifecycle::{Lifecycle, Phase};
+use super::limits::Activity;
 use crate::config::TransportConfig;
 
 /// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`
@@ -35,7 +36,7 @@ const FLUSH_LIMIT: Duration = Duration::from_millis(200);
 /// Bytes a client may send ahead on one stream, and on all of a connection: room for two chunks of an upload in
 /// flight, whatever the round trip.
 const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 2 << 20;
 
 pub(super) type ConnectionBuilder = http2::Builder<TokioExecutor>;
 
@@ -62,6 +63,7 @@ pub(super) async fn serve<S>(
     builder: ConnectionBuilder,
     config: TransportConfig,
     lifecycle: Lifecycle,
+    activity: Arc<Activity>,
 ) where
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -75,7 +77,10 @@ pub(super) async fn serve<S>(
     let mut grace = pin!(sleep(config.max_connection_age * 2));
     let mut drain = pin!(lifecycle.reached(Phase::Draining));
     let mut cut = pin!(lifecycle.reached(Phase::Cut));
-    let (mut greeted, mut aged) = (false, false);
+    let mut leave = pin!(activity.asked_to_leave());
+    let (mut greeted, mut aged, mut leaving) = (false, false, false);
+    // Armed when it is asked to leave.
+    let mut left = pin!(sleep(FLUSH_LIMIT));
     // A connection made while draining is not sent away: its calls learn from their status that the server ends.
     let mut draining = lifecycle.phase() >= Phase::Draining;
 
@@ -98,6 +103,20 @@ pub(super) async fn serve<S>(
                 aged = true;
                 grace.set(sleep(config.max_connection_age_grace));
                 connection.as_mut().graceful_shutdown();
+            }
+            // There are too many connections, and no call runs on this one.
+            () = leave.as_mut(), if !leaving => {
+                leaving = true;
+                left.set(sleep(FLUSH_LIMIT));
+                connection.as_mut().graceful_shutdown();
+            }
+            () = left.as_mut(), if leaving => {
+                if activity.idle_since().is_some() {
+                    tracing::debug!("connection closed: it was idle, and there are too many");
+                    return;
+                }
+                // A call came in between; it may end as any other does on a connection that goes away.
+                left.set(sleep(FLUSH_LIMIT));
             }
             () = grace.as_mut(), if aged => {
                 tracing::debug!("connection closed: its calls outlived the grace period");

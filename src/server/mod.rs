@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`transport`] | accept loop, limits of connections, the end of the server |
 //! | [`lifecycle`] | serving, draining, cut |
+//! | `accept`, `limits`, `body` | what clients may have of it: connections, calls, memory, time |
+//! | `metrics` | the page of metrics, on a port of its own |
 //! | `call` | what surrounds every call: request id, deadline, panics, refusal while draining |
 //! | `convert` | messages to plain data and back, no logic |
 //! | `status` | the one map of errors to gRPC statuses |
@@ -11,7 +13,9 @@
 //!
 //! It decides nothing about requests or adapters; that is the gate's and the adapters room's.
 
+mod accept;
 pub mod adapters;
+mod body;
 mod call;
 mod connection;
 mod convert;
@@ -22,8 +26,10 @@ pub mod info;
 pub mod lifecycle;
 mod limits;
 mod listeners;
+mod metrics;
 mod observe;
 mod page;
+mod peer;
 mod request_id;
 mod services;
 mod status;
@@ -35,6 +41,7 @@ pub use identity::{ClientIdentity, InvalidHeaderName};
 pub use info::{Informer, ModelInfo, ServerInfo, ServerLimits};
 pub use lifecycle::{Lifecycle, Phase};
 pub use listeners::Listeners;
+pub use metrics::{MetricsListenError, bind_metrics, serve_metrics};
 pub use services::Services;
 pub use transport::serve;
 

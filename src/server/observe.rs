@@ -29,6 +29,13 @@ pub(super) struct Method {
     pub role: Role,
 }
 
+impl Method {
+    /// The client may send more than one message.
+    pub(super) fn streams_requests(self) -> bool {
+        matches!(self.kind, CLIENT_STREAM | BIDI_STREAM)
+    }
+}
+
 const GENERATION: &str = "polydelta.v1.GenerationService";
 const ADAPTERS: &str = "polydelta.v1.AdapterService";
 const SERVER: &str = "polydelta.v1.ServerService";

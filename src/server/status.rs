@@ -9,17 +9,23 @@ mod admission;
 mod refusal;
 
 use std::any::Any;
+use std::time::Duration;
 
 use http::HeaderMap;
 use tonic::{Code, Status};
 
 use self::refusal::Refusal;
+use super::body::BodyRefused;
 use super::convert::BadMessage;
 use super::deadline::BadTimeout;
+use super::limits::Exhausted;
 use super::page::BadPage;
 
 pub(super) use self::adapters::{from_adapter, from_upload_stream, load_failed};
 pub(super) use self::admission::{from_admission, from_failure, from_stats};
+
+/// A wait after which something that was used up may be free.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// What ended a call from outside its handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +103,34 @@ pub(super) fn from_bad_page(bad: &BadPage) -> Status {
         BadPage::BadToken => "page_token",
     };
     Refusal::new(Code::InvalidArgument, "INVALID_FIELD", bad).field(field, bad).into_status()
+}
+
+pub(super) fn too_many_watchers(exhausted: &Exhausted) -> Status {
+    of_exhausted("TOO_MANY_WATCHERS", "too many watchers", exhausted).into_status()
+}
+
+pub(super) fn too_many_calls(exhausted: &Exhausted) -> Status {
+    of_exhausted("TOO_MANY_CALLS", "too many calls", exhausted).into_status()
+}
+
+fn of_exhausted(reason: &'static str, what: &str, exhausted: &Exhausted) -> Refusal {
+    let (Exhausted::Total { limit } | Exhausted::Peer { limit, .. }) = exhausted;
+    Refusal::new(Code::ResourceExhausted, reason, format_args!("{what}: {exhausted}"))
+        .with("limit", limit)
+        .retry_after(RETRY)
+}
+
+/// A request whose messages take too much memory, or too long to come.
+pub(super) fn from_body(refused: &BodyRefused) -> Status {
+    let refusal = match refused {
+        BodyRefused::NoRoom { bytes, refused: exhausted } => {
+            of_exhausted("MESSAGE_MEMORY_FULL", "no memory for the message now", exhausted).with("bytes", bytes)
+        }
+        BodyRefused::TooSlow { limit, received } => Refusal::new(Code::Aborted, "MESSAGE_TOO_SLOW", refused)
+            .with("limit_ms", limit.as_millis())
+            .with("received_bytes", received),
+    };
+    refusal.into_status()
 }
 
 /// A stream whose client took nothing for too long.

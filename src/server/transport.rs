@@ -1,24 +1,25 @@
 //! The accept loop and the end of the server.
 
 use std::convert::Infallible;
-use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
 use tonic::body::Body;
 use tower::Service;
 
-use super::call::CallService;
+use super::accept::Acceptor;
+use super::call::{CallService, CallShared};
 use super::connection;
 use super::identity::ClientIdentity;
 use super::lifecycle::{Lifecycle, Phase};
-use super::limits::ConnectionLimits;
+use super::limits::Connections;
 use super::listeners::Listeners;
+use super::peer::Peer;
 use crate::config::TransportConfig;
 use crate::telemetry::metrics::Metrics;
 
-/// Pause of the accept loop when the process has no file descriptor left: one comes free when a connection ends.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const LISTENER: &str = "grpc";
 
 /// Accept and serve connections until the server has ended.
 ///
@@ -37,18 +38,18 @@ pub async fn serve<S>(
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
-    let listeners = listeners.into();
     let mut connections = tokio::task::JoinSet::new();
+    let mut acceptor = Acceptor::new(listeners.into(), LISTENER);
     {
-        let service = CallService::new(service, lifecycle.clone(), identity, metrics);
-        let accept = accept_loop(&listeners, service, &config, &lifecycle, &mut connections);
+        let shared = CallShared::new(lifecycle.clone(), identity, metrics.clone(), &config);
+        let accept = accept_loop(&mut acceptor, service, shared, &config, &metrics, &mut connections);
         let end = end_of_service(&lifecycle, drain_timeout);
         tokio::select! {
             never = accept => match never {},
             () = end => {}
         }
     }
-    drop(listeners);
+    drop(acceptor);
     while connections.join_next().await.is_some() {}
 }
 
@@ -66,10 +67,11 @@ async fn end_of_service(lifecycle: &Lifecycle, drain_timeout: Duration) {
 }
 
 async fn accept_loop<S>(
-    listeners: &Listeners,
-    service: CallService<S>,
+    acceptor: &mut Acceptor,
+    service: S,
+    shared: CallShared,
     config: &TransportConfig,
-    lifecycle: &Lifecycle,
+    metrics: &Metrics,
     connections: &mut tokio::task::JoinSet<()>,
 ) -> Infallible
 where
@@ -77,49 +79,28 @@ where
     S::Future: Send + 'static,
 {
     let builder = connection::builder(config);
-    let limits = ConnectionLimits::new(config.max_connections as usize, config.max_connections_per_peer as usize);
+    let places = Connections::new(config.max_connections, config.max_connections_per_peer);
     loop {
-        let accepted = tokio::select! {
-            accepted = listeners.accept() => accepted,
+        let (stream, address) = tokio::select! {
+            accepted = acceptor.next() => accepted,
             Some(_) = connections.join_next() => continue,
         };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                pause_after(&error).await;
-                continue;
-            }
-        };
-        let permit = match limits.acquire(peer.ip()) {
+        let peer = Peer::from(address.ip());
+        let permit = match places.acquire(peer) {
             Ok(permit) => permit,
             Err(refused) => {
-                tracing::debug!(%peer, reason = %refused, "connection refused");
+                metrics.record_connection_refused(LISTENER, refused.reason());
+                tracing::debug!(peer = %address, reason = %refused, "connection refused");
                 continue;
             }
         };
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%peer, %error, "connection gone");
-            continue;
-        }
-        let service = service.clone().of_peer(peer.ip());
-        let serving = connection::serve(stream, service, builder.clone(), *config, lifecycle.clone());
+        let activity = Arc::clone(permit.activity());
+        let service = CallService::new(service.clone(), shared.clone(), address.ip(), Arc::clone(&activity));
+        let serving =
+            connection::serve(stream, service, builder.clone(), *config, shared.lifecycle().clone(), activity);
         connections.spawn(async move {
             serving.await;
             drop(permit);
         });
-    }
-}
-
-/// A client that went away before it was accepted costs nothing; a process without descriptors waits.
-async fn pause_after(error: &io::Error) {
-    let of_the_client = matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
-    );
-    if of_the_client {
-        tracing::debug!(%error, "connection gone");
-    } else {
-        tracing::warn!(%error, "cannot accept connections");
-        tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }

@@ -114,21 +114,41 @@ impl Service<Request<Body>> for Handler {
     }
 }
 
+/// As `serve` has it where no flag says otherwise.
+fn transport() -> TransportConfig {
+    use clap::Parser;
+    let args = crate::config::Args::try_parse_from(["polydelta", "serve", "--model", "/", "--store", "/"]).unwrap();
+    let crate::config::Command::Serve(args) = args.command else { panic!("{args:?}") };
+    crate::config::ServeConfig::resolve(&args, &crate::config::Environment::default()).unwrap().transport
+}
+
+fn address(last: u8) -> IpAddr {
+    [127, 0, 0, last].into()
+}
+
 struct Server {
     lifecycle: Lifecycle,
-    metrics: Metrics,
     alive: Count,
+    shared: CallShared,
+    address: IpAddr,
+    activity: Arc<Activity>,
 }
 
 impl Server {
     fn new() -> Self {
-        Self { lifecycle: Lifecycle::new(), metrics: Metrics::disabled(), alive: Count::default() }
+        Self::with(Metrics::disabled(), &transport())
+    }
+
+    fn with(metrics: Metrics, config: &TransportConfig) -> Self {
+        let lifecycle = Lifecycle::new();
+        let shared = CallShared::new(lifecycle.clone(), ClientIdentity::default(), metrics, config);
+        let (alive, activity) = (Count::default(), Arc::new(Activity::new()));
+        Self { lifecycle, alive, shared, address: address(1), activity }
     }
 
     async fn call(&self, path: &str, headers: &[(&str, &str)], head: Act, body: &'static [Act]) -> Response<Body> {
         let handler = Handler { head, body, alive: self.alive.clone() };
-        let mut service =
-            CallService::new(handler, self.lifecycle.clone(), ClientIdentity::default(), self.metrics.clone());
+        let mut service = CallService::new(handler, self.shared.clone(), self.address, Arc::clone(&self.activity));
         let mut request = Request::builder().uri(format!("http://host{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -292,6 +312,28 @@ async fn a_cut_ends_what_still_runs() {
 }
 
 #[tokio::test]
+async fn calls_have_a_limit_in_all_and_for_each_peer() {
+    let config = TransportConfig { max_calls: 3, max_calls_per_peer: 2, ..transport() };
+    let mut server = Server::with(Metrics::disabled(), &config);
+    let mut running = Vec::new();
+    for last in [1, 1, 2] {
+        server.address = address(last);
+        running.push(server.call(WATCH, &[], SAY, &[Act::Hang]).await);
+    }
+    for last in [1, 3] {
+        server.address = address(last);
+        let (_, status) = read(server.call(HEALTH, &[], Act::Panic, &[]).await).await;
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "TOO_MANY_CALLS"));
+        assert!(status.metadata().contains_key("grpc-retry-pushback-ms"), "{status:?}");
+    }
+    assert_eq!(server.activity.idle_since(), None);
+    running.clear();
+    assert!(server.activity.idle_since().is_some());
+    let (_, status) = read(server.call(HEALTH, &[], SAY, &[Act::Done]).await).await;
+    assert_eq!(status.code(), Code::Ok);
+}
+
+#[tokio::test]
 async fn the_request_id_is_the_clients_or_a_new_one_and_comes_back() {
     let server = Server::new();
     let id = async |headers: &[(&str, &str)]| {
@@ -308,7 +350,7 @@ async fn the_request_id_is_the_clients_or_a_new_one_and_comes_back() {
 #[tokio::test(start_paused = true)]
 async fn every_call_is_counted_with_how_it_ended() {
     let (metrics, handle) = recorded();
-    let server = Server { metrics, ..Server::new() };
+    let server = Server::with(metrics, &transport());
     drop(server.call(GENERATE, &[], SAY, &[Act::Hang]).await);
     read(server.call(GENERATE, &[], SAY, &[Act::Done]).await).await;
     read(server.call(GENERATE, &[("grpc-timeout", "1m")], SAY, &[Act::Hang]).await).await;
