@@ -123,6 +123,12 @@ impl EventLog {
         self.observers.write().unwrap_or_else(std::sync::PoisonError::into_inner).push(observer);
     }
 
+    /// How many events are kept.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Revision of the newest event; 0 before the first.
     #[must_use]
     pub fn revision(&self) -> u64 {
@@ -139,7 +145,10 @@ impl EventLog {
         if revision.saturating_add(1) < oldest {
             return Err(EventsLost { asked: revision, oldest });
         }
-        Ok(history.events.iter().filter(|event| event.revision > revision).cloned().collect())
+        // Revisions have no gaps: how many are new says where they begin.
+        let new = usize::try_from(history.revision.saturating_sub(revision)).unwrap_or(usize::MAX);
+        let seen = history.events.len().saturating_sub(new);
+        Ok(history.events.range(seen..).cloned().collect())
     }
 
     /// Append; observers are told by [`EventLog::ring`], once the caller holds no lock.

@@ -4,13 +4,12 @@
 //! a lease keep the version they resolved. Changes are made one at a time and are durable before they become visible;
 //! resolving a name takes one shard of a concurrent map and never waits for a change on the disk.
 
-use std::collections::BTreeMap;
-use std::ops::Bound as RangeBound;
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use dashmap::DashMap;
 
+use super::catalog::Catalog;
 use super::error::AdapterError;
 use super::events::{AdapterEventKind, EventLog, Signals};
 use super::files::{Expected, StoreLimits, UploadHeader, UploadId};
@@ -65,7 +64,7 @@ pub struct AdapterRegistry {
     /// The hot path: name to version.
     aliases: DashMap<AdapterName, AdapterVersion>,
     /// The same names with their particulars, in order.
-    catalog: Mutex<BTreeMap<AdapterName, StoredAdapter>>,
+    catalog: Mutex<Catalog>,
     /// Held through every change of a name: changes are durable and visible in one order. First in the lock order (see
     /// [`super::sync`]).
     changes: Mutex<()>,
@@ -85,9 +84,9 @@ impl AdapterRegistry {
         let uploads = Uploads::new(store.staging().to_owned(), fs, limits.store);
         let residency = Residency::new(limits.residency, Arc::clone(&events));
         let leases = LeaseTable::new(Arc::clone(&events));
-        let catalog: BTreeMap<_, _> = store.list().into_iter().map(|found| (found.name.clone(), found)).collect();
-        let aliases = catalog.values().map(|found| (found.name.clone(), found.version)).collect();
-        for pinned in catalog.values().filter(|found| found.pinned) {
+        let catalog = Catalog::new(store.list());
+        let aliases = catalog.all().map(|found| (found.name.clone(), found.version)).collect();
+        for pinned in catalog.all().filter(|found| found.pinned) {
             // Nobody observes yet.
             let _ = residency.set_pinned(pinned.version, true);
         }
@@ -145,13 +144,14 @@ impl AdapterRegistry {
     /// Up to `limit` adapters after the name `after`, by name. A page shorter than `limit` is the last.
     #[must_use]
     pub fn list(&self, after: Option<&AdapterName>, limit: usize) -> Vec<AdapterInfo> {
-        let start = after.map_or(RangeBound::Unbounded, RangeBound::Excluded);
-        let page: Vec<_> = {
-            let catalog = lock(&self.catalog);
-            let range = catalog.range::<AdapterName, _>((start, RangeBound::Unbounded));
-            range.take(limit).map(|(_, stored)| stored.clone()).collect()
-        };
+        let page: Vec<_> = lock(&self.catalog).after(after).take(limit).cloned().collect();
         page.into_iter().map(|stored| self.info(stored)).collect()
+    }
+
+    /// The names that stand for a version now, in order.
+    #[must_use]
+    pub fn names_of(&self, version: AdapterVersion) -> Vec<AdapterName> {
+        lock(&self.catalog).of_version(version).map(|stored| stored.name.clone()).collect()
     }
 
     fn info(&self, stored: StoredAdapter) -> AdapterInfo {
@@ -335,7 +335,7 @@ impl AdapterRegistry {
         let before = {
             let mut catalog = lock(&self.catalog);
             match stored.clone() {
-                Some(stored) => catalog.insert(name.clone(), stored),
+                Some(stored) => catalog.insert(stored),
                 None => catalog.remove(name),
             }
         };
@@ -366,7 +366,7 @@ impl AdapterRegistry {
     fn retire_if_unnamed(&self, version: AdapterVersion) -> Signals {
         let (named, pinned) = {
             let catalog = lock(&self.catalog);
-            let mut named = catalog.values().filter(|stored| stored.version == version).peekable();
+            let mut named = catalog.of_version(version).peekable();
             (named.peek().is_some(), named.any(|stored| stored.pinned))
         };
         let mut signals = self.residency.set_pinned(version, pinned);

@@ -10,7 +10,8 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 pub(super) use self::upload::BadUploadStream;
-use self::watch::{Bridge, Watch};
+use self::watch::{Feed, Watch};
+use super::call::CallContext;
 use super::pb::adapter_service_server::AdapterService;
 use super::{convert, page, pb, status};
 use crate::adapters::{AdapterError, AdapterInfo, AdapterRegistry, ResidentLease};
@@ -23,7 +24,7 @@ use crate::types::AdapterName;
 pub struct Adapters {
     registry: Arc<AdapterRegistry>,
     hall: Arc<dyn AdapterHall>,
-    bridge: Arc<Bridge>,
+    feed: Arc<Feed>,
     /// Uploads that are being compiled: that takes as many cores as it gets, and requests need them.
     checks: Arc<Semaphore>,
     upload_idle: Duration,
@@ -31,7 +32,7 @@ pub struct Adapters {
 }
 
 impl Adapters {
-    /// An upload that sends nothing for `upload_idle` is ended.
+    /// An upload that sends nothing for `upload_idle` is ended. Must be called within a runtime.
     #[must_use]
     pub fn new(
         registry: Arc<AdapterRegistry>,
@@ -39,8 +40,8 @@ impl Adapters {
         upload_idle: Duration,
         metrics: Metrics,
     ) -> Self {
-        let bridge = Bridge::observe(registry.events());
-        Self { registry, hall, bridge, checks: Arc::new(Semaphore::new(1)), upload_idle, metrics }
+        let feed = Arc::new(Feed::of(&registry));
+        Self { registry, hall, feed, checks: Arc::new(Semaphore::new(1)), upload_idle, metrics }
     }
 
     /// Run `work` on the registry where it may block.
@@ -171,8 +172,10 @@ impl AdapterService for Adapters {
 
     async fn watch_adapters(
         &self,
-        _: Request<pb::WatchAdaptersRequest>,
+        request: Request<pb::WatchAdaptersRequest>,
     ) -> Result<Response<Self::WatchAdaptersStream>, Status> {
-        Ok(Response::new(watch::start(Arc::clone(&self.registry), &self.bridge)))
+        let peer = CallContext::peer_of(request.extensions());
+        let watch = self.feed.watch(Arc::clone(&self.registry), peer);
+        watch.map(Response::new).map_err(|exhausted| status::too_many_watchers(&exhausted))
     }
 }
