@@ -15,6 +15,7 @@
 //! | [`import`] | adapters from a local folder |
 
 mod budget;
+mod catalog;
 mod error;
 pub mod events;
 mod eviction;
@@ -45,4 +46,4 @@ pub use residency::{
     ResidentLease, SetAside, VersionStatus, Want,
 };
 pub use store::{AdapterBytes, AdapterStore, FolderStore, Quarantined, RecoveryReport, StoredAdapter};
-pub use uploads::{Begin, FileProgress, Staged, UploadSession, UploadStatus, Uploads};
+pub use uploads::{Begin, FileProgress, Staged, UploadHead, UploadSession, UploadStatus, Uploads, WeightsHead};

@@ -6,9 +6,11 @@
 //! fails, or when its content turns out wrong. Sessions do not survive the process: the store empties `staging/` when
 //! it is opened.
 
+mod head;
 mod session;
 mod table;
 
+pub use head::{UploadHead, WeightsHead};
 pub use session::{Staged, UploadSession};
 
 use std::path::PathBuf;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use crate::adapters::{AdapterBytes, AdapterError, LoadFailure, ResidentLease, Want};
+use crate::adapters::{AdapterBytes, AdapterError, LoadFailure, ResidentLease, UploadHead, Want};
 use crate::engine::{DeltaLoader, EngineInstaller, InstallError};
 use crate::types::AdapterFacts;
 
@@ -26,6 +26,13 @@ pub trait AdapterHall: Send + Sync {
     /// Why the adapter is refused, or what failed.
     fn check(&self, dir: &Path) -> Result<AdapterFacts, LoadFailure>;
 
+    /// Check the beginning of an upload as far as it goes: its config, the header of its weights, and where both are
+    /// there, that names and shapes are those of an adapter of the base. Reads no weights.
+    ///
+    /// # Errors
+    /// Why the adapter will be refused, whatever else comes.
+    fn check_head(&self, head: &UploadHead) -> Result<(), LoadFailure>;
+
     /// Bring the wanted version to the device, if it is not there, and hold it there. Dropping the future gives the
     /// wish up.
     fn resident(&self, want: Want) -> ResidentFuture<'_>;
@@ -40,6 +47,11 @@ impl<L: DeltaLoader> AdapterHall for EngineInstaller<L> {
         let AdapterBytes { config, weights } =
             AdapterBytes::read_staged(dir).map_err(|error| Arc::new(error) as LoadFailure)?;
         Self::check(self, &config, &weights).map_err(InstallError::into_failure)
+    }
+
+    fn check_head(&self, head: &UploadHead) -> Result<(), LoadFailure> {
+        let weights = head.weights.as_ref().map(|weights| (&weights.bytes[..], weights.file_bytes));
+        Self::check_head(self, head.config.as_deref(), weights).map_err(InstallError::into_failure)
     }
 
     fn resident(&self, want: Want) -> ResidentFuture<'_> {

@@ -14,7 +14,7 @@ use super::{
 use crate::adapters::testing::{contents, facts, header};
 use crate::adapters::{
     Acquire, AdapterError, AdapterRegistry, Begin, FolderStore, LoadFailure, RegistryLimits, ResidencyLimits,
-    StoreLimits, Want,
+    StoreLimits, UploadHead, Want,
 };
 use crate::engine::{EngineStats, Lease, SubmitError};
 use crate::telemetry::Metrics;
@@ -196,6 +196,10 @@ impl AdapterHall for FakeHall {
             hold.recv().unwrap();
         }
         if self.broken.load(Ordering::SeqCst) { Err(Arc::new(Broken)) } else { Ok(self.facts()) }
+    }
+
+    fn check_head(&self, _: &UploadHead) -> Result<(), LoadFailure> {
+        Ok(())
     }
 
     fn resident(&self, want: Want) -> ResidentFuture<'_> {

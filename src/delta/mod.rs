@@ -10,7 +10,7 @@ mod program;
 mod resident;
 pub mod safetensors;
 
-pub use compile::{Base, CompileLimits, SERVED_KINDS, check_config, compile, config_refusals};
+pub use compile::{Base, CompileLimits, SERVED_KINDS, check_config, check_head, compile, config_refusals};
 pub use error::DeltaError;
 pub use layout::{BaseLayout, BaseReadError, BaseSizes, BaseWeights, LayerSite, Module, ModuleKind, Site};
 pub use program::{DeltaOp, DeltaProgram, PrefixLayer};

@@ -270,17 +270,33 @@ pub fn header_bytes(length: [u8; 8], file_bytes: u64, limits: &HeaderLimits) -> 
 /// # Errors
 /// The first rule it breaks, naming the tensor.
 pub fn read_header(file: &[u8], limits: &HeaderLimits) -> Result<Header, SafetensorsError> {
-    let Some((length, rest)) = file.split_first_chunk::<8>() else {
-        return Err(SafetensorsError::TooShort { bytes: file.len() as u64 });
+    let bytes = file.len() as u64;
+    // The file holds what its length says, or `header_bytes` has refused it.
+    read_beginning(file, bytes, limits)?.ok_or(SafetensorsError::HeaderTruncated { bytes, available: bytes })
+}
+
+/// As [`read_header`], of the first bytes of a file that has `file_bytes` in all. `None`: its header is not whole yet.
+///
+/// # Errors
+/// As [`read_header`].
+pub fn read_beginning(
+    first: &[u8],
+    file_bytes: u64,
+    limits: &HeaderLimits,
+) -> Result<Option<Header>, SafetensorsError> {
+    let Some((length, rest)) = first.split_first_chunk::<8>() else {
+        let whole = first.len() as u64 >= file_bytes;
+        return if whole { Err(SafetensorsError::TooShort { bytes: file_bytes }) } else { Ok(None) };
     };
-    let bytes = header_bytes(*length, file.len() as u64, limits)?;
-    let (json, data) = rest.split_at(bytes);
+    let bytes = header_bytes(*length, file_bytes, limits)?;
+    let Some(json) = rest.get(..bytes) else { return Ok(None) };
     if json.first() != Some(&b'{') {
         return Err(SafetensorsError::NotAnObject);
     }
     let visitor::Parsed { entries, metadata } = visitor::parse(json, limits)?;
-    let tensors = lay_out(entries, data.len() as u64)?;
-    Ok(Header { tensors, metadata, data_start: 8 + bytes })
+    let data_start = 8 + bytes;
+    let tensors = lay_out(entries, file_bytes.saturating_sub(data_start as u64))?;
+    Ok(Some(Header { tensors, metadata, data_start }))
 }
 
 /// A tensor as declared, not yet checked against the others.
@@ -327,7 +343,7 @@ fn lay_out(mut entries: Vec<Entry>, data_bytes: u64) -> Result<Vec<TensorInfo>, 
             return Err(SafetensorsError::DataLength { expected: end, actual: data_bytes });
         }
         covered = end;
-        // end <= data_bytes, the length of a slice, and no dimension is larger than the bytes: all fit usize.
+        // end <= data_bytes, the size of a file, and no dimension is larger than the bytes: all fit usize.
         let shape = entry.shape.iter().map(|dim| *dim as usize).collect();
         tensors.push(TensorInfo { name: entry.name, dtype: entry.dtype, shape, range: begin as usize..end as usize });
     }

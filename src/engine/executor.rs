@@ -102,6 +102,12 @@ pub trait DeltaLoader: Send + Sync + 'static {
     /// [`DeltaError`]: why it is refused.
     fn compile(&self, config: &[u8], weights: &[u8]) -> Result<DeltaProgram, DeltaError>;
 
+    /// Check what can be checked of a config and of the first bytes of weights, with the size of the whole file.
+    ///
+    /// # Errors
+    /// [`DeltaError`]: why [`DeltaLoader::compile`] will refuse the whole.
+    fn check_head(&self, config: Option<&[u8]>, weights: Option<(&[u8], u64)>) -> Result<(), DeltaError>;
+
     /// Bytes of one number of a matrix on the device.
     fn weight_bytes(&self) -> usize;
 
@@ -146,6 +152,10 @@ impl<B: Backend> DeltaLoader for ModelLoader<B> {
     fn compile(&self, config: &[u8], weights: &[u8]) -> Result<DeltaProgram, DeltaError> {
         let limits = CompileLimits { allow_unknown_fields: true, ..self.limits };
         delta::compile(config, weights, self.base(), limits)
+    }
+
+    fn check_head(&self, config: Option<&[u8]>, weights: Option<(&[u8], u64)>) -> Result<(), DeltaError> {
+        delta::check_head(config, weights, self.base(), self.limits)
     }
 
     fn weight_bytes(&self) -> usize {

@@ -82,6 +82,14 @@ impl<L: DeltaLoader> EngineInstaller<L> {
         Ok(self.shared.loader.check_config(config)?)
     }
 
+    /// Check what has come of an upload: its config, the beginning of its weights with the size of the whole file.
+    ///
+    /// # Errors
+    /// [`InstallError::Delta`]: why it will be refused.
+    pub fn check_head(&self, config: Option<&[u8]>, weights: Option<(&[u8], u64)>) -> Result<(), InstallError> {
+        Ok(self.shared.loader.check_head(config, weights)?)
+    }
+
     /// Wait until the wanted version is on the device, loading it if nobody does. Dropping the future gives the wish
     /// up; a load that it began goes on for others.
     ///

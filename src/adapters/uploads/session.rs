@@ -14,6 +14,7 @@ use super::super::files::{
 use super::super::fs::StoreFile;
 use super::super::registry::Published;
 use super::super::sync::lock;
+use super::head::{HeadKeeper, UploadHead};
 use super::{Desk, FileProgress};
 use crate::types::{AdapterName, AdapterVersion};
 
@@ -32,6 +33,7 @@ struct Body {
     /// Counts streams: only the last one may go on.
     attachment: u64,
     files: Vec<Receiving>,
+    head: HeadKeeper,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,7 +53,8 @@ struct Receiving {
 
 impl Session {
     pub(super) fn new(id: UploadId, header: CheckedHeader, dir: PathBuf, resumable: bool, now: Instant) -> Self {
-        let body = Mutex::new(Body { phase: Phase::Opening, attachment: 0, files: Vec::new() });
+        let body =
+            Mutex::new(Body { phase: Phase::Opening, attachment: 0, files: Vec::new(), head: HeadKeeper::default() });
         Self { id, header, dir, resumable, last_active: Mutex::new(Some(now)), body }
     }
 
@@ -165,6 +168,7 @@ impl Session {
             body.phase = Phase::Closed;
             // Open files would keep their space on disk.
             body.files.clear();
+            body.head = HeadKeeper::default();
         }
         match desk.fs.remove_dir_all(&self.dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -199,6 +203,7 @@ impl Session {
         }
         receiving.hasher.update(data);
         receiving.committed = end;
+        body.head.take(declared.role, offset, data, *size);
         Ok(end)
     }
 
@@ -273,6 +278,24 @@ impl UploadSession {
                 self.session.discard(&self.desk);
             }
         })
+    }
+
+    /// The beginning of the upload, if a chunk since the last call completed its config or the header of its weights.
+    /// Whoever finds that it can never be accepted says [`UploadSession::refuse`].
+    #[must_use]
+    pub fn head(&mut self) -> Option<UploadHead> {
+        let mut body = lock(&self.session.body);
+        self.session.check_attached(&body, self.attachment).ok()?;
+        let weights = self.session.header.files.iter().find(|declared| declared.role == FileRole::Weights);
+        body.head.news(weights.map_or(0, |declared| declared.file.size))
+    }
+
+    /// What has come can never be accepted: give the upload up, resumable or not.
+    pub fn refuse(self) {
+        let attached = lock(&self.session.body).attachment == self.attachment;
+        if attached {
+            self.session.discard(&self.desk);
+        }
     }
 
     /// The stream has ended: check that every declared byte is there and is the one declared, and make the files

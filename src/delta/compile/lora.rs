@@ -8,6 +8,7 @@ use crate::delta::peft::fields::Fields;
 use crate::delta::peft::json::Json;
 use crate::delta::peft::targets::{PatternTable, Targets};
 use crate::delta::program::DeltaOp;
+use crate::ops::HostTensor;
 
 /// Fields that train, initialise or speed up, and never change what a trained adapter computes. PEFT turns
 /// `fan_in_fan_out` off for linear modules.
@@ -152,9 +153,7 @@ impl LoraConfig {
         }
         if self.dora {
             let magnitude = compilation.required(module, "lora_magnitude_vector", &[module.output])?.to_f32();
-            let weight = compilation.base_tensor(&module.weight)?;
-            let norms = dora::row_norms(&weight, &a, &b, scaling)?;
-            let g = magnitude.iter().zip(norms).map(|(m, norm)| m / norm).collect();
+            let g = dora_scales(compilation, module, &magnitude, |weight| dora::row_norms(weight, &a, &b, scaling))?;
             compilation.push(module, DeltaOp::OutputScale { g, after_bias: false });
         }
         if self.biases != SavedBiases::None
@@ -183,9 +182,7 @@ impl LoraConfig {
         let b = compilation.required(module, "lora_embedding_B", &[module.output, rank])?;
         if self.dora {
             let magnitude = compilation.required(module, "lora_magnitude_vector", &[module.output])?.to_f32();
-            let weight = compilation.base_tensor(&module.weight)?;
-            let norms = dora::column_norms(&weight, &a, &b, scaling)?;
-            let g = magnitude.iter().zip(norms).map(|(m, norm)| m / norm).collect();
+            let g = dora_scales(compilation, module, &magnitude, |weight| dora::column_norms(weight, &a, &b, scaling))?;
             compilation.push(module, DeltaOp::OutputScale { g, after_bias: false });
         }
         compilation.push(module, DeltaOp::EmbeddingLowRank { a, b, scaling });
@@ -221,6 +218,20 @@ fn check_init(fields: &Fields) -> Result<(), DeltaError> {
             Err(fields.unsupported("init_lora_weights", hint))
         }
     }
+}
+
+/// DoRA's scales: the magnitudes over norms of the changed weight, which needs the adapter's numbers.
+fn dora_scales(
+    compilation: &Compilation<'_>,
+    module: &Module,
+    magnitude: &[f32],
+    norms: impl Fn(&HostTensor) -> Result<Vec<f32>, candle_core::Error>,
+) -> Result<Vec<f32>, DeltaError> {
+    if compilation.tensors.has_no_numbers() {
+        return Ok(Vec::new());
+    }
+    let norms = norms(&compilation.base_tensor(&module.weight)?)?;
+    Ok(magnitude.iter().zip(norms).map(|(m, norm)| m / norm).collect())
 }
 
 /// Saved biases replace the base's; the op adds the difference.

@@ -16,6 +16,7 @@ use super::peft::fields::{Fields, UnknownFields};
 use super::peft::keys::{self, PREFIX};
 use super::peft::targets::Targets;
 use super::program::{DeltaOp, DeltaProgram};
+use super::safetensors::{HeaderLimits, read_beginning};
 use crate::ops::HostTensor;
 use tensors::TensorSet;
 
@@ -118,7 +119,11 @@ pub fn compile(
     let fields = Fields::parse(config)?;
     let method = Method::read(&fields, base.layout, limits)?;
     let unknown_fields = fields.finish(limits.unknown_fields())?;
-    let tensors = TensorSet::read(weights, base.layout)?;
+    let ops = build(&method, TensorSet::read(weights, base.layout)?, base)?;
+    Ok(DeltaProgram { kind: method.kind().to_owned(), ops, unknown_fields })
+}
+
+fn build(method: &Method, tensors: TensorSet<'_>, base: Base<'_>) -> Result<Vec<(Site, DeltaOp)>, DeltaError> {
     let unknown = tensors.unknown().first().cloned();
     let mut compilation = Compilation { base, tensors, ops: Vec::new() };
     // A key that means nothing here says more than what is missing in its place.
@@ -130,8 +135,7 @@ pub fn compile(
         (_, Some(tensor)) => return Err(leftover(&tensor, method.kind(), base.layout)),
         (compiled, None) => compiled?,
     }
-    let ops = compilation.finish(method.kind())?;
-    Ok(DeltaProgram { kind: method.kind().to_owned(), ops, unknown_fields })
+    compilation.finish(method.kind())
 }
 
 /// Check the bytes of `adapter_config.json` alone, as [`compile`] does before it looks at any weight.
@@ -142,6 +146,33 @@ pub fn check_config(config: &[u8], layout: &BaseLayout, limits: CompileLimits) -
     let fields = Fields::parse(config)?;
     Method::read(&fields, layout, limits)?;
     fields.finish(limits.unknown_fields()).map(drop)
+}
+
+/// Check the beginning of an adapter as far as it has come: the bytes of `adapter_config.json`, and the first bytes of
+/// `adapter_model.safetensors` with the size of the whole file. Once both are there, that every tensor is where the config
+/// and the base want it, with its shape; nothing is allocated for their numbers.
+///
+/// # Errors
+/// Why [`compile`] will refuse the whole.
+pub fn check_head(
+    config: Option<&[u8]>,
+    weights: Option<(&[u8], u64)>,
+    base: Base<'_>,
+    limits: CompileLimits,
+) -> Result<(), DeltaError> {
+    let read = |config: &[u8]| {
+        let fields = Fields::parse(config)?;
+        let method = Method::read(&fields, base.layout, limits)?;
+        fields.finish(limits.unknown_fields())?;
+        Ok::<_, DeltaError>(method)
+    };
+    let method = config.map(read).transpose()?;
+    let Some((first, file_bytes)) = weights else { return Ok(()) };
+    let header = read_beginning(first, file_bytes, &HeaderLimits::default())?;
+    match (method, header) {
+        (Some(method), Some(header)) => build(&method, TensorSet::without_numbers(&header, base.layout)?, base).map(drop),
+        _ => Ok(()),
+    }
 }
 
 /// Every field of an `adapter_config.json` that [`compile`] refuses, for people who want to know them all at once: those
@@ -176,6 +207,12 @@ impl Compilation<'_> {
         for module in layout.modules().filter(|m| m.kind == ModuleKind::Embedding || m.site == Site::LmHead) {
             let (beside, alone) = (key(module, "base_layer.weight"), key(module, "weight"));
             if !self.tensors.has(&beside) && !self.tensors.has(&alone) {
+                continue;
+            }
+            if self.tensors.has_no_numbers() {
+                // Whether they are copies is seen when their numbers have come.
+                self.tensors.remove(&alone);
+                self.tensors.remove(&beside);
                 continue;
             }
             let base = self.base_tensor(&module.weight)?;

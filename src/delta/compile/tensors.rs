@@ -7,7 +7,9 @@ use half::{bf16, f16};
 use crate::delta::DeltaError;
 use crate::delta::layout::BaseLayout;
 use crate::delta::peft::keys::{Keys, Level};
-use crate::delta::safetensors::{HeaderLimits, TensorDtype, check_finite, check_fits_bf16, read_header};
+use crate::delta::safetensors::{
+    Header, HeaderLimits, TensorDtype, TensorInfo, check_finite, check_fits_bf16, read_header,
+};
 use crate::ops::{HostTensor, TensorData};
 
 /// Views into a checked safetensors file, by the keys that PEFT writes whatever the file's own are.
@@ -16,6 +18,7 @@ pub(crate) struct TensorSet<'a> {
     /// Keys that mean nothing to this base, in order.
     unknown: Vec<String>,
     level: Level,
+    has_no_numbers: bool,
 }
 
 struct Entry<'a> {
@@ -36,15 +39,35 @@ impl<'a> TensorSet<'a> {
             let bytes = header.data(file, tensor).unwrap_or_default();
             check_finite(&tensor.name, tensor.dtype, bytes)?;
             check_fits_bf16(&tensor.name, tensor.dtype, bytes)?;
-            entries.insert(tensor.name.as_str(), (tensor.dtype, tensor.shape.clone(), bytes));
+            entries.insert(tensor.name.clone(), (tensor.dtype, tensor.shape.clone(), bytes));
         }
-        let Keys { known, unknown, level } = Keys::read(entries.keys().copied(), layout)?;
+        Self::of(entries, layout)
+    }
+
+    /// The tensors of a header whose data has not come: their shapes can be looked at, and they have no numbers.
+    pub(crate) fn without_numbers(header: &Header, layout: &BaseLayout) -> Result<Self, DeltaError> {
+        let entry = |tensor: &TensorInfo| (tensor.name.clone(), (tensor.dtype, tensor.shape.clone(), &[][..]));
+        let tensors = Self::of(header.tensors.iter().map(entry).collect(), layout)?;
+        Ok(Self { has_no_numbers: true, ..tensors })
+    }
+
+    /// By the file's own keys.
+    fn of(
+        mut entries: BTreeMap<String, (TensorDtype, Vec<usize>, &'a [u8])>,
+        layout: &BaseLayout,
+    ) -> Result<Self, DeltaError> {
+        let Keys { known, unknown, level } = Keys::read(entries.keys().map(String::as_str), layout)?;
         let entry = |(name, key): (String, String)| {
             let (dtype, shape, bytes) = entries.remove(key.as_str())?;
             Some((name, Entry { key, dtype, shape, bytes }))
         };
         let tensors = known.into_iter().filter_map(entry).collect();
-        Ok(Self { tensors, unknown, level })
+        Ok(Self { tensors, unknown, level, has_no_numbers: false })
+    }
+
+    /// The tensors are there in name and shape alone.
+    pub(crate) fn has_no_numbers(&self) -> bool {
+        self.has_no_numbers
     }
 
     /// How the paths that the config means differ from the base's.

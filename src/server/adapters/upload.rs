@@ -87,7 +87,7 @@ async fn take(
             return Err(status::from_upload_stream(&BadUploadStream::SecondHeader));
         };
         let bytes = chunk.data.len() as u64;
-        session = write(session, chunk).await?;
+        session = write(adapters, session, chunk).await?;
         record.bytes += bytes;
     }
     let staged = off_reactor(move || session.finish()).await?.map_err(|error| status::from_adapter(&error))?;
@@ -106,15 +106,27 @@ async fn next(frames: &mut Streaming<pb::UploadAdapterRequest>, idle: Duration) 
     }
 }
 
-/// Write a chunk and give the session back. A refused chunk ends the stream; a resumable upload stays open.
-async fn write(mut session: UploadSession, chunk: pb::UploadChunk) -> Result<UploadSession, Status> {
+/// Write a chunk and give the session back. A refused chunk ends the stream; a resumable upload stays open, unless what
+/// has come of it shows that it can never be accepted.
+async fn write(
+    adapters: &Adapters,
+    mut session: UploadSession,
+    chunk: pb::UploadChunk,
+) -> Result<UploadSession, Status> {
+    let hall = Arc::clone(&adapters.hall);
     off_reactor(move || {
         let pb::UploadChunk { file_index, offset, data } = chunk;
-        session.write(file_index as usize, offset, &data, Instant::now())?;
+        let written = session.write(file_index as usize, offset, &data, Instant::now());
+        written.map_err(|error| status::from_adapter(&error))?;
+        if let Some(head) = session.head()
+            && let Err(failure) = hall.check_head(&head)
+        {
+            session.refuse();
+            return Err(status::load_failed(failure.as_ref()));
+        }
         Ok(session)
     })
     .await?
-    .map_err(|error| status::from_adapter(&error))
 }
 
 /// Every byte is there and is the one declared: compile it, and give it its name.

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use crate::delta::compile::{Base, CompileLimits, compile};
+use crate::delta::compile::{Base, CompileLimits, check_head, compile};
 use crate::delta::layout::{BaseLayout, BaseReadError, BaseSizes, BaseWeights, LayerSite, Module, ModuleKind, Site};
 use crate::delta::{DeltaError, DeltaProgram};
 use crate::ops::HostTensor;
@@ -224,8 +224,23 @@ impl Upload {
         safetensors::serialize(views, None).unwrap()
     }
 
+    /// Also sees that the early check says the same, as far as it can without numbers.
     pub(super) fn compile(&self, toy: &Toy) -> Result<DeltaProgram, DeltaError> {
-        compile(&self.config_bytes(), &self.weight_bytes(), Base { layout: &toy.layout, weights: toy }, LIMITS)
+        let (config, weights, base) = (self.config_bytes(), self.weight_bytes(), Base { layout: &toy.layout, weights: toy });
+        let compiled = compile(&config, &weights, base, LIMITS);
+        let header = weights.first_chunk::<8>().map_or(0, |length| u64::from_le_bytes(*length) as usize);
+        let early = |have: usize| check_head(Some(&config), Some((&weights[..have], weights.len() as u64)), base, LIMITS);
+        match (&compiled, early(8 + header)) {
+            (Ok(_), early) => early.unwrap(),
+            (Err(error), Err(early)) => assert!(early.to_string() == error.to_string() || takes_numbers(error), "{early}"),
+            (Err(error), Ok(())) => assert!(takes_numbers(error), "not found early: {error}"),
+        }
+        if compiled.is_ok() {
+            for have in [0, 7, 8, 9, 7 + header] {
+                early(have).unwrap();
+            }
+        }
+        compiled
     }
 
     /// As [`Upload::compile`] where the operator lets unknown fields pass.
@@ -243,6 +258,18 @@ impl Upload {
     pub(super) fn refusal(&self) -> DeltaError {
         self.compile(&Toy::new()).unwrap_err()
     }
+}
+
+/// Whether it takes numbers, and not only names and shapes, to find this.
+fn takes_numbers(error: &DeltaError) -> bool {
+    use crate::delta::safetensors::SafetensorsError;
+    matches!(
+        error,
+        DeltaError::Safetensors(SafetensorsError::NonFinite { .. })
+            | DeltaError::NonFinite { .. }
+            | DeltaError::BaseMismatch { .. }
+            | DeltaError::UnsupportedTensor { .. }
+    )
 }
 
 fn encode(dtype: Dtype, value: f32) -> Vec<u8> {
