@@ -158,7 +158,13 @@ where
         let client = identity.of(request.headers(), self.client);
         let mut request =
             request.map(|body| Body::new(RequestBody::new(body, peer, messages.clone(), arrival, held.clone())));
-        request.extensions_mut().insert(CallContext { arrived, deadline, client, request_id: request_id.clone(), peer });
+        request.extensions_mut().insert(CallContext {
+            arrived,
+            deadline,
+            client,
+            request_id: request_id.clone(),
+            peer,
+        });
 
         let mut limits = Limits::new(deadline, lifecycle);
         let span = record.span().clone();

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use polydelta::adapters::{Acquire, AdapterError, AdapterObserver, AdapterRegistry, LoadFailure, ResidentLease, Want};
+use polydelta::adapters::{
+    Acquire, AdapterError, AdapterObserver, AdapterRegistry, LoadFailure, ResidentLease, UploadHead, Want,
+};
 use polydelta::admission::{AdapterHall, GenerationDefaults, GenerationEngine, ResidentFuture, StatsFuture};
 use polydelta::engine::{EngineStats, Lease, SubmitError};
 use polydelta::types::{
@@ -244,6 +246,10 @@ impl AdapterHall for FakeHall {
         let config = std::fs::read(dir.join("adapter_config.json")).unwrap();
         assert_ne!(config, b"panic", "a defect of the compiler");
         Ok(facts())
+    }
+
+    fn check_head(&self, _: &UploadHead) -> Result<(), LoadFailure> {
+        Ok(())
     }
 
     fn resident(&self, want: Want) -> ResidentFuture<'_> {

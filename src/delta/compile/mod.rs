@@ -170,7 +170,9 @@ pub fn check_head(
     let Some((first, file_bytes)) = weights else { return Ok(()) };
     let header = read_beginning(first, file_bytes, &HeaderLimits::default())?;
     match (method, header) {
-        (Some(method), Some(header)) => build(&method, TensorSet::without_numbers(&header, base.layout)?, base).map(drop),
+        (Some(method), Some(header)) => {
+            build(&method, TensorSet::without_numbers(&header, base.layout)?, base).map(drop)
+        }
         _ => Ok(()),
     }
 }

@@ -226,13 +226,17 @@ impl Upload {
 
     /// Also sees that the early check says the same, as far as it can without numbers.
     pub(super) fn compile(&self, toy: &Toy) -> Result<DeltaProgram, DeltaError> {
-        let (config, weights, base) = (self.config_bytes(), self.weight_bytes(), Base { layout: &toy.layout, weights: toy });
+        let (config, weights, base) =
+            (self.config_bytes(), self.weight_bytes(), Base { layout: &toy.layout, weights: toy });
         let compiled = compile(&config, &weights, base, LIMITS);
         let header = weights.first_chunk::<8>().map_or(0, |length| u64::from_le_bytes(*length) as usize);
-        let early = |have: usize| check_head(Some(&config), Some((&weights[..have], weights.len() as u64)), base, LIMITS);
+        let early =
+            |have: usize| check_head(Some(&config), Some((&weights[..have], weights.len() as u64)), base, LIMITS);
         match (&compiled, early(8 + header)) {
             (Ok(_), early) => early.unwrap(),
-            (Err(error), Err(early)) => assert!(early.to_string() == error.to_string() || takes_numbers(error), "{early}"),
+            (Err(error), Err(early)) => {
+                assert!(early.to_string() == error.to_string() || takes_numbers(error), "{early}")
+            }
             (Err(error), Ok(())) => assert!(takes_numbers(error), "not found early: {error}"),
         }
         if compiled.is_ok() {

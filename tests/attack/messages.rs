@@ -1,0 +1,79 @@
+//! Messages that are never finished.
+
+use super::harness::{ATTACKER, Victim};
+use super::raw::{DATA, Frame, GOAWAY, Raw, frame};
+
+const GENERATE: &str = "/polydelta.v1.GenerationService/Generate";
+
+/// The beginning of a message that declares `declared` bytes, with `data` of them.
+fn unfinished(stream: u32, declared: u32, data: usize) -> Vec<u8> {
+    let mut body = vec![0];
+    body.extend(declared.to_be_bytes());
+    body.extend(std::iter::repeat_n(10, data));
+    Frame::encode(DATA, 0, stream, &body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unfinished_messages_take_what_they_are_given_and_no_more() {
+    let victim = Victim::start("", &["--message-memory", "64MiB"]);
+    victim.serves().await;
+    let before = victim.resident();
+    let mut attackers = Vec::new();
+    for _ in 0..2 {
+        let (mut raw, _) = Raw::open_from(ATTACKER, victim.grpc).await;
+        // Its window is open once it has answered.
+        assert!(raw.answers().await);
+        for stream in (0..250).map(|call| 2 * call + 1) {
+            raw.send(&[frame::call(stream, GENERATE), unfinished(stream, 4 << 20, 8000)].concat()).await;
+        }
+        attackers.push(raw);
+    }
+    let mut refused = 0;
+    for raw in &mut attackers {
+        raw.send(&frame::ping(*b"the end.")).await;
+        loop {
+            let frame = raw.next().await.unwrap();
+            assert!(frame.kind != GOAWAY, "{:?}", frame.go_away());
+            refused += usize::from(frame.ends_stream());
+            if frame.payload == b"the end." {
+                break;
+            }
+        }
+        assert!(raw.answers().await, "the connection stays");
+    }
+    // One address has 32 MiB: 8 messages.
+    assert!(refused >= 400, "{refused} of 500 were refused so far");
+    victim.serves().await;
+    let grown = victim.resident().saturating_sub(before);
+    assert!(grown < 128 << 20, "{} MiB more", grown >> 20);
+    drop(attackers);
+    victim.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_drips_ends_and_its_neighbours_do_not() {
+    let victim = Victim::start("", &["--message-timeout", "300ms"]);
+    let (mut raw, _) = Raw::open_from(ATTACKER, victim.grpc).await;
+    raw.send(&[frame::call(1, GENERATE), unfinished(1, 1000, 1)].concat()).await;
+    let mut sent = 1;
+    // A byte whenever the server has shown that it is alive, until it has had enough.
+    let ended = loop {
+        assert!(sent < 1000, "it was never late");
+        tokio::select! {
+            frame = raw.next() => {
+                let frame = frame.unwrap();
+                if frame.stream == 1 && frame.ends_stream() {
+                    break frame;
+                }
+            }
+            () = tokio::time::sleep(std::time::Duration::from_millis(20)) => {
+                raw.send(&Frame::encode(DATA, 0, 1, &[10])).await;
+                sent += 1;
+            }
+        }
+    };
+    assert_eq!(ended.stream, 1);
+    assert!(raw.answers().await, "the connection stays");
+    victim.serves().await;
+    victim.terminate().await;
+}

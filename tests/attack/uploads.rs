@@ -1,0 +1,91 @@
+//! Uploads that lie.
+
+use std::fs;
+use std::path::Path;
+
+use pb::upload_adapter_request::Frame;
+use polydelta::adapters::{CONFIG_FILE, Sha256Digest, WEIGHTS_FILE};
+use polydelta::server::pb;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Code, Status};
+
+use super::harness::{ATTACKER, POLITE, Victim, within};
+
+fn read(file: &str) -> Vec<u8> {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/adapters/severity").join(file)).unwrap()
+}
+
+fn header(name: &str, config: &[u8], weights: (u64, String)) -> Frame {
+    let file = |path: &str, size, sha256| pb::UploadFile { path: path.to_owned(), size, sha256 };
+    let config = file(CONFIG_FILE, config.len() as u64, Sha256Digest::of(config).to_string());
+    let files = vec![config, file(WEIGHTS_FILE, weights.0, weights.1)];
+    let upload_id = format!("upload-of-{name}");
+    Frame::Header(pb::UploadHeader { name: name.to_owned(), files, upload_id, ..pb::UploadHeader::default() })
+}
+
+fn chunk(file_index: u32, data: Vec<u8>) -> Frame {
+    Frame::Chunk(pb::UploadChunk { file_index, offset: 0, data: data.into() })
+}
+
+fn requests(frames: Vec<Frame>) -> Vec<pb::UploadAdapterRequest> {
+    frames.into_iter().map(|frame| pb::UploadAdapterRequest { frame: Some(frame) }).collect()
+}
+
+/// A polite client uploads a small adapter of the demo.
+pub(crate) async fn upload_severity(victim: &Victim, name: &str) -> Result<pb::UploadAdapterResponse, Status> {
+    let (config, weights) = (read(CONFIG_FILE), read(WEIGHTS_FILE));
+    let header = header(name, &config, (weights.len() as u64, Sha256Digest::of(&weights).to_string()));
+    let frames = requests(vec![header, chunk(0, config), chunk(1, weights)]);
+    let mut client = victim.adapters_from(POLITE).await;
+    within(client.upload_adapter(tokio_stream::iter(frames))).await.map(tonic::Response::into_inner)
+}
+
+/// Send frames and leave the stream open: what the server says before it has everything.
+async fn said_early(victim: &Victim, frames: Vec<Frame>) -> Status {
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    for frame in requests(frames) {
+        sender.send(frame).unwrap();
+    }
+    let mut client = victim.adapters_from(ATTACKER).await;
+    let refused = within(client.upload_adapter(UnboundedReceiverStream::new(receiver))).await.unwrap_err();
+    drop(sender);
+    refused
+}
+
+fn safetensors(header: &str) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_never_be_accepted_is_refused_as_soon_as_it_shows() {
+    const LARGE: u64 = 1_200_000_000;
+    let victim = Victim::start("", &[]);
+    let config = read(CONFIG_FILE);
+    let unsupported = String::from_utf8(config.clone()).unwrap().replace("LN_TUNING", "OFT").into_bytes();
+    let large = || (LARGE, "0".repeat(64));
+    let tensor = |name: &str, shape: &str| {
+        format!("{{\"{name}\":{{\"dtype\":\"F32\",\"shape\":{shape},\"data_offsets\":[0,1199999000]}}}}")
+    };
+    let cases: Vec<(&str, Vec<Frame>)> = vec![
+        ("a method that is not served", vec![header("a", &unsupported, large()), chunk(0, unsupported.clone())]),
+        ("a header longer than any", vec![header("b", &config, large()), chunk(1, u64::MAX.to_le_bytes().to_vec())]),
+        ("no JSON", vec![header("c", &config, large()), chunk(1, safetensors("<html>"))]),
+        (
+            "a size that is not the shape's",
+            vec![header("d", &config, large()), chunk(1, safetensors(&tensor("x", "[3]")))],
+        ),
+    ];
+    for (what, frames) in cases {
+        let refused = said_early(&victim, frames).await;
+        assert_eq!(refused.code(), Code::InvalidArgument, "{what}: {refused:?}");
+    }
+    // None of them can be resumed.
+    let mut client = victim.adapters_from(POLITE).await;
+    for name in ["a", "b", "c", "d"] {
+        let upload_id = format!("upload-of-{name}");
+        let gone = client.get_upload(pb::GetUploadRequest { upload_id }).await.unwrap_err();
+        assert_eq!(gone.code(), Code::NotFound, "{name}");
+    }
+    upload_severity(&victim, "small").await.unwrap();
+    victim.terminate().await;
+}
