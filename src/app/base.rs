@@ -13,7 +13,7 @@ use crate::admission::GenerationDefaults;
 use crate::config::{Environment, ModelSource};
 use crate::files::{self, MAX_SETTINGS_BYTES};
 use crate::model::hub::{self, HubOptions};
-use crate::model::{Checkpoint, DecoderSpec, ModelError, read_spec};
+use crate::model::{Checkpoint, DecoderSpec, ModelError};
 use crate::ops::Dtype;
 use crate::telemetry::Progress;
 use crate::text::{ChatTemplate, Tokenizer};
@@ -52,7 +52,7 @@ impl OpenedBase {
 
     fn in_folder(dir: &Path, name: String, unpacked: Option<TempDir>) -> Result<Self, AppError> {
         let checkpoint = Arc::new(Checkpoint::open(dir)?);
-        let spec = read_spec(checkpoint.config())?;
+        let spec = checkpoint.spec()?;
         Ok(Self { name, spec, checkpoint, _unpacked: unpacked })
     }
 

@@ -10,8 +10,8 @@ use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::ModelError;
 use super::shard::Shard;
+use super::{ModelError, read_spec};
 use crate::delta::{BaseReadError, BaseWeights};
 use crate::files::{self, MAX_SETTINGS_BYTES, parse_object};
 use crate::ops::HostTensor;
@@ -19,6 +19,10 @@ use crate::ops::HostTensor;
 const CONFIG: &str = "config.json";
 const WHOLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(super) const HEAD: &str = "lm_head.weight";
+/// Numbers of two tensors that are compared at a time.
+const COMPARED_NUMBERS: usize = 1 << 20;
 
 /// An opened model folder.
 pub struct Checkpoint {
@@ -55,6 +59,13 @@ impl Checkpoint {
             let index = shards.len();
             tensors.extend(found.into_iter().map(|(name, info)| (name, Place { shard: index, info })));
             shards.push(shard);
+        }
+        // As transformers: where the two are one, either name will do.
+        if !tensors.contains_key(EMBEDDING)
+            && read_spec(&config).is_ok_and(|spec| spec.tied)
+            && let Some(head) = tensors.remove(HEAD)
+        {
+            tensors.insert(EMBEDDING.to_owned(), head);
         }
         Ok(Self { dir: dir.to_owned(), config, shards, tensors, digest: digest.finalize().into() })
     }
@@ -120,6 +131,23 @@ impl Checkpoint {
             return Err(ModelError::TensorShape { name: name.to_owned(), found, expected });
         }
         self.find(name)?.ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })
+    }
+
+    /// True if two tensors of one shape hold the same numbers, whatever their dtypes; reads as far as they agree.
+    pub(super) fn equal(&self, a: &str, b: &str) -> Result<bool, ModelError> {
+        let (Some(first), Some(second)) = (self.tensors.get(a), self.tensors.get(b)) else { return Ok(false) };
+        if first.info.shape != second.info.shape {
+            return Ok(false);
+        }
+        let count: usize = first.info.shape.iter().product();
+        for start in (0..count).step_by(COMPARED_NUMBERS) {
+            let range = start..count.min(start + COMPARED_NUMBERS);
+            let part = |name, place: &Place| self.shards[place.shard].numbers(name, &place.info, range.clone());
+            if !part(a, first)?.equals(&part(b, second)?) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn find(&self, name: &str) -> Result<Option<HostTensor>, ModelError> {

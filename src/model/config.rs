@@ -27,6 +27,23 @@ impl<'a> Fields<'a> {
         self.object.contains_key(field)
     }
 
+    /// Names of the fields.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        self.object.keys().map(String::as_str)
+    }
+
+    pub(super) fn is_object(&self, field: &str) -> bool {
+        self.get(field).is_some_and(Value::is_object)
+    }
+
+    /// Refuse a written null where transformers has no place for one: it is not the same as an absent field there.
+    pub(super) fn not_null(&self, fields: &[&str]) -> Result<(), ModelError> {
+        match fields.iter().find(|field| self.has(field) && self.get(field).is_none()) {
+            Some(field) => Err(self.bad(field, "anything but null, or no such field")),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn object(&self, field: &str) -> Result<Option<&'a Map<String, Value>>, ModelError> {
         self.typed(field, "an object", Value::as_object)
     }
@@ -42,6 +59,12 @@ impl<'a> Fields<'a> {
             Some(number) => Ok(number),
             None => Err(ModelError::MissingField { field: self.name(field) }),
         }
+    }
+
+    /// A size of the network: at least 1 and no more than any real one has by far, so that products of sizes fit.
+    pub(super) fn size(&self, field: &str, max: usize, expected: &'static str) -> Result<usize, ModelError> {
+        let size = self.positive(field)?;
+        if size <= max { Ok(size) } else { Err(self.bad(field, expected)) }
     }
 
     pub(super) fn positive_or(&self, field: &str, default: usize) -> Result<usize, ModelError> {

@@ -99,6 +99,13 @@ impl<B: Backend> Decoder<B> {
         Ok(Self { backend, spec, base, deltas, kv, block_size: limits.block_size, work })
     }
 
+    /// Where the long frequencies begin in the rotary tables; `None` where there is one set only. Rows of a plan that
+    /// has them are `position`, or this and `position` ([`StepPlan::rope_rows`]).
+    #[must_use]
+    pub fn long_rope_rows(&self) -> Option<u32> {
+        self.spec.long_rope().map(|rope| rope.original_context)
+    }
+
     /// Put an adapter into an empty slot.
     pub fn install(&mut self, slot: AdapterSlot, delta: PreparedDelta<B>) {
         self.deltas.install(slot, delta);

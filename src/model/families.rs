@@ -5,10 +5,36 @@ use serde_json::{Map, Value};
 
 use super::ModelError;
 use super::config::Fields;
-use super::spec::{DecoderSpec, Family, LayerSpec, RopeScaling, RopeSpec};
+use super::rope_config::{flat_rope, gemma3_ropes};
+use super::spec::{DecoderSpec, Family, LayerSpec, RopeScaling};
 use crate::ops::Activation;
 
-/// Read the spec off a parsed `config.json`.
+/// Most decoder layers; the deepest published models have some 130.
+const MAX_LAYERS: usize = 1024;
+/// Most rows of an embedding.
+const MAX_VOCABULARY: usize = 1 << 24;
+/// Widest residual stream, MLP or stack of heads.
+const MAX_WIDTH: usize = 1 << 20;
+
+/// Fields that transformers' config classes type without an alternative: a written null is an error there.
+const NEVER_NULL: [&str; 13] = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "use_sliding_window",
+    "max_window_layers",
+    "query_pre_attn_scalar",
+];
+
+/// Read the spec off a parsed `config.json`: what is meant, before anybody looks at the tensors. Allocates little,
+/// whatever the numbers say.
 ///
 /// # Errors
 /// [`ModelError::MissingField`], [`ModelError::BadField`] and [`ModelError::Unsupported`], each naming the field.
@@ -18,13 +44,17 @@ pub fn read_spec(config: &Map<String, Value>) -> Result<DecoderSpec, ModelError>
     let family = Family::ALL.into_iter().find(|family| family.model_type() == model_type).ok_or_else(|| {
         fields.unsupported("model_type", "; served: llama, mistral, qwen2, qwen3, phi3, gemma2, gemma3_text")
     })?;
+    fields.not_null(&NEVER_NULL)?;
+    if fields.get("per_layer_config").is_some() {
+        return Err(fields.unsupported("per_layer_config", "; all layers of a model have one shape"));
+    }
     if fields.get("quantization_config").is_some() {
         return Err(fields.unsupported("quantization_config", "; f32, f16 and bf16 checkpoints are served"));
     }
     let mut spec = common(&fields, family)?;
     match family {
         Family::Llama => llama(&fields, &mut spec)?,
-        Family::Mistral => windows(&fields, &mut spec, fields.has("sliding_window"), Some(4096), |_| true)?,
+        Family::Mistral => mistral(&fields, &mut spec)?,
         Family::Qwen2 => qwen2(&fields, &mut spec)?,
         Family::Qwen3 => qwen3(&fields, &mut spec)?,
         Family::Phi3 => phi3(&fields, &mut spec)?,
@@ -38,15 +68,23 @@ pub fn read_spec(config: &Map<String, Value>) -> Result<DecoderSpec, ModelError>
 /// The mapping as most families share it: Llama's fields with the family's defaults.
 fn common(fields: &Fields<'_>, family: Family) -> Result<DecoderSpec, ModelError> {
     let gemma = matches!(family, Family::Gemma2 | Family::Gemma3);
-    let hidden_size = fields.positive("hidden_size")?;
-    let heads = fields.positive("num_attention_heads")?;
+    let width = |field| fields.size(field, MAX_WIDTH, "at most 2^20");
+    let hidden_size = width("hidden_size")?;
+    let heads = width("num_attention_heads")?;
     let default_head_dim = match family {
         Family::Qwen3 => 128,
         Family::Gemma2 | Family::Gemma3 => 256,
         _ => hidden_size / heads,
     };
+    // Llama and Mistral derive it where it is null; the other classes have no place for a null.
+    if !matches!(family, Family::Llama | Family::Mistral) {
+        fields.not_null(&["head_dim"])?;
+    }
     let head_dim = fields.positive_or("head_dim", default_head_dim)?;
-    let layers = fields.positive("num_hidden_layers")?;
+    if head_dim == 0 || heads.saturating_mul(head_dim) > MAX_WIDTH {
+        return Err(fields.bad("head_dim", "at least 1, and with all heads together at most 2^20"));
+    }
+    let layers = fields.size("num_hidden_layers", MAX_LAYERS, "at most 1024")?;
     let default_kv_heads = match family {
         Family::Mistral => 8,
         Family::Qwen2 | Family::Qwen3 => 32,
@@ -61,9 +99,9 @@ fn common(fields: &Fields<'_>, family: Family) -> Result<DecoderSpec, ModelError
     };
     let mut spec = DecoderSpec {
         family,
-        vocab_size: fields.positive("vocab_size")?,
+        vocab_size: fields.size("vocab_size", MAX_VOCABULARY, "at most 2^24")?,
         hidden_size,
-        intermediate_size: fields.positive("intermediate_size")?,
+        intermediate_size: width("intermediate_size")?,
         heads,
         kv_heads,
         head_dim,
@@ -86,7 +124,7 @@ fn common(fields: &Fields<'_>, family: Family) -> Result<DecoderSpec, ModelError
         context_length: fields.positive("max_position_embeddings")?,
     };
     if family != Family::Gemma3 {
-        spec.ropes = vec![rope(fields, &spec, None, 10_000.0)?];
+        spec.ropes = vec![flat_rope(fields, &spec)?];
     }
     Ok(spec)
 }
@@ -94,6 +132,7 @@ fn common(fields: &Fields<'_>, family: Family) -> Result<DecoderSpec, ModelError
 fn activation(fields: &Fields<'_>, gemma: bool) -> Result<Activation, ModelError> {
     // Gemma's `hidden_act` is a historical leftover; `hidden_activation` is what its MLP reads.
     let field = if gemma { "hidden_activation" } else { "hidden_act" };
+    fields.not_null(&[field])?;
     match fields.str(field)? {
         None if gemma => Ok(Activation::GeluTanh),
         None | Some("silu" | "swish") => Ok(Activation::Silu),
@@ -112,11 +151,25 @@ fn attention_biases(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), M
 fn llama(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), ModelError> {
     attention_biases(fields, spec)?;
     spec.mlp_bias = fields.bool_or("mlp_bias", false)?;
-    Ok(())
+    // transformers' cache forgets what is outside such a window, its mask does not: one sequence, two results.
+    let forgets = |window: usize| window < spec.context_length;
+    if fields.usize("sliding_window")?.is_some_and(forgets) {
+        return Err(fields.unsupported("sliding_window", "; Llama has none"));
+    }
+    match layer_types(fields, spec.layers.len())? {
+        Some(types) if types.contains(&true) => Err(fields.unsupported("layer_types", "; Llama has no window")),
+        _ => Ok(()),
+    }
+}
+
+/// With `layer_types` transformers takes the file for Ministral's, where layers differ.
+fn mistral(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), ModelError> {
+    fields.not_null(&["num_key_value_heads"])?;
+    windows(fields, spec, fields.has("sliding_window"), Some(4096), |_| true)
 }
 
 /// Layers whose `layer_types` entry is `sliding_attention`, or, without that list, those `by_default` picks, get the
-/// window if `enabled`.
+/// window. A list that asks for a window where there is none is refused.
 fn windows(
     fields: &Fields<'_>,
     spec: &mut DecoderSpec,
@@ -126,6 +179,9 @@ fn windows(
 ) -> Result<(), ModelError> {
     let window = if written { fields.usize("sliding_window")? } else { default };
     let types = layer_types(fields, spec.layers.len())?;
+    if window.is_none() && types.as_ref().is_some_and(|types| types.contains(&true)) {
+        return Err(fields.bad("layer_types", "no sliding_attention where there is no window"));
+    }
     for (index, layer) in spec.layers.iter_mut().enumerate() {
         let sliding = types.as_ref().map_or_else(|| by_default(index), |types| types[index]);
         layer.window = window.filter(|_| sliding).map(|window| window as u32);
@@ -159,167 +215,111 @@ fn qwen3(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), ModelError> 
 
 fn qwen_windows(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), ModelError> {
     if !fields.bool_or("use_sliding_window", false)? {
-        return Ok(());
+        // Such files name a window all the same.
+        return windows(fields, spec, false, None, |_| false);
     }
     let full = fields.usize("max_window_layers")?.unwrap_or(28);
     windows(fields, spec, fields.has("sliding_window"), Some(4096), |layer| layer >= full)
 }
 
+/// One window for all layers; transformers masks by it whatever `layer_types` says, and caches by the latter.
 fn phi3(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), ModelError> {
+    let has_window = fields.usize("sliding_window")?.is_some();
+    if layer_types(fields, spec.layers.len())?.is_some_and(|types| types.contains(&!has_window)) {
+        return Err(fields.unsupported("layer_types", "; Phi-3 has one window for all layers"));
+    }
     windows(fields, spec, true, None, |_| true)
 }
 
+/// Gemma's layers slide by the class's own pattern, which needs a window.
+fn gemma_windows(fields: &Fields<'_>, spec: &mut DecoderSpec, pattern: usize) -> Result<(), ModelError> {
+    fields.not_null(&["sliding_window", "num_key_value_heads"])?;
+    windows(fields, spec, fields.has("sliding_window"), Some(4096), |layer| !(layer + 1).is_multiple_of(pattern))
+}
+
+fn causal_only(fields: &Fields<'_>) -> Result<(), ModelError> {
+    let both_ways = fields.bool_or("use_bidirectional_attention", false)?;
+    if both_ways { Err(fields.unsupported("use_bidirectional_attention", "; attention is causal")) } else { Ok(()) }
+}
+
 fn gemma2(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), ModelError> {
+    causal_only(fields)?;
     attention_biases(fields, spec)?;
     spec.attention_scale = pre_attention_scale(fields)?;
     spec.attention_softcap = softcap(fields, "attn_logit_softcapping", Some(50.0))?;
     spec.final_softcap = softcap(fields, "final_logit_softcapping", Some(30.0))?;
-    windows(fields, spec, fields.has("sliding_window"), Some(4096), |layer| layer % 2 == 0)
+    gemma_windows(fields, spec, 2)
 }
 
 fn gemma3(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), ModelError> {
-    if fields.bool_or("use_bidirectional_attention", false)? {
-        return Err(fields.unsupported("use_bidirectional_attention", ""));
-    }
+    causal_only(fields)?;
     attention_biases(fields, spec)?;
     spec.attention_scale = pre_attention_scale(fields)?;
-    spec.attention_softcap = softcap(fields, "attn_logit_softcapping", None)?;
+    if fields.get("attn_logit_softcapping").is_some() {
+        return Err(fields.unsupported("attn_logit_softcapping", "; it has no effect on Gemma 3 in transformers"));
+    }
     spec.final_softcap = softcap(fields, "final_logit_softcapping", None)?;
-    let pattern = match fields.positive_or("sliding_window_pattern", 0)? {
-        0 => fields.positive_or("_sliding_window_pattern", 6)?,
-        pattern => pattern,
-    };
-    windows(fields, spec, fields.has("sliding_window"), Some(4096), |layer| !(layer + 1).is_multiple_of(pattern))?;
-    let global = rope(fields, spec, Some("full_attention"), 1_000_000.0)?;
-    let local = gemma3_local_rope(fields, spec)?;
-    spec.ropes = vec![global, local];
-    let types = layer_types(fields, spec.layers.len())?;
-    for (index, layer) in spec.layers.iter_mut().enumerate() {
-        let sliding = types.as_ref().map_or(!(index + 1).is_multiple_of(pattern), |types| types[index]);
-        layer.rope = usize::from(sliding);
+    let pattern = gemma3_pattern(fields)?;
+    gemma_windows(fields, spec, pattern)?;
+    spec.ropes = gemma3_ropes(fields, spec)?;
+    for layer in &mut spec.layers {
+        layer.rope = usize::from(layer.window.is_some());
     }
     Ok(())
 }
 
-fn gemma3_local_rope(fields: &Fields<'_>, spec: &DecoderSpec) -> Result<RopeSpec, ModelError> {
-    if fields.get("rope_parameters").is_some() {
-        return rope(fields, spec, Some("sliding_attention"), 10_000.0);
+/// Every how manieth layer sees everything, where `layer_types` does not say which.
+fn gemma3_pattern(fields: &Fields<'_>) -> Result<usize, ModelError> {
+    const DEFAULT: usize = 6;
+    if fields.get("layer_types").is_some() {
+        return Ok(DEFAULT);
     }
-    let theta = fields.f64_or("rope_local_base_freq", 10_000.0)?;
-    Ok(RopeSpec { theta, rotary_dim: spec.head_dim, scaling: RopeScaling::Default })
+    if fields.has("sliding_window_pattern") {
+        return fields.positive("sliding_window_pattern");
+    }
+    // transformers writes this one beside `layer_types` and never reads it.
+    match fields.usize("_sliding_window_pattern")? {
+        Some(unread) if unread != DEFAULT => {
+            let hint = "; it has no effect in transformers, `sliding_window_pattern` and `layer_types` have";
+            Err(fields.unsupported("_sliding_window_pattern", hint))
+        }
+        _ => Ok(DEFAULT),
+    }
 }
 
 fn pre_attention_scale(fields: &Fields<'_>) -> Result<f32, ModelError> {
     let scalar = fields.f64_or("query_pre_attn_scalar", 256.0)?;
-    if scalar > 0.0 { Ok(scalar.powf(-0.5) as f32) } else { Err(fields.bad("query_pre_attn_scalar", "above 0")) }
+    let scale = scalar.powf(-0.5) as f32;
+    let fits = scalar > 0.0 && scale.is_finite();
+    if fits { Ok(scale) } else { Err(fields.bad("query_pre_attn_scalar", "above 0")) }
 }
 
 fn softcap(fields: &Fields<'_>, field: &str, default: Option<f64>) -> Result<Option<f32>, ModelError> {
     let cap = if fields.has(field) { fields.f64(field)? } else { default };
     match cap {
-        Some(cap) if cap <= 0.0 => Err(fields.bad(field, "above 0")),
+        Some(cap) if cap as f32 <= 0.0 || !(cap as f32).is_finite() => Err(fields.bad(field, "above 0")),
         cap => Ok(cap.map(|cap| cap as f32)),
     }
-}
-
-/// One rotary kind. v5 writes `rope_parameters`, flat or (Gemma 3) by layer type; v4 writes `rope_theta` and
-/// `rope_scaling`.
-fn rope(
-    fields: &Fields<'_>,
-    spec: &DecoderSpec,
-    layer_type: Option<&str>,
-    default_theta: f64,
-) -> Result<RopeSpec, ModelError> {
-    let empty = Map::new();
-    let (parameters, path) = match (fields.object("rope_parameters")?, layer_type) {
-        (Some(all), Some(kind)) if all.contains_key(kind) => {
-            (Fields::new(all, "rope_parameters").object(kind)?, "rope_parameters")
-        }
-        (Some(flat), _) => (Some(flat), "rope_parameters"),
-        (None, _) => (fields.object("rope_scaling")?, "rope_scaling"),
-    };
-    let parameters = Fields::new(parameters.unwrap_or(&empty), path);
-    let theta = match parameters.f64("rope_theta")? {
-        Some(theta) => theta,
-        None => fields.f64_or("rope_theta", default_theta)?,
-    };
-    let partial = match parameters.f64("partial_rotary_factor")? {
-        Some(partial) => partial,
-        None => fields.f64_or("partial_rotary_factor", 1.0)?,
-    };
-    let rotary_dim = (spec.head_dim as f64 * partial) as usize;
-    if theta <= 0.0 {
-        return Err(fields.bad("rope_theta", "above 0"));
-    }
-    if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) || rotary_dim > spec.head_dim {
-        return Err(fields.bad("partial_rotary_factor", "a fraction that rotates an even number of head columns"));
-    }
-    let scaling = rope_scaling(fields, &parameters, rotary_dim, spec.context_length)?;
-    Ok(RopeSpec { theta, rotary_dim, scaling })
-}
-
-fn rope_scaling(
-    fields: &Fields<'_>,
-    parameters: &Fields<'_>,
-    rotary_dim: usize,
-    context_length: usize,
-) -> Result<RopeScaling, ModelError> {
-    let field = if parameters.get("rope_type").is_some() { "rope_type" } else { "type" };
-    let required = |name: &str| match parameters.f64(name)? {
-        Some(number) if number > 0.0 => Ok(number),
-        Some(_) => Err(parameters.bad(name, "above 0")),
-        None => Err(parameters.bad(name, "a number above 0")),
-    };
-    match parameters.str(field)? {
-        None | Some("default") => Ok(RopeScaling::Default),
-        Some("linear") => Ok(RopeScaling::Linear { factor: required("factor")? }),
-        Some("llama3") => Ok(RopeScaling::Llama3 {
-            factor: required("factor")?,
-            low_freq_factor: required("low_freq_factor")?,
-            high_freq_factor: required("high_freq_factor")?,
-            original_context: required("original_max_position_embeddings")?,
-        }),
-        Some("longrope" | "su") => longrope(fields, parameters, rotary_dim, context_length),
-        Some(_) => Err(parameters.unsupported(field, "; served: default, linear, llama3, longrope")),
-    }
-}
-
-fn longrope(
-    fields: &Fields<'_>,
-    parameters: &Fields<'_>,
-    rotary_dim: usize,
-    context_length: usize,
-) -> Result<RopeScaling, ModelError> {
-    let (short_factor, long_factor) = (parameters.f64_list("short_factor")?, parameters.f64_list("long_factor")?);
-    for (name, factors) in [("short_factor", &short_factor), ("long_factor", &long_factor)] {
-        if factors.len() != rotary_dim / 2 || factors.iter().any(|factor| *factor <= 0.0) {
-            return Err(parameters.bad(name, "one number above 0 for every pair of rotating columns"));
-        }
-    }
-    let original_context = match parameters.usize("original_max_position_embeddings")? {
-        Some(original) => original,
-        None => fields.positive_or("original_max_position_embeddings", context_length)?,
-    };
-    let stretch = match parameters.f64("factor")? {
-        Some(factor) => factor,
-        None => context_length as f64 / original_context as f64,
-    };
-    let attention_factor = match parameters.f64("attention_factor")? {
-        Some(factor) => factor,
-        None if stretch <= 1.0 => 1.0,
-        None => (1.0 + stretch.ln() / (original_context as f64).ln()).sqrt(),
-    };
-    Ok(RopeScaling::LongRope { short_factor, long_factor, attention_factor, original_context })
 }
 
 fn check(fields: &Fields<'_>, spec: &DecoderSpec) -> Result<(), ModelError> {
     if !spec.heads.is_multiple_of(spec.kv_heads) {
         return Err(fields.bad("num_key_value_heads", "a divisor of num_attention_heads"));
     }
+    let originals = spec.ropes.iter().filter_map(|rope| match rope.scaling {
+        RopeScaling::LongRope { original_context, .. } => Some(original_context),
+        _ => None,
+    });
+    if originals.clone().min() != originals.max() {
+        return Err(fields.unsupported("rope_parameters", "; two longropes of one model turn at one length"));
+    }
     if spec.layers.iter().any(|layer| layer.window == Some(0)) {
         return Err(fields.bad("sliding_window", "at least 1, or null"));
     }
-    if spec.norm_eps < 0.0 {
+    if spec.kv_heads > spec.heads {
+        return Err(fields.bad("num_key_value_heads", "at most num_attention_heads"));
+    }
+    if spec.norm_eps < 0.0 || !spec.norm_eps.is_finite() {
         return Err(fields.bad("rms_norm_eps", "0 or above"));
     }
     Ok(())

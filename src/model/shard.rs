@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -76,32 +77,45 @@ impl Shard {
     /// [`ModelError::TensorDtype`]; [`ModelError::Read`], [`ModelError::Truncated`] and [`ModelError::Changed`] where
     /// the file is not what it was; [`OpsError::OutOfMemory`].
     pub(super) fn tensor(&self, name: &str, info: &TensorInfo) -> Result<HostTensor, ModelError> {
+        let count = info.shape.iter().product();
+        Ok(HostTensor { shape: info.shape.clone(), data: self.numbers(name, info, 0..count)? })
+    }
+
+    /// Numbers `range` of a tensor, row-major.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    pub(super) fn numbers(&self, name: &str, info: &TensorInfo, range: Range<usize>) -> Result<TensorData, ModelError> {
+        let begin = self.data_start + info.data_offsets.0 as u64;
         let data = match info.dtype {
-            Dtype::F32 => TensorData::F32(self.numbers(info, f32::from_le_bytes)?),
-            Dtype::F16 => TensorData::F32(self.numbers(info, |bytes| f16::from_le_bytes(bytes).to_f32())?),
-            Dtype::BF16 => TensorData::Bf16(self.numbers(info, bf16::from_le_bytes)?),
+            Dtype::F32 => TensorData::F32(self.read(begin, range, f32::from_le_bytes)?),
+            Dtype::F16 => TensorData::F32(self.read(begin, range, |bytes| f16::from_le_bytes(bytes).to_f32())?),
+            Dtype::BF16 => TensorData::Bf16(self.read(begin, range, bf16::from_le_bytes)?),
             other => return Err(ModelError::TensorDtype { name: name.to_owned(), found: format!("{other:?}") }),
         };
         self.check_unchanged()?;
-        Ok(HostTensor { shape: info.shape.clone(), data })
+        Ok(data)
     }
 
-    /// The numbers of a tensor, each of `N` bytes.
-    fn numbers<const N: usize, T>(&self, info: &TensorInfo, one: impl Fn([u8; N]) -> T) -> Result<Vec<T>, ModelError> {
-        let (begin, end) = info.data_offsets;
-        let count = (end - begin) / N;
+    /// Numbers `range`, each of `N` bytes, of those that begin at byte `begin`.
+    fn read<const N: usize, T>(
+        &self,
+        begin: u64,
+        range: Range<usize>,
+        one: impl Fn([u8; N]) -> T,
+    ) -> Result<Vec<T>, ModelError> {
         let mut numbers = Vec::new();
-        numbers.try_reserve_exact(count).map_err(|_| OpsError::OutOfMemory {
+        numbers.try_reserve_exact(range.len()).map_err(|_| OpsError::OutOfMemory {
             what: "a tensor of the base model",
-            bytes: (count * size_of::<T>()) as u64,
+            bytes: (range.len() * size_of::<T>()) as u64,
         })?;
-        let mut chunk = vec![0; CHUNK_BYTES.min(end - begin)];
-        let mut at = begin;
+        let (mut at, end) = (begin + (range.start * N) as u64, begin + (range.end * N) as u64);
+        let mut chunk = vec![0; CHUNK_BYTES.min(range.len() * N)];
         while at < end {
-            let part = chunk.len().min(end - at);
-            self.read_at(&mut chunk[..part], self.data_start + at as u64)?;
+            let part = chunk.len().min((end - at) as usize);
+            self.read_at(&mut chunk[..part], at)?;
             numbers.extend(chunk[..part].as_chunks::<N>().0.iter().map(|bytes| one(*bytes)));
-            at += part;
+            at += part as u64;
         }
         Ok(numbers)
     }

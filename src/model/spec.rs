@@ -1,6 +1,7 @@
 //! A decoder described by data. A new family is a new mapping onto these fields, not a new network.
 
 use crate::ops::{Activation, AttentionSpec};
+use crate::types::LongRope;
 
 /// Model families whose `config.json` is understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +72,29 @@ pub enum RopeScaling {
         /// Context length of pre-training.
         original_context: f64,
     },
-    /// Phi-3: one divisor per frequency, short or long, chosen once from the context length served.
+    /// YaRN (Peng et al. 2023): long wavelengths divided by `factor`, short ones kept, a ramp over the columns between.
+    Yarn {
+        /// Divisor of the long wavelengths.
+        factor: f64,
+        /// Turns within the original context from which on a frequency is kept.
+        beta_fast: f64,
+        /// Turns up to which it is divided.
+        beta_slow: f64,
+        /// Whether the ends of the ramp are rounded outwards to whole columns.
+        truncate: bool,
+        /// Multiplies cos and sin.
+        attention_factor: f64,
+        /// Context length of pre-training.
+        original_context: usize,
+    },
+    /// The first `rotated` pairs of columns turn at frequencies of the whole head, divided by `factor`; the others stand.
+    Proportional {
+        /// Divisor.
+        factor: f64,
+        /// Pairs of columns that turn.
+        rotated: usize,
+    },
+    /// Phi-3: one divisor per frequency, short or long, chosen by the length of the sequence ([`LongRope`]).
     LongRope {
         /// Divisors within the original context, `rotary_dim / 2` of them.
         short_factor: Vec<f64>,
@@ -142,7 +165,8 @@ pub struct DecoderSpec {
     pub attention_softcap: Option<f32>,
     /// Soft cap of logits.
     pub final_softcap: Option<f32>,
-    /// The head is the embedding.
+    /// The head is the embedding. config.json says what is meant, the checkpoint what is there: see
+    /// [`Checkpoint::spec`](super::Checkpoint::spec).
     pub tied: bool,
     /// Longest context the model was made for.
     pub context_length: usize,
@@ -159,6 +183,19 @@ impl DecoderSpec {
     #[must_use]
     pub fn kv_dim(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// Set where a rotary embedding has two sets of frequencies. [`read_spec`](super::read_spec) sees to it that all
+    /// such of one model turn at one length.
+    #[must_use]
+    pub fn long_rope(&self) -> Option<LongRope> {
+        self.ropes.iter().find_map(|rope| match rope.scaling {
+            RopeScaling::LongRope { original_context, .. } => Some(LongRope {
+                original_context: u32::try_from(original_context).unwrap_or(LongRope::NEVER),
+                recompute: self.family == Family::Phi3,
+            }),
+            _ => None,
+        })
     }
 
     /// Attention of one layer.

@@ -1,11 +1,12 @@
 //! A checkpoint's tensors in a backend's memory, stacked as the decoder runs them.
 
 use super::checkpoint::Checkpoint;
+use super::fit::weight_shape;
 use super::rope::rope_table;
 use super::spec::DecoderSpec;
 use super::{ModelError, base_layout};
 use crate::delta::apply::LinearWeights;
-use crate::delta::{BaseLayout, LayerSite, ModuleKind, Site};
+use crate::delta::{BaseLayout, LayerSite, Site};
 use crate::ops::{Backend, HostMatrix, HostTensor};
 
 /// One layer.
@@ -55,7 +56,7 @@ impl<B: Backend> BaseModel<B> {
             progress(layer + 1, count);
         }
         let lm_head = if spec.tied { None } else { Some(loader.stack(&[Site::LmHead])?.weight) };
-        let table = |rope| backend.rope(&rope_table(rope, max_model_len));
+        let table = |rope| backend.rope(&rope_table(rope, max_model_len, spec.long_rope()));
         let model = Self {
             layers,
             embed: loader.stack(&[Site::Embed])?.weight,
@@ -110,12 +111,7 @@ impl<B: Backend> Loader<'_, B> {
     /// Weight and bias of one module, as stored.
     fn read(&self, site: Site) -> Result<(HostTensor, Option<Vec<f32>>), ModelError> {
         let module = self.module(site)?;
-        let shape = match module.kind {
-            ModuleKind::Linear => vec![module.output, module.input],
-            ModuleKind::Embedding => vec![module.input, module.output],
-            ModuleKind::Norm => vec![module.output],
-        };
-        let weight = self.checkpoint.tensor(&module.weight, &shape)?;
+        let weight = self.checkpoint.tensor(&module.weight, &weight_shape(module))?;
         let bias = |name: String| self.checkpoint.tensor(&name, &[module.output]).map(|bias| bias.to_f32());
         let bias = module.bias.then(|| bias(format!("{}.bias", module.path))).transpose()?;
         Ok((weight, bias))

@@ -95,6 +95,20 @@ pub enum TensorData {
     Bf16(Vec<bf16>),
 }
 
+impl TensorData {
+    /// True if both hold the same numbers, widened.
+    #[must_use]
+    pub fn equals(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::F32(a), Self::F32(b)) => a == b,
+            (Self::Bf16(a), Self::Bf16(b)) => a == b,
+            (Self::F32(wide), Self::Bf16(narrow)) | (Self::Bf16(narrow), Self::F32(wide)) => {
+                wide.len() == narrow.len() && wide.iter().zip(narrow).all(|(wide, narrow)| *wide == narrow.to_f32())
+            }
+        }
+    }
+}
+
 /// An owned tensor of one or two dimensions, as read from a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostTensor {

@@ -82,12 +82,23 @@ pub struct StepPlan {
     pub rows: RowPlan,
     /// Token id of each row; absent for prompt embeddings.
     pub ids: Vec<Option<u32>>,
-    /// KV index, and rope position, of each row. Example: `[5, 0, 1, 2, 1]`.
+    /// KV index, and position, of each row. Example: `[5, 0, 1, 2, 1]`.
     pub positions: Vec<u32>,
+    /// Row of the rotary tables of each row, where that is not its position; empty where all are. Tables of a model with
+    /// two sets of frequencies lie one behind the other.
+    pub rope_rows: Vec<u32>,
     /// Place in the KV cache of each row: `block * block_size + offset`.
     pub kv_slots: Vec<u32>,
     /// Sequences, in row order.
     pub sequences: Vec<SequencePlan>,
+}
+
+impl StepPlan {
+    /// Row of the rotary tables of row `row`.
+    #[must_use]
+    pub fn rope_row(&self, row: usize) -> usize {
+        self.rope_rows.get(row).unwrap_or(&self.positions[row]).to_owned() as usize
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ pub mod event;
 pub mod generate;
 pub mod ids;
 pub mod request;
+pub mod rope;
 pub mod sampling;
 
 pub use adapter::{AdapterFacts, AdapterFault, OpClass};
@@ -25,4 +26,5 @@ pub use ids::{
     AdapterName, AdapterSlot, AdapterVersion, BlockId, InvalidAdapterName, InvalidAdapterVersion, RequestId, SequenceId,
 };
 pub use request::{AdapterBinding, EngineRequest, VirtualTokens};
+pub use rope::LongRope;
 pub use sampling::{SamplingParams, StoppingParams};

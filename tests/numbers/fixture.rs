@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use polydelta::delta::{Base, CompileLimits, DeltaError, DeltaProgram, PreparedDelta, compile};
 use polydelta::model::{
-    BaseModel, Checkpoint, Decoder, DecoderLimits, DecoderSpec, EmbedRows, ModelInput, base_layout, read_spec,
+    BaseModel, Checkpoint, Decoder, DecoderLimits, DecoderSpec, EmbedRows, ModelInput, base_layout,
 };
 use polydelta::ops::{Backend, RowPlan, SequencePlan, StepPlan};
-use polydelta::types::AdapterSlot;
+use polydelta::types::{AdapterSlot, LongRope};
 use serde::Deserialize;
 
 pub(crate) const LIMITS: CompileLimits =
@@ -66,7 +66,7 @@ impl Family {
     pub(crate) fn open_dir(dir: PathBuf) -> Self {
         let name = dir.file_name().unwrap().to_str().unwrap().to_owned();
         let checkpoint = Checkpoint::open(&dir.join("base")).unwrap();
-        let spec = read_spec(checkpoint.config()).unwrap();
+        let spec = checkpoint.spec().unwrap();
         let cases: Cases = serde_json::from_slice(&fs::read(dir.join("cases.json")).unwrap()).unwrap();
         Self { name, dir, checkpoint, spec, cases: cases.cases }
     }
@@ -98,6 +98,7 @@ pub(crate) struct Runner<B: Backend> {
     pub(crate) slots: BTreeMap<String, AdapterSlot>,
     virtual_tokens: BTreeMap<AdapterSlot, (usize, bool)>,
     next_block: u32,
+    long_rope: Option<LongRope>,
 }
 
 /// One greedy sequence in progress.
@@ -107,6 +108,7 @@ pub(crate) struct Sequence {
     pub(crate) logits: Vec<Vec<f32>>,
     slot: Option<AdapterSlot>,
     blocks: Vec<u32>,
+    long_from: u32,
     prompt_len: usize,
     virtual_len: usize,
     computed: usize,
@@ -136,14 +138,15 @@ impl<B: Backend> Runner<B> {
             decoder.install(slot, PreparedDelta::new(backend.as_ref(), &layout, program).unwrap());
             slots.insert(adapter.clone(), slot);
         }
-        Self { decoder, slots, virtual_tokens, next_block: 0 }
+        Self { decoder, slots, virtual_tokens, next_block: 0, long_rope: family.spec.long_rope() }
     }
 
     /// A sequence with its virtual tokens already in its own first blocks.
     pub(crate) fn start(&mut self, case: &Case) -> Sequence {
         let slot = case.adapter.as_ref().map(|adapter| self.slots[adapter]);
         let (virtual_len, saved) = slot.and_then(|slot| self.virtual_tokens.get(&slot).copied()).unwrap_or((0, false));
-        let total = virtual_len + case.prompt.len() + case.ids.len();
+        let known = virtual_len + case.prompt.len();
+        let total = known + case.ids.len();
         let count = total.div_ceil(BLOCK_SIZE) as u32;
         let blocks: Vec<u32> = (self.next_block..self.next_block + count).rev().collect();
         self.next_block += count;
@@ -156,6 +159,7 @@ impl<B: Backend> Runner<B> {
             logits: Vec::new(),
             slot,
             blocks,
+            long_from: self.long_rope.map_or(LongRope::NEVER, |rope| rope.first_long(known, virtual_len)),
             prompt_len: case.prompt.len(),
             virtual_len,
             computed: if saved { virtual_len } else { 0 },
@@ -182,6 +186,10 @@ impl<B: Backend> Runner<B> {
                 let id = position.checked_sub(sequence.virtual_len).map(|at| sequence.tokens[at]);
                 input.plan.ids.push(id);
                 input.plan.positions.push(position as u32);
+                if let Some(rope) = self.long_rope {
+                    let long = position as u32 >= sequence.long_from;
+                    input.plan.rope_rows.push(position as u32 + if long { rope.original_context } else { 0 });
+                }
                 let block = sequence.blocks[position / BLOCK_SIZE];
                 input.plan.kv_slots.push(block * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32);
             }

@@ -4,7 +4,6 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::*;
-use crate::model::read_spec;
 
 struct Golden {
     family: PathBuf,
@@ -17,7 +16,7 @@ impl Golden {
     fn open(family: &str) -> Self {
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(family);
         let checkpoint = Checkpoint::open(&dir.join("base")).unwrap();
-        let spec = read_spec(checkpoint.config()).unwrap();
+        let spec = checkpoint.spec().unwrap();
         Self { family: dir, name: format!("golden/{family}"), checkpoint, spec }
     }
 

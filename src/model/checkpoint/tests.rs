@@ -5,7 +5,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::files::FileRefusal;
-use crate::model::{BaseModel, DecoderSpec, base_layout, read_spec};
+use crate::model::{BaseModel, DecoderSpec, base_layout};
 use crate::ops::Dtype;
 use crate::ops::reference::ReferenceBackend;
 
@@ -75,7 +75,7 @@ fn a_file_truncated_while_it_is_loaded_ends_in_an_error_whenever_it_happens() {
     for at_layer in 0..2 {
         let dir = copied();
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        let spec = read_spec(checkpoint.config()).unwrap();
+        let spec = checkpoint.spec().unwrap();
         let cut = |done| {
             if done == at_layer {
                 truncate(&dir, 4096);
@@ -91,7 +91,7 @@ fn a_file_truncated_while_it_is_loaded_ends_in_an_error_whenever_it_happens() {
 fn a_file_truncated_after_the_start_fails_what_reads_the_base_and_nothing_else() {
     let dir = copied();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let spec = read_spec(checkpoint.config()).unwrap();
+    let spec = checkpoint.spec().unwrap();
     load(&checkpoint, &spec, &|_, _| ()).unwrap();
     truncate(&dir, 0);
     let layout = base_layout(&spec);
@@ -111,7 +111,7 @@ fn a_file_truncated_after_the_start_fails_what_reads_the_base_and_nothing_else()
 fn a_file_written_to_under_the_server_is_not_mixed_with_what_was_there() {
     let dir = copied();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let spec = read_spec(checkpoint.config()).unwrap();
+    let spec = checkpoint.spec().unwrap();
     let file = OpenOptions::new().append(true).open(dir.path().join(WHOLE)).unwrap();
     file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
     assert!(matches!(load(&checkpoint, &spec, &|_, _| ()), Err(ModelError::Changed { .. })));
@@ -121,7 +121,7 @@ fn a_file_written_to_under_the_server_is_not_mixed_with_what_was_there() {
 fn a_file_replaced_as_a_whole_does_not_disturb_what_was_opened() {
     let dir = copied();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let spec = read_spec(checkpoint.config()).unwrap();
+    let spec = checkpoint.spec().unwrap();
     fs::write(dir.path().join("new"), file_of(ONE_TENSOR, 8)).unwrap();
     fs::rename(dir.path().join("new"), dir.path().join(WHOLE)).unwrap();
     load(&checkpoint, &spec, &|_, _| ()).unwrap();

@@ -302,7 +302,7 @@ impl Backend for CpuBackend {
         // A thread takes a KV head and its queries: places next to each other share words, heads share none.
         self.pool.run(plan.rows.len() * cells.stride() * 8, spec.kv_heads, |kv_head| {
             for (row, place) in plan.kv_slots.iter().enumerate() {
-                let at = plan.positions[row] as usize * rope.half;
+                let at = plan.rope_row(row) * rope.half;
                 let (cos, sin) = (&rope.cos[at..][..rope.half], &rope.sin[at..][..rope.half]);
                 #[allow(unsafe_code)]
                 // SAFETY: `run` calls with each KV head once; its queries, its key and its value are other columns of

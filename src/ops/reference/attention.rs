@@ -13,10 +13,10 @@ pub(super) fn rope_and_cache(
     kv: &mut PagedKv,
 ) {
     let (q_dim, kv_dim) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-    for (row, position) in step.positions.iter().enumerate() {
+    for row in 0..step.positions.len() {
         let numbers = qkv.row_mut(row);
         for head in numbers[..q_dim + kv_dim].chunks_exact_mut(spec.head_dim) {
-            rotate(rope, *position as usize, head);
+            rotate(rope, step.rope_row(row), head);
         }
         let place = step.kv_slots[row] as usize * kv_dim;
         for column in 0..kv_dim {

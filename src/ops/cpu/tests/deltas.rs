@@ -194,6 +194,7 @@ fn an_embedding_delta_adds_the_column_of_each_id() {
         rows: RowPlan::new(slots(&[1, 9, 1, 2, 1])),
         ids: vec![Some(49), Some(3), None, Some(7), Some(20)],
         positions: vec![0; 5],
+        rope_rows: vec![],
         kv_slots: vec![0; 5],
         sequences: Vec::new(),
     };
