@@ -108,6 +108,7 @@ fn config() -> SchedulerConfig {
         // Every prompt is computed in full.
         prefix_cache: false,
         base_digest: [0; 32],
+        long_rope: None,
         share: ShareConfig::default(),
     }
 }

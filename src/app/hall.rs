@@ -138,6 +138,7 @@ impl Parts<'_> {
             max_model_len: self.sizes.max_model_len,
             prefix_cache: config.cache.prefix_cache,
             base_digest: self.base.checkpoint.digest(),
+            long_rope: self.base.spec.long_rope(),
             share: ShareConfig {
                 input_weight: config.fair_share.input_weight,
                 output_weight: config.fair_share.output_weight,

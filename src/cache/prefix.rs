@@ -25,6 +25,8 @@ pub struct PrefixScope {
     pub version: Option<AdapterVersion>,
     /// Virtual tokens before the first real one.
     pub virtual_tokens: u32,
+    /// Rotated by the long frequencies from the first token on (longrope).
+    pub long_rope: bool,
 }
 
 impl PrefixScope {
@@ -44,6 +46,7 @@ impl PrefixScope {
             }
         }
         hash.update(self.virtual_tokens.to_le_bytes());
+        hash.update([u8::from(self.long_rope)]);
         BlockKey(hash.finalize().into())
     }
 }
@@ -169,7 +172,7 @@ mod tests {
 
     fn scope(salt: &[u8], version: Option<u8>, virtual_tokens: u32) -> PrefixScope {
         let version = version.map(|byte| AdapterVersion([byte; 32]));
-        PrefixScope { tenant_salt: salt.into(), base_digest: [9; 32], version, virtual_tokens }
+        PrefixScope { tenant_salt: salt.into(), base_digest: [9; 32], version, virtual_tokens, long_rope: false }
     }
 
     fn block<'a>(scope: &'a PrefixScope, parent: BlockKey, tokens: &'a [u32]) -> PrefixBlock<'a> {
@@ -185,6 +188,7 @@ mod tests {
             scope(b"", Some(1), 0),
             scope(b"", None, 1),
             PrefixScope { base_digest: [8; 32], ..scope(b"", None, 0) },
+            PrefixScope { long_rope: true, ..scope(b"", None, 0) },
         ];
         for (i, a) in scopes.iter().enumerate() {
             for b in &scopes[..i] {

@@ -60,7 +60,7 @@ impl<B: Backend> StepExecutor for ModelExecutor<B> {
         if batch.sequences.is_empty() {
             return Ok(output);
         }
-        let prepared = prepare(batch, self.block_size);
+        let prepared = prepare(batch, self.block_size, self.decoder.long_rope_rows());
         let sampler = &mut self.sampler;
         self.decoder.forward(&prepared.input, |index, logits| {
             let (id, spec) = prepared.samples[index];

@@ -10,7 +10,8 @@ pub(super) struct Prepared<'a> {
     pub(super) samples: Vec<(SequenceId, &'a SampleSpec)>,
 }
 
-pub(super) fn prepare(batch: &ScheduledBatch, block_size: u32) -> Prepared<'_> {
+/// `long_rows` is where the long frequencies begin in the rotary tables of a base that has two sets of them.
+pub(super) fn prepare(batch: &ScheduledBatch, block_size: u32, long_rows: Option<u32>) -> Prepared<'_> {
     let rows = batch.num_tokens();
     let mut slots = Vec::with_capacity(rows);
     let mut input = ModelInput::default();
@@ -19,6 +20,11 @@ pub(super) fn prepare(batch: &ScheduledBatch, block_size: u32) -> Prepared<'_> {
         let first = slots.len();
         slots.resize(first + sequence.tokens.len(), sequence.slot);
         append(&mut input, sequence, first, block_size);
+        if let Some(long_rows) = long_rows {
+            let positions = &input.plan.positions[first..];
+            let row = |position: &u32| *position + if *position >= sequence.long_from { long_rows } else { 0 };
+            input.plan.rope_rows.extend(positions.iter().map(row));
+        }
         if let Some(spec) = &sequence.sample {
             samples.push((sequence.id, spec));
             input.sampled.push(slots.len() as u32 - 1);
@@ -56,7 +62,15 @@ mod tests {
 
     fn sequence(id: u64, slot: Option<u32>, start: u32, tokens: TokenSource, blocks: &[u32]) -> ScheduledSequence {
         let blocks = blocks.iter().copied().map(BlockId).collect();
-        ScheduledSequence { id: SequenceId(id), slot: slot.map(AdapterSlot), start, tokens, blocks, sample: None }
+        ScheduledSequence {
+            id: SequenceId(id),
+            slot: slot.map(AdapterSlot),
+            start,
+            tokens,
+            blocks,
+            long_from: 1,
+            sample: None,
+        }
     }
 
     #[test]
@@ -73,7 +87,7 @@ mod tests {
             history: None,
         };
         batch.sequences[1].sample = Some(spec);
-        let prepared = prepare(&batch, 4);
+        let prepared = prepare(&batch, 4, None);
         let plan = &prepared.input.plan;
         assert_eq!(plan.positions, [5, 0, 1, 2, 1]);
         assert_eq!(plan.kv_slots, [5, 0, 1, 2, 9]);
@@ -82,6 +96,8 @@ mod tests {
         assert_eq!(plan.sequences[1].rows, 1..4);
         assert_eq!(prepared.input.sampled, [3]);
         assert_eq!(prepared.samples[0].0, SequenceId(1));
+        assert!(plan.rope_rows.is_empty());
+        assert_eq!(prepare(&batch, 4, Some(100)).input.plan.rope_rows, [105, 0, 101, 102, 101]);
         assert_eq!(prepared.input.embeds, [EmbedRows { slot: AdapterSlot(2), first: 1, rows: 4..5 }]);
     }
 }

@@ -1,7 +1,7 @@
 //! What a scheduler is told at start, and what it refuses.
 
 use super::fair_share::ShareConfig;
-use crate::types::RequestId;
+use crate::types::{LongRope, RequestId};
 
 /// Limits of a scheduler. Fixed for its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct SchedulerConfig {
     pub prefix_cache: bool,
     /// Digest of the base model; part of the prefix cache's key.
     pub base_digest: [u8; 32],
+    /// Set for a base with two sets of rotary frequencies.
+    pub long_rope: Option<LongRope>,
     /// How service is shared out between clients and between adapters.
     pub share: ShareConfig,
 }

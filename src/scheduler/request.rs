@@ -93,19 +93,22 @@ impl Scheduler {
     }
 
     pub(super) fn insert_request(&mut self, request: EngineRequest) -> Vec<SequenceId> {
+        let known = num_virtual(&request) + request.prompt.len();
         let scope = Arc::new(PrefixScope {
             tenant_salt: Arc::clone(&request.tenant_salt),
             base_digest: self.config.base_digest,
             version: request.adapter.map(|adapter| adapter.version),
             virtual_tokens: num_virtual(&request) as u32,
+            long_rope: self.config.long_rope.is_some_and(|rope| rope.is_long(known)),
         });
         let max_output = self.max_output(&request);
         let party = self.fair.join(request.party(), request.choices as usize);
         let mut live = Vec::with_capacity(request.choices as usize);
         for choice in 0..request.choices {
             let id = self.new_sequence_id();
-            let block_size = self.block_size;
-            let seed = SequenceSeed { request: &request, id, party, choice, scope: &scope, max_output, block_size };
+            let (block_size, long_rope) = (self.block_size, self.config.long_rope);
+            let seed =
+                SequenceSeed { request: &request, id, party, choice, scope: &scope, max_output, block_size, long_rope };
             let sequence = Sequence::new(seed);
             if let (Some(pages), Some(slot)) = (sequence.pages, sequence.slot) {
                 self.pages.join(pages, sequence.rank, slot);

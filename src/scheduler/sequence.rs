@@ -12,8 +12,8 @@ use super::policy::Rank;
 use super::virtual_pages::PagesKey;
 use crate::cache::{BlockKey, BlockSize, BlockTable, PrefixBlock, PrefixScope};
 use crate::types::{
-    AdapterSlot, BlockId, EngineRequest, FinishReason, RequestId, SampleSpec, SamplingParams, ScheduledSequence,
-    SequenceId, StoppingParams, TokenHistory, TokenSource,
+    AdapterSlot, BlockId, EngineRequest, FinishReason, LongRope, RequestId, SampleSpec, SamplingParams,
+    ScheduledSequence, SequenceId, StoppingParams, TokenHistory, TokenSource,
 };
 
 /// Life of a sequence. A finished one is not kept.
@@ -69,6 +69,10 @@ pub(super) struct Sequence {
     /// Keys of the full blocks from `first_block` on; they stay true through a preemption.
     keys: Vec<BlockKey>,
     block_size: BlockSize,
+    /// First place that is rotated by the long frequencies.
+    long_from: u32,
+    /// Tokens beyond which it computes everything anew, by the long frequencies.
+    short_context: Option<usize>,
 }
 
 /// What [`Sequence::new`] needs besides what a request shares among its choices.
@@ -80,11 +84,15 @@ pub(super) struct SequenceSeed<'a> {
     pub(super) scope: &'a Arc<PrefixScope>,
     pub(super) max_output: usize,
     pub(super) block_size: BlockSize,
+    pub(super) long_rope: Option<LongRope>,
 }
 
 impl Sequence {
     pub(super) fn new(seed: SequenceSeed<'_>) -> Self {
-        let SequenceSeed { request, id, party, choice, scope, max_output, block_size } = seed;
+        let SequenceSeed { request, id, party, choice, scope, max_output, block_size, long_rope } = seed;
+        let virtual_tokens = scope.virtual_tokens as usize;
+        let first_long = |rope: LongRope| rope.first_long(virtual_tokens + request.prompt.len(), virtual_tokens);
+        let recomputes = |rope: &LongRope| !scope.long_rope && rope.recomputes(virtual_tokens);
         Self {
             rank: Rank::new(request.priority, id),
             party,
@@ -92,7 +100,7 @@ impl Sequence {
             choice,
             state: SequenceState::Waiting,
             slot: request.adapter.map(|adapter| adapter.slot),
-            pages: request.adapter.and_then(|adapter| PagesKey::of(&adapter)),
+            pages: request.adapter.and_then(|adapter| PagesKey::of(&adapter)).map(|key| key.rotated(scope.long_rope)),
             scope: Arc::clone(scope),
             prompt: Arc::clone(&request.prompt),
             output: Vec::new(),
@@ -107,6 +115,8 @@ impl Sequence {
             num_published_blocks: 0,
             keys: Vec::new(),
             block_size,
+            long_from: long_rope.map_or(LongRope::NEVER, first_long),
+            short_context: long_rope.filter(recomputes).map(|rope| rope.original_context as usize),
         }
     }
 
@@ -214,6 +224,20 @@ impl Sequence {
         end.min(self.prompt.len()).saturating_sub(begin)
     }
 
+    /// It has just outgrown the context of the short frequencies, so that its KV is of no use.
+    pub(super) fn outgrows_short_rope(&self) -> bool {
+        self.short_context.is_some_and(|context| self.num_tokens() > context)
+    }
+
+    /// Compute everything by the long frequencies from now on. It must have no KV.
+    pub(super) fn turn_long(&mut self) {
+        debug_assert_eq!(self.num_computed_tokens, 0);
+        self.scope = Arc::new(PrefixScope { long_rope: true, ..PrefixScope::clone(&self.scope) });
+        self.keys.clear();
+        self.long_from = 0;
+        self.short_context = None;
+    }
+
     /// Its share of a step: the next `count` tokens, sampled if they are the last known ones.
     pub(super) fn schedule(&self, count: usize) -> ScheduledSequence {
         let end = self.num_computed_tokens + count;
@@ -224,6 +248,7 @@ impl Sequence {
             start: (places - count) as u32,
             tokens: TokenSource::Ids(self.tokens(self.num_computed_tokens..end)),
             blocks: self.table.covering(places, self.block_size).to_vec(),
+            long_from: self.long_from,
             sample: (end == self.num_tokens()).then(|| self.sample_spec()),
         }
     }

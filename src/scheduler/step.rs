@@ -243,6 +243,7 @@ impl Scheduler {
             start: first,
             tokens: TokenSource::PromptEmbeds { first, count: count as u32 },
             blocks: set.blocks[..covered].to_vec(),
+            long_from: key.long_from(),
             sample: None,
         });
     }
@@ -294,7 +295,7 @@ impl Scheduler {
     }
 
     /// Put a running sequence back into the queue; it recomputes all it has, output included, when it returns.
-    fn preempt(&mut self, rank: Rank) {
+    pub(super) fn preempt(&mut self, rank: Rank) {
         self.counters.preemptions += 1;
         let sequence = &mut self.sequences[rank.id()];
         let (mut table, party) = (sequence.preempt(), sequence.party);

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::{Events, PROBE, Scheduler};
+use crate::cache::PrefixScope;
 use crate::types::{
-    RequestFailure, RequestId, SampleSpec, SampledToken, SamplingParams, ScheduledBatch, ScheduledSequence,
+    LongRope, RequestFailure, RequestId, SampleSpec, SampledToken, SamplingParams, ScheduledBatch, ScheduledSequence,
     SequenceEvent, SequenceFailure, SequenceId, StepOutput, TokenSource,
 };
 
@@ -71,8 +72,12 @@ impl Scheduler {
             at: now,
         };
         events.push((sequence.request, event));
+        let (rank, outgrown) = (sequence.rank, sequence.outgrows_short_rope());
         if accepted.finish.is_some() {
             self.finish_sequence(id);
+        } else if outgrown {
+            self.preempt(rank);
+            self.sequences[id].turn_long();
         }
     }
 
@@ -84,7 +89,11 @@ impl Scheduler {
             let Some(scope) = self.requests.get(&request).map(|request| request.scope.clone()) else { continue };
             self.fail_request(request, RequestFailure::NonFinite, events);
             match scope.version {
-                None => self.cache.forget_scope(&scope),
+                None => {
+                    for long_rope in [false, true] {
+                        self.cache.forget_scope(&PrefixScope { long_rope, ..PrefixScope::clone(&scope) });
+                    }
+                }
                 Some(version) => {
                     self.cache.forget_version(version);
                     let pages = self.pages.remove_version(version);
@@ -123,6 +132,7 @@ impl Scheduler {
             start: 0,
             tokens: TokenSource::Ids(vec![0]),
             blocks: vec![block],
+            long_from: LongRope::NEVER,
             sample: Some(sample),
         };
         Some(ScheduledBatch { sequences: vec![row], ..ScheduledBatch::default() })

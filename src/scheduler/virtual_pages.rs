@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::policy::Rank;
-use crate::types::{AdapterBinding, AdapterSlot, AdapterVersion, BlockId, SequenceId};
+use crate::types::{AdapterBinding, AdapterSlot, AdapterVersion, BlockId, LongRope, SequenceId};
 
 /// Which virtual tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,12 +14,24 @@ pub(super) struct PagesKey {
     pub(super) version: AdapterVersion,
     pub(super) count: u32,
     pub(super) saved_kv: bool,
+    /// Rotated by the long frequencies; saved K is not rotated at all.
+    pub(super) long_rope: bool,
 }
 
 impl PagesKey {
     pub(super) fn of(adapter: &AdapterBinding) -> Option<Self> {
         let AdapterBinding { version, virtual_tokens, .. } = *adapter;
-        virtual_tokens.map(|tokens| Self { version, count: tokens.count, saved_kv: tokens.saved_kv })
+        virtual_tokens.map(|tokens| Self { version, count: tokens.count, saved_kv: tokens.saved_kv, long_rope: false })
+    }
+
+    /// The same virtual tokens under a sequence that is long, or is not.
+    pub(super) fn rotated(self, long: bool) -> Self {
+        Self { long_rope: long && !self.saved_kv, ..self }
+    }
+
+    /// First place that is rotated by the long frequencies.
+    pub(super) fn long_from(&self) -> u32 {
+        if self.long_rope { 0 } else { LongRope::NEVER }
     }
 }
 

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use super::event::TokenLogprob;
 use super::ids::{AdapterSlot, BlockId, SequenceId};
+#[cfg(doc)]
+use super::rope::LongRope;
 use super::sampling::SamplingParams;
 
 /// Where the inputs of a sequence's new rows come from.
@@ -74,6 +76,8 @@ pub struct ScheduledSequence {
     pub tokens: TokenSource,
     /// Block table: block `i` holds KV indices `i * block_size ..`. Covers `start + tokens.len()` places.
     pub blocks: Vec<BlockId>,
+    /// First KV index that is rotated by the long frequencies; [`LongRope::NEVER`] where none is.
+    pub long_from: u32,
     /// Present when the last new row's logits are to be sampled.
     pub sample: Option<SampleSpec>,
 }

@@ -11,7 +11,7 @@ use polydelta::engine::{
     EngineHandle, EngineInstaller, Lease, ModelExecutor, ModelLoader, StartedEngine, StepError, StepExecutor,
     SubmitError, start,
 };
-use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, base_layout, read_spec};
+use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, base_layout};
 use polydelta::ops::Dtype;
 use polydelta::ops::cpu::{CpuBackend, CpuOptions};
 use polydelta::scheduler::{SchedulerConfig, ShareConfig};
@@ -226,6 +226,7 @@ fn scheduler() -> SchedulerConfig {
         max_model_len: CONTEXT,
         prefix_cache: true,
         base_digest: [0; 32],
+        long_rope: None,
         share: ShareConfig::default(),
     }
 }
@@ -245,7 +246,7 @@ impl GoldenServer {
 
     pub(crate) async fn with(options: Options) -> Self {
         let checkpoint = Arc::new(Checkpoint::open(&golden_dir().join("base")).unwrap());
-        let spec = read_spec(checkpoint.config()).unwrap();
+        let spec = checkpoint.spec().unwrap();
         let cpu = CpuOptions { threads: 1, dtype: Dtype::F32, isa: None };
         let backend = Arc::new(CpuBackend::new(cpu).unwrap());
         let base = BaseModel::load(backend.as_ref(), &spec, &checkpoint, CONTEXT as usize, &|_, _| {}).unwrap();

@@ -22,13 +22,13 @@ fn served(case: &&Case) -> bool {
     !adapter.starts_with("save_") && !adapter.ends_with("_tokens")
 }
 
-struct Hall {
+pub(crate) struct Hall {
     handle: EngineHandle,
     bindings: BTreeMap<String, AdapterBinding>,
     next: u64,
 }
 
-fn hall(family: &Family, adapters: &[String], config: SchedulerConfig) -> Hall {
+pub(crate) fn hall(family: &Family, adapters: &[String], config: SchedulerConfig) -> Hall {
     let backend = Arc::new(ReferenceBackend::new(Dtype::F32));
     let context = config.max_model_len as usize;
     let base = BaseModel::load(backend.as_ref(), &family.spec, &family.checkpoint, context, &|_, _| {}).unwrap();
@@ -75,7 +75,7 @@ impl Hall {
         self.handle.submit(request, None).unwrap()
     }
 
-    fn check(&mut self, family: &Family, cases: &[&Case]) {
+    pub(crate) fn check(&mut self, family: &Family, cases: &[&Case]) {
         let receivers: Vec<_> = cases.iter().map(|case| self.submit(case)).collect();
         for (case, mut events) in cases.iter().zip(receivers) {
             let name = format!("{} {}", family.name, case.name);
@@ -98,7 +98,7 @@ impl Hall {
     }
 }
 
-fn config(family: &Family, num_blocks: u32) -> SchedulerConfig {
+pub(crate) fn config(family: &Family, num_blocks: u32) -> SchedulerConfig {
     SchedulerConfig {
         block_size: 4,
         num_blocks,
@@ -108,6 +108,7 @@ fn config(family: &Family, num_blocks: u32) -> SchedulerConfig {
         max_model_len: family.spec.context_length as u32,
         prefix_cache: true,
         base_digest: [0; 32],
+        long_rope: family.spec.long_rope(),
         share: ShareConfig::default(),
     }
 }

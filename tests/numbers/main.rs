@@ -7,3 +7,4 @@ mod fixture;
 mod golden;
 mod invariance;
 mod oracle;
+mod spellings;

@@ -83,6 +83,7 @@ fn bench_config() -> SchedulerConfig {
         max_model_len: 64,
         prefix_cache: true,
         base_digest: [0; 32],
+        long_rope: None,
         share: ShareConfig::default(),
     }
 }

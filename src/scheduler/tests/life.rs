@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::scheduler::testing::NON_FINITE_SEED;
-use crate::types::{SampledToken, SequenceFailure};
+use crate::types::{LongRope, SampledToken, SequenceFailure};
 
 fn sampled(batch: &ScheduledBatch, token: u32) -> StepOutput {
     let sampled = batch.sequences.iter().filter(|sequence| sequence.sample.is_some());
@@ -261,4 +261,39 @@ fn draining_ends_what_has_not_started_refuses_the_new_and_finishes_the_rest() {
     assert_eq!(harness.scheduler.add(request(3, &[1], 1)), Err(SchedulerError::Draining));
     harness.run();
     harness.assert_complete(1);
+}
+
+/// Shares of a request's sequence in the steps until all is done: (first place, rows, first long place).
+fn shares(harness: &mut Harness) -> Vec<(u32, usize, u32)> {
+    let mut shares = Vec::new();
+    while !harness.scheduler.is_idle() {
+        let batch = harness.step();
+        shares.extend(batch.sequences.iter().map(|share| (share.start, share.tokens.len(), share.long_from)));
+    }
+    shares
+}
+
+#[test]
+fn a_sequence_that_outgrows_the_short_rope_computes_all_anew_and_neither_reads_the_kv_of_the_other() {
+    const NEVER: u32 = LongRope::NEVER;
+    let long_rope = Some(LongRope { original_context: 6, recompute: true });
+    let mut harness = Harness::new(SchedulerConfig { long_rope, ..config() });
+    harness.add(request(1, &[1; 5], 6));
+    let grown = [(0, 5, NEVER), (5, 1, NEVER), (0, 7, 0), (7, 1, 0), (8, 1, 0), (9, 1, 0)];
+    assert_eq!(shares(&mut harness), grown);
+    // Both kinds of the same tokens are in the prefix cache now, and each finds its own.
+    harness.add(request(2, &[1; 5], 1));
+    assert_eq!(shares(&mut harness), [(4, 1, NEVER)]);
+    harness.add(request(3, &[1; 7], 1));
+    assert_eq!(shares(&mut harness), [(4, 3, 0)]);
+}
+
+#[test]
+fn a_sequence_that_keeps_its_kv_turns_at_the_place_where_it_outgrows_the_short_rope() {
+    let long_rope = Some(LongRope { original_context: 6, recompute: false });
+    let mut harness = Harness::new(SchedulerConfig { long_rope, ..config() });
+    harness.add(request(1, &[1; 5], 4));
+    assert_eq!(shares(&mut harness), [(0, 5, 6), (5, 1, 6), (6, 1, 6), (7, 1, 6)]);
+    harness.add(request(2, &[1; 7], 1));
+    assert_eq!(shares(&mut harness), [(0, 7, 0)], "a prompt that is long is so from its first place on");
 }

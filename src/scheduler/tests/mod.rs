@@ -44,6 +44,7 @@ fn config() -> SchedulerConfig {
         max_model_len: 64,
         prefix_cache: true,
         base_digest: [3; 32],
+        long_rope: None,
         share: ShareConfig::default(),
     }
 }

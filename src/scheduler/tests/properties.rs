@@ -93,6 +93,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
             max_model_len: 28,
             prefix_cache,
             base_digest: [3; 32],
+            long_rope: None,
             share: ShareConfig { step_tokens, ..ShareConfig::default() },
         },
     )
