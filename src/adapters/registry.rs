@@ -198,6 +198,12 @@ impl AdapterRegistry {
         Ok(())
     }
 
+    /// Bytes of the files of a leased version: what [`AdapterRegistry::read`] will read. 0 for one whose last name is gone.
+    #[must_use]
+    pub fn file_bytes(&self, lease: &AdapterLease) -> u64 {
+        lock(&self.catalog).of_version(lease.version()).next().map_or(0, StoredAdapter::bytes)
+    }
+
     /// Read the files of a leased version, sizes and digests verified. Blocks.
     ///
     /// # Errors

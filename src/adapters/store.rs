@@ -49,6 +49,15 @@ pub struct AdapterBytes {
 }
 
 impl AdapterBytes {
+    /// How many bytes [`AdapterBytes::read_staged`] will read.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn staged_bytes(dir: &Path) -> Result<u64, AdapterError> {
+        let size = |path: &str| std::fs::metadata(dir.join(path)).map_err(AdapterError::io("looking at a staged file"));
+        Ok(size(CONFIG_FILE)?.len().saturating_add(size(WEIGHTS_FILE)?.len()))
+    }
+
     /// The two files of a staged upload, whose sizes and digests have been verified. Blocks.
     ///
     /// # Errors

@@ -33,6 +33,9 @@ pub trait AdapterHall: Send + Sync {
     /// Why the adapter will be refused, whatever else comes.
     fn check_head(&self, head: &UploadHead) -> Result<(), LoadFailure>;
 
+    /// Have `work` done where it takes no time from steps: the files of uploads are hashed and written there.
+    fn in_background(&self, work: Box<dyn FnOnce() + Send>);
+
     /// Bring the wanted version to the device, if it is not there, and hold it there. Dropping the future gives the
     /// wish up.
     fn resident(&self, want: Want) -> ResidentFuture<'_>;
@@ -44,9 +47,8 @@ impl<L: DeltaLoader> AdapterHall for EngineInstaller<L> {
     }
 
     fn check(&self, dir: &Path) -> Result<AdapterFacts, LoadFailure> {
-        let AdapterBytes { config, weights } =
-            AdapterBytes::read_staged(dir).map_err(|error| Arc::new(error) as LoadFailure)?;
-        Self::check(self, &config, &weights).map_err(InstallError::into_failure)
+        let file_bytes = AdapterBytes::staged_bytes(dir).map_err(|error| Arc::new(error) as LoadFailure)?;
+        Self::check(self, file_bytes, || AdapterBytes::read_staged(dir)).map_err(InstallError::into_failure)
     }
 
     fn check_head(&self, head: &UploadHead) -> Result<(), LoadFailure> {
@@ -54,12 +56,16 @@ impl<L: DeltaLoader> AdapterHall for EngineInstaller<L> {
         Self::check_head(self, head.config.as_deref(), weights).map_err(InstallError::into_failure)
     }
 
+    fn in_background(&self, work: Box<dyn FnOnce() + Send>) {
+        self.loaders().spawn(work);
+    }
+
     fn resident(&self, want: Want) -> ResidentFuture<'_> {
         let version = want.version();
         Box::pin(async move {
             Self::acquire(self, want).await.map_err(|error| match error {
                 InstallError::Adapter(error) => error,
-                InstallError::Delta(_) | InstallError::Step(_) => {
+                InstallError::Delta(_) | InstallError::Memory(_) | InstallError::Step(_) => {
                     AdapterError::LoadFailed { version, source: error.into_failure() }
                 }
                 // The engine has ended, and the server with it.

@@ -202,6 +202,11 @@ impl AdapterHall for FakeHall {
         Ok(())
     }
 
+    fn in_background(&self, work: Box<dyn FnOnce() + Send>) {
+        // The runtime of the test waits for it.
+        drop(tokio::task::spawn_blocking(work));
+    }
+
     fn resident(&self, want: Want) -> ResidentFuture<'_> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {

@@ -14,8 +14,8 @@ use crate::admission::AdapterHall;
 use crate::config::{AdapterLimits, DtypeChoice, Kernels, ServeConfig};
 use crate::delta::CompileLimits;
 use crate::engine::{
-    self, EngineEnd, EngineFact, EngineHandle, EngineInstaller, EngineObserver, ModelExecutor, ModelLoader,
-    StartedEngine,
+    self, EngineEnd, EngineFact, EngineHandle, EngineInstaller, EngineObserver, HostMemory, Loaders, ModelExecutor,
+    ModelLoader, StartedEngine,
 };
 use crate::model::{BaseModel, Decoder, DecoderLimits, base_layout};
 use crate::ops::cpu::{CpuBackend, CpuOptions};
@@ -108,7 +108,10 @@ impl Parts<'_> {
             engine::start(executor, self.scheduler(), queue_limit, observer)?;
         let limits = compile_limits(&self.config.adapter_limits, self.sizes.max_model_len);
         let loader = ModelLoader::new(backend, base_layout(spec), Arc::clone(checkpoint), limits);
-        let installer = EngineInstaller::start(loader, self.registry, installs, self.metrics.clone());
+        let memory = HostMemory::new(self.sizes.load_bytes);
+        let engine = handle.clone();
+        let loaders = Loaders::start(move || engine.is_busy())?;
+        let installer = EngineInstaller::start(loader, self.registry, installs, loaders, memory, self.metrics.clone());
         Ok(Hall { engine: handle, adapters: Arc::new(installer), ended, backend: info })
     }
 

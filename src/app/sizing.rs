@@ -9,6 +9,8 @@ use crate::ops::Dtype;
 const KV_SHARE: f64 = 0.2;
 /// Share of the available memory that adapters may take by default.
 const ADAPTER_SHARE: f64 = 0.25;
+/// Share of the available memory that adapters may take on their way in by default.
+const LOAD_SHARE: f64 = 0.25;
 /// Where the system does not say what is available.
 const ASSUMED_MEMORY: u64 = 4 << 30;
 
@@ -33,6 +35,8 @@ pub(super) struct Sizes {
     pub(super) kv_tokens: u64,
     pub(super) kv_bytes: u64,
     pub(super) adapter_bytes: u64,
+    /// Host memory for adapters on their way in.
+    pub(super) load_bytes: u64,
 }
 
 /// Decide. The KV cache is what was asked for, else the least of a share of the memory and what every sequence at its
@@ -69,8 +73,9 @@ pub(super) fn decide(demand: &Demand<'_>) -> Result<Sizes, AppError> {
         max_model_len = saturate(tokens);
     }
     let adapter_bytes = demand.adapters.memory_bytes.unwrap_or((available as f64 * ADAPTER_SHARE) as u64);
+    let load_bytes = demand.adapters.load_bytes.unwrap_or((available as f64 * LOAD_SHARE) as u64);
     let (kv_tokens, kv_bytes) = (blocks * u64::from(cache.block_size), blocks * block_bytes);
-    Ok(Sizes { max_model_len, kv_blocks: saturate(blocks), kv_tokens, kv_bytes, adapter_bytes })
+    Ok(Sizes { max_model_len, kv_blocks: saturate(blocks), kv_tokens, kv_bytes, adapter_bytes, load_bytes })
 }
 
 /// Bytes of K and V of one token in all layers.
@@ -110,6 +115,7 @@ mod tests {
                 max_bytes: 1 << 20,
                 max_rank: 64,
                 memory_bytes: None,
+                load_bytes: None,
                 max_faults: 3,
                 allow_unknown_fields: false,
             },
@@ -124,7 +130,14 @@ mod tests {
         let sizes = decide_with(|_| {}).unwrap();
         assert_eq!(
             sizes,
-            Sizes { max_model_len: 100, kv_blocks: 28, kv_tokens: 448, kv_bytes: 28 * 1536, adapter_bytes: 1 << 28 }
+            Sizes {
+                max_model_len: 100,
+                kv_blocks: 28,
+                kv_tokens: 448,
+                kv_bytes: 28 * 1536,
+                adapter_bytes: 1 << 28,
+                load_bytes: 1 << 28
+            }
         );
     }
 

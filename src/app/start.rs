@@ -28,7 +28,7 @@ use crate::admission::{AdapterHall, Gate, GateParts, GenerationDefaults, Generat
 use crate::config::units::format_bytes;
 use crate::config::{MetricsListen, ServeConfig, StoreLocation, available_memory};
 use crate::delta::SERVED_KINDS;
-use crate::engine::EngineHandle;
+use crate::engine::{EngineHandle, HostMemory};
 use crate::ops::Dtype;
 use crate::server::{
     Adapters, ClientIdentity, Generator, Informer, Lifecycle, Listeners, ModelInfo, ServerInfo, ServerLimits, Services,
@@ -72,13 +72,13 @@ impl Server {
         let mut addresses = listeners.addresses().map_err(listen_failed)?.into_iter();
         let address = addresses.next().ok_or_else(|| listen_failed(ErrorKind::AddrNotAvailable.into()))?;
         let front = Front::read(base)?;
-        let (store, temporary_store) = open_store(config)?;
-        let (transport, metrics_connections) = descriptors::share(config.transport, store_limits(config).max_uploads);
-        let (metrics, exporter) = metrics(config, &base.name).await?;
-        let metrics_address = exporter.as_ref().map(|exporter| exporter.address);
-
         let dtype = hall::dtype(config, base);
         let sizes = sizes(config, base, dtype)?;
+        let (store, temporary_store) = open_store(config, sizes)?;
+        let max_uploads = store_limits(config, sizes).max_uploads;
+        let (transport, metrics_connections) = descriptors::share(config.transport, max_uploads);
+        let (metrics, exporter) = metrics(config, &base.name).await?;
+        let metrics_address = exporter.as_ref().map(|exporter| exporter.address);
         let registry = Arc::new(AdapterRegistry::new(Arc::new(store), registry_limits(config, sizes)));
         registry.residency().limit_faults(config.adapter_limits.max_faults);
         let hall =
@@ -195,7 +195,7 @@ impl Server {
     }
 }
 
-fn open_store(config: &ServeConfig) -> Result<(FolderStore, Option<TempDir>), AppError> {
+fn open_store(config: &ServeConfig, sizes: Sizes) -> Result<(FolderStore, Option<TempDir>), AppError> {
     let (root, temporary): (PathBuf, _) = match &config.store {
         StoreLocation::Dir(root) => (root.clone(), None),
         StoreLocation::Temporary => {
@@ -203,7 +203,7 @@ fn open_store(config: &ServeConfig) -> Result<(FolderStore, Option<TempDir>), Ap
             (folder.path().to_owned(), Some(folder))
         }
     };
-    let (store, report) = FolderStore::open(&root, store_limits(config)).map_err(AppError::Store)?;
+    let (store, report) = FolderStore::open(&root, store_limits(config, sizes)).map_err(AppError::Store)?;
     for entry in &report.quarantined {
         tracing::warn!(entry = entry.entry, reason = entry.reason, "a damaged entry of the store was put aside");
     }
@@ -217,9 +217,10 @@ fn open_store(config: &ServeConfig) -> Result<(FolderStore, Option<TempDir>), Ap
     Ok((store, temporary))
 }
 
-fn store_limits(config: &ServeConfig) -> StoreLimits {
+/// An adapter that could not be loaded is not taken either.
+fn store_limits(config: &ServeConfig, sizes: Sizes) -> StoreLimits {
     StoreLimits {
-        max_adapter_bytes: config.adapter_limits.max_bytes,
+        max_adapter_bytes: config.adapter_limits.max_bytes.min(HostMemory::max_file_bytes(sizes.load_bytes)),
         idle: config.transport.upload_idle_timeout.max(StoreLimits::default().idle),
         ..StoreLimits::default()
     }
@@ -227,7 +228,7 @@ fn store_limits(config: &ServeConfig) -> StoreLimits {
 
 fn registry_limits(config: &ServeConfig, sizes: Sizes) -> RegistryLimits {
     RegistryLimits {
-        store: store_limits(config),
+        store: store_limits(config, sizes),
         residency: ResidencyLimits {
             max_resident_adapters: config.adapter_limits.max_resident,
             device_bytes: sizes.adapter_bytes,

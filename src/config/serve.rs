@@ -87,6 +87,8 @@ pub struct CacheConfig {
 /// Limits on adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdapterLimits {
+    /// Host memory for adapters on their way in; `None` is a share of what is available.
+    pub load_bytes: Option<u64>,
     /// Most on the device at a time.
     pub max_resident: u32,
     /// Most bytes of one adapter's files.
@@ -439,11 +441,15 @@ fn cache(checks: &mut Checks, args: &SchedulerArgs) -> CacheConfig {
 
 fn adapter_limits(checks: &mut Checks, args: &AdapterArgs) -> AdapterLimits {
     checks.range("--max-adapter-bytes", args.max_adapter_bytes, 1, 1 << 40);
+    if let Some(bytes) = args.load_memory {
+        checks.range("--load-memory", bytes, 1 << 20, 1 << 46);
+    }
     if let Some(bytes) = args.adapter_memory {
         checks.range("--adapter-memory", bytes, 1, 1 << 46);
     }
     AdapterLimits {
         memory_bytes: args.adapter_memory,
+        load_bytes: args.load_memory,
         max_resident: checks.count("--max-resident-adapters", args.max_resident_adapters, 1, 1 << 20),
         max_bytes: args.max_adapter_bytes,
         max_rank: checks.count("--max-lora-rank", args.max_lora_rank, 1, 1 << 16),

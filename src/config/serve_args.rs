@@ -110,6 +110,10 @@ pub struct AdapterArgs {
     /// Memory for the adapters on the device, as in `2GiB`; by default 25 % of the available memory
     #[arg(long, env = "POLYDELTA_ADAPTER_MEMORY", value_name = "SIZE", value_parser = parse_bytes)]
     pub adapter_memory: Option<u64>,
+    /// Host memory for adapters that are being checked or loaded, about three times their files; larger adapters are
+    /// refused, others wait for their turn; by default 25 % of the available memory
+    #[arg(long, env = "POLYDELTA_LOAD_MEMORY", value_name = "SIZE", value_parser = parse_bytes)]
+    pub load_memory: Option<u64>,
     /// Most bytes of one adapter's files
     #[arg(long, env = "POLYDELTA_MAX_ADAPTER_BYTES", value_name = "SIZE", default_value = "2GiB", value_parser = parse_bytes)]
     pub max_adapter_bytes: u64,

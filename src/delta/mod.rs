@@ -14,4 +14,4 @@ pub use compile::{Base, CompileLimits, SERVED_KINDS, check_config, check_head, c
 pub use error::DeltaError;
 pub use layout::{BaseLayout, BaseReadError, BaseSizes, BaseWeights, LayerSite, Module, ModuleKind, Site};
 pub use program::{DeltaOp, DeltaProgram, PrefixLayer};
-pub use resident::{DeltaTable, LayerDeltas, LinearDeltas, PreparedDelta, VirtualRows};
+pub use resident::{DeltaTable, LayerDeltas, LinearDeltas, PreparedDelta, RemovedDelta, VirtualRows};

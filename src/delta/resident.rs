@@ -31,12 +31,12 @@ impl<B: Backend> LinearDeltas<B> {
         }
     }
 
-    fn clear(&mut self, slot: AdapterSlot) {
-        self.input_scale.iter_mut().for_each(|table| table.clear(slot));
-        self.low_rank.clear(slot);
-        self.scale_before_bias.clear(slot);
-        self.scale_after_bias.clear(slot);
-        self.bias.clear(slot);
+    fn take(&mut self, slot: AdapterSlot, removed: &mut RemovedDelta<B>) {
+        removed.low_rank.extend(self.low_rank.take(slot));
+        let vectors = [&mut self.scale_before_bias, &mut self.scale_after_bias, &mut self.bias];
+        for table in self.input_scale.iter_mut().chain(vectors) {
+            removed.vectors.extend(table.take(slot));
+        }
     }
 }
 
@@ -90,6 +90,13 @@ pub struct DeltaTable<B: Backend> {
     pub virtual_rows: SlotTable<VirtualRows>,
 }
 
+/// What a slot held, with its memory. Freeing that may take longer than a step.
+pub struct RemovedDelta<B: Backend> {
+    low_rank: Vec<LowRank<B>>,
+    vectors: Vec<ColumnVector<B>>,
+    virtual_rows: Vec<VirtualRows>,
+}
+
 /// A stacked linear site of the decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stack {
@@ -123,7 +130,8 @@ impl<B: Backend> PreparedDelta<B> {
     /// # Errors
     /// [`OpsError::OutOfMemory`]; nothing stays allocated then.
     pub fn new(backend: &B, layout: &BaseLayout, program: DeltaProgram) -> Result<Self, OpsError> {
-        let ops: Vec<(Site, DeltaOp)> = program.ops.into_iter().map(|(site, op)| (site, by_row_of_a(op))).collect();
+        let turned = |(site, op)| Ok::<_, OpsError>((site, by_row_of_a(op)?));
+        let ops: Vec<(Site, DeltaOp)> = program.ops.into_iter().map(turned).collect::<Result<_, _>>()?;
         let matrices: Vec<HostMatrix<'_>> = ops.iter().flat_map(|(_, op)| matrices(op)).collect();
         let mut weights = backend.weight_group(&matrices)?.into_iter();
         let prepare = |(site, op)| prepare(backend, layout, site, op, &mut weights);
@@ -132,11 +140,11 @@ impl<B: Backend> PreparedDelta<B> {
 }
 
 /// A of an embedding is read by row: transposed.
-fn by_row_of_a(op: DeltaOp) -> DeltaOp {
-    match op {
-        DeltaOp::EmbeddingLowRank { a, b, scaling } => DeltaOp::EmbeddingLowRank { a: a.transposed(), b, scaling },
+fn by_row_of_a(op: DeltaOp) -> Result<DeltaOp, OpsError> {
+    Ok(match op {
+        DeltaOp::EmbeddingLowRank { a, b, scaling } => DeltaOp::EmbeddingLowRank { a: a.transposed()?, b, scaling },
         op => op,
-    }
+    })
 }
 
 /// The matrices of an op, in the order in which [`prepare`] takes them.
@@ -262,23 +270,25 @@ impl<B: Backend> DeltaTable<B> {
         }
     }
 
-    /// Empty a slot.
-    pub fn remove(&mut self, slot: AdapterSlot) {
+    /// Empty a slot. Nothing is freed here.
+    pub fn remove(&mut self, slot: AdapterSlot) -> RemovedDelta<B> {
+        let mut removed = RemovedDelta { low_rank: Vec::new(), vectors: Vec::new(), virtual_rows: Vec::new() };
         for layer in &mut self.layers {
             for stack in [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down] {
-                stack.clear(slot);
+                stack.take(slot, &mut removed);
             }
             let (first, second) = (&mut layer.attention_norm, &mut layer.mlp_norm);
             let (attention_out, mlp_out) = (&mut layer.attention_out_norm, &mut layer.mlp_out_norm);
             for gains in [first, second, attention_out, mlp_out, &mut layer.q_norm, &mut layer.k_norm] {
-                gains.clear(slot);
+                removed.vectors.extend(gains.take(slot));
             }
         }
-        self.embed.clear(slot);
-        self.embed_scale.clear(slot);
-        self.lm_head.clear(slot);
-        self.final_norm.clear(slot);
-        self.virtual_rows.clear(slot);
+        self.lm_head.take(slot, &mut removed);
+        removed.low_rank.extend(self.embed.take(slot));
+        removed.vectors.extend(self.embed_scale.take(slot));
+        removed.vectors.extend(self.final_norm.take(slot));
+        removed.virtual_rows.extend(self.virtual_rows.take(slot));
+        removed
     }
 
     fn stack(&mut self, stack: Stack) -> &mut LinearDeltas<B> {

@@ -208,13 +208,15 @@ impl<E: StepExecutor> Engine<E> {
             self.forget_if_gone(id);
         }
         for (slots, done) in removals {
+            let mut leftovers = Vec::with_capacity(slots.len());
             for slot in slots {
-                if let Err(error) = self.executor.remove(slot) {
-                    tracing::error!(%error, slot = slot.0, "emptying an adapter slot failed");
+                match self.executor.remove(slot) {
+                    Ok(leftover) => leftovers.push(leftover),
+                    Err(error) => tracing::error!(%error, slot = slot.0, "emptying an adapter slot failed"),
                 }
             }
             // The asker may have gone away; the slots are empty all the same.
-            let _ = done.send(());
+            let _ = done.send(leftovers);
         }
         if !forgotten.is_empty() {
             self.scheduler.forget(&forgotten);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::host_memory::TooLargeToLoad;
 use crate::adapters::{AdapterError, LoadFailure};
 use crate::delta::DeltaError;
 use crate::model::ModelError;
@@ -59,6 +60,9 @@ pub enum InstallError {
     /// It could not be put into its slot.
     #[error("installing the adapter: {0}")]
     Step(#[from] StepError),
+    /// It is larger than the memory there is for loading.
+    #[error(transparent)]
+    Memory(#[from] TooLargeToLoad),
     /// The engine has stopped.
     #[error("the engine is not running")]
     Stopped,
@@ -71,7 +75,7 @@ impl InstallError {
         match self {
             Self::Adapter(error) => Arc::new(error),
             Self::Delta(error) => Arc::new(error),
-            Self::Step(_) | Self::Stopped => Arc::new(self),
+            Self::Step(_) | Self::Memory(_) | Self::Stopped => Arc::new(self),
         }
     }
 }

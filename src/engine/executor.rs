@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::error::StepError;
+use super::handle::Leftover;
 use super::prepare::prepare;
 use crate::delta::{self, Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, PreparedDelta};
 use crate::model::{Checkpoint, Decoder};
@@ -24,8 +25,8 @@ pub trait StepExecutor: Send + 'static {
     /// Put an adapter into an empty slot.
     fn install(&mut self, slot: AdapterSlot, prepared: Self::Prepared);
 
-    /// Empty a slot; harmless if it is.
-    fn remove(&mut self, slot: AdapterSlot);
+    /// Empty a slot; harmless if it is. What it held is returned: freeing it takes longer than taking it out.
+    fn remove(&mut self, slot: AdapterSlot) -> Leftover;
 }
 
 /// A decoder and a sampler.
@@ -73,8 +74,8 @@ impl<B: Backend> StepExecutor for ModelExecutor<B> {
         self.decoder.install(slot, prepared);
     }
 
-    fn remove(&mut self, slot: AdapterSlot) {
-        self.decoder.remove(slot);
+    fn remove(&mut self, slot: AdapterSlot) -> Leftover {
+        Box::new(self.decoder.remove(slot))
     }
 }
 

@@ -53,6 +53,9 @@ pub enum SubmitError {
     Stopped,
 }
 
+/// What a slot held. Dropping it may take longer than a step.
+pub type Leftover = Box<dyn Send>;
+
 /// Why the engine thread has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EngineEnd {
@@ -121,6 +124,12 @@ impl EngineHandle {
         Ok(receiver)
     }
 
+    /// Whether there is anything to compute, as of the last step.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.shared.pulse.in_flight().is_some()
+    }
+
     /// End one choice of a request, as after a stop string: no event of it follows, its KV is free before the next
     /// step. The last choice ends the request.
     pub fn finish_choice(&self, id: RequestId, choice: u32) {
@@ -134,11 +143,12 @@ impl EngineHandle {
         let _ = self.post(|letters| letters.wishes.entry(id).or_default().abort = true);
     }
 
-    /// Empty adapter slots between two steps.
+    /// Empty adapter slots between two steps. What they held comes back, to be dropped where that takes no time from
+    /// steps.
     ///
     /// # Errors
     /// [`SubmitError::Stopped`].
-    pub async fn remove(&self, slots: Vec<AdapterSlot>) -> Result<(), SubmitError> {
+    pub async fn remove(&self, slots: Vec<AdapterSlot>) -> Result<Vec<Leftover>, SubmitError> {
         self.ask(|letters, done| letters.removals.push((slots, done))).await
     }
 

@@ -9,8 +9,13 @@ use tokio::sync::{Semaphore, watch};
 
 use super::error::InstallError;
 use super::executor::DeltaLoader;
-use super::handle::{EngineHandle, InstallHandle};
-use crate::adapters::{Acquire, AdapterObserver, AdapterRegistry, InstallTicket, LoadTicket, ResidentLease, Want};
+use super::handle::{InstallHandle, Leftover};
+use super::host_memory::{HostMemory, HostShare};
+use super::loaders::Loaders;
+use crate::adapters::{
+    Acquire, AdapterBytes, AdapterError, AdapterLease, AdapterObserver, AdapterRegistry, InstallTicket, LoadTicket,
+    ResidentLease, Want,
+};
 use crate::delta::{DeltaError, DeltaProgram};
 use crate::telemetry::{LoadStage, Metrics};
 use crate::types::AdapterFacts;
@@ -38,6 +43,8 @@ struct Shared<L: DeltaLoader> {
     installs: InstallHandle<L::Prepared>,
     capacity: watch::Receiver<u64>,
     loads: Semaphore,
+    loaders: Loaders,
+    memory: HostMemory,
     metrics: Metrics,
 }
 
@@ -48,30 +55,41 @@ impl<L: DeltaLoader> Clone for EngineInstaller<L> {
 }
 
 impl<L: DeltaLoader> EngineInstaller<L> {
-    /// Connect a registry with an engine, and start carrying out removals. Must be called within a tokio runtime.
+    /// Connect a registry with an engine, and start carrying out removals. What adapters take on their way in comes out of
+    /// `memory`. Must be called within a tokio runtime.
     #[must_use]
     pub fn start(
         loader: L,
         registry: Arc<AdapterRegistry>,
         installs: InstallHandle<L::Prepared>,
+        loaders: Loaders,
+        memory: HostMemory,
         metrics: Metrics,
     ) -> Self {
         let (bell, capacity) = watch::channel(0);
         registry.events().observe(Arc::new(CapacityBell(bell)));
         let loads = Semaphore::new(CONCURRENT_LOADS);
-        let removals =
-            remove_retired(Arc::clone(&registry), installs.engine().clone(), capacity.clone(), metrics.clone());
-        tokio::spawn(removals);
-        Self { shared: Arc::new(Shared { loader, registry, installs, capacity, loads, metrics }) }
+        let shared = Arc::new(Shared { loader, registry, installs, capacity, loads, loaders, memory, metrics });
+        tokio::spawn(remove_retired(Arc::clone(&shared)));
+        Self { shared }
     }
 
-    /// Check an adapter's files in full against the base. Blocks: it reads base weights for some methods.
+    /// Check an adapter's files in full against the base. `file_bytes` is their size, and `read` brings them once there is
+    /// memory for them. Blocks: for memory, for the disk, and because it takes long.
     ///
     /// # Errors
-    /// [`InstallError::Delta`]: why it is refused.
-    pub fn check(&self, config: &[u8], weights: &[u8]) -> Result<AdapterFacts, InstallError> {
-        let program = self.shared.loader.check(config, weights)?;
-        Ok(program.facts(self.shared.loader.weight_bytes()))
+    /// [`InstallError::Delta`]: why it is refused; [`InstallError::Memory`]; whatever `read` says.
+    pub fn check(
+        &self,
+        file_bytes: u64,
+        read: impl FnOnce() -> Result<AdapterBytes, AdapterError> + Send,
+    ) -> Result<AdapterFacts, InstallError> {
+        let Shared { loader, loaders, memory, .. } = &*self.shared;
+        let _share = memory.take(file_bytes)?;
+        loaders.run(|| {
+            let files = read()?;
+            Ok(loader.check(&files.config, &files.weights)?.facts(loader.weight_bytes()))
+        })
     }
 
     /// Check an adapter's config against the base, before its weights have come.
@@ -80,6 +98,11 @@ impl<L: DeltaLoader> EngineInstaller<L> {
     /// [`InstallError::Delta`]: why it is refused.
     pub fn check_config(&self, config: &[u8]) -> Result<(), InstallError> {
         Ok(self.shared.loader.check_config(config)?)
+    }
+
+    /// Have work done where it takes no time from steps.
+    pub fn loaders(&self) -> &Loaders {
+        &self.shared.loaders
     }
 
     /// Check what has come of an upload: its config, the beginning of its weights with the size of the whole file.
@@ -120,8 +143,8 @@ impl<L: DeltaLoader> Shared<L> {
         let _permit = self.loads.acquire().await.ok();
         let shared = Arc::clone(&self);
         let compiled = tokio::task::spawn_blocking(move || shared.compile(ticket)).await;
-        let Ok(Some((ticket, program))) = compiled else { return };
-        if let Err(error) = self.install(ticket, program).await {
+        let Ok(Some((ticket, compiled))) = compiled else { return };
+        if let Err(error) = self.install(ticket, compiled).await {
             tracing::warn!(%version, %error, "an adapter could not be installed");
         }
     }
@@ -133,24 +156,31 @@ impl<L: DeltaLoader> Shared<L> {
         result
     }
 
+    /// Read and compile, within the memory there is for it.
+    fn read_and_compile(&self, lease: &AdapterLease) -> Result<Compiled, InstallError> {
+        let share = self.memory.take(self.registry.file_bytes(lease))?;
+        let program = self.loaders.run(|| {
+            let files = self.timed(LoadStage::Read, || self.registry.read(lease))?;
+            let compiled = self.timed(LoadStage::Compile, || self.loader.compile(&files.config, &files.weights));
+            compiled.map_err(InstallError::from)
+        })?;
+        Ok(Compiled { program, share })
+    }
+
     /// Read, compile and reserve. A failure is reported through the ticket to all who wait.
-    fn compile(&self, ticket: LoadTicket) -> Option<(InstallTicket, DeltaProgram)> {
+    fn compile(&self, ticket: LoadTicket) -> Option<(InstallTicket, Compiled)> {
         let version = ticket.version();
-        let compiled = self.timed(LoadStage::Read, || self.registry.read(ticket.lease()));
-        let compiled = compiled.map_err(InstallError::from).and_then(|files| {
-            Ok(self.timed(LoadStage::Compile, || self.loader.compile(&files.config, &files.weights))?)
-        });
-        let program = match compiled {
-            Ok(program) => program,
+        let compiled = match self.read_and_compile(ticket.lease()) {
+            Ok(compiled) => compiled,
             Err(error) => {
                 tracing::warn!(%version, %error, "an adapter could not be loaded");
                 ticket.fail(error.into_failure());
                 return None;
             }
         };
-        let facts = Arc::new(program.facts(self.loader.weight_bytes()));
+        let facts = Arc::new(compiled.program.facts(self.loader.weight_bytes()));
         match ticket.begin_install(facts) {
-            Ok(ticket) => Some((ticket, program)),
+            Ok(ticket) => Some((ticket, compiled)),
             Err(error) => {
                 tracing::info!(%version, %error, "an adapter does not fit the device now");
                 None
@@ -158,17 +188,32 @@ impl<L: DeltaLoader> Shared<L> {
         }
     }
 
-    async fn install(self: &Arc<Self>, mut ticket: InstallTicket, program: DeltaProgram) -> Result<(), InstallError> {
+    /// Give memory of the device back, where that takes no time from steps.
+    async fn free(self: &Arc<Self>, leftovers: Vec<Leftover>) {
+        let shared = Arc::clone(self);
+        let freed = tokio::task::spawn_blocking(move || shared.loaders.run(move || drop(leftovers))).await;
+        if let Err(error) = freed {
+            tracing::error!(%error, "freeing an adapter");
+        }
+    }
+
+    async fn install(self: &Arc<Self>, mut ticket: InstallTicket, compiled: Compiled) -> Result<(), InstallError> {
         let slots: Vec<_> = ticket.evict().iter().map(|(slot, _)| *slot).collect();
         if !slots.is_empty() {
             slots.iter().for_each(|_| self.metrics.record_eviction("room"));
-            self.installs.engine().remove(slots).await.map_err(|_| InstallError::Stopped)?;
+            let leftovers = self.installs.engine().remove(slots).await.map_err(|_| InstallError::Stopped)?;
+            // Freed before room is made anew: both at once would be more than the budget of the device.
+            self.free(leftovers).await;
             ticket.evicted();
         }
         let shared = Arc::clone(self);
-        let prepared =
-            tokio::task::spawn_blocking(move || shared.timed(LoadStage::Install, || shared.loader.prepare(program)))
-                .await;
+        let prepare = move || {
+            let Compiled { program, share } = compiled;
+            let prepared = shared.loaders.run(|| shared.timed(LoadStage::Install, || shared.loader.prepare(program)));
+            drop(share);
+            prepared
+        };
+        let prepared = tokio::task::spawn_blocking(prepare).await;
         let prepared = match prepared {
             Ok(Ok(prepared)) => prepared,
             Ok(Err(error)) => {
@@ -186,21 +231,23 @@ impl<L: DeltaLoader> Shared<L> {
     }
 }
 
-/// Carry out the removals that no load carries with it, and have forgotten what is gone for good, for as long as the engine runs.
-async fn remove_retired(
-    registry: Arc<AdapterRegistry>,
-    engine: EngineHandle,
-    mut capacity: watch::Receiver<u64>,
-    metrics: Metrics,
-) {
+/// An adapter on its way in, and the host memory it was given.
+struct Compiled {
+    program: DeltaProgram,
+    share: HostShare,
+}
+
+/// Carry out the removals that no load carries with it, and have forgotten what is gone for good, for as long as the
+/// engine runs.
+async fn remove_retired<L: DeltaLoader>(shared: Arc<Shared<L>>) {
+    let mut capacity = shared.capacity.clone();
     loop {
         capacity.borrow_and_update();
-        engine.forget(registry.residency().take_forgotten());
-        while let Some(removal) = registry.residency().take_removal() {
-            if engine.remove(vec![removal.slot()]).await.is_err() {
-                return;
-            }
-            metrics.record_eviction("retired");
+        shared.installs.engine().forget(shared.registry.residency().take_forgotten());
+        while let Some(removal) = shared.registry.residency().take_removal() {
+            let Ok(leftovers) = shared.installs.engine().remove(vec![removal.slot()]).await else { return };
+            shared.free(leftovers).await;
+            shared.metrics.record_eviction("retired");
             removal.done();
         }
         if capacity.changed().await.is_err() {

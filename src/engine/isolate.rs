@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::error::StepError;
 use super::executor::StepExecutor;
+use super::handle::Leftover;
 use super::pulse::EnginePulse;
 use crate::types::{AdapterSlot, ScheduledBatch, ScheduledSequence, StepOutput, TokenSource};
 
@@ -115,18 +116,19 @@ impl<E: StepExecutor> Guarded<E> {
     /// Put an adapter into a slot, whatever was in it.
     pub(super) fn install(&mut self, slot: AdapterSlot, prepared: E::Prepared) -> Result<(), StepError> {
         let installed = contained(|| {
-            self.executor.remove(slot);
+            // It is empty: what was there has been removed.
+            drop(self.executor.remove(slot));
             self.executor.install(slot, prepared);
         });
         if installed.is_err() {
             // Half an adapter is worse than none.
-            self.remove(slot)?;
+            drop(self.remove(slot)?);
         }
         installed
     }
 
-    /// Empty a slot.
-    pub(super) fn remove(&mut self, slot: AdapterSlot) -> Result<(), StepError> {
+    /// Empty a slot; what it held.
+    pub(super) fn remove(&mut self, slot: AdapterSlot) -> Result<Leftover, StepError> {
         contained(|| self.executor.remove(slot))
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::handle::{EngineStats, Lease};
+use super::handle::{EngineStats, Lease, Leftover};
 use crate::types::{AdapterSlot, AdapterVersion, EngineRequest, RequestId, SequenceEvent};
 
 /// A request to take.
@@ -37,7 +37,7 @@ pub(super) struct Wish {
 pub(super) struct Letters {
     pub(super) submissions: Vec<Submission>,
     pub(super) wishes: BTreeMap<RequestId, Wish>,
-    pub(super) removals: Vec<(Vec<AdapterSlot>, oneshot::Sender<()>)>,
+    pub(super) removals: Vec<(Vec<AdapterSlot>, oneshot::Sender<Vec<Leftover>>)>,
     /// Versions that are gone for good.
     pub(super) forgotten: BTreeSet<AdapterVersion>,
     /// The channel of installations holds one.

@@ -6,7 +6,7 @@ use super::spec::DecoderSpec;
 use super::weights::{BaseModel, LayerWeights};
 use super::{ModelError, base_layout};
 use crate::delta::apply::{LinearSite, linear, touches};
-use crate::delta::{DeltaTable, LayerDeltas, PreparedDelta, VirtualRows};
+use crate::delta::{DeltaTable, LayerDeltas, PreparedDelta, RemovedDelta, VirtualRows};
 use crate::ops::{Backend, HeadColumns, KvShape, OpsError, RowPlan, StepPlan};
 use crate::types::AdapterSlot;
 
@@ -112,8 +112,8 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// Empty a slot.
-    pub fn remove(&mut self, slot: AdapterSlot) {
-        self.deltas.remove(slot);
+    pub fn remove(&mut self, slot: AdapterSlot) -> RemovedDelta<B> {
+        self.deltas.remove(slot)
     }
 
     /// Copy one KV block.

@@ -2,6 +2,8 @@
 
 use half::bf16;
 
+use super::OpsError;
+
 /// How GEMM inputs and KV are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dtype {
@@ -178,16 +180,22 @@ impl HostTensor {
     }
 
     /// The transposed matrix.
-    #[must_use]
-    pub fn transposed(&self) -> Self {
-        fn transpose<T: Copy>(data: &[T], rows: usize, cols: usize) -> Vec<T> {
-            (0..cols).flat_map(|col| (0..rows).map(move |row| data[row * cols + col])).collect()
+    ///
+    /// # Errors
+    /// [`OpsError::OutOfMemory`].
+    pub fn transposed(&self) -> Result<Self, OpsError> {
+        fn transpose<T: Copy>(data: &[T], rows: usize, cols: usize) -> Result<Vec<T>, OpsError> {
+            let mut transposed = Vec::new();
+            let refused = |_| OpsError::OutOfMemory { what: "a transposed matrix", bytes: size_of_val(data) as u64 };
+            transposed.try_reserve_exact(data.len()).map_err(refused)?;
+            transposed.extend((0..cols).flat_map(|col| (0..rows).map(move |row| data[row * cols + col])));
+            Ok(transposed)
         }
         let (rows, cols) = (self.rows(), self.cols());
         let data = match &self.data {
-            TensorData::F32(data) => TensorData::F32(transpose(data, rows, cols)),
-            TensorData::Bf16(data) => TensorData::Bf16(transpose(data, rows, cols)),
+            TensorData::F32(data) => TensorData::F32(transpose(data, rows, cols)?),
+            TensorData::Bf16(data) => TensorData::Bf16(transpose(data, rows, cols)?),
         };
-        Self { shape: vec![cols, rows], data }
+        Ok(Self { shape: vec![cols, rows], data })
     }
 }

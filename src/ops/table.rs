@@ -59,12 +59,11 @@ impl<T> SlotTable<T> {
         self.len += 1;
     }
 
-    /// Drop all entries of a slot.
-    pub fn clear(&mut self, slot: AdapterSlot) {
-        if let Some(entries) = self.by_slot.get_mut(slot.index()) {
-            self.len -= entries.len();
-            *entries = Vec::new();
-        }
+    /// Take all entries of a slot out.
+    pub fn take(&mut self, slot: AdapterSlot) -> Vec<T> {
+        let entries = self.by_slot.get_mut(slot.index()).map(std::mem::take).unwrap_or_default();
+        self.len -= entries.len();
+        entries
     }
 
     /// True when no slot has an entry: the class is absent at this site and costs nothing.

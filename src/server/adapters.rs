@@ -54,6 +54,17 @@ impl Adapters {
         off_reactor(move || work(&registry).map_err(|error| status::from_adapter(&error))).await?
     }
 
+    /// Run `work`, which takes long, where it takes no time from steps.
+    async fn in_background<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+        let span = tracing::Span::current();
+        let (done, result) = tokio::sync::oneshot::channel();
+        self.hall.in_background(Box::new(move || {
+            // The client may have left meanwhile.
+            let _ = done.send(span.in_scope(work));
+        }));
+        result.await.map_err(|panicked| status::internal_error("background work", &panicked))
+    }
+
     fn describe(&self, name: &AdapterName) -> Result<pb::Adapter, Status> {
         self.registry.get(name).map(|info| convert::adapter(&info)).map_err(|error| status::from_adapter(&error))
     }

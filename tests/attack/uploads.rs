@@ -89,3 +89,13 @@ async fn what_can_never_be_accepted_is_refused_as_soon_as_it_shows() {
     upload_severity(&victim, "small").await.unwrap();
     victim.terminate().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_larger_than_the_memory_for_it_is_refused_by_its_header() {
+    let victim = Victim::start("", &["--load-memory", "1MiB"]);
+    let config = read(CONFIG_FILE);
+    let refused = said_early(&victim, vec![header("large", &config, (400_000, "0".repeat(64)))]).await;
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    upload_severity(&victim, "small").await.unwrap();
+    victim.terminate().await;
+}

@@ -252,6 +252,11 @@ impl AdapterHall for FakeHall {
         Ok(())
     }
 
+    fn in_background(&self, work: Box<dyn FnOnce() + Send>) {
+        // The runtime of the test waits for it.
+        drop(tokio::task::spawn_blocking(work));
+    }
+
     fn resident(&self, want: Want) -> ResidentFuture<'_> {
         Box::pin(self.drive(want))
     }

@@ -8,8 +8,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use polydelta::admission::{GenerationDefaults, GenerationEngine, StatsFuture};
 use polydelta::delta::CompileLimits;
 use polydelta::engine::{
-    EngineHandle, EngineInstaller, Lease, ModelExecutor, ModelLoader, StartedEngine, StepError, StepExecutor,
-    SubmitError, start,
+    EngineHandle, EngineInstaller, HostMemory, Lease, Leftover, Loaders, ModelExecutor, ModelLoader, StartedEngine,
+    StepError, StepExecutor, SubmitError, start,
 };
 use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, base_layout};
 use polydelta::ops::Dtype;
@@ -129,8 +129,8 @@ impl<E: StepExecutor> StepExecutor for Held<E> {
         self.inner.install(slot, prepared);
     }
 
-    fn remove(&mut self, slot: AdapterSlot) {
-        self.inner.remove(slot);
+    fn remove(&mut self, slot: AdapterSlot) -> Leftover {
+        self.inner.remove(slot)
     }
 }
 
@@ -265,7 +265,10 @@ impl GoldenServer {
         let registry = registry(&options);
         let limits = CompileLimits { max_rank: 256, max_virtual_tokens: 64, allow_unknown_fields: false };
         let loader = ModelLoader::new(backend, base_layout(&spec), checkpoint, limits);
-        let hall = EngineInstaller::start(loader, Arc::clone(&registry), installs, Metrics::disabled());
+        let (engine, memory) = (handle.clone(), HostMemory::new(64 << 20));
+        let loaders = Loaders::start(move || engine.is_busy()).unwrap();
+        let hall =
+            EngineInstaller::start(loader, Arc::clone(&registry), installs, loaders, memory, Metrics::disabled());
         let engine = Arc::new(WatchedEngine::new(handle));
         let tokenizer = ascii();
         let vocab_size = spec.vocab_size as u32;

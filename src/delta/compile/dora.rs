@@ -33,7 +33,7 @@ pub(super) fn column_norms(
     b: &HostTensor,
     scaling: f32,
 ) -> Result<Vec<f32>, candle_core::Error> {
-    let a = a.transposed();
+    let a = a.transposed().map_err(candle_core::Error::wrap)?;
     let b = tensor(b, 0..b.rows())?.t()?;
     let mut squares = Tensor::zeros(weight.cols(), candle_core::DType::F32, &Device::Cpu)?;
     for start in (0..weight.rows()).step_by(CHUNK) {

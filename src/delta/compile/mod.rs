@@ -218,8 +218,8 @@ impl Compilation<'_> {
                 continue;
             }
             let base = self.base_tensor(&module.weight)?;
-            self.tensors.drop_copy(&alone, &base);
-            if !self.tensors.drop_copy(&beside, &base) {
+            self.tensors.drop_copy(&alone, &base)?;
+            if !self.tensors.drop_copy(&beside, &base)? {
                 let tensor = self.tensors.own_key(&beside).unwrap_or(&beside).to_owned();
                 return Err(DeltaError::BaseMismatch { tensor });
             }

@@ -10,7 +10,7 @@ use crate::delta::peft::keys::{Keys, Level};
 use crate::delta::safetensors::{
     Header, HeaderLimits, TensorDtype, TensorInfo, check_finite, check_fits_bf16, read_header,
 };
-use crate::ops::{HostTensor, TensorData};
+use crate::ops::{HostTensor, OpsError, TensorData};
 
 /// Views into a checked safetensors file, by the keys that PEFT writes whatever the file's own are.
 pub(crate) struct TensorSet<'a> {
@@ -103,7 +103,7 @@ impl<'a> TensorSet<'a> {
         if shape != expected && !is_flat(&shape, expected) {
             return Err(DeltaError::Shape { tensor: key, found: shape, expected: expected.to_vec() });
         }
-        Ok(Some(HostTensor { data: decode(dtype, bytes), shape: expected.to_vec() }))
+        Ok(Some(HostTensor { data: decode(dtype, bytes)?, shape: expected.to_vec() }))
     }
 
     /// Take a tensor away, whatever it is. False: it is not there.
@@ -118,13 +118,13 @@ impl<'a> TensorSet<'a> {
 
     /// Take a tensor away if it equals the base's, compared in the file's dtype: training may have held the base in
     /// fewer bits. PEFT would go on with the rounded copy; here the base stays as it is. False: it is there and differs.
-    pub(crate) fn drop_copy(&mut self, name: &str, base: &HostTensor) -> bool {
-        let Some(entry) = self.tensors.get(name) else { return true };
+    pub(crate) fn drop_copy(&mut self, name: &str, base: &HostTensor) -> Result<bool, DeltaError> {
+        let Some(entry) = self.tensors.get(name) else { return Ok(true) };
         let (dtype, shape) = (entry.dtype, &entry.shape);
         if *shape != base.shape {
-            return false;
+            return Ok(false);
         }
-        let copy = decode(dtype, entry.bytes);
+        let copy = decode(dtype, entry.bytes)?;
         let rounded: Box<dyn Fn(f32) -> f32> = match dtype {
             TensorDtype::F32 => Box::new(|value| value),
             TensorDtype::BF16 => Box::new(|value| bf16::from_f32(value).to_f32()),
@@ -135,7 +135,7 @@ impl<'a> TensorSet<'a> {
         if equal {
             self.tensors.remove(name);
         }
-        equal
+        Ok(equal)
     }
 
     /// The file's own keys of what nobody took, in order.
@@ -149,16 +149,22 @@ fn is_flat(found: &[usize], expected: &[usize]) -> bool {
     matches!((found, expected), ([n], [1, m] | [m, 1]) if n == m)
 }
 
-fn decode(dtype: TensorDtype, bytes: &[u8]) -> TensorData {
-    match dtype {
-        TensorDtype::F32 => {
-            TensorData::F32(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-        }
-        TensorDtype::F16 => {
-            TensorData::F32(bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect())
-        }
-        TensorDtype::BF16 => {
-            TensorData::Bf16(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect())
-        }
+/// The numbers of a tensor, f16 as f32.
+fn decode(dtype: TensorDtype, bytes: &[u8]) -> Result<TensorData, OpsError> {
+    fn collected<T>(count: usize, numbers: impl Iterator<Item = T>) -> Result<Vec<T>, OpsError> {
+        let mut collected = Vec::new();
+        let bytes = (count as u64).saturating_mul(size_of::<T>() as u64);
+        let refused = |_| OpsError::OutOfMemory { what: "an adapter's numbers", bytes };
+        collected.try_reserve_exact(count).map_err(refused)?;
+        collected.extend(numbers);
+        Ok(collected)
     }
+    let count = bytes.len() / dtype.size();
+    let words = || bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
+    let halves = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+    Ok(match dtype {
+        TensorDtype::F32 => TensorData::F32(collected(count, words().map(f32::from_le_bytes))?),
+        TensorDtype::F16 => TensorData::F32(collected(count, halves().map(|b| f16::from_le_bytes(b).to_f32()))?),
+        TensorDtype::BF16 => TensorData::Bf16(collected(count, halves().map(bf16::from_le_bytes))?),
+    })
 }

@@ -1,6 +1,7 @@
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+use super::super::handle::Leftover;
 use super::*;
 use crate::engine::error::{InstallError, StepError};
 use crate::engine::handle::{HeldAdapter, SubmitError};
@@ -28,6 +29,17 @@ struct Stepped {
     orders: mpsc::Receiver<Order>,
     batches: mpsc::Sender<ScheduledBatch>,
     slots: mpsc::Sender<(AdapterSlot, Option<&'static str>)>,
+    freed_on: mpsc::Sender<String>,
+}
+
+/// What a slot held: says on which thread it is freed.
+struct Freed(mpsc::Sender<String>);
+
+impl Drop for Freed {
+    fn drop(&mut self) {
+        // The test may be over.
+        let _ = self.0.send(std::thread::current().name().unwrap_or_default().to_owned());
+    }
 }
 
 impl StepExecutor for Stepped {
@@ -59,8 +71,9 @@ impl StepExecutor for Stepped {
         self.slots.send((slot, Some(prepared))).unwrap();
     }
 
-    fn remove(&mut self, slot: AdapterSlot) {
+    fn remove(&mut self, slot: AdapterSlot) -> Leftover {
         self.slots.send((slot, None)).unwrap();
+        Box::new(Freed(self.freed_on.clone()))
     }
 }
 
@@ -71,6 +84,7 @@ struct Bench {
     orders: mpsc::Sender<Order>,
     batches: mpsc::Receiver<ScheduledBatch>,
     slots: mpsc::Receiver<(AdapterSlot, Option<&'static str>)>,
+    freed: mpsc::Receiver<String>,
 }
 
 fn bench_config() -> SchedulerConfig {
@@ -94,15 +108,21 @@ fn bench() -> Bench {
     let (slot_sender, slots) = mpsc::channel();
     let broken = Arc::new(AtomicBool::new(false));
     let (fact_sender, facts) = mpsc::channel();
-    let executor =
-        Stepped { broken: Arc::clone(&broken), orders: order_receiver, batches: batch_sender, slots: slot_sender };
+    let (freed_on, freed) = mpsc::channel();
+    let executor = Stepped {
+        broken: Arc::clone(&broken),
+        orders: order_receiver,
+        batches: batch_sender,
+        slots: slot_sender,
+        freed_on,
+    };
     let config = bench_config();
     // The test may be over before the engine.
     let observer = Box::new(move |fact| {
         let _ = fact_sender.send(fact);
     });
     let engine = start(executor, config, 2, observer).unwrap();
-    Bench { broken, facts, engine, orders, batches, slots }
+    Bench { broken, facts, engine, orders, batches, slots, freed }
 }
 
 fn request(id: u64, max_tokens: u32) -> EngineRequest {
@@ -283,6 +303,7 @@ fn a_panic_of_the_engine_itself_is_an_end_like_any_other_and_says_so() {
         orders: order_receiver,
         batches: mpsc::channel().0,
         slots: mpsc::channel().0,
+        freed_on: mpsc::channel().0,
     };
     drop(orders);
     let mut engine = start(
@@ -373,7 +394,11 @@ fn adapters_are_installed_into_emptied_slots_between_steps() {
     let bench = bench();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(bench.engine.installs.install(AdapterSlot(3), "sql")).unwrap();
-    runtime.block_on(bench.engine.handle.remove(vec![AdapterSlot(3)])).unwrap();
+    assert_eq!(bench.freed.recv().unwrap(), "polydelta-engine", "of an empty slot there is nothing to free");
+    let leftovers = runtime.block_on(bench.engine.handle.remove(vec![AdapterSlot(3)])).unwrap();
+    assert!(bench.freed.try_recv().is_err(), "the engine thread frees nothing else");
+    drop(leftovers);
+    assert_eq!(bench.freed.recv().unwrap(), std::thread::current().name().unwrap());
     let changes: Vec<_> = bench.slots.try_iter().collect();
     assert_eq!(changes, [(AdapterSlot(3), None), (AdapterSlot(3), Some("sql")), (AdapterSlot(3), None)]);
 }

@@ -57,6 +57,8 @@ pub struct CpuBackend {
     isa: DetectedIsa,
     dtype: Dtype,
     pool: Pool,
+    /// Packs what comes while steps run, on the thread that brings it: `pool` is the steps'.
+    alone: Pool,
     scratch: Mutex<Scratch>,
 }
 
@@ -94,7 +96,8 @@ impl CpuBackend {
             (best, _) => best,
         };
         let isa = DetectedIsa::new(options.isa.unwrap_or(best))?;
-        Ok(Self { isa, dtype: options.dtype, pool: Pool::new(options.threads)?, scratch: Mutex::default() })
+        let (pool, alone) = (Pool::new(options.threads)?, Pool::new(1)?);
+        Ok(Self { isa, dtype: options.dtype, pool, alone, scratch: Mutex::default() })
     }
 
     fn scratch(&self) -> MutexGuard<'_, Scratch> {
@@ -165,7 +168,7 @@ impl Backend for CpuBackend {
 
     fn weight_group(&self, matrices: &[HostMatrix<'_>]) -> Result<Vec<PackedWeight>, OpsError> {
         let weights: Vec<&[HostMatrix<'_>]> = matrices.iter().map(std::slice::from_ref).collect();
-        PackedWeight::group(self.dtype, &weights, &self.pool)
+        PackedWeight::group(self.dtype, &weights, &self.alone)
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>, OpsError> {

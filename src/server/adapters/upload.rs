@@ -90,7 +90,8 @@ async fn take(
         session = write(adapters, session, chunk).await?;
         record.bytes += bytes;
     }
-    let staged = off_reactor(move || session.finish()).await?.map_err(|error| status::from_adapter(&error))?;
+    let staged =
+        adapters.in_background(move || session.finish()).await?.map_err(|error| status::from_adapter(&error))?;
     accept(adapters, staged, record).await
 }
 
@@ -114,19 +115,20 @@ async fn write(
     chunk: pb::UploadChunk,
 ) -> Result<UploadSession, Status> {
     let hall = Arc::clone(&adapters.hall);
-    off_reactor(move || {
-        let pb::UploadChunk { file_index, offset, data } = chunk;
-        let written = session.write(file_index as usize, offset, &data, Instant::now());
-        written.map_err(|error| status::from_adapter(&error))?;
-        if let Some(head) = session.head()
-            && let Err(failure) = hall.check_head(&head)
-        {
-            session.refuse();
-            return Err(status::load_failed(failure.as_ref()));
-        }
-        Ok(session)
-    })
-    .await?
+    adapters
+        .in_background(move || {
+            let pb::UploadChunk { file_index, offset, data } = chunk;
+            let written = session.write(file_index as usize, offset, &data, Instant::now());
+            written.map_err(|error| status::from_adapter(&error))?;
+            if let Some(head) = session.head()
+                && let Err(failure) = hall.check_head(&head)
+            {
+                session.refuse();
+                return Err(status::load_failed(failure.as_ref()));
+            }
+            Ok(session)
+        })
+        .await?
 }
 
 /// Every byte is there and is the one declared: compile it, and give it its name.

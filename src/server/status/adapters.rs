@@ -11,7 +11,7 @@ use super::{draining, internal, internal_error};
 use crate::adapters::{AdapterError, CONFIG_FILE, WEIGHTS_FILE};
 use crate::delta::DeltaError;
 use crate::delta::safetensors::SafetensorsError;
-use crate::engine::InstallError;
+use crate::engine::{InstallError, TooLargeToLoad};
 use crate::ops::OpsError;
 
 /// A wait after which an upload slot, staging space or a slot on the device may be free.
@@ -190,6 +190,12 @@ fn from_install(error: &InstallError) -> Status {
         InstallError::Adapter(error) => from_adapter(error),
         InstallError::Delta(error) => from_delta(error),
         InstallError::Step(_) => internal(),
+        InstallError::Memory(TooLargeToLoad { bytes, limit }) => {
+            exhausted("LOAD_MEMORY_TOO_SMALL", "load_memory", error)
+                .with("bytes", bytes)
+                .with("limit", limit)
+                .into_status()
+        }
         InstallError::Stopped => draining(),
     }
 }

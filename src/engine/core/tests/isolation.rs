@@ -80,7 +80,9 @@ impl StepExecutor for Brittle {
 
     fn install(&mut self, _: AdapterSlot, (): ()) {}
 
-    fn remove(&mut self, _: AdapterSlot) {}
+    fn remove(&mut self, _: AdapterSlot) -> Leftover {
+        Box::new(())
+    }
 }
 
 #[derive(Clone, Debug)]
