@@ -12,6 +12,7 @@
 //! | [`lease`] | keeps a version loadable while a request lives |
 //! | [`residency`] | who is on the device, who waits, who leaves |
 //! | [`events`] | what happened, for watchers; hooks for those who wait |
+//! | [`look`] | what lies in a local folder |
 //! | [`import`] | adapters from a local folder |
 
 mod budget;
@@ -23,6 +24,7 @@ pub mod files;
 mod fs;
 pub mod import;
 pub mod lease;
+pub mod look;
 pub mod registry;
 pub mod residency;
 mod slots;
