@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use crate::types::{AdapterName, AdapterVersion, InvalidAdapterName, InvalidAdapterVersion};
 
-pub(super) use self::adapters::{adapter, expected_for_delete, preview, published, upload, upload_header};
+pub(super) use self::adapters::{
+    adapter, declared_config, expected_for_delete, preview, published, upload, upload_header,
+};
 pub(super) use self::generation::{Collected, delta, finished, generate_request, started, tokenize_input};
 pub(super) use self::info::{server_info, stats};
 
@@ -47,6 +49,9 @@ pub(super) enum BadMessage {
     /// An upload id that breaks the rule.
     #[error("header.upload_id: not of the form [A-Za-z0-9._:-]{{1,128}}")]
     UploadId,
+    /// A config beside the files of another.
+    #[error("header.config is not what header.files declares for adapter_config.json")]
+    Config,
 }
 
 impl BadMessage {
@@ -57,6 +62,7 @@ impl BadMessage {
             Self::VersionWithoutAdapter => "adapter_version",
             Self::RequestId => "request_id",
             Self::UploadId => "header.upload_id",
+            Self::Config => "header.config",
         }
     }
 }

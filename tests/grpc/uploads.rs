@@ -5,6 +5,7 @@ use std::fs;
 use polydelta::adapters::{StoreLimits, WEIGHTS_FILE};
 use polydelta::server::pb;
 use serde_json::json;
+use tokio_stream::StreamExt;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -401,6 +402,43 @@ async fn headers_that_promise_nothing_good_are_refused_before_a_byte_comes() {
 
 const FIRST: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
 const A: &str = "base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight";
+
+#[tokio::test]
+async fn a_config_in_the_header_is_refused_before_any_weights_are_sent() {
+    let server = GoldenServer::start().await;
+    let with_config = |files: &AdapterFiles, name: &str| pb::UploadHeader {
+        config: files.config.clone(),
+        upload_id: name.into(),
+        ..files.header(name)
+    };
+    let cases = [
+        ("UNSUPPORTED_CONFIG", "use_qalora", lora().set("use_qalora", json!(true))),
+        ("UNSUPPORTED_CONFIG", "a_field_of_tomorrow", lora().set("a_field_of_tomorrow", json!(1))),
+        ("UNSUPPORTED_CONFIG", "peft_type", lora().set("peft_type", json!("XLORA"))),
+        ("INVALID_CONFIG", "adapter_config.json", AdapterFiles { config: b"[1".to_vec(), ..lora() }),
+        ("INVALID_CONFIG", "num_layers", AdapterFiles::golden("prefix_tuning").set("num_layers", json!(7))),
+    ];
+    for (reason, at, files) in cases {
+        // The client sends no chunk and does not end its stream: the answer needs neither.
+        let frames = tokio_stream::iter([header_frame(with_config(&files, "a"))]);
+        let frames = frames.chain(tokio_stream::pending());
+        let status = within(server.adapters().await.upload_adapter(frames)).await.unwrap_err();
+        assert_eq!(refusal(&status), (Code::InvalidArgument, reason.to_owned()), "{status:?}");
+        assert_eq!(field(&status), at, "{status:?}");
+        assert_eq!(upload_of(&server, "a").await.unwrap_err().code(), Code::NotFound, "there is nothing to go on with");
+        check_nothing_left(&server);
+    }
+    let lying = pb::UploadHeader { config: b"{}".to_vec(), ..lora().header("a") };
+    let status = server.send(lora().frames(lying)).await.unwrap_err();
+    assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "header.config"));
+    let nameless = pb::UploadHeader { name: "-a".into(), ..with_config(&lora(), "a") };
+    let status = server.send(vec![header_frame(nameless)]).await.unwrap_err();
+    assert_eq!(field(&status), "header.name");
+    check_nothing_left(&server);
+    // A good one goes on as ever.
+    let response = server.send(lora().frames(with_config(&lora(), "a"))).await.unwrap();
+    assert_eq!(response.adapter.unwrap().version, server.upload("b", &lora()).await.version);
+}
 
 #[tokio::test]
 async fn content_that_does_not_fit_the_base_is_refused_by_name() {

@@ -7,7 +7,7 @@ use tonic::{Status, Streaming};
 
 use super::super::{convert, pb, status};
 use super::{Adapters, off_reactor};
-use crate::adapters::{Begin, Published, Staged, UploadSession};
+use crate::adapters::{Begin, Published, Staged, UploadHeader, UploadSession};
 use crate::telemetry::metrics::{Metrics, UploadOutcome};
 use pb::upload_adapter_request::Frame;
 
@@ -70,7 +70,7 @@ async fn take(
 ) -> Result<pb::UploadAdapterResponse, Status> {
     let first = next(&mut frames, adapters.upload_idle).await.inspect_err(|_| record.broken = true)?;
     let header = match first {
-        Some(Frame::Header(header)) => convert::upload_header(header).map_err(|bad| status::from_bad_message(&bad))?,
+        Some(Frame::Header(header)) => checked(adapters, header).await?,
         Some(Frame::Chunk(_)) => return Err(status::from_upload_stream(&BadUploadStream::ChunkBeforeHeader)),
         None => return Err(status::from_upload_stream(&BadUploadStream::Empty)),
     };
@@ -93,6 +93,24 @@ async fn take(
     let staged =
         adapters.in_background(move || session.finish()).await?.map_err(|error| status::from_adapter(&error))?;
     accept(adapters, staged, record).await
+}
+
+/// All that can be said from the header alone, its config included: a refusal that no weights would change comes before
+/// they are sent.
+async fn checked(adapters: &Adapters, mut message: pb::UploadHeader) -> Result<UploadHeader, Status> {
+    let config = std::mem::take(&mut message.config);
+    let header = convert::upload_header(message).map_err(|bad| status::from_bad_message(&bad))?;
+    if config.is_empty() {
+        return Ok(header);
+    }
+    header.validate(adapters.registry.uploads().limits()).map_err(|error| status::from_adapter(&error))?;
+    let hall = Arc::clone(&adapters.hall);
+    off_reactor(move || {
+        convert::declared_config(&header, &config).map_err(|bad| status::from_bad_message(&bad))?;
+        hall.check_config(&config).map_err(|failure| status::load_failed(failure.as_ref()))?;
+        Ok(header)
+    })
+    .await?
 }
 
 async fn next(frames: &mut Streaming<pb::UploadAdapterRequest>, idle: Duration) -> Result<Option<Frame>, Status> {

@@ -3,12 +3,13 @@
 use super::super::pb;
 use super::{BadMessage, adapter_name, adapter_version, saturate};
 use crate::adapters::{
-    AdapterInfo, AdapterState, Expected, FileHeader, Published, Staged, StoredAdapter, UploadHeader, UploadStatus,
+    AdapterInfo, AdapterState, CONFIG_FILE, Expected, FileHeader, Published, Sha256Digest, Staged, StoredAdapter,
+    UploadHeader, UploadStatus,
 };
 use crate::types::AdapterFacts;
 
 pub(in crate::server) fn upload_header(header: pb::UploadHeader) -> Result<UploadHeader, BadMessage> {
-    let pb::UploadHeader { name, files, upload_id, expected_version, validate_only, pin } = header;
+    let pb::UploadHeader { name, files, upload_id, expected_version, validate_only, pin, config: _ } = header;
     let upload_id = match upload_id.as_str() {
         "" => None,
         id => Some(id.parse().map_err(|_| BadMessage::UploadId)?),
@@ -51,6 +52,14 @@ pub(in crate::server) fn adapter(info: &AdapterInfo) -> pb::Adapter {
         last_error: status.last_error.clone().unwrap_or_default(),
         ..described(stored(&info.stored), status.facts.as_deref())
     }
+}
+
+/// Whether a config is the one that the header declares among its files.
+pub(in crate::server) fn declared_config(header: &UploadHeader, config: &[u8]) -> Result<(), BadMessage> {
+    let digest = Sha256Digest::of(config).to_string();
+    let is_it =
+        |file: &FileHeader| file.path == CONFIG_FILE && file.size == config.len() as u64 && file.sha256 == digest;
+    if header.files.iter().any(is_it) { Ok(()) } else { Err(BadMessage::Config) }
 }
 
 /// An adapter as it was when its upload was acknowledged.

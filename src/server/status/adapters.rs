@@ -225,6 +225,7 @@ fn from_delta(error: &DeltaError) -> Status {
         E::MixedKeys { first, second, difference } => {
             bad("MIXED_TENSOR_NAMES", first).with("second", second).with("difference", difference)
         }
+        E::WholeModel { tensor, kind } => bad("WHOLE_MODEL", tensor).with("kind", kind),
         E::UnsupportedTensor { tensor, feature } => bad("UNSUPPORTED_TENSOR", tensor).with("feature", feature),
         E::NotTargeted { tensor } => bad("TENSOR_NOT_TARGETED", tensor),
         E::MissingTensor { module, missing, found } => {

@@ -205,6 +205,7 @@ fn adapters_that_do_not_compile() {
         (E::UnknownField { field: "x".into(), found: "1".into() }, "UNSUPPORTED_CONFIG", "x"),
         (E::SameTensor { first: "t".into(), second: "u".into() }, "DUPLICATE_TENSOR", "t"),
         (E::MixedKeys { first: "t".into(), second: "u".into(), difference: "d" }, "MIXED_TENSOR_NAMES", "t"),
+        (E::WholeModel { tensor: "t".into(), kind: "LoRA" }, "WHOLE_MODEL", "t"),
         (E::UnsupportedTensor { tensor: "t".into(), feature: "f" }, "UNSUPPORTED_TENSOR", "t"),
         (E::NotTargeted { tensor: "t".into() }, "TENSOR_NOT_TARGETED", "t"),
         (E::MissingTensor { module: "m".into(), missing: "lora_A.weight", found: "`f`".into() }, "MISSING_TENSOR", "m"),
