@@ -84,6 +84,17 @@ pub enum DeltaError {
         /// Where they differ.
         difference: &'static str,
     },
+    /// The file has weights of a whole model and nothing that a method adds.
+    #[error(
+        "the file has weights of a whole model, such as `{tensor}`, and no parameter of a {kind} adapter: it is a full or a \
+         merged model, which is served with --model"
+    )]
+    WholeModel {
+        /// One of its keys.
+        tensor: String,
+        /// Kind of adapter by the config.
+        kind: &'static str,
+    },
     /// The method works and PEFT saves it, but it is not served yet.
     #[error("tensor `{tensor}` comes from {feature}, which is not served yet")]
     UnsupportedTensor {

@@ -154,6 +154,8 @@ pub struct BaseLayout {
     pub norm_offset: f32,
     /// The head is the embedding.
     pub tied: bool,
+    /// `model_type` of its config, by which PEFT looks up what a null in an adapter's config means.
+    pub model_type: &'static str,
 }
 
 /// Sizes of a base, to build a [`BaseLayout`] from.
@@ -177,6 +179,8 @@ pub struct BaseSizes {
     pub norm_offset: f32,
     /// See [`BaseLayout`].
     pub tied: bool,
+    /// See [`BaseLayout`].
+    pub model_type: &'static str,
 }
 
 impl BaseLayout {
@@ -194,6 +198,7 @@ impl BaseLayout {
             vocab_size: sizes.vocab_size,
             norm_offset: sizes.norm_offset,
             tied: sizes.tied,
+            model_type: sizes.model_type,
         }
     }
 

@@ -3,6 +3,7 @@
 
 pub mod apply;
 mod compile;
+pub mod convert;
 mod error;
 pub mod layout;
 mod peft;
@@ -13,5 +14,6 @@ pub mod safetensors;
 pub use compile::{Base, CompileLimits, SERVED_KINDS, check_config, check_head, compile, config_refusals};
 pub use error::DeltaError;
 pub use layout::{BaseLayout, BaseReadError, BaseSizes, BaseWeights, LayerSite, Module, ModuleKind, Site};
+pub use peft::json::{NamedBase, named_base};
 pub use program::{DeltaOp, DeltaProgram, PrefixLayer};
 pub use resident::{DeltaTable, LayerDeltas, LinearDeltas, PreparedDelta, RemovedDelta, VirtualRows};

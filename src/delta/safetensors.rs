@@ -41,6 +41,8 @@ pub enum TensorDtype {
     F16,
     /// bfloat16.
     BF16,
+    /// IEEE 754 binary64, read as the nearest binary32: PEFT copies it into a parameter of that type.
+    F64,
 }
 
 impl TensorDtype {
@@ -48,6 +50,7 @@ impl TensorDtype {
     #[must_use]
     pub fn size(self) -> usize {
         match self {
+            Self::F64 => 8,
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
         }
@@ -58,6 +61,7 @@ impl TensorDtype {
             "F32" => Some(Self::F32),
             "F16" => Some(Self::F16),
             "BF16" => Some(Self::BF16),
+            "F64" => Some(Self::F64),
             _ => None,
         }
     }
@@ -104,6 +108,12 @@ pub enum SafetensorsError {
     TooShort {
         /// Of the file.
         bytes: u64,
+    },
+    /// Another format under this name.
+    #[error("it is {found}")]
+    OtherFormat {
+        /// What it begins like, and what to do.
+        found: &'static str,
     },
     /// The header is longer than allowed.
     #[error("the header claims {bytes} bytes, the limit is {max}")]
@@ -167,8 +177,8 @@ pub enum SafetensorsError {
         /// `dtype`, `shape` or `data_offsets`.
         key: &'static str,
     },
-    /// Anything but F32, F16 and BF16.
-    #[error("tensor {tensor} has dtype {dtype:?}; F32, F16 and BF16 are served")]
+    /// Anything but F64, F32, F16 and BF16.
+    #[error("tensor {tensor} has dtype {dtype:?}; F64, F32, F16 and BF16 are served")]
     UnsupportedDtype {
         /// Name.
         tensor: String,
@@ -245,12 +255,35 @@ pub enum SafetensorsError {
     },
 }
 
+/// Formats that are sent under the name of safetensors, by their first bytes: as a length each would be far too large.
+fn other_format(start: [u8; 8]) -> Option<&'static str> {
+    let begins = |magic: &[u8]| start.starts_with(magic);
+    if begins(b"version ") {
+        Some("a Git LFS pointer and not the file: run `git lfs pull` and send what that brings")
+    } else if begins(b"PK\x03\x04") {
+        Some(
+            "a zip archive, as torch.save writes: save it with safetensors, or let `polydelta adapter upload` convert it",
+        )
+    } else if begins(b"GGUF") {
+        Some("a GGUF file")
+    } else if begins(b"\x1f\x8b") || begins(b"BZh") || begins(b"\xfd7zXZ") || begins(b"\x28\xb5\x2f\xfd") {
+        Some("compressed: unpack it")
+    } else if begins(b"\x89HDF") || begins(b"\x93NUMPY") {
+        Some("in another format")
+    } else {
+        None
+    }
+}
+
 /// Length of the header of a file of `file_bytes` bytes that begins with `length`: enough to refuse a bomb before the
 /// rest of it is read.
 ///
 /// # Errors
 /// [`SafetensorsError::HeaderTooLarge`], [`SafetensorsError::HeaderTruncated`], [`SafetensorsError::NotAnObject`].
 pub fn header_bytes(length: [u8; 8], file_bytes: u64, limits: &HeaderLimits) -> Result<usize, SafetensorsError> {
+    if let Some(found) = other_format(length) {
+        return Err(SafetensorsError::OtherFormat { found });
+    }
     let bytes = u64::from_le_bytes(length);
     if bytes > limits.max_header_bytes {
         return Err(SafetensorsError::HeaderTooLarge { bytes, max: limits.max_header_bytes });
@@ -362,6 +395,7 @@ pub fn check_finite(name: &str, dtype: TensorDtype, bytes: &[u8]) -> Result<(), 
         TensorDtype::F32 => first_word(bytes, |bits| bits & 0x7fff_ffff >= 0x7f80_0000),
         TensorDtype::F16 => first_half(bytes, |bits| bits & 0x7fff >= 0x7c00),
         TensorDtype::BF16 => first_half(bytes, |bits| bits & 0x7fff >= 0x7f80),
+        TensorDtype::F64 => first_double(bytes, |value| !(value as f32).is_finite()),
     };
     refuse(name, dtype, bytes, found)
 }
@@ -377,6 +411,10 @@ pub fn check_fits_bf16(name: &str, dtype: TensorDtype, bytes: &[u8]) -> Result<(
             let found = first_word(bytes, |bits| bits & 0x7fff_ffff >= 0x7f7f_8000);
             refuse(name, dtype, bytes, found)
         }
+        TensorDtype::F64 => {
+            let found = first_double(bytes, |value| (value as f32).to_bits() & 0x7fff_ffff >= 0x7f7f_8000);
+            refuse(name, dtype, bytes, found)
+        }
         TensorDtype::F16 | TensorDtype::BF16 => check_finite(name, dtype, bytes),
     }
 }
@@ -388,6 +426,7 @@ fn refuse(name: &str, dtype: TensorDtype, bytes: &[u8], index: Option<usize>) ->
         (TensorDtype::F32, [a, b, c, d, ..]) => f32::from_le_bytes([*a, *b, *c, *d]),
         (TensorDtype::F16, [a, b, ..]) => half::f16::from_le_bytes([*a, *b]).to_f32(),
         (TensorDtype::BF16, [a, b, ..]) => half::bf16::from_le_bytes([*a, *b]).to_f32(),
+        (TensorDtype::F64, [a, b, c, d, e, f, g, h, ..]) => f64::from_le_bytes([*a, *b, *c, *d, *e, *f, *g, *h]) as f32,
         _ => f32::NAN,
     };
     Err(SafetensorsError::NonFinite { tensor: name.to_owned(), index, value })
@@ -400,6 +439,11 @@ fn first_word(bytes: &[u8], bad: impl Fn(u32) -> bool) -> Option<usize> {
     let (words, _) = bytes.as_chunks::<4>();
     let is_bad = |word: &[u8; 4]| bad(u32::from_le_bytes(*word));
     first(words, is_bad)
+}
+
+fn first_double(bytes: &[u8], bad: impl Fn(f64) -> bool) -> Option<usize> {
+    let (doubles, _) = bytes.as_chunks::<8>();
+    first(doubles, |double: &[u8; 8]| bad(f64::from_le_bytes(*double)))
 }
 
 fn first_half(bytes: &[u8], bad: impl Fn(u16) -> bool) -> Option<usize> {

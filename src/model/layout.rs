@@ -26,6 +26,7 @@ pub fn base_layout(spec: &DecoderSpec) -> BaseLayout {
         vocab_size: spec.vocab_size,
         norm_offset: spec.norm_offset,
         tied: spec.tied,
+        model_type: spec.family.model_type(),
     };
     BaseLayout::new(sizes, modules)
 }

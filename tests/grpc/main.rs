@@ -14,5 +14,6 @@ mod plain;
 mod raw;
 mod refusals;
 mod requests;
+mod spelling;
 mod transport;
 mod uploads;

@@ -3,7 +3,8 @@
 
 use super::Compilation;
 use crate::delta::DeltaError;
-use crate::delta::layout::ModuleKind;
+use crate::delta::layout::{BaseLayout, ModuleKind};
+use crate::delta::peft::defaults;
 use crate::delta::peft::fields::Fields;
 use crate::delta::peft::targets::{Feedforward, Targets};
 use crate::delta::program::DeltaOp;
@@ -16,10 +17,12 @@ pub(super) struct Ia3Config {
 }
 
 impl Ia3Config {
-    pub(super) fn read(fields: &Fields) -> Result<Self, DeltaError> {
+    pub(super) fn read(fields: &Fields, layout: &BaseLayout) -> Result<Self, DeltaError> {
         // PEFT turns fan_in_fan_out off for linear modules.
         fields.ignore(&["init_ia3_weights", "fan_in_fan_out"]);
-        Ok(Self { targets: Targets::read(fields)?, feedforward: Feedforward::read(fields)? })
+        let targets = Targets::read(fields, defaults::ia3_targets(layout.model_type))?;
+        let feedforward = Feedforward::read(fields, defaults::ia3_feedforward(layout.model_type))?;
+        Ok(Self { targets, feedforward })
     }
 
     pub(super) fn compile(&self, compilation: &mut Compilation<'_>) -> Result<(), DeltaError> {

@@ -3,7 +3,8 @@
 
 use super::{Compilation, CompileLimits, dora, key};
 use crate::delta::DeltaError;
-use crate::delta::layout::{Module, ModuleKind, Site};
+use crate::delta::layout::{BaseLayout, Module, ModuleKind, Site};
+use crate::delta::peft::defaults;
 use crate::delta::peft::fields::Fields;
 use crate::delta::peft::json::Json;
 use crate::delta::peft::targets::{PatternTable, Targets};
@@ -50,7 +51,7 @@ pub(super) struct LoraConfig {
 }
 
 impl LoraConfig {
-    pub(super) fn read(fields: &Fields, limits: CompileLimits) -> Result<Self, DeltaError> {
+    pub(super) fn read(fields: &Fields, layout: &BaseLayout, limits: CompileLimits) -> Result<Self, DeltaError> {
         fields.ignore(&IGNORED);
         check_init(fields)?;
         let biases = match fields.str("bias")? {
@@ -60,7 +61,7 @@ impl LoraConfig {
             Some(_) => return Err(fields.bad("bias", "none, all or lora_only")),
         };
         let config = Self {
-            targets: Targets::read_with_layers(fields)?,
+            targets: Targets::read_with_layers(fields, defaults::lora_targets(layout.model_type))?,
             rank: fields.usize("r")?.unwrap_or(8),
             max_rank: limits.max_rank,
             alpha: fields.f64("lora_alpha")?.unwrap_or(8.0),

@@ -12,6 +12,7 @@ mod tensors;
 
 use super::DeltaError;
 use super::layout::{BaseLayout, BaseWeights, Module, ModuleKind, Site};
+use super::peft::defaults;
 use super::peft::fields::{Fields, UnknownFields};
 use super::peft::keys::{self, PREFIX};
 use super::peft::targets::Targets;
@@ -63,9 +64,9 @@ enum Method {
 impl Method {
     fn read(fields: &Fields, layout: &BaseLayout, limits: CompileLimits) -> Result<Self, DeltaError> {
         Ok(match fields.str("peft_type")? {
-            Some("LORA") => Self::Lora(lora::LoraConfig::read(fields, limits)?),
-            Some("IA3") => Self::Ia3(ia3::Ia3Config::read(fields)?),
-            Some("LN_TUNING") => Self::LnTuning(Targets::read(fields)?),
+            Some("LORA") => Self::Lora(lora::LoraConfig::read(fields, layout, limits)?),
+            Some("IA3") => Self::Ia3(ia3::Ia3Config::read(fields, layout)?),
+            Some("LN_TUNING") => Self::LnTuning(Targets::read(fields, defaults::ln_targets(layout.model_type))?),
             Some("PROMPT_TUNING") => Self::Prompt(prompt::PromptConfig::read(fields, layout, limits, "prompt tuning")?),
             Some("P_TUNING") => Self::Prompt(prompt::PromptConfig::read(fields, layout, limits, "P-tuning")?),
             Some("PREFIX_TUNING") => Self::Prefix(prompt::PrefixConfig::read(fields, layout, limits)?),
@@ -73,7 +74,7 @@ impl Method {
                 let hint = "; served: LORA, IA3, LN_TUNING, PROMPT_TUNING, P_TUNING, PREFIX_TUNING";
                 return Err(fields.unsupported("peft_type", hint));
             }
-            None => return Err(fields.bad("peft_type", "a PEFT method")),
+            None => return Err(not_of_peft(fields)),
         })
     }
 
@@ -96,6 +97,23 @@ impl Method {
             Self::Prompt(config) => config.kind,
             Self::Prefix(_) => "prefix tuning",
         }
+    }
+}
+
+/// Why a config without `peft_type` is none of PEFT's, where it is known whose it is.
+fn not_of_peft(fields: &Fields) -> DeltaError {
+    const MLX: &str = ": this is an adapter of MLX; fuse it with mlx_lm.fuse and serve the result with --model";
+    const HUB: &str = ": this is an adapter of AdapterHub's library, whose format is not PEFT's";
+    let theirs = [
+        ("fine_tune_type", MLX),
+        ("lora_parameters", MLX),
+        ("model_class", HUB),
+        ("architecture", HUB),
+        ("config_id", HUB),
+    ];
+    match theirs.into_iter().find(|(field, _)| fields.get(field).is_some()) {
+        Some((field, hint)) => fields.unsupported(field, hint),
+        None => fields.bad("peft_type", "a PEFT method"),
     }
 }
 
@@ -124,6 +142,9 @@ pub fn compile(
 }
 
 fn build(method: &Method, tensors: TensorSet<'_>, base: Base<'_>) -> Result<Vec<(Site, DeltaOp)>, DeltaError> {
+    if let Some(tensor) = tensors.whole_model() {
+        return Err(DeltaError::WholeModel { tensor: tensor.to_owned(), kind: method.kind() });
+    }
     let unknown = tensors.unknown().first().cloned();
     let mut compilation = Compilation { base, tensors, ops: Vec::new() };
     // A key that means nothing here says more than what is missing in its place.
@@ -269,6 +290,14 @@ fn key(module: &Module, parameter: &str) -> String {
 
 /// Why a tensor nobody took is refused: a feature of PEFT that is known by its keys, or nothing known.
 fn leftover(tensor: &str, kind: &'static str, layout: &BaseLayout) -> DeltaError {
+    let own = match kind {
+        ia3::KIND => Some(".ia3_l"),
+        ln_tuning::KIND => Some(".ln_tuning_layers."),
+        _ => None,
+    };
+    if own.is_some_and(|own| tensor.contains(own)) && keys::is_of_base(tensor, layout) {
+        return DeltaError::NotTargeted { tensor: tensor.to_owned() };
+    }
     let feature = if tensor.contains("trainable_tokens_delta") {
         Some("trainable tokens")
     } else if tensor.starts_with(PREFIX) && !tensor.contains("lora_") && tensor.ends_with(".weight") {

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use crate::delta::DeltaError;
 use crate::delta::layout::BaseLayout;
-use crate::delta::peft::keys::{Keys, Level};
+use crate::delta::peft::keys::{Keys, Level, is_of_a_model};
 use crate::delta::safetensors::{
     Header, HeaderLimits, TensorDtype, TensorInfo, check_finite, check_fits_bf16, read_header,
 };
@@ -80,6 +80,15 @@ impl<'a> TensorSet<'a> {
         &self.unknown
     }
 
+    /// One of the keys where all of them, and more than one, are those of a whole model.
+    pub(crate) fn whole_model(&self) -> Option<&str> {
+        let mut keys = self.tensors.values().map(|entry| &entry.key).chain(&self.unknown);
+        let first = keys.next()?;
+        let mut count = 1;
+        let all = is_of_a_model(first) && keys.inspect(|_| count += 1).all(|key| is_of_a_model(key));
+        (all && count > 1).then_some(first.as_str())
+    }
+
     /// The file's own key of a tensor that nobody took.
     pub(crate) fn own_key(&self, name: &str) -> Option<&str> {
         self.tensors.get(name).map(|entry| entry.key.as_str())
@@ -126,7 +135,7 @@ impl<'a> TensorSet<'a> {
         }
         let copy = decode(dtype, entry.bytes)?;
         let rounded: Box<dyn Fn(f32) -> f32> = match dtype {
-            TensorDtype::F32 => Box::new(|value| value),
+            TensorDtype::F32 | TensorDtype::F64 => Box::new(|value| value),
             TensorDtype::BF16 => Box::new(|value| bf16::from_f32(value).to_f32()),
             TensorDtype::F16 => Box::new(|value| f16::from_f32(value).to_f32()),
         };
@@ -149,7 +158,7 @@ fn is_flat(found: &[usize], expected: &[usize]) -> bool {
     matches!((found, expected), ([n], [1, m] | [m, 1]) if n == m)
 }
 
-/// The numbers of a tensor, f16 as f32.
+/// The numbers of a tensor, f16 and f64 as f32.
 fn decode(dtype: TensorDtype, bytes: &[u8]) -> Result<TensorData, OpsError> {
     fn collected<T>(count: usize, numbers: impl Iterator<Item = T>) -> Result<Vec<T>, OpsError> {
         let mut collected = Vec::new();
@@ -165,6 +174,10 @@ fn decode(dtype: TensorDtype, bytes: &[u8]) -> Result<TensorData, OpsError> {
     Ok(match dtype {
         TensorDtype::F32 => TensorData::F32(collected(count, words().map(f32::from_le_bytes))?),
         TensorDtype::F16 => TensorData::F32(collected(count, halves().map(|b| f16::from_le_bytes(b).to_f32()))?),
+        TensorDtype::F64 => {
+            let doubles = bytes.as_chunks::<8>().0.iter();
+            TensorData::F32(collected(count, doubles.map(|bytes| f64::from_le_bytes(*bytes) as f32))?)
+        }
         TensorDtype::BF16 => TensorData::Bf16(collected(count, halves().map(bf16::from_le_bytes))?),
     })
 }

@@ -301,3 +301,10 @@ pub(crate) enum Names {
     /// Paths or their last parts.
     List(Vec<String>),
 }
+
+impl Names {
+    /// A list.
+    pub(crate) fn of(names: &[&str]) -> Self {
+        Self::List(names.iter().map(|name| (*name).to_owned()).collect())
+    }
+}

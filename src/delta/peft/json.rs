@@ -57,6 +57,28 @@ pub(crate) fn why_not(text: &[u8], error: &serde_json::Error) -> String {
     }
 }
 
+/// The base that a config says its adapter was trained on: a note of the trainer's, which decides nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedBase {
+    /// A folder, or `ORG/NAME`.
+    pub name: String,
+    /// Its revision on the hub, where one is named.
+    pub revision: Option<String>,
+}
+
+/// The base that the bytes of an `adapter_config.json` name.
+#[must_use]
+pub fn named_base(config: &[u8]) -> Option<NamedBase> {
+    #[derive(serde::Deserialize)]
+    struct Provenance {
+        base_model_name_or_path: Option<String>,
+        revision: Option<String>,
+    }
+    let Provenance { base_model_name_or_path, revision } = serde_json::from_slice(without_mark(config)).ok()?;
+    let some = |text: &String| !text.is_empty();
+    Some(NamedBase { name: base_model_name_or_path.filter(some)?, revision: revision.filter(some) })
+}
+
 impl fmt::Display for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -190,6 +190,18 @@ fn same<T: PartialEq>(
     }
 }
 
+/// Whether a key is for a module that the base has.
+pub(crate) fn is_of_base(key: &str, layout: &BaseLayout) -> bool {
+    by_core(layout).contains_key(Parts::of(key).core.as_str())
+}
+
+/// Whether a key is one of a whole model: a weight or a bias, and nothing that a method adds.
+pub(crate) fn is_of_a_model(key: &str) -> bool {
+    let added = ["lora_", "ia3_", "ln_tuning", "prompt_", "modules_to_save", "hada_", "lokr_", "vera_", "oft_"];
+    let plain = key.ends_with(".weight") || key.ends_with(".bias");
+    plain && !added.iter().any(|part| key.contains(part))
+}
+
 /// What the base has in place of a key that means nothing here, for people.
 pub(crate) fn nearest(key: &str, layout: &BaseLayout) -> String {
     let parts = Parts::of(key);

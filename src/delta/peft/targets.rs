@@ -99,8 +99,9 @@ struct Layers {
 }
 
 impl Targets {
-    pub(crate) fn read(fields: &Fields) -> Result<Self, DeltaError> {
-        let include = fields.names("target_modules")?;
+    /// `default` is what null means for this method and base.
+    pub(crate) fn read(fields: &Fields, default: Option<&[&str]>) -> Result<Self, DeltaError> {
+        let include = fields.names("target_modules")?.or_else(|| default.map(Names::of));
         let include =
             include.ok_or_else(|| fields.bad("target_modules", "a list of module names, or an expression"))?;
         let exclude = fields.names("exclude_modules")?.filter(|names| *names != Names::List(Vec::new()));
@@ -110,8 +111,8 @@ impl Targets {
     }
 
     /// The targets of a method that knows `layers_to_transform`.
-    pub(crate) fn read_with_layers(fields: &Fields) -> Result<Self, DeltaError> {
-        let targets = Self::read(fields)?;
+    pub(crate) fn read_with_layers(fields: &Fields, default: Option<&[&str]>) -> Result<Self, DeltaError> {
+        let targets = Self::read(fields, default)?;
         let layers = Layers::read(fields)?;
         if layers.is_some() && !matches!(targets.include, Matcher::List(_)) {
             // PEFT refuses to load this, so nothing tells what it would mean.
@@ -252,7 +253,7 @@ impl PatternTable {
 }
 
 /// IA3's `feedforward_modules`: a list here matches any tail of the path, dot or not.
-pub(crate) struct Feedforward(Option<FeedforwardNames>);
+pub(crate) struct Feedforward(FeedforwardNames);
 
 enum FeedforwardNames {
     Expression(Expression),
@@ -260,21 +261,20 @@ enum FeedforwardNames {
 }
 
 impl Feedforward {
-    pub(crate) fn read(fields: &Fields) -> Result<Self, DeltaError> {
-        Ok(Self(match fields.names("feedforward_modules")? {
-            None => None,
-            Some(Names::Pattern(text)) => {
-                Some(FeedforwardNames::Expression(Expression::full("feedforward_modules", &text)?))
-            }
-            Some(Names::List(list)) => Some(FeedforwardNames::Tails(list)),
-        }))
+    /// `default` is what null means for this base.
+    pub(crate) fn read(fields: &Fields, default: Option<&[&str]>) -> Result<Self, DeltaError> {
+        const FIELD: &str = "feedforward_modules";
+        match fields.names(FIELD)?.or_else(|| default.map(Names::of)) {
+            None => Err(fields.bad(FIELD, "a list of module names, or an expression")),
+            Some(Names::Pattern(text)) => Ok(Self(FeedforwardNames::Expression(Expression::full(FIELD, &text)?))),
+            Some(Names::List(list)) => Ok(Self(FeedforwardNames::Tails(list))),
+        }
     }
 
     pub(crate) fn contain(&self, path: &str) -> Result<bool, DeltaError> {
         match &self.0 {
-            None => Ok(false),
-            Some(FeedforwardNames::Expression(expression)) => expression.is_match(path),
-            Some(FeedforwardNames::Tails(tails)) => Ok(tails.iter().any(|tail| path.ends_with(tail))),
+            FeedforwardNames::Expression(expression) => expression.is_match(path),
+            FeedforwardNames::Tails(tails) => Ok(tails.iter().any(|tail| path.ends_with(tail))),
         }
     }
 }

@@ -62,6 +62,20 @@ fn lengths_are_refused_before_anything_is_read() {
 }
 
 #[test]
+fn other_formats_are_told_by_their_first_bytes() {
+    for (start, words) in [
+        (&b"version https://git-lfs.github.com/spec/v1\noid sha256:0"[..], "git lfs pull"),
+        (b"PK\x03\x04archive/data.pkl", "as torch.save writes"),
+        (b"GGUF\x03\0\0\0\0\0", "a GGUF file"),
+        (b"\x1f\x8b\x08\0\0\0\0\0\0", "unpack it"),
+        (b"\x89HDF\r\n\x1a\n\0", "in another format"),
+    ] {
+        let error = read_header(start, &HeaderLimits::default()).unwrap_err();
+        assert!(matches!(error, SafetensorsError::OtherFormat { .. }) && error.to_string().contains(words), "{error}");
+    }
+}
+
+#[test]
 fn duplicates_are_refused_at_every_level() {
     let a = tensor("F32", "[1]", 0, 4);
     let cases = [
@@ -93,7 +107,7 @@ fn shapes_and_dtypes_outside_the_served_set_name_their_tensor() {
         assert!(error.to_string().contains("tensor w"), "{error}");
         error
     };
-    for dtype in ["F64", "I8", "BOOL", "F8_E4M3", "f32", ""] {
+    for dtype in ["I64", "I8", "BOOL", "F8_E4M3", "f32", ""] {
         assert!(matches!(read(dtype, "[1]", 4), SafetensorsError::UnsupportedDtype { .. }), "{dtype}");
     }
     assert!(matches!(read("F32", "[]", 4), SafetensorsError::BadRank { dims: 0, max: 2, .. }));

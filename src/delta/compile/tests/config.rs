@@ -116,6 +116,14 @@ fn methods_that_are_not_served_are_refused_by_name() {
         assert!(error.to_string().starts_with(&format!("adapter_config.json: `peft_type` = {method:?}")), "{error}");
     }
     assert!(matches!(Upload::lora().set("peft_type", "null").refusal(), DeltaError::BadField { .. }));
+    for (field, value, program) in [
+        ("fine_tune_type", r#""lora""#, "MLX"),
+        ("lora_parameters", r#"{"rank": 8}"#, "MLX"),
+        ("model_class", r#""LlamaAdapterModel""#, "AdapterHub"),
+    ] {
+        let error = Upload::lora().set("peft_type", "null").set(field, value).refusal();
+        assert!(matches!(error, DeltaError::UnsupportedField { .. }) && error.to_string().contains(program), "{error}");
+    }
 }
 
 #[test]
@@ -301,6 +309,33 @@ fn the_config_is_refused_before_the_weights_are_looked_at() {
     let base = crate::delta::Base { layout: &toy.layout, weights: &toy };
     let error = crate::delta::compile(&config, b"no safetensors", base, LIMITS).unwrap_err();
     assert!(matches!(error, DeltaError::UnsupportedField { .. }), "{error}");
+}
+
+#[test]
+fn null_targets_are_what_peft_takes_for_the_base() {
+    let lora = |targets: &str| {
+        let upload = Upload::new("LORA").set("r", "2").set("target_modules", targets);
+        ["q_proj", "v_proj"].iter().fold(upload, |upload, name| {
+            let module = |layer: usize| format!("model.layers.{layer}.self_attn.{name}");
+            upload.pair(&module(0), 2).pair(&module(1), 2)
+        })
+    };
+    assert_eq!(lora("null").ops(), lora(r#"["q_proj", "v_proj"]"#).ops());
+    let ia3 = |null: &str| {
+        let mut upload = Upload::ia3().set("target_modules", r#"["k_proj", "v_proj", "down_proj"]"#).set(null, "null");
+        for layer in 0..2 {
+            upload = upload.tensor(&key(&format!("model.layers.{layer}.self_attn.v_proj"), "ia3_l"), &[4, 1]);
+        }
+        upload.ops()
+    };
+    assert_eq!(ia3("feedforward_modules"), ia3("unrelated"));
+    assert_eq!(ia3("target_modules"), ia3("unrelated"));
+    let mut toy = Toy::new();
+    toy.layout.model_type = "phi3";
+    let error = lora("null").compile(&toy).unwrap_err();
+    assert!(matches!(&error, DeltaError::BadField { field, .. } if field == "target_modules"), "{error}");
+    let error = Upload::ia3().set("feedforward_modules", "null").compile(&toy).unwrap_err();
+    assert!(matches!(&error, DeltaError::BadField { field, .. } if field == "feedforward_modules"), "{error}");
 }
 
 #[test]

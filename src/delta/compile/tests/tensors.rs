@@ -93,6 +93,12 @@ fn a_tensor_of_a_module_that_is_no_target_is_refused() {
     assert_eq!(tensor, key("model.layers.0.self_attn.v_proj", "lora_A.weight"));
     let excluded = Upload::lora().set("exclude_modules", r#"".*\\.1\\..*""#).refusal();
     assert!(matches!(excluded, DeltaError::NotTargeted { .. }), "{excluded}");
+    for upload in
+        [Upload::ia3().set("target_modules", r#"["k_proj"]"#), Upload::ln_tuning().set("target_modules", "[]")]
+    {
+        let error = upload.refusal();
+        assert!(matches!(error, DeltaError::NotTargeted { .. }), "{error}");
+    }
     let others = Upload::lora().set("layers_to_transform", "0").refusal();
     assert!(matches!(others, DeltaError::NotTargeted { .. }), "{others}");
 }
@@ -184,6 +190,22 @@ fn a_refusal_shows_the_files_own_keys_and_what_the_base_has() {
 }
 
 #[test]
+fn a_whole_model_is_no_adapter() {
+    let weights = |prefix: &str| {
+        let module = |layer: usize| format!("{prefix}model.layers.{layer}.self_attn.q_proj.weight");
+        let bare = Upload::new("LORA").set("r", "2").set("target_modules", r#"["q_proj"]"#);
+        bare.tensor(&module(0), &[HIDDEN, HIDDEN]).tensor(&module(1), &[HIDDEN, HIDDEN])
+    };
+    for upload in [weights(""), weights("base_model.model."), weights("other.")] {
+        let error = upload.refusal();
+        assert!(matches!(error, DeltaError::WholeModel { kind: "LoRA", .. }), "{error}");
+        assert!(error.to_string().contains("--model"), "{error}");
+    }
+    let mixed = weights("base_model.model.").pair("model.layers.0.self_attn.q_proj", 2).refusal();
+    assert!(matches!(mixed, DeltaError::MissingTensor { .. }), "{mixed}");
+}
+
+#[test]
 fn a_vector_may_come_flat() {
     let l = |layer: usize, module: &str| key(&format!("model.layers.{layer}.{module}"), "ia3_l");
     let flat = (0..2).fold(Upload::ia3(), |upload, layer| {
@@ -213,13 +235,14 @@ fn files_of_16_bits_hold_the_same_numbers() {
         let (DeltaOp::LowRank { a, b, .. }, DeltaOp::LowRank { a: a16, b: b16, .. }) = (wide, narrow) else { panic!() };
         assert_eq!((a.to_f32(), b.to_f32()), (a16.to_f32(), b16.to_f32()));
     }
-    let error = Upload::lora().in_dtype(Dtype::F64).refusal();
-    assert!(error.to_string().contains("F64"), "{error}");
+    assert_eq!(Upload::lora().in_dtype(Dtype::F64).ops(), f32_file.ops());
+    let error = Upload::lora().in_dtype(Dtype::I32).refusal();
+    assert!(error.to_string().contains("I32"), "{error}");
 }
 
 #[test]
 fn numbers_that_are_not_finite_are_refused_in_every_dtype() {
-    for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F64] {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let name = key(Q1, "lora_B.weight");
             let mut values = numbers(&name, &[HIDDEN, 2]);

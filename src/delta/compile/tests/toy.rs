@@ -98,6 +98,7 @@ impl Toy {
             vocab_size: VOCAB,
             norm_offset: 0.0,
             tied,
+            model_type: "llama",
         };
         Self { layout: BaseLayout::new(sizes, modules), weights }
     }

@@ -36,6 +36,7 @@ fn layout() -> BaseLayout {
         vocab_size: 4,
         norm_offset: 0.0,
         tied: false,
+        model_type: "llama",
     };
     BaseLayout::new(sizes, modules)
 }
