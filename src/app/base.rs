@@ -1,8 +1,7 @@
 //! The base model, opened: its folder found, its small files read and its weights mapped. Nothing of it is on the
 //! device yet.
 
-use std::io::{IsTerminal, stderr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use tempfile::TempDir;
@@ -10,12 +9,12 @@ use tempfile::TempDir;
 use super::bundled;
 use super::error::AppError;
 use crate::admission::GenerationDefaults;
+use crate::cli::fetch;
 use crate::config::{Environment, ModelSource};
 use crate::files::{self, MAX_SETTINGS_BYTES};
-use crate::model::hub::{self, HubOptions};
+use crate::model::hub::Wanted;
 use crate::model::{Checkpoint, DecoderSpec, ModelError};
 use crate::ops::Dtype;
-use crate::telemetry::Progress;
 use crate::text::{ChatTemplate, Tokenizer};
 
 /// A base model's files.
@@ -38,9 +37,9 @@ impl OpenedBase {
     pub fn open(source: &ModelSource, environment: &Environment) -> Result<Self, AppError> {
         match source {
             ModelSource::Dir(dir) => Self::in_folder(dir, folder_name(dir), None),
-            ModelSource::Hub { repository } => {
-                let dir = fetch(repository, environment)?;
-                Self::in_folder(&dir, repository.clone(), None)
+            ModelSource::Hub(repository) => {
+                let dir = fetch(repository, Wanted::Model, environment)?;
+                Self::in_folder(&dir, repository.name.clone(), None)
             }
             ModelSource::Bundled => {
                 let unpacked = bundled::unpack()?;
@@ -116,22 +115,6 @@ impl OpenedBase {
         let names = self.checkpoint.config().get("architectures");
         names.and_then(|names| names.get(0)).and_then(|name| name.as_str()).unwrap_or_default().to_owned()
     }
-}
-
-/// Fetch a model of the hub, showing how far it has come.
-fn fetch(repository: &str, environment: &Environment) -> Result<PathBuf, AppError> {
-    let options = HubOptions::from_environment(environment)?;
-    let mut bar: Option<Progress> = None;
-    let folder = hub::fetch(&options, repository, &mut |at| {
-        let start = || Progress::bytes(&format!("fetching {repository}"), at.total, stderr().is_terminal());
-        let bar = bar.get_or_insert_with(start);
-        let (before, _) = bar.position();
-        bar.advance(at.done.saturating_sub(before));
-    })?;
-    if let Some(bar) = bar {
-        bar.finish();
-    }
-    Ok(folder)
 }
 
 /// The last part of a path, or the whole where it has none.

@@ -1,12 +1,13 @@
 //! The model in the binary: a small base, its adapters, and a prompt for each. `build.rs` lists the files.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::error::AppError;
+use crate::config::AdapterSource;
 use crate::types::AdapterName;
 
 /// Path under `models/demo`, with `/`, and content.
@@ -44,13 +45,13 @@ pub(super) fn unpack() -> Result<TempDir, AppError> {
 }
 
 /// The adapters of an unpacked model, by name.
-pub(super) fn adapters(folder: &Path) -> Result<Vec<(AdapterName, PathBuf)>, AppError> {
+pub(super) fn adapters(folder: &Path) -> Result<Vec<(AdapterName, AdapterSource)>, AppError> {
     let mut found = Vec::new();
     for (path, _) in FILES {
         let name = path.strip_prefix("adapters/").and_then(|rest| rest.strip_suffix("/adapter_config.json"));
         let Some(name) = name else { continue };
         let parsed = name.parse().map_err(|_| bad(format!("{name:?} is no name of an adapter")))?;
-        found.push((parsed, folder.join("adapters").join(name)));
+        found.push((parsed, AdapterSource::Dir(folder.join("adapters").join(name))));
     }
     Ok(found)
 }

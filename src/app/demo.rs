@@ -37,7 +37,7 @@ pub(super) async fn run(
     let mut config = ServeConfig::for_demo(args, environment)?;
     let base = tokio::task::block_in_place(|| OpenedBase::open(&config.model, environment))?;
     config.adapters = bundled::adapters(base.dir())?;
-    let server = Server::start(&config, &base, began).await?;
+    let server = Server::start(&config, &base, environment, began).await?;
     server.metrics().follow_log(log.lost());
     let lifecycle = server.lifecycle().clone();
     end_on_signals(lifecycle.clone());

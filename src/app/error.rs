@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::inspect::InspectError;
 use crate::adapters::{AdapterError, LoadFailure};
 use crate::admission::GenerationDefaultsError;
-use crate::cli::CliError;
+use crate::cli::{BringError, CliError, exit_of_hub};
 use crate::config::{ConfigProblems, Exit};
 use crate::engine::EngineError;
 use crate::model::ModelError;
@@ -56,6 +56,14 @@ pub enum AppError {
     /// The store.
     #[error("the adapter store: {0}")]
     Store(AdapterError),
+    /// An adapter named by a flag cannot be had.
+    #[error("--adapter {name}: {source}")]
+    Bring {
+        /// Its name.
+        name: AdapterName,
+        /// Why not.
+        source: BringError,
+    },
     /// An adapter named by a flag cannot be taken in.
     #[error("--adapter {name}: {source}")]
     Import {
@@ -161,14 +169,13 @@ impl AppError {
                 Some(AdapterError::MissingFile { .. }) => Exit::NotFound,
                 _ => Exit::Rejected,
             },
-            Self::Hub(HubError::NotFound { .. } | HubError::NotCached { .. }) => Exit::NotFound,
-            Self::Hub(HubError::Unreachable { .. }) => Exit::Unavailable,
+            Self::Bring { source, .. } => source.exit(),
+            Self::Hub(error) => exit_of_hub(error),
             Self::Inspect(error) => error.exit(),
             Self::Cli(error) => error.exit(),
             Self::LogThread(_)
             | Self::Runtime(_)
             | Self::Model(_)
-            | Self::Hub(_)
             | Self::GenerationDefaults(_)
             | Self::Tokenizer(_)
             | Self::Chat(_)

@@ -14,7 +14,7 @@ use crate::adapters::import::read_folder;
 use crate::adapters::{AdapterError, StoreLimits};
 use crate::config::Exit;
 use crate::config::units::format_bytes;
-use crate::delta::{Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, compile, config_refusals};
+use crate::delta::{Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, compile, config_refusals, named_base};
 use crate::model::{Checkpoint, DecoderSpec, base_layout};
 use crate::ops::Dtype;
 pub(super) use command::run;
@@ -31,6 +31,8 @@ pub struct InspectBase<'a> {
     pub checkpoint: &'a Checkpoint,
     /// Type of matrices on the device.
     pub dtype: Dtype,
+    /// Why it is this one, where nobody named it.
+    pub note: Option<&'a str>,
 }
 
 /// Limits a server would set.
@@ -65,6 +67,9 @@ pub struct BaseShape {
     pub vocab_size: usize,
     /// The head is the embedding.
     pub tied: bool,
+    /// Why it is this one, where nobody named it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// Virtual tokens at the head of every sequence.
@@ -158,7 +163,7 @@ pub fn inspect(base: InspectBase<'_>, folder: &Path, limits: &InspectLimits) -> 
     let program = compile(&files.config, &files.weights, against, limits.compile);
     let program = program.map_err(|first| refusals(first, &files.config, &layout, limits.compile))?;
     let stored_bytes = (files.config.len() + files.weights.len()) as u64;
-    Ok(describe(base, &program, version.to_string(), trained_on(&files.config), stored_bytes))
+    Ok(describe(base, &program, version.to_string(), named_base(&files.config).map(|base| base.name), stored_bytes))
 }
 
 /// All that is refused of the config, where it is the config; else what the compiler stopped at.
@@ -178,7 +183,7 @@ fn describe(
     let virtual_tokens = facts.virtual_tokens;
     Inspection {
         version,
-        base: BaseShape::of(base.name, base.spec),
+        base: BaseShape::of(base),
         trained_on,
         kind: facts.kind,
         max_rank: facts.max_rank,
@@ -197,9 +202,11 @@ fn describe(
 impl BaseShape {
     /// Shape of a decoder.
     #[must_use]
-    pub fn of(name: &str, spec: &DecoderSpec) -> Self {
+    pub fn of(base: InspectBase<'_>) -> Self {
+        let InspectBase { name, spec, note, .. } = base;
         Self {
             name: name.to_owned(),
+            note: note.map(str::to_owned),
             family: spec.family.model_type(),
             layers: spec.layers.len(),
             hidden_size: spec.hidden_size,
@@ -229,21 +236,16 @@ impl BaseShape {
     }
 }
 
-/// `base_model_name_or_path` of a config that has just been compiled.
-fn trained_on(config: &[u8]) -> Option<String> {
-    #[derive(serde::Deserialize)]
-    struct Provenance {
-        base_model_name_or_path: Option<String>,
-    }
-    serde_json::from_slice::<Provenance>(config).ok()?.base_model_name_or_path.filter(|name| !name.is_empty())
-}
-
 fn row(out: &mut impl Write, label: &str, text: &str) -> io::Result<()> {
     writeln!(out, "{label:<16}{text}")
 }
 
 fn lines(out: &mut impl Write, label: &str, texts: &[String]) -> io::Result<()> {
     texts.iter().enumerate().try_for_each(|(index, text)| row(out, if index == 0 { label } else { "" }, text))
+}
+
+fn note(base: InspectBase<'_>, out: &mut impl Write) -> io::Result<()> {
+    base.note.map_or(Ok(()), |note| row(out, "", note))
 }
 
 /// Write an inspection, or what is refused, for people.
@@ -258,13 +260,15 @@ pub fn write_text(
     let inspection = match result {
         Ok(inspection) => inspection,
         Err(error) => {
-            row(out, "base", &BaseShape::of(base.name, base.spec).line())?;
+            row(out, "base", &BaseShape::of(base).line())?;
+            note(base, out)?;
             return lines(out, "refused", &error.lines());
         }
     };
     row(out, "kind", &inspection.kind)?;
     row(out, "version", &inspection.version)?;
     row(out, "base", &inspection.base.line())?;
+    note(base, out)?;
     if let Some(name) = &inspection.trained_on {
         row(out, "trained on", name)?;
     }
@@ -296,7 +300,7 @@ pub fn write_json(
     match result {
         Ok(inspection) => serde_json::to_writer_pretty(&mut *out, inspection)?,
         Err(error) => {
-            let shape = BaseShape::of(base.name, base.spec);
+            let shape = BaseShape::of(base);
             let document = serde_json::json!({ "base": shape, "refused": error.lines() });
             serde_json::to_writer_pretty(&mut *out, &document)?;
         }

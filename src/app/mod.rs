@@ -104,7 +104,10 @@ async fn dispatch(command: &Command, environment: &Environment, log: &LogSink) -
         Command::Generate(args) => Ok(cli::generate(args, &mut out).await?),
         Command::Adapter(command) => {
             // `inspect` writes by itself: the verb's writer is in use by then.
-            cli::adapter(command, &mut out, async |args| inspect::run(args, environment, &mut stdout()).await).await
+            cli::adapter(command, environment, &mut out, async |args| {
+                inspect::run(args, environment, &mut stdout()).await
+            })
+            .await
         }
     }
 }

@@ -13,7 +13,7 @@ pub(super) async fn run(args: &ServeArgs, environment: &Environment, log: &LogSi
     let began = Instant::now();
     let config = ServeConfig::resolve(args, environment)?;
     let base = tokio::task::block_in_place(|| OpenedBase::open(&config.model, environment))?;
-    let server = Server::start(&config, &base, began).await?;
+    let server = Server::start(&config, &base, environment, began).await?;
     server.metrics().follow_log(log.lost());
     end_on_signals(server.lifecycle().clone());
     server.ended().await

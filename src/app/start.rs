@@ -25,8 +25,9 @@ use crate::adapters::{
 };
 use crate::admission::validate::MAX_REQUEST_TOKENS;
 use crate::admission::{AdapterHall, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits};
+use crate::cli::{Brought, bring};
 use crate::config::units::format_bytes;
-use crate::config::{MetricsListen, ServeConfig, StoreLocation, available_memory};
+use crate::config::{AdapterSource, Environment, MetricsListen, ServeConfig, StoreLocation, available_memory};
 use crate::delta::SERVED_KINDS;
 use crate::engine::{EngineHandle, HostMemory};
 use crate::ops::Dtype;
@@ -66,12 +67,18 @@ impl Server {
     ///
     /// # Errors
     /// Everything that keeps a server from running; nothing is left then.
-    pub async fn start(config: &ServeConfig, base: &OpenedBase, began: Instant) -> Result<Self, AppError> {
+    pub async fn start(
+        config: &ServeConfig,
+        base: &OpenedBase,
+        environment: &Environment,
+        began: Instant,
+    ) -> Result<Self, AppError> {
         let listeners = Listeners::from(listen::bind(&config.listen).await?);
         let listen_failed = |source| AppError::Listen { address: config.listen.to_string(), source };
         let mut addresses = listeners.addresses().map_err(listen_failed)?.into_iter();
         let address = addresses.next().ok_or_else(|| listen_failed(ErrorKind::AddrNotAvailable.into()))?;
         let front = Front::read(base)?;
+        let brought = tokio::task::block_in_place(|| bring_adapters(config, environment))?;
         let dtype = hall::dtype(config, base);
         let sizes = sizes(config, base, dtype)?;
         let (store, temporary_store) = open_store(config, sizes)?;
@@ -84,8 +91,8 @@ impl Server {
         let hall =
             tokio::task::block_in_place(|| hall::start(config, base, dtype, sizes, Arc::clone(&registry), &metrics))?;
         metrics.record_cache(config.cache.block_size, sizes.kv_blocks as usize);
-        for (name, folder) in &config.adapters {
-            tokio::task::block_in_place(|| import(&registry, hall.adapters.as_ref(), name, folder))?;
+        for (name, adapter) in &brought {
+            tokio::task::block_in_place(|| import(&registry, hall.adapters.as_ref(), name, adapter.dir()))?;
         }
         load_pinned(&registry, &hall.adapters);
         housekeeping::start(Arc::clone(&registry), metrics.clone());
@@ -272,6 +279,17 @@ impl From<AdapterError> for ImportFailure {
     fn from(error: AdapterError) -> Self {
         Self(Arc::new(error))
     }
+}
+
+/// Bring the adapters that the flags name, before anything large is read: one that is not there ends the start.
+fn bring_adapters(config: &ServeConfig, environment: &Environment) -> Result<Vec<(AdapterName, Brought)>, AppError> {
+    let bring_one = |(name, source): &(AdapterName, AdapterSource)| {
+        let failed = |source| AppError::Bring { name: name.clone(), source };
+        let brought = bring(source, environment).map_err(failed)?;
+        brought.notes().iter().for_each(|note| tracing::info!(adapter = %name, "{note}"));
+        Ok((name.clone(), brought))
+    };
+    config.adapters.iter().map(bring_one).collect()
 }
 
 fn import(

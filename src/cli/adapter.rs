@@ -11,7 +11,7 @@ use super::table::Table;
 use super::upload;
 use crate::config::client::NamedArgs;
 use crate::config::units::format_bytes;
-use crate::config::{AdapterCommand, ClientArgs, InspectArgs};
+use crate::config::{AdapterCommand, ClientArgs, Environment, InspectArgs};
 use crate::server::pb;
 use pb::adapter_service_client::AdapterServiceClient;
 
@@ -26,6 +26,7 @@ const PAGE: i32 = 500;
 /// The connection, the server's refusal, the output, or whatever `inspect` says.
 pub async fn run<E: From<CliError>>(
     command: &AdapterCommand,
+    environment: &Environment,
     out: &mut impl Write,
     inspect: impl AsyncFnOnce(&InspectArgs) -> Result<(), E>,
 ) -> Result<(), E> {
@@ -33,7 +34,7 @@ pub async fn run<E: From<CliError>>(
         AdapterCommand::Inspect(args) => return inspect(args).await,
         AdapterCommand::List { client } => list(client, out).await,
         AdapterCommand::Delete(args) => delete(args, out).await,
-        AdapterCommand::Upload(args) => print(&args.client, upload::run(args).await, out),
+        AdapterCommand::Upload(args) => print(&args.client, upload::run(args, environment).await, out),
         AdapterCommand::Show(args) => print(&args.client, show(args).await, out),
         AdapterCommand::Load { named, pin } => print(&named.client, load(named, *pin).await, out),
         AdapterCommand::Unload(args) => print(&args.client, unload(args).await, out),

@@ -2,6 +2,7 @@
 
 use tonic::Code;
 
+use super::bring::BringError;
 use crate::config::Exit;
 
 /// Why a verb failed.
@@ -34,6 +35,9 @@ pub enum CliError {
         /// The system's words.
         source: std::io::Error,
     },
+    /// An adapter that cannot be had.
+    #[error(transparent)]
+    Bring(#[from] BringError),
     /// Writing to the terminal or pipe.
     #[error("writing the output: {0}")]
     Output(std::io::Error),
@@ -51,14 +55,6 @@ pub enum CliError {
 /// Arguments that cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum UsageError {
-    /// A folder without adapter.
-    #[error("{folder} has no {file}")]
-    NoAdapter {
-        /// As given.
-        folder: String,
-        /// What it lacks.
-        file: &'static str,
-    },
     /// Prompt bytes that are no text.
     #[error("the prompt is not UTF-8")]
     PromptEncoding,
@@ -76,6 +72,7 @@ impl CliError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Status(status) => exit_of(status.code()),
+            Self::Bring(error) => error.exit(),
             Self::BadAddress { .. } | Self::Usage(_) => Exit::Usage,
             Self::Connect { .. } => Exit::Unavailable,
             Self::File { .. } | Self::Output(_) | Self::Incomplete { .. } => Exit::Failure,

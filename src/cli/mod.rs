@@ -4,6 +4,7 @@
 //! to standard error. `serve`, `demo` and `inspect` need the whole house and are the application's.
 
 mod adapter;
+mod bring;
 mod client;
 mod exit;
 mod generate;
@@ -11,6 +12,7 @@ mod table;
 mod upload;
 
 pub use adapter::run as adapter;
+pub use bring::{BringError, Brought, bring, exit_of_hub, fetch};
 pub use exit::{CliError, UsageError};
 pub use generate::run as generate;
 pub use table::Table;

@@ -11,10 +11,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic::transport::Channel;
+use tonic_types::StatusExt;
 
+use super::bring::bring;
 use super::client::{connect, request};
-use super::exit::{CliError, UsageError};
-use crate::config::{ClientArgs, UploadArgs};
+use super::exit::CliError;
+use crate::config::{ClientArgs, Environment, UploadArgs};
+use crate::files;
 use crate::server::pb;
 use crate::telemetry::progress::Progress;
 use pb::adapter_service_client::AdapterServiceClient;
@@ -22,20 +25,25 @@ use pb::upload_adapter_request::Frame;
 
 const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 const CHUNK: usize = 512 * 1024;
+/// Most bytes of a config that goes with the header.
+const MAX_CONFIG: u64 = 1 << 20;
 /// How often an upload goes on after the connection broke.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Upload a folder and return the adapter.
+/// Bring an adapter, upload it and return what the server says of it.
 ///
 /// # Errors
-/// The folder, the connection, the server's refusal.
-pub(super) async fn run(args: &UploadArgs) -> Result<Option<pb::Adapter>, CliError> {
-    let folder = args.dir.clone();
-    let files = blocking(move || digest_all(&folder)).await??;
+/// The folder or the hub, the connection, the server's refusal.
+pub(super) async fn run(args: &UploadArgs, environment: &Environment) -> Result<Option<pb::Adapter>, CliError> {
+    let (source, environment) = (args.source.clone(), environment.clone());
+    let brought = blocking(move || bring(&source, &environment)).await??;
+    brought.notes().iter().for_each(|note| tracing::info!("{note}"));
+    let folder = brought.dir().to_owned();
+    let (files, config) = blocking(move || digest_all(&folder)).await??;
     let mut service = AdapterServiceClient::new(connect(&args.client).await?);
     let upload_id = args.upload_id.clone().unwrap_or_else(random_id);
-    let header = header(args, &files, &upload_id);
+    let header = header(args, &files, config, &upload_id);
     let mut attempt = 1;
     loop {
         match send(&args.client, &mut service, header.clone(), &files).await {
@@ -45,10 +53,23 @@ pub(super) async fn run(args: &UploadArgs) -> Result<Option<pb::Adapter>, CliErr
                 attempt += 1;
             }
             Err(error) => {
-                tracing::error!("the upload broke off; to go on: --upload-id {upload_id}");
+                if broke_off(&error) {
+                    tracing::error!("the upload broke off; to go on: --upload-id {upload_id}");
+                }
                 return Err(error);
             }
         }
+    }
+}
+
+/// Whether an upload ended on its way, so that sending the rest of it can help; a refusal stays one.
+fn broke_off(error: &CliError) -> bool {
+    let CliError::Status(status) = error else { return false };
+    match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => true,
+        // The server waited too long for the next piece, or another stream goes on with it.
+        Code::Aborted => status.get_details_error_info().is_some_and(|info| info.reason.starts_with("UPLOAD_")),
+        _ => false,
     }
 }
 
@@ -59,19 +80,21 @@ struct LocalFile {
     sha256: String,
 }
 
-fn digest_all(folder: &Path) -> Result<Vec<LocalFile>, CliError> {
-    FILES.into_iter().map(|name| digest(folder, name)).collect()
+/// The files with their digests, and the config where the header can carry it.
+fn digest_all(folder: &Path) -> Result<(Vec<LocalFile>, Vec<u8>), CliError> {
+    let files: Vec<_> = FILES.into_iter().map(|name| digest(folder, name)).collect::<Result<_, _>>()?;
+    let config = match files.first() {
+        Some(file) if file.size <= MAX_CONFIG => files::read(&file.path, MAX_CONFIG)
+            .map_err(|source| CliError::File { action: "reading", path: file.path.display().to_string(), source })?,
+        _ => Vec::new(),
+    };
+    Ok((files, config))
 }
 
 fn digest(folder: &Path, name: &'static str) -> Result<LocalFile, CliError> {
     let path = folder.join(name);
-    let failed = |source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::NotFound => {
-            CliError::from(UsageError::NoAdapter { folder: folder.display().to_string(), file: name })
-        }
-        _ => CliError::File { action: "reading", path: path.display().to_string(), source },
-    };
-    let mut file = std::fs::File::open(&path).map_err(failed)?;
+    let failed = |source| file_error("reading", &path, source);
+    let mut file = files::open(&path).map_err(failed)?;
     let mut hasher = Sha256::new();
     let size = std::io::copy(&mut file, &mut hasher).map_err(failed)?;
     let sha256 = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -84,7 +107,7 @@ fn random_id() -> String {
     format!("cli-{:016x}{:016x}", random(), random())
 }
 
-fn header(args: &UploadArgs, files: &[LocalFile], upload_id: &str) -> pb::UploadHeader {
+fn header(args: &UploadArgs, files: &[LocalFile], config: Vec<u8>, upload_id: &str) -> pb::UploadHeader {
     let file =
         |file: &LocalFile| pb::UploadFile { path: file.name.to_owned(), size: file.size, sha256: file.sha256.clone() };
     pb::UploadHeader {
@@ -94,6 +117,7 @@ fn header(args: &UploadArgs, files: &[LocalFile], upload_id: &str) -> pb::Upload
         expected_version: args.expected_version.clone(),
         validate_only: args.validate_only,
         pin: args.pin,
+        config,
     }
 }
 
@@ -149,7 +173,7 @@ fn read_frames(
         return Ok(progress);
     }
     for (file_index, (path, mut offset)) in parts.into_iter().enumerate() {
-        let mut file = std::fs::File::open(&path).map_err(|source| file_error("opening", &path, source))?;
+        let mut file = files::open(&path).map_err(|source| file_error("opening", &path, source))?;
         std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(offset))
             .map_err(|source| file_error("reading", &path, source))?;
         loop {
@@ -177,4 +201,37 @@ fn file_error(action: &'static str, path: &Path, source: std::io::Error) -> CliE
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, CliError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|source| file_error("reading", Path::new("the adapter"), source.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    #[test]
+    fn only_an_upload_that_broke_off_can_be_gone_on_with() {
+        let with = |code, reason: &str| {
+            let details = ErrorDetails::with_error_info(reason, "polydelta.dev", std::collections::HashMap::new());
+            broke_off(&Status::with_error_details(code, "", details).into())
+        };
+        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Unknown] {
+            assert!(with(code, "X"), "{code:?}");
+        }
+        assert!(with(Code::Aborted, "UPLOAD_IDLE"));
+        assert!(!with(Code::Aborted, "ADAPTER_VERSION_MISMATCH"));
+        for code in [
+            Code::InvalidArgument,
+            Code::AlreadyExists,
+            Code::FailedPrecondition,
+            Code::ResourceExhausted,
+            Code::OutOfRange,
+            Code::Internal,
+            Code::Unimplemented,
+            Code::DataLoss,
+        ] {
+            assert!(!with(code, "X"), "{code:?}");
+        }
+    }
 }

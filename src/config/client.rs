@@ -1,11 +1,11 @@
 //! The verbs that talk to a running server, and `inspect`, which needs none.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Subcommand};
 
+use super::source::AdapterSource;
 use super::units::parse_duration;
 use crate::types::AdapterName;
 
@@ -72,8 +72,10 @@ pub struct NamedArgs {
 pub struct UploadArgs {
     /// Name to serve it under
     pub name: AdapterName,
-    /// Folder with adapter_config.json and adapter_model.safetensors
-    pub dir: PathBuf,
+    /// Folder as peft saved it, or hf:ORG/REPO to fetch one, at a branch, tag or commit as in hf:ORG/REPO@v1.0; weights
+    /// that are pickled (adapter_model.bin) are converted without running them
+    #[arg(value_name = "DIR|hf:ORG/REPO[@REV]")]
+    pub source: AdapterSource,
     /// Replace only this version; "" means that the name must not exist yet
     #[arg(long, env = "POLYDELTA_EXPECTED_VERSION", value_name = "VERSION")]
     pub expected_version: Option<String>,
@@ -94,10 +96,12 @@ pub struct UploadArgs {
 /// `polydelta adapter inspect`.
 #[derive(Clone, Debug, Args)]
 pub struct InspectArgs {
-    /// Folder with adapter_config.json and adapter_model.safetensors
-    pub dir: PathBuf,
-    /// Base model it was trained on: a folder or hf:ORG/NAME; the bundled model where it is not given
-    #[arg(long, env = "POLYDELTA_MODEL", value_name = "DIR|hf:ORG/NAME")]
+    /// Folder as peft saved it, or hf:ORG/REPO to fetch one, at a branch, tag or commit as in hf:ORG/REPO@v1.0
+    #[arg(value_name = "DIR|hf:ORG/REPO[@REV]")]
+    pub source: AdapterSource,
+    /// Base model it was trained on: a folder or hf:ORG/NAME[@REV]. Where it is not given, the base that the config
+    /// names, if that is a folder or in the hub's cache; else the bundled model
+    #[arg(long, env = "POLYDELTA_MODEL", value_name = "DIR|hf:ORG/NAME[@REV]")]
     pub model: Option<String>,
     /// Accept fields of adapter_config.json that are not known here, as `serve` does with this flag
     #[arg(long, env = "POLYDELTA_ALLOW_UNKNOWN_ADAPTER_FIELDS", value_parser = BoolishValueParser::new())]

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod problem;
 pub mod serve;
 pub mod serve_args;
+pub mod source;
 pub mod units;
 
 #[cfg(test)]
@@ -32,3 +33,4 @@ pub use serve::{
     StoreLocation, TransportConfig, WatchdogConfig,
 };
 pub use serve_args::{DtypeChoice, Kernels, ServeArgs};
+pub use source::{AdapterSource, HubRepository};

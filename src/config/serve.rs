@@ -14,6 +14,7 @@ use super::problem::{ConfigProblem, ConfigProblems};
 use super::serve_args::{
     AdapterArgs, DtypeChoice, Kernels, NetworkArgs, ObservabilityArgs, RequestArgs, SchedulerArgs, ServeArgs,
 };
+use super::source::{AdapterSource, HubRepository};
 use crate::types::AdapterName;
 
 /// Where the base model comes from.
@@ -22,10 +23,7 @@ pub enum ModelSource {
     /// A folder as Hugging Face lays it out.
     Dir(PathBuf),
     /// A repository of the hub.
-    Hub {
-        /// `ORG/NAME`.
-        repository: String,
-    },
+    Hub(HubRepository),
     /// The model in the binary.
     Bundled,
 }
@@ -173,7 +171,7 @@ pub struct ServeConfig {
     /// Base model.
     pub model: ModelSource,
     /// Adapters to serve from the start, in the order given.
-    pub adapters: Vec<(AdapterName, PathBuf)>,
+    pub adapters: Vec<(AdapterName, AdapterSource)>,
     /// Where uploads are kept.
     pub store: StoreLocation,
     /// Type of weights and KV cache.
@@ -263,7 +261,7 @@ impl ServeConfig {
         let mut checks = Checks::default();
         let config = Self {
             model: model_source(&mut checks, &args.model.model),
-            adapters: adapter_folders(&mut checks, &args.adapters),
+            adapters: adapter_sources(&mut checks, &args.adapters),
             store: store_location(&mut checks, &args.adapters, environment),
             dtype: args.model.dtype,
             device: device(&mut checks, &args.model.device),
@@ -308,13 +306,13 @@ impl ServeConfig {
 }
 
 impl InspectArgs {
-    /// The base to inspect against, and the limits that a server sets where its flags do not say.
+    /// The base to inspect against where one is named, and the limits that a server sets where its flags do not say.
     ///
     /// # Errors
     /// [`ConfigProblems`] naming `--model`.
-    pub fn resolve(&self) -> Result<(ModelSource, AdapterLimits), ConfigProblems> {
+    pub fn resolve(&self) -> Result<(Option<ModelSource>, AdapterLimits), ConfigProblems> {
         let mut checks = Checks::default();
-        let source = self.model.as_ref().map_or(ModelSource::Bundled, |model| model_source(&mut checks, model));
+        let source = self.model.as_ref().map(|model| model_source(&mut checks, model));
         let limits = adapter_limits(&mut checks, &default_serve_args()?.adapters);
         let limits = AdapterLimits { allow_unknown_fields: self.allow_unknown_adapter_fields, ..limits };
         checks.done((source, limits))
@@ -326,42 +324,42 @@ fn default_serve_args() -> Result<ServeArgs, ConfigProblems> {
 }
 
 fn model_source(checks: &mut Checks, model: &str) -> ModelSource {
-    const EXPECTED: &str = "a folder or hf:ORG/NAME";
+    const EXPECTED: &str = "a folder or hf:ORG/NAME[@REVISION]";
     let invalid = || ConfigProblem::Invalid { flag: "--model", value: model.to_owned(), expected: EXPECTED };
-    let Some(repository) = model.strip_prefix("hf:") else {
-        if model.is_empty() {
-            checks.report(invalid());
-        } else {
-            checks.folder("--model", PathBuf::from(model));
-        }
-        return ModelSource::Dir(PathBuf::from(model));
-    };
-    let part = |part: &str| {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        !part.is_empty() && part.len() <= 96 && part.bytes().all(allowed) && !part.starts_with('.')
-    };
-    if !repository.split_once('/').is_some_and(|(organization, name)| part(organization) && part(name)) {
-        checks.report(invalid());
+    match model.strip_prefix("hf:").map(str::parse::<HubRepository>) {
+        Some(Ok(repository)) => return ModelSource::Hub(repository),
+        Some(Err(_)) => checks.report(invalid()),
+        None if model.is_empty() => checks.report(invalid()),
+        None => drop(checks.folder("--model", PathBuf::from(model))),
     }
-    ModelSource::Hub { repository: repository.to_owned() }
+    ModelSource::Dir(PathBuf::from(model))
 }
 
-fn adapter_folders(checks: &mut Checks, args: &AdapterArgs) -> Vec<(AdapterName, PathBuf)> {
+fn adapter_sources(checks: &mut Checks, args: &AdapterArgs) -> Vec<(AdapterName, AdapterSource)> {
     const FLAG: &str = "--adapter";
-    let mut adapters: Vec<(AdapterName, PathBuf)> = Vec::new();
+    const EXPECTED: &str = "NAME=DIR or NAME=hf:ORG/REPO[@REVISION]";
+    let mut adapters: Vec<(AdapterName, AdapterSource)> = Vec::new();
     for text in &args.adapters {
         let invalid = |expected| ConfigProblem::Invalid { flag: FLAG, value: text.clone(), expected };
-        let Some((name, dir)) = text.split_once('=') else {
-            checks.report(invalid("NAME=DIR"));
+        let Some((name, source)) = text.split_once('=') else {
+            checks.report(invalid(EXPECTED));
             continue;
         };
-        let dir = checks.folder(FLAG, PathBuf::from(dir));
+        let source = source.parse::<AdapterSource>();
+        match &source {
+            // What is there and no adapter is said where it is looked at.
+            Ok(AdapterSource::Dir(dir)) if !dir.exists() => {
+                checks.report(ConfigProblem::NoFolder { flag: FLAG, path: dir.clone() });
+            }
+            Ok(_) => {}
+            Err(_) => checks.report(invalid(EXPECTED)),
+        }
         match name.parse::<AdapterName>() {
             Err(_) => checks.report(invalid(AdapterName::RULE)),
             Ok(name) if adapters.iter().any(|(other, _)| *other == name) => {
                 checks.report(ConfigProblem::Duplicate { flag: FLAG, name: name.to_string() });
             }
-            Ok(name) => adapters.push((name, dir)),
+            Ok(name) => adapters.extend(source.ok().map(|source| (name, source))),
         }
     }
     adapters

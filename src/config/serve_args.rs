@@ -74,8 +74,8 @@ pub enum Kernels {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// Folder of a Hugging Face model, or hf:ORG/NAME to fetch one
-    #[arg(long, env = "POLYDELTA_MODEL", value_name = "DIR|hf:ORG/NAME")]
+    /// Folder of a Hugging Face model, or hf:ORG/NAME to fetch one, at a branch, tag or commit as in hf:ORG/NAME@v1.0
+    #[arg(long, env = "POLYDELTA_MODEL", value_name = "DIR|hf:ORG/NAME[@REV]")]
     pub model: String,
     /// Type of weights and KV cache: auto takes bf16 for a 16-bit checkpoint, else f32
     #[arg(long, env = "POLYDELTA_DTYPE", value_enum, default_value_t)]
@@ -99,7 +99,12 @@ pub struct ModelArgs {
 #[command(next_help_heading = "Adapters")]
 pub struct AdapterArgs {
     /// Adapter to serve from the start; may be given several times, in the variable separated by commas
-    #[arg(long = "adapter", env = "POLYDELTA_ADAPTER", value_name = "NAME=DIR", value_delimiter = ',')]
+    #[arg(
+        long = "adapter",
+        env = "POLYDELTA_ADAPTER",
+        value_name = "NAME=DIR|NAME=hf:ORG/REPO[@REV]",
+        value_delimiter = ','
+    )]
     pub adapters: Vec<String>,
     /// Folder that keeps uploaded adapters; $XDG_DATA_HOME/polydelta where it is not given
     #[arg(long, env = "POLYDELTA_STORE", value_name = "DIR")]

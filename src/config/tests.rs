@@ -1,5 +1,3 @@
-use std::path::PathBuf;
-
 use clap::{CommandFactory, Parser};
 
 use super::*;
@@ -87,10 +85,27 @@ fn a_metrics_address_is_explicit_only_where_it_was_given() {
 #[test]
 fn models_may_come_from_the_hub() {
     let config = serve(&["--model", "hf:Qwen/Qwen2.5-0.5B"]).unwrap();
-    assert_eq!(config.model, ModelSource::Hub { repository: "Qwen/Qwen2.5-0.5B".into() });
+    assert_eq!(config.model, ModelSource::Hub("Qwen/Qwen2.5-0.5B".parse().unwrap()));
     for bad in ["", "hf:", "hf:a", "hf:a/", "hf:../x", "hf:a/b/c", "hf:a/b?x"] {
         let problems = serve(&["--model", bad]).unwrap_err().0;
         assert!(matches!(&problems[..], [ConfigProblem::Invalid { flag: "--model", .. }]), "{bad}: {problems:?}");
+    }
+}
+
+#[test]
+fn models_and_adapters_of_the_hub_may_name_a_revision() {
+    let flags = ["--model", "hf:org/base@v2", "--adapter", "Org/Sql=hf:org/sql@refs/pr/1", "--adapter", "local=/"];
+    let config = serve(&flags).unwrap();
+    assert_eq!(config.model, ModelSource::Hub("org/base@v2".parse().unwrap()));
+    let adapters: Vec<_> =
+        config.adapters.iter().map(|(name, source)| (name.to_string(), source.to_string())).collect();
+    assert_eq!(
+        adapters,
+        [("Org/Sql", "hf:org/sql@refs/pr/1"), ("local", "/")].map(|(name, source)| (name.into(), source.into()))
+    );
+    for bad in ["a=hf:sql", "a=hf:org/sql@", "a=hf:org/sql@../x", "a=hf:", "a/b/c=/", "=/"] {
+        let problems = serve(&["--model", "/", "--adapter", bad]).unwrap_err().0;
+        assert!(matches!(&problems[..], [ConfigProblem::Invalid { flag: "--adapter", .. }]), "{bad}: {problems:?}");
     }
 }
 
@@ -176,7 +191,7 @@ fn client_verbs_parse() {
     let parse = |line: &str| Args::try_parse_from(line.split(' ')).map(|args| args.command);
     match parse("polydelta adapter upload sql ./adapters/sql --pin --json --timeout 90s").unwrap() {
         Command::Adapter(AdapterCommand::Upload(upload)) => {
-            assert_eq!((upload.name.as_str(), upload.dir), ("sql", PathBuf::from("./adapters/sql")));
+            assert_eq!((upload.name.as_str(), upload.source), ("sql", AdapterSource::Dir("./adapters/sql".into())));
             assert!(upload.pin && upload.client.json);
             assert_eq!(upload.client.timeout.unwrap().as_secs(), 90);
             assert_eq!(upload.client.server, "http://127.0.0.1:50051");

@@ -1,8 +1,10 @@
-//! Base models from the Hugging Face hub: `hf:ORG/NAME` becomes a local folder that opens like any other.
+//! Base models and adapters from the Hugging Face hub: `hf:ORG/NAME[@REVISION]` becomes a local folder that opens like
+//! any other. Only the files that are needed are fetched.
 //!
 //! Files lie in the cache that the hub's own tools use (`models--ORG--NAME/{refs,blobs,snapshots,.no_exist}`), so a
 //! model one of them fetched is not fetched again. A snapshot that is complete is used without any request. The branch's
-//! ref is written last, so a snapshot it points to is one that was fetched to its end. Blocks; knows no model family.
+//! ref is written last, so a snapshot it points to is one that was fetched to its end; a revision that is a commit has no ref
+//! and is looked at file by file. Blocks; knows no model family and no method.
 
 mod cache;
 mod error;
@@ -16,7 +18,7 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use sha2::{Digest, Sha256};
 
-use crate::config::Environment;
+use crate::config::{Environment, HubRepository};
 use crate::files;
 use cache::Snapshot;
 pub use error::HubError;
@@ -24,8 +26,6 @@ use listing::{File, Listing};
 
 /// Where the hub is, unless `HF_ENDPOINT` says otherwise.
 const ENDPOINT: &str = "https://huggingface.co";
-/// The branch that is followed.
-const BRANCH: &str = "main";
 /// Files a server cannot do without.
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 /// Files that are taken where a repository has them.
@@ -33,6 +33,10 @@ const OPTIONAL: [&str; 4] =
     ["generation_config.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"];
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// Weights of an adapter, the best first.
+const ADAPTER_WEIGHTS: [&str; 3] = ["adapter_model.safetensors", ADAPTER_INDEX, "adapter_model.bin"];
+const ADAPTER_INDEX: &str = "adapter_model.safetensors.index.json";
 /// Most bytes of a saved access token.
 const MAX_TOKEN_BYTES: u64 = 4096;
 /// Times a broken download is taken up again, where it broke.
@@ -101,41 +105,91 @@ pub struct HubProgress<'a> {
 /// Called as bytes come in.
 pub type HubReport<'a> = dyn FnMut(HubProgress<'_>) + 'a;
 
-/// The folder of `repository` (`ORG/NAME`), fetched where it is not in the cache. A snapshot that is complete there is
-/// used as it is; delete the repository's folder in the cache to follow a branch that has moved.
+/// What is wanted of a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// A base model: config, tokenizer and weights, and what may lie beside them.
+    Model,
+    /// An adapter: config and weights, in the best form the repository has.
+    Adapter,
+}
+
+impl Wanted {
+    fn required(self) -> &'static [&'static str] {
+        match self {
+            Self::Model => &REQUIRED,
+            Self::Adapter => &[ADAPTER_CONFIG],
+        }
+    }
+
+    fn optional(self) -> &'static [&'static str] {
+        match self {
+            Self::Model => &OPTIONAL,
+            Self::Adapter => &[],
+        }
+    }
+}
+
+/// The folder of a repository, fetched where it is not in the cache. A snapshot that is complete there is used as it is;
+/// delete the repository's folder in the cache to follow a branch that has moved.
 ///
 /// # Errors
 /// [`HubError`].
-pub fn fetch(options: &HubOptions, repository: &str, report: &mut HubReport<'_>) -> Result<PathBuf, HubError> {
-    let cache = Cache::new(options.cache.clone());
-    let cached = Snapshot::of_branch(&options.cache, repository);
+pub fn fetch(
+    options: &HubOptions,
+    repository: &HubRepository,
+    wanted: Wanted,
+    report: &mut HubReport<'_>,
+) -> Result<PathBuf, HubError> {
+    let cached = Snapshot::of(&options.cache, repository);
     if let Some(snapshot) = &cached
-        && snapshot.is_usable()
-        && (options.offline || snapshot.knows_optional_files())
+        && snapshot.is_usable(wanted)
+        && (options.offline || snapshot.knows_optional_files(wanted))
     {
         return Ok(snapshot.dir().to_owned());
     }
     if options.offline {
-        return Err(HubError::NotCached { repository: repository.to_owned(), cache: options.cache.clone() });
+        return Err(HubError::NotCached { repository: repository.to_string(), cache: options.cache.clone() });
     }
-    let fetching = Fetch::start(options, repository, cache.clone())?;
+    let cache = Cache::new(options.cache.clone());
+    let fetching = Fetch::start(options, repository, wanted, cache.clone())?;
     fetching.run(report)?;
-    let branch = cache.repo(Repo::model(repository.to_owned()));
-    branch.create_ref(&fetching.listing.sha).map_err(|source| HubError::Cache { source })?;
+    if repository.revision() != fetching.listing.sha {
+        let branch = cache.repo(of_crate(repository, repository.revision()));
+        branch.create_ref(&fetching.listing.sha).map_err(|source| HubError::Cache { source })?;
+    }
     Ok(fetching.snapshot.dir().to_owned())
+}
+
+/// The folder of a repository that is complete in the cache. Sends nothing.
+#[must_use]
+pub fn cached(options: &HubOptions, repository: &HubRepository, wanted: Wanted) -> Option<PathBuf> {
+    let snapshot = Snapshot::of(&options.cache, repository)?;
+    snapshot.is_usable(wanted).then(|| snapshot.dir().to_owned())
+}
+
+/// A repository in the crate's terms.
+fn of_crate(repository: &HubRepository, revision: &str) -> Repo {
+    Repo::with_revision(repository.name.clone(), RepoType::Model, revision.to_owned())
 }
 
 /// One repository at one commit on its way into the cache.
 struct Fetch<'a> {
     options: &'a HubOptions,
     repository: &'a str,
+    wanted: Wanted,
     listing: Listing,
     snapshot: Snapshot,
     remote: ApiRepo,
 }
 
 impl<'a> Fetch<'a> {
-    fn start(options: &'a HubOptions, repository: &'a str, cache: Cache) -> Result<Self, HubError> {
+    fn start(
+        options: &'a HubOptions,
+        repository: &'a HubRepository,
+        wanted: Wanted,
+        cache: Cache,
+    ) -> Result<Self, HubError> {
         let token = options.token.as_ref().map(|token| token.0.clone());
         let api = ApiBuilder::from_cache(cache)
             .with_endpoint(options.endpoint.clone())
@@ -144,28 +198,28 @@ impl<'a> Fetch<'a> {
             .with_progress(false)
             .with_user_agent("polydelta", env!("CARGO_PKG_VERSION"))
             .build();
-        let api = api.map_err(|error| error::of_api(error, &options.endpoint, repository, None))?;
+        let api = api.map_err(|error| error::of_api(error, &options.endpoint, &repository.name, None))?;
         let listing = list(&api, options, repository)?;
         // At the commit of the listing: a branch that moves meanwhile cannot mix two versions.
-        let revision = Repo::with_revision(repository.to_owned(), RepoType::Model, listing.sha.clone());
-        let snapshot = Snapshot::at(&options.cache, repository, &listing.sha);
-        Ok(Self { options, repository, listing, snapshot, remote: api.repo(revision) })
+        let remote = api.repo(of_crate(repository, &listing.sha));
+        let snapshot = Snapshot::at(&options.cache, &repository.name, &listing.sha);
+        Ok(Self { options, repository: &repository.name, wanted, listing, snapshot, remote })
     }
 
     fn run(&self, report: &mut HubReport<'_>) -> Result<(), HubError> {
-        let weights = self.listing.weights(self.repository)?;
-        for name in REQUIRED {
+        let weights = self.listing.weights(self.wanted, self.repository)?;
+        for name in self.wanted.required() {
             self.small(self.listing.required(name, self.repository)?)?;
         }
-        for name in OPTIONAL {
+        for name in self.wanted.optional() {
             match self.listing.file(name) {
                 Some(file) => self.small(file)?,
                 None => self.snapshot.note_absent(name).map_err(|source| HubError::Cache { source })?,
             }
         }
-        let shards = if weights.name == INDEX {
+        let shards = if weights.name == INDEX || weights.name == ADAPTER_INDEX {
             self.small(weights)?;
-            let names = cache::shard_names(&self.snapshot.path(INDEX), self.repository)?;
+            let names = cache::shard_names(&self.snapshot.path(&weights.name), self.repository)?;
             names.iter().map(|name| self.listing.required(name, self.repository)).collect::<Result<_, _>>()?
         } else {
             vec![weights]
@@ -218,8 +272,9 @@ impl<'a> Fetch<'a> {
     }
 }
 
-fn list(api: &Api, options: &HubOptions, repository: &str) -> Result<Listing, HubError> {
-    let request = api.model(repository.to_owned()).info_request().query("blobs", "true");
+fn list(api: &Api, options: &HubOptions, repository: &HubRepository) -> Result<Listing, HubError> {
+    let request = api.repo(of_crate(repository, repository.revision())).info_request().query("blobs", "true");
+    let repository = repository.name.as_str();
     let response = request
         .call()
         .map_err(|error| error::of_api(ApiError::from(Box::new(error)), &options.endpoint, repository, None))?;

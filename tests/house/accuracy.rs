@@ -121,7 +121,7 @@ async fn scores(channel: &Channel) -> BTreeMap<(String, String), Score> {
 async fn every_bundled_adapter_does_its_task_and_the_base_does_none() {
     let store = tempfile::tempdir().unwrap();
     let base = OpenedBase::open(&ModelSource::Dir(model()), &Environment::default()).unwrap();
-    let server = Server::start(&config(store.path()), &base, Instant::now()).await.unwrap();
+    let server = Server::start(&config(store.path()), &base, &Environment::default(), Instant::now()).await.unwrap();
     let channel = Endpoint::from_shared(format!("http://{}", server.address)).unwrap().connect().await.unwrap();
     let scores = scores(&channel).await;
 

@@ -7,25 +7,25 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-fn root(path: &str) -> PathBuf {
+pub(crate) fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-fn polydelta(arguments: &[&str]) -> Command {
+pub(crate) fn polydelta(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_polydelta"));
     command.args(arguments).stdin(Stdio::null()).env("NO_COLOR", "1");
     command
 }
 
-fn run(arguments: &[&str]) -> Output {
+pub(crate) fn run(arguments: &[&str]) -> Output {
     polydelta(arguments).output().unwrap()
 }
 
-fn code(output: &Output) -> i32 {
+pub(crate) fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
@@ -125,9 +125,9 @@ fn a_server_that_is_not_there_is_unavailable() {
 }
 
 /// A running server, its address read from its log.
-struct Served {
+pub(crate) struct Served {
     process: Child,
-    url: String,
+    pub(crate) url: String,
     log: BufReader<Box<dyn Read>>,
 }
 
@@ -141,7 +141,7 @@ impl Drop for Served {
 }
 
 impl Served {
-    fn start(store: &TempDir) -> Self {
+    pub(crate) fn start(store: &TempDir) -> Self {
         let model = root("models/demo");
         let mut command = polydelta(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"]);
         command.arg("--model").arg(model).arg("--store").arg(store.path());
@@ -157,7 +157,7 @@ impl Served {
         served
     }
 
-    fn ask(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn ask(&self, arguments: &[&str]) -> Output {
         polydelta(arguments).args(["--server", &self.url]).output().unwrap()
     }
 

@@ -2,4 +2,5 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A failed unwrap is a failed test; clippy sees only functions marked as tests.
 
 mod accuracy;
+mod bring;
 mod command;

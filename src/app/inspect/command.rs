@@ -1,14 +1,18 @@
 //! `polydelta adapter inspect`.
 
 use std::io::Write;
+use std::path::Path;
 
 use super::super::base::OpenedBase;
 use super::super::error::AppError;
 use super::super::hall::compile_limits;
 use super::{InspectBase, InspectLimits, inspect, write_json, write_text};
-use crate::adapters::StoreLimits;
-use crate::cli::CliError;
-use crate::config::{Environment, InspectArgs};
+use crate::adapters::{CONFIG_FILE, StoreLimits};
+use crate::cli::{CliError, bring};
+use crate::config::{Environment, InspectArgs, ModelSource};
+use crate::delta::{NamedBase, named_base};
+use crate::files;
+use crate::model::hub::{HubOptions, Wanted, cached};
 
 /// Run the verb under the limits of a server with default settings.
 pub(in crate::app) async fn run(
@@ -16,17 +20,111 @@ pub(in crate::app) async fn run(
     environment: &Environment,
     out: &mut impl Write,
 ) -> Result<(), AppError> {
-    let (source, limits) = args.resolve()?;
+    let (named, limits) = args.resolve()?;
+    let brought = tokio::task::block_in_place(|| bring(&args.source, environment)).map_err(CliError::from)?;
+    brought.notes().iter().for_each(|note| tracing::info!("{note}"));
+    let (source, note) = match named {
+        Some(source) => (source, None),
+        None => base_of(brought.dir(), environment),
+    };
     let base = tokio::task::block_in_place(|| OpenedBase::open(&source, environment))?;
-    let against =
-        InspectBase { name: &base.name, spec: &base.spec, checkpoint: &base.checkpoint, dtype: base.own_dtype() };
+    let against = InspectBase {
+        name: &base.name,
+        spec: &base.spec,
+        checkpoint: &base.checkpoint,
+        dtype: base.own_dtype(),
+        note: note.as_deref(),
+    };
     let context = u32::try_from(base.spec.context_length).unwrap_or(u32::MAX);
     let limits = InspectLimits {
         files: StoreLimits { max_adapter_bytes: limits.max_bytes, ..StoreLimits::default() },
         compile: compile_limits(&limits, context),
     };
-    let result = tokio::task::block_in_place(|| inspect(against, &args.dir, &limits));
+    let result = tokio::task::block_in_place(|| inspect(against, brought.dir(), &limits));
     let written = if args.json { write_json(&result, against, out) } else { write_text(&result, against, out) };
     written.map_err(CliError::Output)?;
     Ok(result.map(drop)?)
+}
+
+/// The base that the adapter's config names, where it is at hand: a folder, or in the hub's cache. Else the bundled one,
+/// with a word on it. Sends nothing.
+fn base_of(dir: &Path, environment: &Environment) -> (ModelSource, Option<String>) {
+    let named =
+        files::read(&dir.join(CONFIG_FILE), files::MAX_SETTINGS_BYTES).ok().and_then(|config| named_base(&config));
+    let Some(NamedBase { name, revision }) = named else {
+        let note = "the adapter names no base, so this is the demo's model: name another with --model";
+        return (ModelSource::Bundled, Some(note.to_owned()));
+    };
+    let found = |source| (source, Some("the base that the adapter names; name another with --model".to_owned()));
+    if Path::new(&name).join("config.json").is_file() {
+        return found(ModelSource::Dir(name.into()));
+    }
+    let at = revision.map_or_else(|| name.clone(), |revision| format!("{name}@{revision}"));
+    let in_cache = at.parse().ok().filter(|repository| {
+        let options = HubOptions::from_environment(environment);
+        options.is_ok_and(|options| cached(&options, repository, Wanted::Model).is_some())
+    });
+    match in_cache {
+        Some(repository) => found(ModelSource::Hub(repository)),
+        None => {
+            let note = format!(
+                "the adapter was trained on {name:?}, which is no folder here and not in the hub's cache, so this is the \
+                 demo's model: name its base with --model"
+            );
+            (ModelSource::Bundled, Some(note))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// What is inspected against, for a config in a folder, with what the hub's cache has.
+    fn base_for(config: &str, cached: &[&str]) -> (ModelSource, String) {
+        let adapter = tempfile::tempdir().unwrap();
+        fs::write(adapter.path().join(CONFIG_FILE), config).unwrap();
+        let home = tempfile::tempdir().unwrap();
+        let repository = home.path().join("hub/models--org--name");
+        let sha = "0123456789abcdef0123456789abcdef01234567";
+        for file in cached {
+            fs::create_dir_all(repository.join("refs")).unwrap();
+            fs::create_dir_all(repository.join("snapshots").join(sha)).unwrap();
+            fs::write(repository.join("refs/main"), sha).unwrap();
+            fs::write(repository.join("snapshots").join(sha).join(file), "{}").unwrap();
+        }
+        let mut environment = Environment::default();
+        environment.hub.home = Some(home.path().to_owned());
+        let (source, note) = base_of(adapter.path(), &environment);
+        (source, note.unwrap())
+    }
+
+    #[test]
+    fn the_base_is_the_one_that_the_config_names() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("config.json"), "{}").unwrap();
+        let named = serde_json::json!({ "base_model_name_or_path": folder.path() }).to_string();
+        assert_eq!(base_for(&named, &[]).0, ModelSource::Dir(folder.path().to_owned()));
+
+        let named = r#"{"base_model_name_or_path": "org/name", "revision": null}"#;
+        let whole = ["config.json", "tokenizer.json", "model.safetensors"];
+        assert_eq!(base_for(named, &whole).0, ModelSource::Hub("org/name".parse().unwrap()));
+        let (source, note) = base_for(named, &whole[..2]);
+        assert!(source == ModelSource::Bundled && note.contains("\"org/name\"") && note.contains("--model"), "{note}");
+        let revision = r#"{"base_model_name_or_path": "org/name", "revision": "v2"}"#;
+        assert_eq!(base_for(revision, &whole).0, ModelSource::Bundled, "another revision is in the cache");
+
+        for config in
+            ["{}", r#"{"base_model_name_or_path": null}"#, r#"{"base_model_name_or_path": ""}"#, "[", "\u{feff}{}"]
+        {
+            let (source, note) = base_for(config, &whole);
+            assert!(source == ModelSource::Bundled && note.contains("names no base"), "{config}: {note}");
+        }
+        let marked = format!("\u{feff}{named}");
+        assert_eq!(base_for(&marked, &whole).0, ModelSource::Hub("org/name".parse().unwrap()));
+        let strange = r#"{"base_model_name_or_path": "../../etc/x\u001b[31m"}"#;
+        assert!(!base_for(strange, &whole).1.contains('\u{1b}'), "names are shown on terminals");
+    }
 }

@@ -21,7 +21,7 @@ impl Golden {
     }
 
     fn base(&self) -> InspectBase<'_> {
-        InspectBase { name: &self.name, spec: &self.spec, checkpoint: &self.checkpoint, dtype: Dtype::Bf16 }
+        InspectBase { name: &self.name, spec: &self.spec, checkpoint: &self.checkpoint, dtype: Dtype::Bf16, note: None }
     }
 
     fn adapter(&self, name: &str) -> PathBuf {

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use hf_hub::Repo;
 use serde::Deserialize;
 
-use super::{BRANCH, HubError, INDEX, OPTIONAL, REQUIRED, WEIGHTS};
+use super::{ADAPTER_INDEX, ADAPTER_WEIGHTS, HubError, INDEX, WEIGHTS, Wanted};
+use crate::config::HubRepository;
 use crate::files::{self, MAX_SETTINGS_BYTES};
 
 /// Most bytes of a ref, which is a commit's name.
@@ -27,13 +28,18 @@ impl Snapshot {
         Self { dir: home.join("snapshots").join(sha), absent: home.join(".no_exist").join(sha) }
     }
 
-    /// The snapshot that the branch's ref points to.
-    pub(super) fn of_branch(cache: &Path, repository: &str) -> Option<Self> {
-        let home = cache.join(Repo::model(repository.to_owned()).folder_name());
-        let sha = files::read(&home.join("refs").join(BRANCH), MAX_REF_BYTES).ok()?;
-        let sha = String::from_utf8(sha).ok()?;
+    /// The snapshot that the revision's ref points to, or that of the commit which the revision is.
+    pub(super) fn of(cache: &Path, repository: &HubRepository) -> Option<Self> {
+        let revision = repository.revision();
+        let home = cache.join(Repo::model(repository.name.clone()).folder_name());
+        let named = files::read(&home.join("refs").join(revision), MAX_REF_BYTES).ok();
+        let sha = match named.map(String::from_utf8) {
+            Some(sha) => sha.ok()?,
+            None if revision.len() == 40 => revision.to_owned(),
+            None => return None,
+        };
         let sha = sha.trim();
-        is_commit(sha).then(|| Self::at(cache, repository, sha))
+        is_commit(sha).then(|| Self::at(cache, &repository.name, sha))
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -53,18 +59,26 @@ impl Snapshot {
         self.size(file).is_some()
     }
 
-    /// Every file a server needs is there.
-    pub(super) fn is_usable(&self) -> bool {
-        REQUIRED.iter().all(|file| self.has(file)) && (self.has(WEIGHTS) || self.has_shards())
+    /// Every file that is needed is there.
+    pub(super) fn is_usable(&self, wanted: Wanted) -> bool {
+        let weights: &[&str] = match wanted {
+            Wanted::Model => &[WEIGHTS, INDEX],
+            Wanted::Adapter => &ADAPTER_WEIGHTS,
+        };
+        let is_there = |name: &str| match name {
+            INDEX | ADAPTER_INDEX => self.has_shards(name),
+            name => self.has(name),
+        };
+        wanted.required().iter().all(|file| self.has(file)) && weights.iter().any(|name| is_there(name))
     }
 
-    fn has_shards(&self) -> bool {
-        shard_names(&self.path(INDEX), "").is_ok_and(|names| names.iter().all(|name| self.has(name)))
+    fn has_shards(&self, index: &str) -> bool {
+        shard_names(&self.path(index), "").is_ok_and(|names| names.iter().all(|name| self.has(name)))
     }
 
     /// Every optional file is there, or is known not to be in the repository.
-    pub(super) fn knows_optional_files(&self) -> bool {
-        OPTIONAL.iter().all(|file| self.has(file) || self.absent.join(file).is_file())
+    pub(super) fn knows_optional_files(&self, wanted: Wanted) -> bool {
+        wanted.optional().iter().all(|file| self.has(file) || self.absent.join(file).is_file())
     }
 
     /// Note that the repository has no such file.

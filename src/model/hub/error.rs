@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use hf_hub::api::sync::ApiError;
 
-/// Errors of fetching a base model. All of them stop the start of the server.
+/// Errors of fetching a base model or an adapter.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// No place to keep files.
@@ -76,7 +76,7 @@ pub enum HubError {
         reason: String,
     },
     /// The index of the shards cannot be used.
-    #[error("model.safetensors.index.json of {repository} is not valid: {reason}")]
+    #[error("the index of the weights of {repository} is not valid: {reason}")]
     BadIndex {
         /// `ORG/NAME`.
         repository: String,
@@ -90,6 +90,14 @@ pub enum HubError {
         repository: String,
         /// What it has instead.
         found: &'static str,
+    },
+    /// No adapter at the root of the repository.
+    #[error("{repository} has no adapter at its root; it has {found}")]
+    NoAdapter {
+        /// `ORG/NAME`.
+        repository: String,
+        /// What it has instead.
+        found: String,
     },
     /// A file that is needed is not in the repository.
     #[error("{repository} has no {file}")]

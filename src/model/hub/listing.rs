@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use serde::Deserialize;
 
 use super::cache::is_commit;
-use super::{HubError, INDEX, WEIGHTS};
+use super::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, HubError, INDEX, WEIGHTS, Wanted};
 
 /// Most bytes of a listing; the largest repositories have some thousands of files.
 const MAX_BYTES: u64 = 16 << 20;
@@ -70,16 +70,41 @@ impl Listing {
     }
 
     /// The weights: one file, or the index of several.
-    pub(super) fn weights(&self, repository: &str) -> Result<&File, HubError> {
-        self.file(WEIGHTS)
-            .or_else(|| self.file(INDEX))
-            .ok_or_else(|| HubError::NoSafetensors { repository: repository.to_owned(), found: self.other_weights() })
+    pub(super) fn weights(&self, wanted: Wanted, repository: &str) -> Result<&File, HubError> {
+        let repository = || repository.to_owned();
+        match wanted {
+            Wanted::Model => self
+                .file(WEIGHTS)
+                .or_else(|| self.file(INDEX))
+                .ok_or_else(|| HubError::NoSafetensors { repository: repository(), found: self.other_weights() }),
+            Wanted::Adapter => ADAPTER_WEIGHTS
+                .iter()
+                .find_map(|name| self.file(name))
+                .filter(|_| self.file(ADAPTER_CONFIG).is_some())
+                .ok_or_else(|| HubError::NoAdapter { repository: repository(), found: self.no_adapter() }),
+        }
+    }
+
+    /// What a repository without an adapter at its root has instead.
+    fn no_adapter(&self) -> String {
+        let config = |file: &File| file.name.strip_suffix("/adapter_config.json").map(str::to_owned);
+        let folders: std::collections::BTreeSet<String> = self.files.iter().filter_map(config).collect();
+        if self.file(ADAPTER_CONFIG).is_some() {
+            "a config and no adapter_model.safetensors or adapter_model.bin".to_owned()
+        } else if !folders.is_empty() {
+            let folders: Vec<_> = folders.into_iter().take(5).collect();
+            format!("adapters in {}: download one of these folders and name it", folders.join(", "))
+        } else if self.file("config.json").is_some() {
+            "a whole model, which is served with --model".to_owned()
+        } else {
+            self.other_weights().to_owned()
+        }
     }
 
     /// What a repository without safetensors has instead.
     fn other_weights(&self) -> &'static str {
         let any = |ends: &[&str]| self.files.iter().any(|file| ends.iter().any(|end| file.name.ends_with(end)));
-        if self.file("adapter_config.json").is_some() {
+        if self.file(ADAPTER_CONFIG).is_some() {
             "an adapter, which is no base model"
         } else if any(&[".gguf", ".ggml"]) {
             "GGUF files"

@@ -8,7 +8,23 @@ use std::path::Path;
 use super::*;
 use server::{Hub, SHA, Server};
 
-const REPOSITORY: &str = "org/name";
+fn repository(text: &str) -> HubRepository {
+    text.parse().unwrap()
+}
+
+fn adapter() -> Hub {
+    Hub::default()
+        .small("adapter_config.json", "{\"peft_type\": \"LORA\"}")
+        .small("README.md", "about")
+        .small("tokenizer.json", "{}")
+        .large("adapter_model.safetensors", &[5; 4000])
+        .large("adapter_model.bin", &[6; 4000])
+        .large("optimizer.pt", &[7; 9000])
+}
+
+fn fetch_adapter(options: &HubOptions, text: &str) -> Result<PathBuf, HubError> {
+    fetch(options, &repository(text), Wanted::Adapter, &mut |_| {})
+}
 
 fn model() -> Hub {
     Hub::default()
@@ -40,7 +56,7 @@ fn options(cache: &Path, server: &Server) -> HubOptions {
 }
 
 fn quietly(options: &HubOptions) -> Result<PathBuf, HubError> {
-    fetch(options, REPOSITORY, &mut |_| {})
+    fetch(options, &repository("org/name"), Wanted::Model, &mut |_| {})
 }
 
 /// Files that a reader of the cache would take for whole.
@@ -58,7 +74,7 @@ fn a_model_comes_with_what_it_has_and_a_second_start_asks_for_nothing() {
     let server = Server::start(model());
     let options = options(cache.path(), &server);
     let mut seen = Vec::new();
-    let dir = fetch(&options, REPOSITORY, &mut |progress| {
+    let dir = fetch(&options, &repository("org/name"), Wanted::Model, &mut |progress| {
         assert_eq!((progress.file, progress.total), (WEIGHTS, 100_000));
         seen.push(progress.done);
     })
@@ -82,7 +98,10 @@ fn shards_are_the_ones_the_index_names() {
     let server = Server::start(sharded().large("model-00003-of-00002.safetensors", &[3; 10]));
     let options = options(cache.path(), &server);
     let mut totals = Vec::new();
-    let dir = fetch(&options, REPOSITORY, &mut |progress| totals.push((progress.done, progress.total))).unwrap();
+    let dir = fetch(&options, &repository("org/name"), Wanted::Model, &mut |progress| {
+        totals.push((progress.done, progress.total))
+    })
+    .unwrap();
     assert_eq!(fs::read(dir.join("model-00002-of-00002.safetensors")).unwrap(), [2; 5000]);
     assert!(!dir.join("model-00003-of-00002.safetensors").exists());
     assert_eq!(totals.last(), Some(&(8000, 8000)));
@@ -127,7 +146,7 @@ fn a_body_that_breaks_off_is_no_file_and_is_gone_on_with() {
 
         server.hub.lock().unwrap().files.get_mut(WEIGHTS).unwrap().sent = 100_000;
         let mut first = None;
-        let fetched = fetch(&options, REPOSITORY, &mut |progress| {
+        let fetched = fetch(&options, &repository("org/name"), Wanted::Model, &mut |progress| {
             first.get_or_insert(progress.done);
         });
         assert_eq!(fs::read(fetched.unwrap().join(WEIGHTS)).unwrap(), [7; 100_000]);
@@ -270,6 +289,88 @@ fn a_file_cut_short_in_the_cache_is_fetched_again() {
     // A run that was killed before its end leaves no ref.
     fs::remove_file(cache.path().join("models--org--name/refs/main")).unwrap();
     assert_eq!(fs::read(quietly(&options).unwrap().join(WEIGHTS)).unwrap(), [7; 100_000]);
+}
+
+#[test]
+fn of_an_adapter_its_config_and_best_weights_are_fetched_and_nothing_else() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(adapter());
+    let options = options(cache.path(), &server);
+    assert_eq!(cached(&options, &repository("org/name"), Wanted::Adapter), None);
+    let dir = fetch_adapter(&options, "org/name").unwrap();
+    let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["adapter_config.json", "adapter_model.safetensors"]);
+    assert_eq!(fs::read(dir.join("adapter_model.safetensors")).unwrap(), [5; 4000]);
+    server.take_requests();
+    assert_eq!(fetch_adapter(&options, "org/name").unwrap(), dir);
+    assert_eq!(cached(&options, &repository("org/name"), Wanted::Adapter), Some(dir));
+    assert_eq!(cached(&options, &repository("org/name"), Wanted::Model), None, "it is no model");
+    assert_eq!(server.take_requests(), [""; 0]);
+}
+
+#[test]
+fn pickled_or_sharded_weights_of_an_adapter_come_where_there_are_no_others() {
+    let mut pickled = adapter();
+    pickled.files.remove("adapter_model.safetensors");
+    let map = serde_json::json!({ "weight_map": { "a": "adapter_model-00001-of-00001.safetensors" } });
+    let sharded = pickled.clone().small(ADAPTER_INDEX, &map.to_string());
+    let sharded = sharded.large("adapter_model-00001-of-00001.safetensors", &[8; 100]);
+    for (hub, file) in [(pickled, "adapter_model.bin"), (sharded, "adapter_model-00001-of-00001.safetensors")] {
+        let cache = tempfile::tempdir().unwrap();
+        let server = Server::start(hub);
+        let options = options(cache.path(), &server);
+        assert!(fetch_adapter(&options, "org/name").unwrap().join(file).is_file());
+        assert!(fetch_adapter(&HubOptions { offline: true, ..options }, "org/name").unwrap().join(file).is_file());
+    }
+}
+
+#[test]
+fn a_revision_is_fetched_and_kept_by_its_name() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(adapter());
+    let options = options(cache.path(), &server);
+    for (text, asked) in [
+        ("org/name@v1.0", "/api/models/org/name/revision/v1.0?blobs=true"),
+        ("org/name@refs/pr/3", "/api/models/org/name/revision/refs%2Fpr%2F3?blobs=true"),
+    ] {
+        assert!(fetch_adapter(&options, text).is_ok());
+        assert_eq!(server.take_requests()[0], asked);
+        assert!(fetch_adapter(&options, text).is_ok());
+        assert_eq!(server.take_requests(), [""; 0], "its ref was kept");
+    }
+    let offline = HubOptions { offline: true, ..options };
+    assert!(fetch_adapter(&offline, &format!("org/name@{SHA}")).is_ok(), "a commit needs no ref");
+    let missing = fetch_adapter(&offline, "org/name@other");
+    assert!(matches!(missing, Err(HubError::NotCached { repository, .. }) if repository == "org/name@other"));
+}
+
+#[test]
+fn a_repository_without_an_adapter_says_what_it_has() {
+    let refusal = |hub: Hub| {
+        let cache = tempfile::tempdir().unwrap();
+        let server = Server::start(hub);
+        fetch_adapter(&options(cache.path(), &server), "org/name").unwrap_err().to_string()
+    };
+    let mut bare = adapter();
+    bare.files.retain(|name, _| name == "adapter_config.json");
+    let folders = Hub::default()
+        .small("checkpoint-10/adapter_config.json", "{}")
+        .large("checkpoint-10/adapter_model.safetensors", &[1; 10]);
+    for (hub, words) in [
+        (model(), "a whole model, which is served with --model"),
+        (folders, "adapters in checkpoint-10"),
+        (bare, "a config and no adapter_model.safetensors"),
+        (Hub::default().small("README.md", ""), "no weights"),
+        (Hub::default().large("x.gguf", b"x"), "GGUF files"),
+    ] {
+        let text = refusal(hub);
+        assert!(text.contains("org/name has no adapter at its root") && text.contains(words), "{text}");
+    }
+    let gated = refusal(Hub { gate: Some((401, "GatedRepo")), ..adapter() });
+    assert!(gated.contains("is gated: ask for access"), "{gated}");
+    let missing = refusal(Hub { listing: Some((404, "RepoNotFound")), ..adapter() });
+    assert!(missing.contains("has no repository org/name"), "{missing}");
 }
 
 #[test]

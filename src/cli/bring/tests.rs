@@ -1,0 +1,80 @@
+//! What people have, brought to what is served.
+
+use super::*;
+use crate::delta::safetensors::{HeaderLimits, read_header};
+
+fn pickle() -> Vec<u8> {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pickle/plain.bin");
+    fs::read(fixture).unwrap()
+}
+
+fn folder(files: &[(&str, &[u8])]) -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for (name, content) in files {
+        fs::write(root.path().join(name), content).unwrap();
+    }
+    root
+}
+
+fn from(folder: &TempDir) -> Result<Brought, BringError> {
+    bring(&AdapterSource::Dir(folder.path().to_owned()), &Environment::default())
+}
+
+#[test]
+fn an_adapter_as_peft_saves_it_stays_where_it_is() {
+    let root = folder(&[(CONFIG_FILE, b"{}"), (WEIGHTS_FILE, b"x")]);
+    let brought = from(&root).unwrap();
+    assert_eq!((brought.dir(), brought.notes().len()), (root.path(), 0));
+    let root = folder(&[(CONFIG_FILE, b"{}"), (WEIGHTS_FILE, b"x"), ("README.md", b""), ("optimizer.pt", b"")]);
+    let notes = from(&root).unwrap().notes().join("\n");
+    assert_eq!(notes, "left aside, as no part of the adapter: README.md, optimizer.pt");
+}
+
+#[test]
+fn pickled_weights_are_converted_and_that_is_said() {
+    let config = b"\xef\xbb\xbf{\"r\": 8}";
+    let root = folder(&[(CONFIG_FILE, config), ("adapter_model.bin", &pickle())]);
+    let brought = from(&root).unwrap();
+    let dir = brought.dir().to_owned();
+    assert_ne!(dir, root.path());
+    assert_eq!(fs::read(dir.join(CONFIG_FILE)).unwrap(), config);
+    let weights = fs::read(dir.join(WEIGHTS_FILE)).unwrap();
+    let header = read_header(&weights, &HeaderLimits { max_dims: 3, ..HeaderLimits::default() }).unwrap();
+    assert!(header.tensors.iter().any(|tensor| tensor.name == "plain" && tensor.shape == [2, 3]));
+    assert!(brought.notes()[0].contains("adapter_model.bin was converted"), "{:?}", brought.notes());
+    assert_eq!(fs::read(from(&root).unwrap().dir().join(WEIGHTS_FILE)).unwrap(), weights, "one version");
+    drop(brought);
+    assert!(!dir.exists());
+}
+
+#[test]
+fn what_cannot_be_brought_is_named_with_its_exit_code() {
+    type Files<'a> = &'a [(&'a str, &'a [u8])];
+    let cases: [(Files<'_>, Exit, &str); 5] = [
+        (&[], Exit::NotFound, "has no adapter_config.json"),
+        (&[("config.json", b"{}"), ("model.safetensors", b"x")], Exit::Rejected, "is a whole model"),
+        (
+            &[(CONFIG_FILE, b"{}"), ("adapter_model.bin", b"cos\nsystem\n")],
+            Exit::Rejected,
+            "adapter_model.bin: it is no file of torch",
+        ),
+        (
+            &[(CONFIG_FILE, b"{}"), (WEIGHTS_FILE, b"version https://git-lfs.github.com/spec/v1\n")],
+            Exit::Rejected,
+            "git lfs pull",
+        ),
+        (&[("sql.zip", b"PK")], Exit::Rejected, "unpack it"),
+    ];
+    for (files, exit, words) in cases {
+        let error = from(&folder(files)).unwrap_err();
+        assert_eq!(error.exit(), exit, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    let missing = bring(&AdapterSource::Dir("/does/not/exist".into()), &Environment::default()).unwrap_err();
+    assert_eq!(missing.exit(), Exit::NotFound);
+    let offline = Environment { home: Some("/does/not/exist".into()), ..Environment::default() };
+    let mut offline = offline;
+    offline.hub.offline = true;
+    let uncached = bring(&AdapterSource::Hub("org/name".parse().unwrap()), &offline).unwrap_err();
+    assert_eq!(uncached.exit(), Exit::NotFound, "{uncached}");
+}
