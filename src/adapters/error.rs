@@ -21,7 +21,10 @@ pub enum AdapterError {
         path: &'static str,
     },
     /// A format that can execute code or that this server does not read.
-    #[error("{path:?} is {format}; only safetensors weights are accepted")]
+    #[error(
+        "{path:?} is {format}; only safetensors weights in one file are accepted (`polydelta adapter upload` makes them of \
+         adapter_model.bin and of several parts)"
+    )]
     UnsupportedFormat {
         /// As declared.
         path: String,

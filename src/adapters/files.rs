@@ -11,6 +11,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::error::AdapterError;
+use super::look::INDEX_FILE;
 use crate::types::{AdapterName, AdapterVersion};
 
 /// The PEFT configuration.
@@ -310,6 +311,9 @@ pub fn role_of(path: &str) -> Result<FileRole, AdapterError> {
 }
 
 fn unsupported_format(path: &str) -> Option<&'static str> {
+    if path == INDEX_FILE || (path.starts_with("adapter_model-") && path.ends_with(".safetensors")) {
+        return Some("a part of weights in several files");
+    }
     let extension = path.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase())?;
     match extension.as_str() {
         "bin" | "pt" | "pth" | "ckpt" | "pkl" | "pickle" => Some("a pickle"),

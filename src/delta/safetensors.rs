@@ -196,7 +196,9 @@ pub enum SafetensorsError {
         max: usize,
     },
     /// A dimension of 0.
-    #[error("tensor {tensor} of shape {shape:?} is empty")]
+    #[error(
+        "tensor {tensor} of shape {shape:?} is empty, as DeepSpeed ZeRO-3 saves weights that were not gathered before"
+    )]
     EmptyTensor {
         /// Name.
         tensor: String,

@@ -91,6 +91,32 @@ fn adapters_and_pins_are_there_after_a_restart() {
     });
 }
 
+#[test]
+fn an_adapter_that_was_let_pass_stays_when_the_operator_becomes_stricter() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let options = Options { allow_unknown_fields: true, ..Options::default() };
+    let files = AdapterFiles::golden("lora_r4").set("a_field_of_tomorrow", serde_json::json!(1));
+    runtime().block_on(async {
+        let server = GoldenServer::with(options.clone()).await;
+        let adapter = server.upload("Org/Tomorrow", &files).await;
+        assert_eq!(adapter.unknown_fields, ["a_field_of_tomorrow"]);
+        assert_eq!(
+            (adapter.min_rank, adapter.max_rank, adapter.targets.as_slice()),
+            (4, 4, ["q", "v"].map(String::from).as_slice())
+        );
+    });
+    runtime().block_on(async {
+        let server = GoldenServer::with(Options { allow_unknown_fields: false, ..options }).await;
+        let case = case("lora_r4/long");
+        let response = server.generation().await.generate(asking("Org/Tomorrow", &case)).await.unwrap().into_inner();
+        assert_eq!(response.choices[0].token_ids, case.ids);
+        assert_eq!(get(&server, "Org/Tomorrow").await.unwrap().unknown_fields, ["a_field_of_tomorrow"]);
+        let status = server.send(files.frames(files.header("b"))).await.unwrap_err();
+        assert_eq!(refusal(&status), (Code::InvalidArgument, "UNSUPPORTED_CONFIG".into()));
+        assert!(status.message().contains("--allow-unknown-adapter-fields"), "{status}");
+    });
+}
+
 #[tokio::test]
 async fn a_running_request_keeps_the_version_it_began_with() {
     let server = GoldenServer::start().await;

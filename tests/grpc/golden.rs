@@ -263,7 +263,8 @@ impl GoldenServer {
         let StartedEngine { handle, installs, .. } = start(held, config, options.max_queued, Box::new(|_| {})).unwrap();
 
         let registry = registry(&options);
-        let limits = CompileLimits { max_rank: 256, max_virtual_tokens: 64, allow_unknown_fields: false };
+        let allow_unknown_fields = options.allow_unknown_fields;
+        let limits = CompileLimits { max_rank: 256, max_virtual_tokens: 64, allow_unknown_fields };
         let loader = ModelLoader::new(backend, base_layout(&spec), checkpoint, limits);
         let (engine, memory) = (handle.clone(), HostMemory::new(64 << 20));
         let loaders = Loaders::start(move || engine.is_busy()).unwrap();

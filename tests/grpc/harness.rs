@@ -53,6 +53,8 @@ pub(crate) struct Options {
     pub(crate) chat_template: Option<&'static str>,
     /// Events kept for watchers that read late.
     pub(crate) event_history: usize,
+    /// Let fields of configs pass that are not known here.
+    pub(crate) allow_unknown_fields: bool,
     /// Where adapters are kept.
     pub(crate) folder: Arc<TempDir>,
 }
@@ -72,6 +74,7 @@ impl Default for Options {
             max_queued: 64,
             chat_template: Some(CHAT),
             event_history: 256,
+            allow_unknown_fields: false,
             folder: Arc::new(tempfile::tempdir().unwrap()),
         }
     }

@@ -31,7 +31,8 @@ fn with_adapter_name(key: &str) -> String {
 
 #[test]
 fn golden_adapters_mean_the_same_in_every_spelling() {
-    let spellings: [(&str, fn(&str) -> String); 6] = [
+    type Spell = fn(&str) -> String;
+    let spellings: [(&str, Spell); 6] = [
         ("the adapter's name", with_adapter_name),
         ("torch.compile", |key| format!("_orig_mod.{key}")),
         ("DDP", |key| format!("module.{key}")),

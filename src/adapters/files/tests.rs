@@ -36,9 +36,17 @@ fn both_files_are_required() {
 
 #[test]
 fn formats_that_run_code_or_hide_files_are_refused_by_name() {
-    for path in
-        ["adapter_model.bin", "optimizer.pt", "rng_state.pth", "m.gguf", "a.zip", "a.tar.gz", "TRAINING_ARGS.BIN"]
-    {
+    for path in [
+        "adapter_model.bin",
+        "optimizer.pt",
+        "rng_state.pth",
+        "m.gguf",
+        "a.zip",
+        "a.tar.gz",
+        "TRAINING_ARGS.BIN",
+        "adapter_model-00001-of-00002.safetensors",
+        "adapter_model.safetensors.index.json",
+    ] {
         let error = check(|header| header.files.push(file(path, 1))).unwrap_err();
         assert!(matches!(error, AdapterError::UnsupportedFormat { .. }), "{path}: {error}");
     }

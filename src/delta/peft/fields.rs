@@ -8,7 +8,7 @@ use crate::delta::DeltaError;
 
 /// Fields that describe training, provenance or tooling and never the maths of inference, for every method: those of
 /// every PEFT to date, then those that other programs write beside them.
-const IGNORED: [&str; 22] = [
+const IGNORED: [&str; 19] = [
     "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
@@ -28,12 +28,9 @@ const IGNORED: [&str; 22] = [
     "lora_dtype",
     "lorap_emb_lr",
     "lorap_lr_ratio",
-    // LLaMA-Factory, axolotl, trl: the learning rates of LoRA+, versions.
+    // LLaMA-Factory, axolotl, trl: the learning rates of LoRA+, the version of the library that saved it.
     "loraplus_lr_embedding",
     "loraplus_lr_ratio",
-    "llamafactory_version",
-    "axolotl_version",
-    "trl_version",
     "transformers_version",
 ];
 

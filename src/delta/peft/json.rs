@@ -47,10 +47,12 @@ pub(crate) fn why_not(text: &[u8], error: &serde_json::Error) -> String {
         return format!("it is a Git LFS pointer and not the file: run `git lfs pull` ({error})");
     }
     let line = text.split(|byte| *byte == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
-    let has = |word: &[u8]| line.windows(word.len()).any(|window| window == word);
-    if error.is_syntax() && (has(b"NaN") || has(b"Infinity")) {
+    // The parser stops at the first byte it cannot take, or one behind it.
+    let near = (0..3).filter_map(|back| line.get(error.column().checked_sub(back)?..));
+    let is_at = |words: &[&[u8]]| near.clone().any(|rest| words.iter().any(|word| rest.starts_with(word)));
+    if error.is_syntax() && is_at(&[b"NaN", b"Infinity"]) {
         format!("{error}; NaN and Infinity are no JSON, and no field may have them")
-    } else if error.is_syntax() && (has(b"//") || has(b"/*") || line.trim_ascii_start().starts_with(b"#")) {
+    } else if error.is_syntax() && is_at(&[b"//", b"/*", b"#"]) {
         format!("{error}; JSON has no comments")
     } else {
         error.to_string()

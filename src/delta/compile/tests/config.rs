@@ -274,6 +274,8 @@ fn what_is_no_object_is_no_config() {
         let refused = refusals(config);
         assert!(matches!(refused.as_slice(), [error] if error.to_string().contains(word)), "{refused:?}");
     }
+    let url = refusals("{\"base_model_name_or_path\": \"https://x/NaN\" \"r\": 1}");
+    assert!(matches!(url.as_slice(), [error] if !error.to_string().contains(" no ")), "{url:?}");
     // Editors put it there; the meaning is the same.
     let marked = [b"\xef\xbb\xbf".as_slice(), &Upload::lora().config_bytes()].concat();
     assert!(config_refusals(&marked, &toy.layout, LIMITS).is_empty());
