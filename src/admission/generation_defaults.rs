@@ -1,5 +1,5 @@
-//! What a model's makers want where a request does not say: `generation_config.json`, and for end-of-sequence ids
-//! `config.json`. Reads bytes, not files: whoever opens the model folder hands them over.
+//! What a model's makers want where a request does not say: `generation_config.json`, and where there is none
+//! `config.json`, as in transformers. Reads bytes, not files: whoever opens the model folder hands them over.
 //!
 //! `do_sample` decides as it does in transformers: where it is false or absent, decoding is greedy and temperature,
 //! top-k, top-p and min-p of the file mean nothing. The repetition penalty is a processor and not a warper there, so it
@@ -95,19 +95,20 @@ impl GenerationDefaults {
         vocab_size: u32,
     ) -> Result<Self, GenerationDefaultsError> {
         let config = File::parse(CONFIG, config)?;
-        let Some(generation_config) = generation_config else {
-            let Eos { reachable: eos_token_ids, unreachable: unreachable_eos } = eos_of_config(&config, vocab_size)?;
-            return Ok(Self { eos_token_ids, unreachable_eos, ..Self::default() });
-        };
-        let file = File::parse(GENERATION_CONFIG, generation_config)?;
-        let Eos { reachable: eos_token_ids, unreachable: unreachable_eos } = match file.eos(&file.object, vocab_size)? {
-            Some(ids) => ids,
-            None => eos_of_config(&config, vocab_size)?,
+        let eos_of_config = eos_of_config(&config, vocab_size)?;
+        // With a file of its own transformers looks into config.json for nothing, not even for the end of sequence.
+        let (file, eos) = match generation_config {
+            None => (config, eos_of_config),
+            Some(bytes) => {
+                let file = File::parse(GENERATION_CONFIG, bytes)?;
+                let eos = file.eos(&file.object, vocab_size)?.unwrap_or_default();
+                (file, eos)
+            }
         };
         let neutral = Self {
-            repetition_penalty: file.number("repetition_penalty", "a number above 0", |n| n > 0.0)?.unwrap_or(1.0),
-            eos_token_ids,
-            unreachable_eos,
+            repetition_penalty: file.repetition_penalty()?,
+            eos_token_ids: eos.reachable,
+            unreachable_eos: eos.unreachable,
             ignored: file.ignored(),
             ..Self::default()
         };
@@ -115,9 +116,9 @@ impl GenerationDefaults {
             return Ok(neutral);
         }
         Ok(Self {
-            temperature: file.number("temperature", "a number of at least 0", |n| n >= 0.0)?.unwrap_or(1.0),
+            temperature: file.number("temperature", "a number above 0 beside do_sample", |n| n > 0.0)?.unwrap_or(1.0),
             top_k: file.top_k()?.unwrap_or(0),
-            top_p: file.number("top_p", "a number above 0, at most 1", |n| n > 0.0 && n <= 1.0)?.unwrap_or(1.0),
+            top_p: file.top_p()?,
             min_p: file.number("min_p", "a number from 0 to 1", |n| (0.0..=1.0).contains(&n))?.unwrap_or(0.0),
             ..neutral
         })
@@ -183,25 +184,42 @@ impl File {
         self.get(field).map(read).transpose()
     }
 
-    /// −1 is how vLLM writes "all".
     fn top_k(&self) -> Result<Option<u32>, GenerationDefaultsError> {
-        let read = |value: &Value| match value.as_i64() {
-            Some(-1) => Ok(0),
-            Some(k) if k >= 0 => Ok(u32::try_from(k).unwrap_or(u32::MAX)),
-            _ => Err(self.bad("top_k", value, "a whole number of at least 0, or -1")),
+        let read = |value: &Value| {
+            let k = value.as_u64().ok_or_else(|| self.bad("top_k", value, "a whole number of at least 0"))?;
+            Ok(u32::try_from(k).unwrap_or(u32::MAX))
         };
         self.get("top_k").map(read).transpose()
+    }
+
+    /// 1 and above keep all; 0 keeps the likeliest token alone.
+    fn top_p(&self) -> Result<f32, GenerationDefaultsError> {
+        let top_p = self.number("top_p", "a number of at least 0", |n| n >= 0.0)?;
+        Ok(top_p.map_or(1.0, |top_p| top_p.clamp(f32::MIN_POSITIVE, 1.0)))
+    }
+
+    /// transformers insists on a float here, unless the number is 1.
+    fn repetition_penalty(&self) -> Result<f32, GenerationDefaultsError> {
+        const FIELD: &str = "repetition_penalty";
+        if let Some(whole) = self.get(FIELD).filter(|value| value.is_i64() && value.as_i64() != Some(1)) {
+            return Err(self.bad(FIELD, whole, "a number above 0 with a decimal point"));
+        }
+        Ok(self.number(FIELD, "a number above 0", |n| n > 0.0)?.unwrap_or(1.0))
     }
 
     /// A number or a list of numbers.
     fn eos(&self, object: &Map<String, Value>, vocab_size: u32) -> Result<Option<Eos>, GenerationDefaultsError> {
         let Some(value) = object.get("eos_token_id").filter(|value| !value.is_null()) else { return Ok(None) };
-        let one = |id: &Value| {
-            id.as_u64().ok_or_else(|| self.bad("eos_token_id", value, "a token id or a list of token ids"))
+        let bad = || self.bad("eos_token_id", value, "a token id or a list of token ids");
+        let one = |id: &Value| match id.as_i64() {
+            // No token has such an id, and that is what it says.
+            Some(negative) if negative < 0 => Ok(None),
+            _ => id.as_u64().map(Some).ok_or_else(bad),
         };
         let ids: BTreeSet<u64> = match value {
-            Value::Array(ids) => ids.iter().map(one).collect::<Result<_, _>>()?,
-            id => BTreeSet::from([one(id)?]),
+            Value::Array(ids) if ids.is_empty() => return Err(bad()),
+            Value::Array(ids) => ids.iter().filter_map(|id| one(id).transpose()).collect::<Result<_, _>>()?,
+            id => one(id)?.into_iter().collect(),
         };
         let mut eos = Eos::default();
         for id in ids {

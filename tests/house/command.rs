@@ -92,7 +92,7 @@ fn the_small_files_of_a_model_are_checked_before_its_weights_are_read() {
     let broken: [(&str, &[u8], &str); 3] = [
         ("tokenizer.json", b"{}", "not a tokenizer.json"),
         ("chat_template.jinja", b"{% for %}", "chat template"),
-        ("generation_config.json", b"{\"eos_token_id\": -1}", "eos_token_id is -1"),
+        ("generation_config.json", b"{\"eos_token_id\": []}", "eos_token_id is []"),
     ];
     for (name, content, wanted) in broken {
         let (said, store_opened) = serve(&[weights, (name, content)]);
