@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{env, fs, io};
 
 use prost::Message;
@@ -21,6 +22,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rerun-if-changed={MODEL}");
     println!("cargo:rerun-if-changed=build.rs");
+    for (name, value) in [("TARGET", env::var("TARGET")?), ("PROFILE", env::var("PROFILE")?), ("RUSTC", rustc()?)] {
+        println!("cargo:rustc-env=BUILD_{name}={value}");
+    }
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     let descriptors = protox::compile(PROTOS, ["proto"])?;
     fs::write(out_dir.join("descriptors.bin"), descriptors.encode_to_vec())?;
@@ -32,6 +36,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     files.sort();
     fs::write(out_dir.join("bundled.rs"), bundle(&root, &files)?)?;
     Ok(())
+}
+
+/// Name and version of the compiler.
+fn rustc() -> Result<String, Box<dyn Error>> {
+    let rustc = env::var_os("RUSTC").ok_or("RUSTC is not set")?;
+    let output = Command::new(rustc).arg("--version").output()?;
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 /// Paths of all files below `folder`, relative to `root`, with `/`.

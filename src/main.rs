@@ -1,12 +1,11 @@
 //! The polydelta command.
 
-use clap::Parser;
-use polydelta::config::{Args, Environment, Exit};
+use polydelta::config::{Environment, Exit, parse};
 
 fn main() -> Exit {
-    let args = match Args::try_parse() {
-        Ok(args) => args,
-        Err(error) => error.exit(),
-    };
-    polydelta::app::run(&args, &Environment::of_process())
+    let environment = Environment::of_process();
+    match parse(std::env::args_os().collect(), &environment) {
+        Ok(args) => polydelta::app::run(&args, &environment),
+        Err(refused) => refused.report(),
+    }
 }

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use super::bundled;
 use super::error::AppError;
+use super::model_folder;
 use crate::admission::GenerationDefaults;
 use crate::cli::fetch;
 use crate::config::{Environment, ModelSource};
@@ -36,7 +37,10 @@ impl OpenedBase {
     /// Missing or unreadable files, and a model that is not served.
     pub fn open(source: &ModelSource, environment: &Environment) -> Result<Self, AppError> {
         match source {
-            ModelSource::Dir(dir) => Self::in_folder(dir, folder_name(dir), None),
+            ModelSource::Dir(dir) => {
+                model_folder::check(dir)?;
+                Self::in_folder(dir, folder_name(dir), None)
+            }
             ModelSource::Hub(repository) => {
                 let dir = fetch(repository, Wanted::Model, environment)?;
                 Self::in_folder(&dir, repository.name.clone(), None)

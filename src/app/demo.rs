@@ -16,7 +16,7 @@ use super::error::AppError;
 use super::serve::end_on_signals;
 use super::start::Server;
 use crate::cli::CliError;
-use crate::config::{DemoArgs, Environment, ServeConfig};
+use crate::config::{DemoArgs, Environment, ServeConfig, Terminal};
 use crate::server::pb;
 use crate::telemetry::LogSink;
 use pb::adapter_service_client::AdapterServiceClient;
@@ -30,7 +30,7 @@ const MAX_TOKENS: u32 = 48;
 pub(super) async fn run(
     args: &DemoArgs,
     environment: &Environment,
-    log: &LogSink,
+    (terminal, log): (Terminal, &LogSink),
     out: &mut impl Write,
 ) -> Result<(), AppError> {
     let began = Instant::now();
@@ -43,7 +43,7 @@ pub(super) async fn run(
     end_on_signals(lifecycle.clone());
 
     let report = one_batch(&server).await?;
-    let written = if args.json { report.write_json(out) } else { report.write_text(out) };
+    let written = if args.json { report.write_json(out) } else { report.write_text(terminal.columns, out) };
     written.map_err(CliError::Output)?;
     if args.once {
         lifecycle.drain();

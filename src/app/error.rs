@@ -1,14 +1,18 @@
 //! Why a command failed, and the exit code it gives.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::inspect::InspectError;
+use super::model_folder::NoModel;
 use crate::adapters::{AdapterError, LoadFailure};
 use crate::admission::GenerationDefaultsError;
-use crate::cli::{BringError, CliError, exit_of_hub};
+use crate::cli::{BringError, CliError, exit_of, exit_of_hub};
+use crate::config::units::format_bytes;
 use crate::config::{ConfigProblems, Exit};
 use crate::engine::EngineError;
+use crate::files::FileRefusal;
 use crate::model::ModelError;
 use crate::model::hub::HubError;
 use crate::ops::OpsError;
@@ -35,6 +39,14 @@ pub enum AppError {
     /// The base model's folder.
     #[error("the base model: {0}")]
     Model(#[from] ModelError),
+    /// A folder that is not a model's.
+    #[error("--model {}: {reason}", path.display())]
+    NoModel {
+        /// The folder.
+        path: PathBuf,
+        /// What is in it instead, and what to do.
+        reason: NoModel,
+    },
     /// The base model's repository.
     #[error(transparent)]
     Hub(#[from] HubError),
@@ -109,6 +121,22 @@ pub enum AppError {
         /// Bytes that one sequence of that length needs.
         needed: u64,
     },
+    /// Sizes that were asked for and memory does not hold beside the base model.
+    #[error(
+        "memory: {} are available, but --kv-cache-bytes {}, --adapter-memory {} and the base model's {} are {} together",
+        format_bytes(*available), format_bytes(*kv_bytes), format_bytes(*adapter_bytes), format_bytes(*weight_bytes),
+        format_bytes(kv_bytes.saturating_add(*adapter_bytes).saturating_add(*weight_bytes))
+    )]
+    MemoryTooSmall {
+        /// `--kv-cache-bytes`; 0 where it was not given.
+        kv_bytes: u64,
+        /// `--adapter-memory`; 0 where it was not given.
+        adapter_bytes: u64,
+        /// The base model on the device.
+        weight_bytes: u64,
+        /// What this process may take.
+        available: u64,
+    },
     /// More context than the model was made for.
     #[error("--max-model-len is {given}, the model is made for {context_length} tokens")]
     ContextTooLong {
@@ -156,29 +184,30 @@ pub enum AppError {
 }
 
 impl AppError {
-    /// The exit code.
+    /// The exit code. The same cause has the same code, whichever verb meets it.
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Config(_) | Self::Logging(_) | Self::KvCacheTooSmall { .. } | Self::ContextTooLong { .. } => {
-                Exit::Usage
-            }
-            Self::Model(ModelError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Exit::NotFound,
-            Self::Model(ModelError::NoWeights { .. }) => Exit::NotFound,
-            Self::Import { source, .. } => match source.downcast_ref::<AdapterError>() {
-                Some(AdapterError::MissingFile { .. }) => Exit::NotFound,
-                _ => Exit::Rejected,
-            },
-            Self::Bring { source, .. } => source.exit(),
+            Self::Config(problems) => problems.exit(),
+            Self::Logging(_)
+            | Self::KvCacheTooSmall { .. }
+            | Self::MemoryTooSmall { .. }
+            | Self::ContextTooLong { .. } => Exit::Usage,
+            Self::NoModel { reason, .. } => reason.exit(),
+            Self::Model(error) => of_model(error),
+            Self::Import { source, .. } => of_import(source),
             Self::Hub(error) => exit_of_hub(error),
+            Self::Tokenizer(TokenizerError::Read { source, .. }) | Self::Chat(ChatError::Read { source, .. }) => {
+                of_file(source)
+            }
+            Self::Bring { source, .. } => source.exit(),
+            Self::GenerationDefaults(_) | Self::Tokenizer(_) | Self::Chat(_) => Exit::Rejected,
+            Self::Engine(EngineError::Model(error)) => of_model(error),
+            Self::DemoRequest { status, .. } => exit_of(status.code()),
             Self::Inspect(error) => error.exit(),
             Self::Cli(error) => error.exit(),
             Self::LogThread(_)
             | Self::Runtime(_)
-            | Self::Model(_)
-            | Self::GenerationDefaults(_)
-            | Self::Tokenizer(_)
-            | Self::Chat(_)
             | Self::Ops(_)
             | Self::Engine(_)
             | Self::Store(_)
@@ -190,8 +219,7 @@ impl AppError {
             | Self::Reflection(_)
             | Self::EngineStopped { .. }
             | Self::EngineStuck { .. }
-            | Self::Bundled { .. }
-            | Self::DemoRequest { .. } => Exit::Failure,
+            | Self::Bundled { .. } => Exit::Failure,
         }
     }
 
@@ -199,5 +227,32 @@ impl AppError {
     #[must_use]
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Cli(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// A model that is there and refused is as an adapter that is refused.
+fn of_model(error: &ModelError) -> Exit {
+    match error {
+        ModelError::Read { source, .. } => of_file(source),
+        ModelError::NoWeights { .. } => Exit::NotFound,
+        ModelError::Ops(_) => Exit::Failure,
+        _ => Exit::Rejected,
+    }
+}
+
+fn of_import(source: &LoadFailure) -> Exit {
+    match source.downcast_ref::<AdapterError>() {
+        Some(AdapterError::MissingFile { .. }) => Exit::NotFound,
+        Some(AdapterError::Io { .. }) => Exit::Failure,
+        _ => Exit::Rejected,
+    }
+}
+
+/// A file that is no regular one, or too long, is refused as one with the wrong content.
+fn of_file(error: &io::Error) -> Exit {
+    match error.kind() {
+        io::ErrorKind::NotFound => Exit::NotFound,
+        _ if FileRefusal::of(error).is_some() => Exit::Rejected,
+        _ => Exit::Failure,
     }
 }

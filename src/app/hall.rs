@@ -1,7 +1,6 @@
 //! Backend, decoder and engine, built for whichever backend is chosen. Behind this module nobody knows which it is.
 
 use std::cell::RefCell;
-use std::io::IsTerminal;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -118,7 +117,7 @@ impl Parts<'_> {
     fn load<B: Backend>(&self, backend: &B, context: usize) -> Result<BaseModel<B>, AppError> {
         let OpenedBase { name, spec, checkpoint, .. } = self.base;
         let bytes = checkpoint.bytes();
-        let bar = Progress::bytes(&format!("loading {name}"), bytes, std::io::stderr().is_terminal());
+        let bar = Progress::bytes(&format!("loading {name}"), bytes, self.config.progress);
         let bar = RefCell::new(bar);
         let advance = |done: usize, of: usize| {
             let mut bar = bar.borrow_mut();

@@ -24,12 +24,13 @@ mod hall;
 mod housekeeping;
 pub mod inspect;
 mod listen;
+mod model_folder;
 mod serve;
 mod sizing;
 pub mod start;
 mod vigil;
 
-use std::io::{IsTerminal, Write, stderr, stdout};
+use std::io::{Write, stderr, stdout};
 use std::time::Duration;
 
 pub use base::OpenedBase;
@@ -37,7 +38,7 @@ pub use error::AppError;
 pub use start::Server;
 
 use crate::cli;
-use crate::config::{Args, Command, Environment, Exit, LogArgs, LogFormat};
+use crate::config::{Args, Command, Environment, Exit, LogArgs, LogFormat, Terminal, unknown_variables};
 use crate::telemetry::{LogSettings, LogSink, init_logging};
 
 /// How long the last lines may take to be written when the process ends.
@@ -70,9 +71,11 @@ impl Drop for FlushOnDrop<'_> {
 }
 
 fn run_logged(args: &Args, environment: &Environment, log: &LogSink) -> Exit {
-    let result = set_up_log(&args.log, environment, log).and_then(|()| {
+    let terminal = Terminal::of_process(environment);
+    let result = set_up_log(&args.log, terminal, log).and_then(|()| {
+        report_unknown_variables(environment);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(AppError::Runtime)?;
-        let result = runtime.block_on(dispatch(&args.command, environment, log));
+        let result = runtime.block_on(dispatch(&args.command, environment, terminal, log));
         // A blocking read of standard input, say, must not hold up the end.
         runtime.shutdown_background();
         result
@@ -87,24 +90,33 @@ fn run_logged(args: &Args, environment: &Environment, log: &LogSink) -> Exit {
     }
 }
 
-fn set_up_log(args: &LogArgs, environment: &Environment, log: &LogSink) -> Result<(), AppError> {
-    let settings = LogSettings {
-        filter: args.log.clone(),
-        json: args.log_format == LogFormat::Json,
-        color: stderr().is_terminal() && !environment.no_color,
-    };
+fn report_unknown_variables(environment: &Environment) {
+    for unknown in unknown_variables(&environment.own) {
+        let meant = unknown.meant.map(|meant| format!("; is {meant} meant?")).unwrap_or_default();
+        tracing::warn!("{} is set and is the variable of no flag{meant}", unknown.name);
+    }
+}
+
+fn set_up_log(args: &LogArgs, terminal: Terminal, log: &LogSink) -> Result<(), AppError> {
+    let settings =
+        LogSettings { filter: args.log.clone(), json: args.log_format == LogFormat::Json, color: terminal.color };
     Ok(init_logging(&settings, log.clone())?)
 }
 
-async fn dispatch(command: &Command, environment: &Environment, log: &LogSink) -> Result<(), AppError> {
+async fn dispatch(
+    command: &Command,
+    environment: &Environment,
+    terminal: Terminal,
+    log: &LogSink,
+) -> Result<(), AppError> {
     let mut out = stdout();
     match command {
         Command::Serve(args) => serve::run(args, environment, log).await,
-        Command::Demo(args) => demo::run(args, environment, log, &mut out).await,
-        Command::Generate(args) => Ok(cli::generate(args, &mut out).await?),
+        Command::Demo(args) => demo::run(args, environment, (terminal, log), &mut out).await,
+        Command::Generate(args) => Ok(cli::generate(args, terminal, &mut out).await?),
         Command::Adapter(command) => {
             // `inspect` writes by itself: the verb's writer is in use by then.
-            cli::adapter(command, environment, &mut out, async |args| {
+            cli::adapter(command, environment, terminal, &mut out, async |args| {
                 inspect::run(args, environment, &mut stdout()).await
             })
             .await

@@ -22,6 +22,8 @@ pub(super) struct Demand<'a> {
     pub(super) scheduler: SchedulerConfig,
     pub(super) cache: CacheConfig,
     pub(super) adapters: AdapterLimits,
+    /// Bytes of the base model on the device, which is not loaded yet.
+    pub(super) weight_bytes: u64,
     /// Bytes this process may take.
     pub(super) available: Option<u64>,
 }
@@ -75,7 +77,26 @@ pub(super) fn decide(demand: &Demand<'_>) -> Result<Sizes, AppError> {
     let adapter_bytes = demand.adapters.memory_bytes.unwrap_or((available as f64 * ADAPTER_SHARE) as u64);
     let load_bytes = demand.adapters.load_bytes.unwrap_or((available as f64 * LOAD_SHARE) as u64);
     let (kv_tokens, kv_bytes) = (blocks * u64::from(cache.block_size), blocks * block_bytes);
+    check_memory(demand)?;
     Ok(Sizes { max_model_len, kv_blocks: saturate(blocks), kv_tokens, kv_bytes, adapter_bytes, load_bytes })
+}
+
+/// Sizes that were asked for must be there beside the base model: the kernel promises memory that it does not have, and
+/// ends the process when it is used. Defaults are shares of what is there.
+fn check_memory(demand: &Demand<'_>) -> Result<(), AppError> {
+    let Some(available) = demand.available else { return Ok(()) };
+    let kv = demand.cache.kv_cache_bytes;
+    let adapters = demand.adapters.memory_bytes;
+    if kv.is_none() && adapters.is_none() {
+        return Ok(());
+    }
+    let (kv_bytes, adapter_bytes) = (kv.unwrap_or(0), adapters.unwrap_or(0));
+    let needed = demand.weight_bytes.saturating_add(kv_bytes).saturating_add(adapter_bytes);
+    if needed <= available {
+        return Ok(());
+    }
+    let weight_bytes = demand.weight_bytes;
+    Err(AppError::MemoryTooSmall { kv_bytes, adapter_bytes, weight_bytes, available })
 }
 
 /// Bytes of K and V of one token in all layers.
@@ -119,6 +140,7 @@ mod tests {
                 max_faults: 3,
                 allow_unknown_fields: false,
             },
+            weight_bytes: 0,
             available: Some(1 << 30),
         };
         change(&mut demand);
@@ -162,5 +184,33 @@ mod tests {
         assert!(matches!(error, Err(AppError::KvCacheTooSmall { tokens: 0, .. })));
         let error = decide_with(|demand| demand.max_model_len = Some(101));
         assert!(matches!(error, Err(AppError::ContextTooLong { given: 101, context_length: 100 })));
+    }
+
+    #[test]
+    fn what_memory_cannot_hold_beside_the_model_is_refused_with_the_numbers() {
+        let error = |change: fn(&mut Demand<'_>)| decide_with(change).unwrap_err().to_string();
+        let kv = error(|demand| demand.cache.kv_cache_bytes = Some(2 << 30));
+        assert!(kv.contains("--kv-cache-bytes 2.0 GiB") && kv.contains("1.0 GiB"), "{kv}");
+        let sum = error(|demand| {
+            demand.cache.kv_cache_bytes = Some(512 << 20);
+            demand.weight_bytes = 600 << 20;
+        });
+        assert!(sum.contains("600.0 MiB"), "{sum}");
+        let adapters = error(|demand| {
+            demand.adapters.memory_bytes = Some(900 << 20);
+            demand.weight_bytes = 600 << 20;
+        });
+        assert!(adapters.contains("--adapter-memory 900.0 MiB"), "{adapters}");
+        let fits = |demand: &mut Demand<'_>| {
+            demand.cache.kv_cache_bytes = Some(512 << 20);
+            demand.adapters.memory_bytes = Some(256 << 20);
+            demand.weight_bytes = 256 << 20;
+        };
+        assert!(decide_with(fits).is_ok());
+        // Nothing was asked for: shares of what is there.
+        assert!(decide_with(|demand| demand.weight_bytes = 2 << 30).is_ok());
+        // A system that does not say.
+        let unknown = |demand: &mut Demand<'_>| (demand.available, demand.cache.kv_cache_bytes) = (None, Some(1 << 40));
+        assert!(decide_with(unknown).is_ok());
     }
 }

@@ -268,6 +268,7 @@ fn sizes(config: &ServeConfig, base: &OpenedBase, dtype: Dtype) -> Result<Sizes,
         scheduler: config.scheduler,
         cache: config.cache,
         adapters: config.adapter_limits,
+        weight_bytes: base.checkpoint.parameters() * dtype.size() as u64,
         available: available_memory(),
     })
 }

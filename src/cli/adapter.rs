@@ -7,12 +7,14 @@ use tonic::transport::Channel;
 
 use super::client::{connect, request};
 use super::exit::CliError;
+use super::interrupt::unless_interrupted;
 use super::table::Table;
 use super::upload;
 use crate::config::client::NamedArgs;
 use crate::config::units::format_bytes;
-use crate::config::{AdapterCommand, ClientArgs, Environment, InspectArgs};
+use crate::config::{AdapterCommand, ClientArgs, Environment, InspectArgs, Terminal};
 use crate::server::pb;
+use crate::telemetry::Spinner;
 use pb::adapter_service_client::AdapterServiceClient;
 
 type Service = AdapterServiceClient<Channel>;
@@ -27,19 +29,43 @@ const PAGE: i32 = 500;
 pub async fn run<E: From<CliError>>(
     command: &AdapterCommand,
     environment: &Environment,
+    terminal: Terminal,
     out: &mut impl Write,
     inspect: impl AsyncFnOnce(&InspectArgs) -> Result<(), E>,
 ) -> Result<(), E> {
-    let done = match command {
-        AdapterCommand::Inspect(args) => return inspect(args).await,
-        AdapterCommand::List { client } => list(client, out).await,
-        AdapterCommand::Delete(args) => delete(args, out).await,
-        AdapterCommand::Upload(args) => print(&args.client, upload::run(args, environment).await, out),
-        AdapterCommand::Show(args) => print(&args.client, show(args).await, out),
-        AdapterCommand::Load { named, pin } => print(&named.client, load(named, *pin).await, out),
-        AdapterCommand::Unload(args) => print(&args.client, unload(args).await, out),
+    match command {
+        AdapterCommand::Inspect(args) => inspect(args).await,
+        // It has to say how to go on.
+        AdapterCommand::Upload(args) => {
+            let uploaded = upload::run(args, environment, terminal).await;
+            print(&args.client, uploaded, out).map_err(E::from)
+        }
+        command => unless_interrupted(with_server(command, terminal, out)).await.map_err(E::from),
+    }
+}
+
+async fn with_server(command: &AdapterCommand, terminal: Terminal, out: &mut impl Write) -> Result<(), CliError> {
+    let waiting = |client: &ClientArgs, what: &str| {
+        Spinner::start(&format!("waiting for {} to {what}", client.server), terminal.progress)
     };
-    done.map_err(E::from)
+    match command {
+        AdapterCommand::Inspect(_) | AdapterCommand::Upload(_) => Ok(()),
+        AdapterCommand::List { client } => {
+            let mut spinner = waiting(client, "list its adapters");
+            let adapters = list(client).await?;
+            spinner.clear();
+            print_list(&adapters, client.json, out).map_err(CliError::Output)
+        }
+        AdapterCommand::Delete(args) => delete(args, out).await,
+        AdapterCommand::Show(args) => print(&args.client, show(args).await, out),
+        AdapterCommand::Load { named, pin } => {
+            let mut spinner = waiting(&named.client, &format!("load {}", named.name));
+            let loaded = load(named, *pin).await;
+            spinner.clear();
+            print(&named.client, loaded, out)
+        }
+        AdapterCommand::Unload(args) => print(&args.client, unload(args).await, out),
+    }
 }
 
 fn print(
@@ -79,7 +105,8 @@ async fn delete(args: &NamedArgs, out: &mut impl Write) -> Result<(), CliError> 
     Ok(())
 }
 
-async fn list(client: &ClientArgs, out: &mut impl Write) -> Result<(), CliError> {
+/// All of them, page by page.
+async fn list(client: &ClientArgs) -> Result<Vec<pb::Adapter>, CliError> {
     let mut service = Service::new(connect(client).await?);
     let mut adapters = Vec::new();
     let mut page_token = String::new();
@@ -88,7 +115,7 @@ async fn list(client: &ClientArgs, out: &mut impl Write) -> Result<(), CliError>
         let page = service.list_adapters(request(client, message)).await?.into_inner();
         adapters.extend(page.adapters);
         if page.next_page_token.is_empty() {
-            return print_list(&adapters, client.json, out).map_err(CliError::Output);
+            return Ok(adapters);
         }
         page_token = page.next_page_token;
     }

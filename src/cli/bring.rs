@@ -3,14 +3,14 @@
 //! `--adapter`; what comes over the network is safetensors and nothing else.
 
 use std::fs;
-use std::io::{self, IsTerminal, stderr};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use crate::adapters::look::{FoundAdapter, FoundWeights, NotAnAdapter, PICKLE_FILE, look};
 use crate::adapters::{CONFIG_FILE, WEIGHTS_FILE};
-use crate::config::{AdapterSource, Environment, Exit, HubRepository};
+use crate::config::{AdapterSource, Environment, Exit, HubRepository, Terminal};
 use crate::delta::convert::{ConvertError, join_safetensors, pickle_to_safetensors};
 use crate::files;
 use crate::model::hub::{self, HubError, HubOptions, Wanted};
@@ -107,9 +107,10 @@ pub fn bring(source: &AdapterSource, environment: &Environment) -> Result<Brough
 /// [`HubError`].
 pub fn fetch(repository: &HubRepository, wanted: Wanted, environment: &Environment) -> Result<PathBuf, HubError> {
     let options = HubOptions::from_environment(environment)?;
+    let terminal = Terminal::of_process(environment);
     let mut bar: Option<Progress> = None;
     let folder = hub::fetch(&options, repository, wanted, &mut |at| {
-        let start = || Progress::bytes(&format!("fetching {repository}"), at.total, stderr().is_terminal());
+        let start = || Progress::bytes(&format!("fetching {repository}"), at.total, terminal.progress);
         let bar = bar.get_or_insert_with(start);
         let (before, _) = bar.position();
         bar.advance(at.done.saturating_sub(before));

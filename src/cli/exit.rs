@@ -1,5 +1,8 @@
 //! How a verb fails, and with which exit code.
 
+use std::error::Error;
+use std::io::ErrorKind;
+
 use tonic::Code;
 
 use super::bring::BringError;
@@ -12,13 +15,20 @@ pub enum CliError {
     #[error("{}", describe(.0))]
     Status(#[from] Box<tonic::Status>),
     /// The address is no address.
-    #[error("{address:?} is not an address like 127.0.0.1:50051 or http://host:port")]
+    #[error("--server is {address:?}: {reason}")]
     BadAddress {
         /// As given.
         address: String,
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// Nobody answers there.
-    #[error("cannot connect to {address}: {source}")]
+    #[error(
+        "no server answers at {address}: {}\n\
+         `polydelta serve --model DIR` starts one and `polydelta demo` one with a model of its own; \
+         --server or POLYDELTA_SERVER names another address",
+        root_cause(source)
+    )]
     Connect {
         /// As given.
         address: String,
@@ -41,6 +51,12 @@ pub enum CliError {
     /// Writing to the terminal or pipe.
     #[error("writing the output: {0}")]
     Output(std::io::Error),
+    /// `--timeout` has passed.
+    #[error("no answer within --timeout")]
+    TimedOut,
+    /// Ctrl-C.
+    #[error("interrupted")]
+    Interrupted,
     /// The arguments contradict each other or the files they name.
     #[error("{0}")]
     Usage(#[from] UsageError),
@@ -55,6 +71,14 @@ pub enum CliError {
 /// Arguments that cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum UsageError {
+    /// A conversation that is none.
+    #[error("{path} is no conversation: {reason}; expected a JSON array of {{\"role\": \"…\", \"content\": \"…\"}}")]
+    Messages {
+        /// As given.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Prompt bytes that are no text.
     #[error("the prompt is not UTF-8")]
     PromptEncoding,
@@ -62,6 +86,14 @@ pub enum UsageError {
 
 impl From<tonic::Status> for CliError {
     fn from(status: tonic::Status) -> Self {
+        // tonic gives up by itself, and says that the call was cancelled.
+        let mut cause = status.source();
+        while let Some(inner) = cause {
+            if inner.is::<tonic::TimeoutExpired>() {
+                return Self::TimedOut;
+            }
+            cause = inner.source();
+        }
         Self::Status(Box::new(status))
     }
 }
@@ -74,13 +106,26 @@ impl CliError {
             Self::Status(status) => exit_of(status.code()),
             Self::Bring(error) => error.exit(),
             Self::BadAddress { .. } | Self::Usage(_) => Exit::Usage,
-            Self::Connect { .. } => Exit::Unavailable,
+            Self::Connect { .. } | Self::TimedOut => Exit::Unavailable,
+            Self::File { source, .. } if source.kind() == ErrorKind::NotFound => Exit::NotFound,
             Self::File { .. } | Self::Output(_) | Self::Incomplete { .. } => Exit::Failure,
+            Self::Interrupted => Exit::Interrupted,
         }
     }
 }
 
-fn exit_of(code: Code) -> Exit {
+/// The innermost cause says more than that a transport failed.
+fn root_cause(error: &tonic::transport::Error) -> String {
+    let mut cause: &dyn Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+/// The exit code of a status.
+#[must_use]
+pub fn exit_of(code: Code) -> Exit {
     match code {
         Code::Ok => Exit::Ok,
         Code::NotFound => Exit::NotFound,
@@ -114,6 +159,10 @@ mod tests {
         assert_eq!(of(Code::Unavailable), Exit::Unavailable);
         assert_eq!(of(Code::InvalidArgument), Exit::Rejected);
         assert_eq!(of(Code::Internal), Exit::Failure);
-        assert_eq!(CliError::BadAddress { address: "x".into() }.exit(), Exit::Usage);
+        assert_eq!(CliError::BadAddress { address: "x".into(), reason: "y" }.exit(), Exit::Usage);
+        let file = |kind: ErrorKind| CliError::File { action: "reading", path: "x".into(), source: kind.into() };
+        assert_eq!(file(ErrorKind::NotFound).exit(), Exit::NotFound);
+        assert_eq!(file(ErrorKind::PermissionDenied).exit(), Exit::Failure);
+        assert_eq!(CliError::Interrupted.exit() as u8, 130);
     }
 }

@@ -5,23 +5,22 @@ use std::io::{Read, Write};
 use serde_json::{Value, json};
 
 use super::client::{connect, request};
+use super::conversation;
 use super::exit::{CliError, UsageError};
-use crate::config::GenerateArgs;
+use super::interrupt::unless_interrupted;
+use super::logprobs;
 use crate::config::client::{SamplingArgs, StoppingArgs};
+use crate::config::{GenerateArgs, Terminal};
 use crate::server::pb;
+use crate::telemetry::Spinner;
+use pb::generate_request::Input;
 use pb::generate_stream_response::Event;
 use pb::generation_service_client::GenerationServiceClient;
 
-fn message(args: &GenerateArgs) -> Result<pb::GenerateRequest, CliError> {
-    use pb::generate_request::Input;
-    let prompt = match args.prompt.as_deref() {
-        None | Some("-") => read_stdin()?,
-        Some(prompt) => prompt.to_owned(),
-    };
-    let input = if args.chat { Input::Chat(chat(args.system.as_deref(), prompt)) } else { Input::Prompt(prompt) };
+async fn message(args: &GenerateArgs, terminal: Terminal) -> Result<pb::GenerateRequest, CliError> {
     Ok(pb::GenerateRequest {
         adapter: args.adapter.as_ref().map(ToString::to_string).unwrap_or_default(),
-        input: Some(input),
+        input: Some(input(args, terminal).await?),
         sampling: Some(sampling(&args.sampling)),
         stopping: Some(stopping(&args.stopping)),
         options: Some(pb::OutputOptions { logprobs: args.logprobs, echo: args.echo, token_ids: args.client.json }),
@@ -31,10 +30,43 @@ fn message(args: &GenerateArgs) -> Result<pb::GenerateRequest, CliError> {
     })
 }
 
-fn chat(system: Option<&str>, prompt: String) -> pb::Chat {
-    let system = system.map(|content| pb::ChatMessage { role: "system".to_owned(), content: content.to_owned() });
-    let user = pb::ChatMessage { role: "user".to_owned(), content: prompt };
-    pb::Chat { messages: system.into_iter().chain([user]).collect() }
+async fn input(args: &GenerateArgs, terminal: Terminal) -> Result<Input, CliError> {
+    let system = args.system.as_deref().map(|content| chat_message("system", content));
+    if let Some(path) = &args.messages {
+        let path = path.clone();
+        let messages = off_task(move || conversation::read(&path)).await?;
+        return Ok(Input::Chat(chat(system.into_iter().chain(messages))));
+    }
+    let prompt = match args.prompt.as_deref() {
+        None | Some("-") if terminal.typed_input => {
+            tracing::info!("reading the prompt from the terminal; Ctrl-D on a line of its own ends it");
+            off_task(read_stdin).await?
+        }
+        None | Some("-") => off_task(read_stdin).await?,
+        Some(prompt) => prompt.to_owned(),
+    };
+    if !args.chat {
+        return Ok(Input::Prompt(prompt));
+    }
+    Ok(Input::Chat(chat(system.into_iter().chain([chat_message("user", &prompt)]))))
+}
+
+/// Reading waits for whoever writes, and Ctrl-C must get through meanwhile.
+async fn off_task<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, CliError> + Send + 'static,
+) -> Result<T, CliError> {
+    match tokio::task::spawn_blocking(read).await {
+        Ok(result) => result,
+        Err(panic) => Err(stdin_error(panic.into())),
+    }
+}
+
+fn chat(messages: impl Iterator<Item = pb::ChatMessage>) -> pb::Chat {
+    pb::Chat { messages: messages.collect() }
+}
+
+fn chat_message(role: &str, content: &str) -> pb::ChatMessage {
+    pb::ChatMessage { role: role.to_owned(), content: content.to_owned() }
 }
 
 fn sampling(args: &SamplingArgs) -> pb::SamplingParams {
@@ -55,7 +87,7 @@ fn stopping(args: &StoppingArgs) -> pb::StoppingParams {
     pb::StoppingParams {
         max_tokens: args.max_tokens,
         min_tokens: args.min_tokens,
-        stop: args.stop.clone(),
+        stop: args.stop.iter().map(|text| unescaped(text)).collect(),
         stop_token_ids: Vec::new(),
         ignore_eos: args.ignore_eos.then_some(true),
     }
@@ -64,19 +96,63 @@ fn stopping(args: &StoppingArgs) -> pb::StoppingParams {
 fn read_stdin() -> Result<String, CliError> {
     let mut bytes = Vec::new();
     let read = std::io::stdin().lock().read_to_end(&mut bytes);
-    read.map_err(|source| CliError::File { action: "reading", path: "standard input".to_owned(), source })?;
-    String::from_utf8(bytes).map_err(|_| UsageError::PromptEncoding.into())
+    read.map_err(stdin_error)?;
+    String::from_utf8(bytes).map(without_last_break).map_err(|_| UsageError::PromptEncoding.into())
+}
+
+fn stdin_error(source: std::io::Error) -> CliError {
+    CliError::File { action: "reading", path: "standard input".to_owned(), source }
+}
+
+/// The line break that `echo` and editors put behind a text is not the prompt's; one more would be.
+fn without_last_break(mut text: String) -> String {
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    text
+}
+
+/// With the characters that a shell makes hard to write. Other backslashes stay.
+fn unescaped(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(character) = rest.next() {
+        let escaped = match rest.as_str().chars().next().filter(|_| character == '\\') {
+            Some('n') => '\n',
+            Some('t') => '\t',
+            Some('r') => '\r',
+            Some('\\') => '\\',
+            _ => {
+                plain.push(character);
+                continue;
+            }
+        };
+        plain.push(escaped);
+        rest.next();
+    }
+    plain
 }
 
 /// Run the verb, writing to `out`.
 ///
 /// # Errors
-/// The connection, the server's refusal, the output.
-pub async fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<(), CliError> {
-    let request = request(&args.client, message(args)?);
+/// The connection, the server's refusal, the output, Ctrl-C.
+pub async fn run(args: &GenerateArgs, terminal: Terminal, out: &mut impl Write) -> Result<(), CliError> {
+    unless_interrupted(generate(args, terminal, out)).await
+}
+
+async fn generate(args: &GenerateArgs, terminal: Terminal, out: &mut impl Write) -> Result<(), CliError> {
+    let request = request(&args.client, message(args, terminal).await?);
+    let mut spinner = Spinner::start(&format!("connecting to {}", args.client.server), terminal.progress);
     let mut service = GenerationServiceClient::new(connect(&args.client).await?);
+    let adapter = args.adapter.as_ref().map(|name| format!(" with {name}")).unwrap_or_default();
+    spinner.now(&format!("waiting for a place{adapter}"));
     if args.client.json || args.no_stream {
         let response = service.generate(request).await?.into_inner();
+        spinner.clear();
         let written = if args.client.json {
             writeln!(out, "{:#}", response_json(&response))
         } else {
@@ -85,16 +161,21 @@ pub async fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<(), CliErr
         return written.map_err(CliError::Output);
     }
     let mut events = service.generate_stream(request).await?.into_inner();
-    let mut printer = Printer { out, texts: vec![String::new(); args.n.unwrap_or(1).max(1) as usize] };
+    let mut printer = Printer::new(out, args.n.unwrap_or(1).max(1) as usize);
     while let Some(message) = events.message().await? {
         match message.event {
-            Some(Event::Delta(delta)) => printer.print(&delta).map_err(CliError::Output)?,
+            Some(Event::Started(_)) => spinner.now("waiting for the first token"),
+            Some(Event::Delta(delta)) => {
+                spinner.clear();
+                printer.print(delta).map_err(CliError::Output)?;
+            }
             Some(Event::Finished(finished)) => {
+                spinner.clear();
                 printer.finish().map_err(CliError::Output)?;
                 tracing::debug!("{}", summary(&finished));
                 return Ok(());
             }
-            Some(Event::Started(_)) | None => {}
+            None => {}
         }
     }
     Err(CliError::Incomplete { missing: "end" })
@@ -102,24 +183,35 @@ pub async fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<(), CliErr
 
 fn print_all(choices: &[pb::Choice], out: &mut impl Write) -> std::io::Result<()> {
     match choices {
-        [only] => writeln!(out, "{}", only.text),
-        several => several.iter().try_for_each(|choice| writeln!(out, "[{}] {}", choice.index, choice.text)),
+        [only] => writeln!(out, "{}", only.text)?,
+        several => several.iter().try_for_each(|choice| writeln!(out, "[{}] {}", choice.index, choice.text))?,
     }
+    let logprobs: Vec<_> = choices.iter().map(|choice| choice.logprobs.as_slice()).collect();
+    logprobs::write(&logprobs, out)
 }
 
 /// One choice is printed as it comes; several, which come interleaved, when all have ended.
 struct Printer<'a, W: Write> {
     out: &'a mut W,
     texts: Vec<String>,
+    logprobs: Vec<Vec<pb::TokenLogprob>>,
 }
 
-impl<W: Write> Printer<'_, W> {
-    fn print(&mut self, delta: &pb::Delta) -> std::io::Result<()> {
+impl<'a, W: Write> Printer<'a, W> {
+    fn new(out: &'a mut W, choices: usize) -> Self {
+        Self { out, texts: vec![String::new(); choices], logprobs: vec![Vec::new(); choices] }
+    }
+
+    fn print(&mut self, delta: pb::Delta) -> std::io::Result<()> {
+        let choice = delta.index as usize;
+        if let Some(logprobs) = self.logprobs.get_mut(choice) {
+            logprobs.extend(delta.logprobs);
+        }
         if self.texts.len() == 1 {
             self.out.write_all(delta.text.as_bytes())?;
             return self.out.flush();
         }
-        if let Some(text) = self.texts.get_mut(delta.index as usize) {
+        if let Some(text) = self.texts.get_mut(choice) {
             text.push_str(&delta.text);
         }
         Ok(())
@@ -127,9 +219,12 @@ impl<W: Write> Printer<'_, W> {
 
     fn finish(&mut self) -> std::io::Result<()> {
         if self.texts.len() == 1 {
-            return writeln!(self.out);
+            writeln!(self.out)?;
+        } else {
+            self.texts.iter().enumerate().try_for_each(|(index, text)| writeln!(self.out, "[{index}] {text}"))?;
         }
-        self.texts.iter().enumerate().try_for_each(|(index, text)| writeln!(self.out, "[{index}] {text}"))
+        let logprobs: Vec<_> = self.logprobs.iter().map(Vec::as_slice).collect();
+        logprobs::write(&logprobs, self.out)
     }
 }
 
@@ -189,6 +284,27 @@ fn choice_json(choice: &pb::Choice) -> Value {
 }
 
 fn logprob_json(token: &pb::TokenLogprob) -> Value {
-    let top: Vec<_> = token.top.iter().map(|top| json!({ "token_id": top.token_id, "logprob": top.logprob })).collect();
-    json!({ "token_id": token.token_id, "logprob": token.logprob, "top": top })
+    let top = |top: &pb::TopLogprob| json!({ "token_id": top.token_id, "text": top.text, "logprob": top.logprob });
+    let alternatives: Vec<_> = token.top.iter().map(top).collect();
+    json!({ "token_id": token.token_id, "text": token.text, "logprob": token.logprob, "top": alternatives })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stops_may_hold_what_a_shell_makes_hard_to_write() {
+        let cases = [(r"\n\n", "\n\n"), (r"a\tb\r", "a\tb\r"), (r"\\n", r"\n"), (r"C:\dir", r"C:\dir"), (r"\", r"\")];
+        for (given, meant) in cases {
+            assert_eq!(unescaped(given), meant, "{given}");
+        }
+    }
+
+    #[test]
+    fn a_piped_prompt_loses_one_line_break() {
+        for (given, kept) in [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a", "a"), ("\n", ""), ("a\r", "a\r")] {
+            assert_eq!(without_last_break(given.to_owned()), kept, "{given:?}");
+        }
+    }
 }

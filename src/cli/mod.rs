@@ -6,13 +6,16 @@
 mod adapter;
 mod bring;
 mod client;
+mod conversation;
 mod exit;
 mod generate;
+mod interrupt;
+mod logprobs;
 mod table;
 mod upload;
 
 pub use adapter::run as adapter;
 pub use bring::{BringError, Brought, bring, exit_of_hub, fetch};
-pub use exit::{CliError, UsageError};
+pub use exit::{CliError, UsageError, exit_of};
 pub use generate::run as generate;
 pub use table::Table;

@@ -1,7 +1,7 @@
 //! `polydelta adapter upload`: a folder saved by peft goes to the server in chunks, from where it last broke off.
 
 use std::hash::{BuildHasher, RandomState};
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,10 +16,11 @@ use tonic_types::StatusExt;
 use super::bring::bring;
 use super::client::{connect, request};
 use super::exit::CliError;
-use crate::config::{ClientArgs, Environment, UploadArgs};
+use super::interrupt::unless_interrupted;
+use crate::config::{ClientArgs, Environment, Terminal, UploadArgs};
 use crate::files;
 use crate::server::pb;
-use crate::telemetry::progress::Progress;
+use crate::telemetry::{Progress, Spinner};
 use pb::adapter_service_client::AdapterServiceClient;
 use pb::upload_adapter_request::Frame;
 
@@ -34,37 +35,55 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Bring an adapter, upload it and return what the server says of it.
 ///
 /// # Errors
-/// The folder or the hub, the connection, the server's refusal.
-pub(super) async fn run(args: &UploadArgs, environment: &Environment) -> Result<Option<pb::Adapter>, CliError> {
+/// The folder or the hub, the connection, the server's refusal, Ctrl-C.
+pub(super) async fn run(
+    args: &UploadArgs,
+    environment: &Environment,
+    terminal: Terminal,
+) -> Result<Option<pb::Adapter>, CliError> {
     let (source, environment) = (args.source.clone(), environment.clone());
     let brought = blocking(move || bring(&source, &environment)).await??;
     brought.notes().iter().for_each(|note| tracing::info!("{note}"));
     let folder = brought.dir().to_owned();
+    let mut spinner = Spinner::start(&format!("reading {}", folder.display()), terminal.progress);
     let (files, config) = blocking(move || digest_all(&folder)).await??;
-    let mut service = AdapterServiceClient::new(connect(&args.client).await?);
+    spinner.clear();
     let upload_id = args.upload_id.clone().unwrap_or_else(random_id);
     let header = header(args, &files, config, &upload_id);
+    unless_interrupted(attempts(args, header, &files, terminal)).await.inspect_err(|error| {
+        if broke_off(error) {
+            tracing::error!("the upload broke off; to go on: --upload-id {upload_id}");
+        }
+    })
+}
+
+async fn attempts(
+    args: &UploadArgs,
+    header: pb::UploadHeader,
+    files: &[LocalFile],
+    terminal: Terminal,
+) -> Result<Option<pb::Adapter>, CliError> {
+    let mut service = AdapterServiceClient::new(connect(&args.client).await?);
     let mut attempt = 1;
     loop {
-        match send(&args.client, &mut service, header.clone(), &files).await {
+        match send(&args.client, &mut service, header.clone(), files, terminal).await {
             Ok(adapter) => return Ok(adapter),
             Err(CliError::Status(status)) if status.code() == Code::Unavailable && attempt < ATTEMPTS => {
                 tokio::time::sleep(PAUSE * attempt).await;
                 attempt += 1;
             }
-            Err(error) => {
-                if broke_off(&error) {
-                    tracing::error!("the upload broke off; to go on: --upload-id {upload_id}");
-                }
-                return Err(error);
-            }
+            Err(error) => return Err(error),
         }
     }
 }
 
 /// Whether an upload ended on its way, so that sending the rest of it can help; a refusal stays one.
 fn broke_off(error: &CliError) -> bool {
-    let CliError::Status(status) = error else { return false };
+    let status = match error {
+        CliError::Status(status) => status,
+        CliError::Interrupted | CliError::TimedOut => return true,
+        _ => return false,
+    };
     match status.code() {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => true,
         // The server waited too long for the next piece, or another stream goes on with it.
@@ -127,11 +146,12 @@ async fn send(
     service: &mut AdapterServiceClient<Channel>,
     header: pb::UploadHeader,
     files: &[LocalFile],
+    terminal: Terminal,
 ) -> Result<Option<pb::Adapter>, CliError> {
     let offsets = committed(client, service, &header.upload_id, files.len()).await?;
     let missing = files.iter().map(|file| file.size).sum::<u64>().saturating_sub(offsets.iter().sum());
     let label = format!("uploading {}", header.name);
-    let progress = Progress::bytes(&label, missing, std::io::stderr().is_terminal());
+    let progress = Progress::bytes(&label, missing, terminal.progress);
     let (frames, receiver) = mpsc::channel(2);
     let parts: Vec<_> = files.iter().map(|file| file.path.clone()).zip(offsets).collect();
     let reader = tokio::task::spawn_blocking(move || read_frames(header, parts, &frames, progress));

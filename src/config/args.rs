@@ -3,12 +3,16 @@
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::client::{AdapterCommand, GenerateArgs};
+use super::environment::Environment;
 use super::listen::ListenAddress;
+use super::problem::{ConfigProblem, ConfigProblems};
+use super::serve::ServeConfig;
 use super::serve_args::{DtypeChoice, Kernels, ServeArgs};
 
 /// One base language model, many small deltas of it, mixed in one batch, over gRPC.
 #[derive(Debug, Parser)]
-#[command(name = "polydelta", version, about, propagate_version = true, after_help = EXAMPLES)]
+#[command(name = "polydelta", version, long_version = LONG_VERSION, about, propagate_version = true)]
+#[command(after_help = EXAMPLES, max_term_width = 100)]
 pub struct Args {
     /// Logging, for every command.
     #[command(flatten)]
@@ -18,6 +22,17 @@ pub struct Args {
     pub command: Command,
 }
 
+/// What a report of a fault needs.
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\nbuilt for ",
+    env!("BUILD_TARGET"),
+    ", profile ",
+    env!("BUILD_PROFILE"),
+    ", by ",
+    env!("BUILD_RUSTC"),
+);
+
 const EXAMPLES: &str = "\
 Examples:
   polydelta demo
@@ -25,8 +40,18 @@ Examples:
   polydelta adapter upload sql ./adapters/sql
   polydelta generate --adapter sql \"How many orders came in today?\"
 
-Every flag can also be given as an environment variable: --max-num-seqs is POLYDELTA_MAX_NUM_SEQS.
-Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 unavailable, 5 rejected.";
+Every flag has an environment variable, which --help names beside it. Those of serve are POLYDELTA_ and the flag
+(--max-num-seqs is POLYDELTA_MAX_NUM_SEQS), those of another verb have the verb in between (--json of demo is
+POLYDELTA_DEMO_JSON); POLYDELTA_LOG, POLYDELTA_SERVER and their like mean the same everywhere. Flags win.
+
+Exit codes:
+  0    done
+  1    failed: a disk, a port, an error inside the program or the server
+  2    the command line, a variable or the configuration is wrong; nothing was done
+  3    what was named does not exist: a file, a folder, a model, an adapter
+  4    unavailable: no server there, not serving, overloaded, or not in time
+  5    rejected: the server or the checks refused what was given
+  130  interrupted";
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
@@ -40,6 +65,25 @@ pub enum Command {
     /// Upload, list, inspect and remove adapters
     #[command(subcommand)]
     Adapter(AdapterCommand),
+}
+
+impl Args {
+    /// Check what was read as a whole.
+    ///
+    /// # Errors
+    /// Every problem at once.
+    pub fn check(&self, environment: &Environment) -> Result<(), ConfigProblems> {
+        let mut problems = self.log.problems();
+        let of_verb = match &self.command {
+            Command::Serve(args) => ServeConfig::resolve(args, environment).map(drop),
+            Command::Demo(args) => ServeConfig::for_demo(args, environment).map(drop),
+            Command::Generate(args) => args.check(),
+            Command::Adapter(AdapterCommand::Inspect(args)) => args.resolve().map(drop),
+            Command::Adapter(_) => Ok(()),
+        };
+        problems.extend(of_verb.err().into_iter().flat_map(|found| found.0));
+        if problems.is_empty() { Ok(()) } else { Err(ConfigProblems(problems)) }
+    }
 }
 
 /// How the log is written.
@@ -57,32 +101,45 @@ pub enum LogFormat {
 #[command(next_help_heading = "Logging")]
 pub struct LogArgs {
     /// What to log: a level (error, warn, info, debug, trace), or levels by module as in `info,polydelta::engine=debug`
-    #[arg(long, global = true, env = "POLYDELTA_LOG", value_name = "FILTER", default_value = "info")]
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info")]
     pub log: String,
     /// How to write the log, which goes to standard error
-    #[arg(long, global = true, env = "POLYDELTA_LOG_FORMAT", value_enum, default_value_t)]
+    #[arg(long, global = true, value_enum, default_value_t)]
     pub log_format: LogFormat,
+}
+
+impl LogArgs {
+    fn problems(&self) -> Vec<ConfigProblem> {
+        let read = tracing_subscriber::EnvFilter::builder().parse(&self.log);
+        let unreadable = |error: &dyn std::fmt::Display| ConfigProblem::Unreadable {
+            flag: "--log".to_owned(),
+            given_as: "--log".to_owned(),
+            value: self.log.clone(),
+            reason: error.to_string(),
+        };
+        read.err().map(|error| unreadable(&error)).into_iter().collect()
+    }
 }
 
 /// `polydelta demo`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DemoArgs {
     /// Exit after the table instead of serving on
-    #[arg(long, env = "POLYDELTA_ONCE", value_parser = clap::builder::BoolishValueParser::new())]
+    #[arg(long, value_parser = clap::builder::BoolishValueParser::new())]
     pub once: bool,
     /// Print the table as JSON
-    #[arg(long, env = "POLYDELTA_JSON", value_parser = clap::builder::BoolishValueParser::new())]
+    #[arg(long, value_parser = clap::builder::BoolishValueParser::new())]
     pub json: bool,
     /// Where to serve; port 0 takes a free one
-    #[arg(long, env = "POLYDELTA_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub listen: ListenAddress,
     /// Compute threads; all cores where it is not given
-    #[arg(long, env = "POLYDELTA_THREADS", value_name = "N")]
+    #[arg(long, value_name = "N")]
     pub threads: Option<u32>,
     /// Type of weights and KV cache
-    #[arg(long, env = "POLYDELTA_DTYPE", value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t)]
     pub dtype: DtypeChoice,
     /// Which implementation computes; the reference is slow and obvious
-    #[arg(long, env = "POLYDELTA_KERNELS", value_enum, default_value_t, hide = true)]
+    #[arg(long, value_enum, default_value_t, hide = true)]
     pub kernels: Kernels,
 }

@@ -1,10 +1,12 @@
 //! The verbs that talk to a running server, and `inspect`, which needs none.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Subcommand};
 
+use super::problem::{ConfigProblem, ConfigProblems};
 use super::source::AdapterSource;
 use super::units::parse_duration;
 use crate::types::AdapterName;
@@ -14,16 +16,16 @@ use crate::types::AdapterName;
 #[command(next_help_heading = "Server")]
 pub struct ClientArgs {
     /// Address of the server
-    #[arg(long, env = "POLYDELTA_SERVER", value_name = "URL", default_value = "http://127.0.0.1:50051")]
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:50051")]
     pub server: String,
     /// Give up after this time, as in `90s` or `5m`; without it there is no limit
-    #[arg(long, env = "POLYDELTA_TIMEOUT", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub timeout: Option<Duration>,
     /// Give up connecting after this time
-    #[arg(long, env = "POLYDELTA_CONNECT_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     pub connect_timeout: Duration,
     /// Print one JSON document instead of text
-    #[arg(long, env = "POLYDELTA_JSON", value_parser = BoolishValueParser::new())]
+    #[arg(long, value_parser = BoolishValueParser::new())]
     pub json: bool,
 }
 
@@ -50,7 +52,7 @@ pub enum AdapterCommand {
         #[command(flatten)]
         named: NamedArgs,
         /// Keep it on the device until it is unloaded
-        #[arg(long, env = "POLYDELTA_PIN", value_parser = BoolishValueParser::new())]
+        #[arg(long, value_parser = BoolishValueParser::new())]
         pin: bool,
     },
     /// Take an adapter off the device; it stays in the store
@@ -77,16 +79,16 @@ pub struct UploadArgs {
     #[arg(value_name = "DIR|hf:ORG/REPO[@REV]")]
     pub source: AdapterSource,
     /// Replace only this version; "" means that the name must not exist yet
-    #[arg(long, env = "POLYDELTA_EXPECTED_VERSION", value_name = "VERSION")]
+    #[arg(long, value_name = "VERSION")]
     pub expected_version: Option<String>,
     /// Check everything but keep nothing
-    #[arg(long, env = "POLYDELTA_VALIDATE_ONLY", value_parser = BoolishValueParser::new())]
+    #[arg(long, value_parser = BoolishValueParser::new())]
     pub validate_only: bool,
     /// Keep it on the device
-    #[arg(long, env = "POLYDELTA_PIN", value_parser = BoolishValueParser::new())]
+    #[arg(long, value_parser = BoolishValueParser::new())]
     pub pin: bool,
     /// Resume the upload with this id
-    #[arg(long, env = "POLYDELTA_UPLOAD_ID", value_name = "ID")]
+    #[arg(long, value_name = "ID")]
     pub upload_id: Option<String>,
     /// Server.
     #[command(flatten)]
@@ -101,13 +103,13 @@ pub struct InspectArgs {
     pub source: AdapterSource,
     /// Base model it was trained on: a folder or hf:ORG/NAME[@REV]. Where it is not given, the base that the config
     /// names, if that is a folder or in the hub's cache; else the bundled model
-    #[arg(long, env = "POLYDELTA_MODEL", value_name = "DIR|hf:ORG/NAME[@REV]")]
+    #[arg(long, value_name = "DIR|hf:ORG/NAME[@REV]")]
     pub model: Option<String>,
     /// Accept fields of adapter_config.json that are not known here, as `serve` does with this flag
-    #[arg(long, env = "POLYDELTA_ALLOW_UNKNOWN_ADAPTER_FIELDS", value_parser = BoolishValueParser::new())]
+    #[arg(long, value_parser = BoolishValueParser::new())]
     pub allow_unknown_adapter_fields: bool,
     /// Print one JSON document instead of text
-    #[arg(long, env = "POLYDELTA_JSON", value_parser = BoolishValueParser::new())]
+    #[arg(long, value_parser = BoolishValueParser::new())]
     pub json: bool,
 }
 
@@ -117,16 +119,20 @@ pub struct GenerateArgs {
     /// The prompt; `-` or nothing reads it from standard input
     pub prompt: Option<String>,
     /// Adapter to use; the base model where it is not given
-    #[arg(long, env = "POLYDELTA_ADAPTER", value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     pub adapter: Option<AdapterName>,
     /// Send the prompt as the user's message of a chat
-    #[arg(long, env = "POLYDELTA_CHAT", value_parser = BoolishValueParser::new())]
+    #[arg(long, value_parser = BoolishValueParser::new())]
     pub chat: bool,
+    /// Send the conversation in this file instead of a prompt: a JSON array of {"role": "…", "content": "…"}, or an
+    /// object with it as its "messages"; `-` reads it from standard input
+    #[arg(long, value_name = "FILE")]
+    pub messages: Option<PathBuf>,
     /// System message in front of it
-    #[arg(long, env = "POLYDELTA_SYSTEM", value_name = "TEXT", requires = "chat")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
     /// Wait for the whole text instead of printing it as it comes
-    #[arg(long, env = "POLYDELTA_NO_STREAM", value_parser = BoolishValueParser::new())]
+    #[arg(long, value_parser = BoolishValueParser::new())]
     pub no_stream: bool,
     /// Sampling.
     #[command(flatten)]
@@ -135,20 +141,37 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub stopping: StoppingArgs,
     /// Number of choices
-    #[arg(short, long, env = "POLYDELTA_N", value_name = "COUNT", help_heading = "Output")]
+    #[arg(short, long, value_name = "COUNT", help_heading = "Output")]
     pub n: Option<u32>,
     /// Report log-probabilities with this many alternatives
-    #[arg(long, env = "POLYDELTA_LOGPROBS", value_name = "COUNT", help_heading = "Output")]
+    #[arg(long, value_name = "COUNT", help_heading = "Output")]
     pub logprobs: Option<u32>,
     /// Print the prompt too
-    #[arg(long, env = "POLYDELTA_ECHO", value_parser = BoolishValueParser::new(), help_heading = "Output")]
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Output")]
     pub echo: bool,
     /// Larger goes first
-    #[arg(long, env = "POLYDELTA_PRIORITY", value_name = "N", allow_negative_numbers = true, help_heading = "Output")]
+    #[arg(long, value_name = "N", help_heading = "Output")]
     pub priority: Option<i32>,
     /// Server.
     #[command(flatten)]
     pub client: ClientArgs,
+}
+
+impl GenerateArgs {
+    /// Check what the flags say together.
+    ///
+    /// # Errors
+    /// Every problem at once.
+    pub fn check(&self) -> Result<(), ConfigProblems> {
+        let mut problems = Vec::new();
+        if self.system.is_some() && !self.chat && self.messages.is_none() {
+            problems.push(ConfigProblem::Needs { flag: "--system", other: "--chat" });
+        }
+        if self.messages.is_some() && self.prompt.is_some() {
+            problems.push(ConfigProblem::Conflict { flag: "--messages", other: "a prompt" });
+        }
+        if problems.is_empty() { Ok(()) } else { Err(ConfigProblems(problems)) }
+    }
 }
 
 /// What is not given comes from the model's generation config. The server checks the ranges.
@@ -156,28 +179,28 @@ pub struct GenerateArgs {
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// 0 is greedy
-    #[arg(long, env = "POLYDELTA_TEMPERATURE", value_name = "T")]
+    #[arg(long, value_name = "T")]
     pub temperature: Option<f32>,
     /// Keep the K most likely tokens; 0 keeps all
-    #[arg(long, env = "POLYDELTA_TOP_K", value_name = "K")]
+    #[arg(long, value_name = "K")]
     pub top_k: Option<u32>,
     /// Keep the smallest set of tokens with this probability
-    #[arg(long, env = "POLYDELTA_TOP_P", value_name = "P")]
+    #[arg(long, value_name = "P")]
     pub top_p: Option<f32>,
     /// Drop tokens less likely than this fraction of the most likely one
-    #[arg(long, env = "POLYDELTA_MIN_P", value_name = "P")]
+    #[arg(long, value_name = "P")]
     pub min_p: Option<f32>,
     /// Same seed, same text
-    #[arg(long, env = "POLYDELTA_SEED", value_name = "N")]
+    #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// Divides the logits of tokens seen before; 1 is neutral
-    #[arg(long, env = "POLYDELTA_REPETITION_PENALTY", value_name = "X")]
+    #[arg(long, value_name = "X")]
     pub repetition_penalty: Option<f32>,
     /// Subtracted once from the logits of tokens generated before
-    #[arg(long, env = "POLYDELTA_PRESENCE_PENALTY", value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     pub presence_penalty: Option<f32>,
     /// Subtracted for each time a token was generated before
-    #[arg(long, env = "POLYDELTA_FREQUENCY_PENALTY", value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     pub frequency_penalty: Option<f32>,
 }
 
@@ -186,15 +209,16 @@ pub struct SamplingArgs {
 #[command(next_help_heading = "Stopping")]
 pub struct StoppingArgs {
     /// Most tokens to generate
-    #[arg(long, env = "POLYDELTA_MAX_TOKENS", value_name = "N")]
+    #[arg(long, value_name = "N")]
     pub max_tokens: Option<u32>,
     /// Least tokens to generate
-    #[arg(long, env = "POLYDELTA_MIN_TOKENS", value_name = "N")]
+    #[arg(long, value_name = "N")]
     pub min_tokens: Option<u32>,
-    /// Text that ends the output; may be given several times
-    #[arg(long, env = "POLYDELTA_STOP", value_name = "TEXT")]
+    /// Text that ends the output, in which \n, \t, \r and \\ stand for a line break, a tab, a carriage return and a
+    /// backslash; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub stop: Vec<String>,
     /// Do not stop at the model's end-of-sequence token
-    #[arg(long, env = "POLYDELTA_IGNORE_EOS", value_parser = BoolishValueParser::new())]
+    #[arg(long, value_parser = BoolishValueParser::new())]
     pub ignore_eos: bool,
 }

@@ -13,6 +13,12 @@ pub struct Environment {
     pub data_home: Option<PathBuf>,
     /// `XDG_CACHE_HOME`.
     pub cache_home: Option<PathBuf>,
+    /// Names of the `POLYDELTA_*` variables that are set.
+    pub own: Vec<String>,
+    /// `TERM` is `dumb`: lines can be neither drawn over nor coloured.
+    pub dumb_terminal: bool,
+    /// `COLUMNS`, a number above 0.
+    pub columns: Option<usize>,
     /// `NO_COLOR` is set and not empty (no-color.org).
     pub no_color: bool,
     /// The variables of the Hugging Face hub's own tools.
@@ -56,6 +62,12 @@ impl Environment {
             home: set("HOME").map(PathBuf::from),
             data_home: set("XDG_DATA_HOME").map(PathBuf::from),
             cache_home: set("XDG_CACHE_HOME").map(PathBuf::from),
+            own: std::env::vars_os()
+                .filter_map(|(name, _)| name.into_string().ok())
+                .filter(|name| is_own(name))
+                .collect(),
+            dumb_terminal: text("TERM").is_some_and(|term| term == "dumb"),
+            columns: text("COLUMNS").and_then(|columns| columns.trim().parse().ok()).filter(|columns| *columns > 0),
             no_color: set("NO_COLOR").is_some(),
             hub: HubEnvironment {
                 home: set("HF_HOME").map(PathBuf::from),
@@ -88,6 +100,10 @@ impl Environment {
         let base = xdg.or_else(|| self.home.as_ref().map(|home| home.join(".local/share")))?;
         Some(base.join("polydelta"))
     }
+}
+
+fn is_own(name: &str) -> bool {
+    name.starts_with("POLYDELTA_")
 }
 
 /// As the hub's tools read a switch.

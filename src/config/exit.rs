@@ -8,16 +8,18 @@ use std::process::{ExitCode, Termination};
 pub enum Exit {
     /// Done.
     Ok = 0,
-    /// Something that none of the other codes says.
+    /// Something that none of the other codes says: a disk, a port, an error inside the program or the server.
     Failure = 1,
-    /// A flag is wrong; nothing was done. clap uses the same code.
+    /// The command line, a variable or the configuration is wrong; nothing was done. clap uses the same code.
     Usage = 2,
-    /// The adapter, model or file that was named does not exist.
+    /// What was named does not exist: a file, a folder, a model, an adapter.
     NotFound = 3,
-    /// The server cannot be reached or is not serving.
+    /// The server cannot be reached, is not serving, is overloaded, or did not answer in time.
     Unavailable = 4,
-    /// The server or the checks refused what was sent.
+    /// The server or the checks refused what was given: a request, an adapter, a model.
     Rejected = 5,
+    /// Ended by Ctrl-C, as a shell reports it.
+    Interrupted = 130,
 }
 
 impl Termination for Exit {

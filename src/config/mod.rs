@@ -1,8 +1,8 @@
 //! Flags, environment and defaults, resolved once at start into plain data.
 //!
-//! This is the only room that reads the environment. Every flag has a `POLYDELTA_*` variable beside it; flags win.
-//! [`Args`] is what clap parses; [`ServeConfig::resolve`] checks it as a whole and reports every problem at once, each
-//! by its flag. Nothing here opens a socket, reads a model or writes a file.
+//! This is the only room that reads the environment. Every flag has a `POLYDELTA_*` variable of its own
+//! ([`variables`]); flags win. [`Args`] is what clap reads; [`parse()`] reads to the end and checks the whole
+//! ([`ServeConfig::resolve`]), and reports every problem at once, each by its flag. Nothing here opens a socket, reads a model or writes a file.
 
 pub mod args;
 pub mod client;
@@ -11,11 +11,15 @@ pub mod exit;
 pub mod fair_share;
 pub mod listen;
 pub mod memory;
+pub mod model_source;
+pub mod parse;
 pub mod problem;
 pub mod serve;
 pub mod serve_args;
 pub mod source;
+pub mod terminal;
 pub mod units;
+pub mod variables;
 
 #[cfg(test)]
 mod tests;
@@ -27,10 +31,14 @@ pub use exit::Exit;
 pub use fair_share::{FairShareArgs, FairShareConfig};
 pub use listen::ListenAddress;
 pub use memory::available_memory;
+pub use model_source::ModelSource;
+pub use parse::{Refused, parse};
 pub use problem::{ConfigProblem, ConfigProblems};
 pub use serve::{
-    AdapterLimits, CacheConfig, DeviceChoice, MetricsListen, ModelSource, RequestLimits, SchedulerConfig, ServeConfig,
+    AdapterLimits, CacheConfig, DeviceChoice, MetricsListen, RequestLimits, SchedulerConfig, ServeConfig,
     StoreLocation, TransportConfig, WatchdogConfig,
 };
 pub use serve_args::{DtypeChoice, Kernels, ServeArgs};
 pub use source::{AdapterSource, HubRepository};
+pub use terminal::Terminal;
+pub use variables::{UnknownVariable, unknown_variables};

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::exit::Exit;
+
 /// One problem, named by the flag to change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigProblem {
@@ -29,12 +31,14 @@ pub enum ConfigProblem {
         expected: &'static str,
     },
     /// A folder that does not exist.
-    #[error("{flag}: there is no folder {}", path.display())]
+    #[error("{flag}: there is no folder {}{hint}", path.display())]
     NoFolder {
         /// The flag.
         flag: &'static str,
         /// The folder.
         path: PathBuf,
+        /// What to do, where that can be guessed; else empty.
+        hint: String,
     },
     /// The same name twice.
     #[error("{flag} names {name:?} twice")]
@@ -66,6 +70,70 @@ pub enum ConfigProblem {
         /// What is missing.
         reason: &'static str,
     },
+    /// A value that its flag's parser does not take.
+    #[error("{given_as} is {value:?}: {reason}")]
+    Unreadable {
+        /// The flag, or the place of an argument.
+        flag: String,
+        /// The flag or the variable that has the value.
+        given_as: String,
+        /// What was given.
+        value: String,
+        /// What is wrong with it, or what would be right.
+        reason: String,
+    },
+    /// A flag at the end, or before another one.
+    #[error("{flag} has no value")]
+    NoValue {
+        /// The flag.
+        flag: String,
+    },
+    /// A word that is nothing here.
+    #[error("there is no {word} here{}", meant.as_ref().map(|meant| format!("; is {meant} meant?")).unwrap_or_default())]
+    Unknown {
+        /// The word.
+        word: String,
+        /// What is spelled alike.
+        meant: Option<String>,
+    },
+    /// A flag that may be given once.
+    #[error("{flag} is given more than once")]
+    Repeated {
+        /// The flag.
+        flag: String,
+    },
+    /// An argument that must be given.
+    #[error("{what} is missing")]
+    Missing {
+        /// The argument as help shows it.
+        what: String,
+    },
+    /// Two flags that exclude each other.
+    #[error("{flag} and {other} exclude each other")]
+    Conflict {
+        /// One flag.
+        flag: &'static str,
+        /// The other.
+        other: &'static str,
+    },
+    /// A flag that makes sense only beside another.
+    #[error("{flag} means nothing without {other}")]
+    Needs {
+        /// The flag.
+        flag: &'static str,
+        /// The one it needs.
+        other: &'static str,
+    },
+    /// A model that is named in a way this program does not read.
+    #[error("{flag} is {value:?}: {hint}")]
+    Model {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        value: String,
+        /// What to do.
+        hint: String,
+    },
     /// A default of this program is not a value of its own flag.
     #[error("a built-in default does not parse: {reason}")]
     Defaults {
@@ -82,19 +150,49 @@ pub enum ConfigProblem {
     },
 }
 
+impl ConfigProblem {
+    /// The flag it is about, where it is about one.
+    #[must_use]
+    pub fn flag(&self) -> Option<&str> {
+        match self {
+            Self::OutOfRange { flag, .. }
+            | Self::Invalid { flag, .. }
+            | Self::NoFolder { flag, .. }
+            | Self::Duplicate { flag, .. }
+            | Self::LessThan { flag, .. }
+            | Self::Unsupported { flag, .. }
+            | Self::Conflict { flag, .. }
+            | Self::Needs { flag, .. }
+            | Self::Model { flag, .. }
+            | Self::NoDefault { flag, .. } => Some(flag),
+            Self::Unreadable { flag, .. } | Self::NoValue { flag } | Self::Repeated { flag } => Some(flag),
+            Self::Unknown { .. } | Self::Missing { .. } | Self::Defaults { .. } => None,
+        }
+    }
+}
+
 /// Every problem of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigProblems(pub Vec<ConfigProblem>);
 
+impl ConfigProblems {
+    /// The exit code: [`Exit::NotFound`] where nothing is wrong but that what was named does not exist.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        let missing = |problem: &ConfigProblem| matches!(problem, ConfigProblem::NoFolder { .. });
+        if !self.0.is_empty() && self.0.iter().all(missing) { Exit::NotFound } else { Exit::Usage }
+    }
+}
+
 impl fmt::Display for ConfigProblems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.0.iter().enumerate() {
-            if index > 0 {
-                writeln!(f)?;
+        match &self.0[..] {
+            [only] => write!(f, "{only}"),
+            several => {
+                write!(f, "{} things are wrong with the configuration", several.len())?;
+                several.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
             }
-            write!(f, "{problem}")?;
         }
-        Ok(())
     }
 }
 

@@ -10,23 +10,14 @@ use super::client::InspectArgs;
 use super::environment::Environment;
 use super::fair_share::{FairShareConfig, fair_share};
 use super::listen::ListenAddress;
+use super::model_source::{ModelSource, model_source};
 use super::problem::{ConfigProblem, ConfigProblems};
 use super::serve_args::{
     AdapterArgs, DtypeChoice, Kernels, NetworkArgs, ObservabilityArgs, RequestArgs, SchedulerArgs, ServeArgs,
 };
-use super::source::{AdapterSource, HubRepository};
+use super::source::AdapterSource;
+use super::terminal::Terminal;
 use crate::types::AdapterName;
-
-/// Where the base model comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ModelSource {
-    /// A folder as Hugging Face lays it out.
-    Dir(PathBuf),
-    /// A repository of the hub.
-    Hub(HubRepository),
-    /// The model in the binary.
-    Bundled,
-}
 
 /// Where uploads are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -204,6 +195,8 @@ pub struct ServeConfig {
     pub reflection: bool,
     /// Time for running requests after SIGTERM.
     pub drain_timeout: Duration,
+    /// Whether progress is drawn on standard error.
+    pub progress: bool,
     /// Metrics address; `None` serves none.
     pub metrics: Option<MetricsListen>,
 }
@@ -237,14 +230,7 @@ impl Checks {
         value
     }
 
-    fn folder(&mut self, flag: &'static str, path: PathBuf) -> PathBuf {
-        if !path.is_dir() {
-            self.report(ConfigProblem::NoFolder { flag, path: path.clone() });
-        }
-        path
-    }
-
-    fn done<T>(self, value: T) -> Result<T, ConfigProblems> {
+    pub(super) fn done<T>(self, value: T) -> Result<T, ConfigProblems> {
         if self.problems.is_empty() { Ok(value) } else { Err(ConfigProblems(self.problems)) }
     }
 }
@@ -260,7 +246,7 @@ impl ServeConfig {
     pub fn resolve(args: &ServeArgs, environment: &Environment) -> Result<Self, ConfigProblems> {
         let mut checks = Checks::default();
         let config = Self {
-            model: model_source(&mut checks, &args.model.model),
+            model: base_model(&mut checks, args.model.model.as_deref()),
             adapters: adapter_sources(&mut checks, &args.adapters),
             store: store_location(&mut checks, &args.adapters, environment),
             dtype: args.model.dtype,
@@ -278,7 +264,8 @@ impl ServeConfig {
             transport: transport(&mut checks, &args.network),
             reflection: args.network.reflection,
             drain_timeout: args.network.drain_timeout,
-            metrics: metrics(&args.observability),
+            progress: Terminal::of_process(environment).progress,
+            metrics: metrics(&mut checks, &args.observability),
         };
         if args.model.kernels == Kernels::Reference && args.model.dtype == DtypeChoice::Bf16 {
             checks.report(ConfigProblem::Unsupported {
@@ -323,16 +310,12 @@ fn default_serve_args() -> Result<ServeArgs, ConfigProblems> {
     ServeArgs::defaults().map_err(|error| ConfigProblems(vec![ConfigProblem::Defaults { reason: error.to_string() }]))
 }
 
-fn model_source(checks: &mut Checks, model: &str) -> ModelSource {
-    const EXPECTED: &str = "a folder or hf:ORG/NAME[@REVISION]";
-    let invalid = || ConfigProblem::Invalid { flag: "--model", value: model.to_owned(), expected: EXPECTED };
-    match model.strip_prefix("hf:").map(str::parse::<HubRepository>) {
-        Some(Ok(repository)) => return ModelSource::Hub(repository),
-        Some(Err(_)) => checks.report(invalid()),
-        None if model.is_empty() => checks.report(invalid()),
-        None => drop(checks.folder("--model", PathBuf::from(model))),
-    }
-    ModelSource::Dir(PathBuf::from(model))
+fn base_model(checks: &mut Checks, model: Option<&str>) -> ModelSource {
+    let Some(model) = model else {
+        checks.report(ConfigProblem::Missing { what: "--model <DIR|hf:ORG/NAME>".to_owned() });
+        return ModelSource::Bundled;
+    };
+    model_source(checks, model)
 }
 
 fn adapter_sources(checks: &mut Checks, args: &AdapterArgs) -> Vec<(AdapterName, AdapterSource)> {
@@ -349,7 +332,7 @@ fn adapter_sources(checks: &mut Checks, args: &AdapterArgs) -> Vec<(AdapterName,
         match &source {
             // What is there and no adapter is said where it is looked at.
             Ok(AdapterSource::Dir(dir)) if !dir.exists() => {
-                checks.report(ConfigProblem::NoFolder { flag: FLAG, path: dir.clone() });
+                checks.report(ConfigProblem::NoFolder { flag: FLAG, path: dir.clone(), hint: String::new() });
             }
             Ok(_) => {}
             Err(_) => checks.report(invalid(EXPECTED)),
@@ -514,7 +497,10 @@ fn half(of_all: u32) -> u32 {
     (of_all / 2).max(1)
 }
 
-fn metrics(args: &ObservabilityArgs) -> Option<MetricsListen> {
+fn metrics(checks: &mut Checks, args: &ObservabilityArgs) -> Option<MetricsListen> {
+    if args.no_metrics && args.metrics_listen.is_some() {
+        checks.report(ConfigProblem::Conflict { flag: "--no-metrics", other: "--metrics-listen" });
+    }
     match (args.no_metrics, args.metrics_listen.clone()) {
         (true, _) => None,
         (false, Some(address)) => Some(MetricsListen { address, explicit: true }),

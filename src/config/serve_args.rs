@@ -76,7 +76,7 @@ pub enum Kernels {
 pub struct ModelArgs {
     /// Folder of a Hugging Face model, or hf:ORG/NAME to fetch one, at a branch, tag or commit as in hf:ORG/NAME@v1.0
     #[arg(long, env = "POLYDELTA_MODEL", value_name = "DIR|hf:ORG/NAME[@REV]")]
-    pub model: String,
+    pub model: Option<String>,
     /// Type of weights and KV cache: auto takes bf16 for a 16-bit checkpoint, else f32
     #[arg(long, env = "POLYDELTA_DTYPE", value_enum, default_value_t)]
     pub dtype: DtypeChoice,
@@ -280,6 +280,6 @@ pub struct ObservabilityArgs {
     #[arg(long, env = "POLYDELTA_METRICS_LISTEN", value_name = "ADDRESS")]
     pub metrics_listen: Option<ListenAddress>,
     /// Serve no metrics
-    #[arg(long, env = "POLYDELTA_NO_METRICS", value_parser = BoolishValueParser::new(), conflicts_with = "metrics_listen")]
+    #[arg(long, env = "POLYDELTA_NO_METRICS", value_parser = BoolishValueParser::new())]
     pub no_metrics: bool,
 }

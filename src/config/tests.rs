@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use clap::{CommandFactory, Parser};
 
 use super::*;
@@ -26,11 +28,11 @@ fn commands(root: clap::Command) -> Vec<clap::Command> {
 
 #[test]
 fn every_flag_has_its_variable_and_help() {
-    for command in commands(Args::command()) {
+    for command in commands(variables::assign(Args::command(), &BTreeSet::new())) {
         for arg in command.get_arguments() {
             let Some(long) = arg.get_long().filter(|long| !matches!(*long, "help" | "version")) else { continue };
-            let variable = format!("POLYDELTA_{}", long.replace('-', "_").to_uppercase());
-            assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(variable.as_str()), "--{long}");
+            let env = arg.get_env().and_then(|env| env.to_str()).unwrap_or_else(|| panic!("--{long} has no variable"));
+            assert!(env.ends_with(&long.replace('-', "_").to_uppercase()), "--{long}: {env}");
             assert!(arg.get_help().is_some(), "--{long} has no help");
         }
     }
@@ -201,7 +203,7 @@ fn client_verbs_parse() {
     for line in ["list", "show a", "delete a", "inspect dir", "load a --pin", "unload a"] {
         assert!(parse(&format!("polydelta adapter {line}")).is_ok(), "{line}");
     }
-    match parse("polydelta generate hello --presence-penalty -1 --stop a --stop b --n 2 --adapter sql").unwrap() {
+    match parse("polydelta generate hello --presence-penalty=-1 --stop a --stop b --n 2 --adapter sql").unwrap() {
         Command::Generate(generate) => {
             assert_eq!(generate.sampling.presence_penalty, Some(-1.0));
             assert_eq!(generate.stopping.stop, ["a", "b"]);
@@ -211,5 +213,59 @@ fn client_verbs_parse() {
     }
     assert!(parse("polydelta adapter show Bad-").is_err());
     assert!(parse("polydelta adapter show Org/Name").is_ok());
-    assert!(parse("polydelta generate hi --system x").is_err(), "--system needs --chat");
+    match parse("polydelta generate hi --system x").unwrap() {
+        Command::Generate(generate) => assert!(generate.check().is_err(), "--system needs --chat"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What is wrong with a command line, the program's name left out.
+fn wrong_with(line: &str) -> Vec<ConfigProblem> {
+    let words = std::iter::once("polydelta").chain(line.split(' ')).map(Into::into).collect();
+    match parse(words, &environment()) {
+        Ok(_) => Vec::new(),
+        Err(Refused::Problems { problems, .. }) => problems.0,
+        Err(Refused::Shown(error)) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_command_line_is_read_to_its_end() {
+    let flags = |line: &str| {
+        let named = |problem: &ConfigProblem| problem.flag().map_or_else(|| problem.to_string(), str::to_owned);
+        let mut flags: Vec<_> = wrong_with(line).iter().map(named).collect();
+        flags.sort();
+        flags
+    };
+    assert_eq!(flags("serve --model /"), [""; 0]);
+    assert_eq!(flags("generate -nx --seed=y -- --top-k"), ["--n", "--seed"]);
+    assert_eq!(flags("generate hi --top-k -1 --seed -2 --temperature -0.5"), ["--seed", "--top-k"]);
+    assert_eq!(flags("serve --model / --threads 0 --threads 2 --zz 1"), ["--threads", "there is no --zz here"]);
+    assert_eq!(flags("serve --model / --log polydelta=loud"), ["--log"]);
+    assert_eq!(flags("generate a b"), ["there is no b here"]);
+    assert_eq!(flags("demo --once --jsn"), ["there is no --jsn here; is --json meant?"]);
+    // What cannot be read has its default in the checks that follow, of which nothing is said.
+    assert_eq!(flags("serve --model / --block-size x"), ["--block-size"]);
+    assert_eq!(flags("adapter upload a"), ["<DIR> is missing"]);
+}
+
+#[test]
+fn values_below_zero_and_texts_that_begin_with_a_dash_are_values() {
+    let line = "polydelta generate -5 --presence-penalty -0.5 --priority -1 --stop --- --chat --system -x";
+    match parse(line.split(' ').map(Into::into).collect(), &environment()).unwrap().command {
+        Command::Generate(generate) => {
+            assert_eq!(generate.sampling.presence_penalty, Some(-0.5));
+            assert_eq!((generate.priority, generate.prompt.as_deref()), (Some(-1), Some("-5")));
+            assert_eq!((generate.stopping.stop, generate.system.as_deref()), (vec!["---".to_owned()], Some("-x")));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn only_what_is_missing_is_not_found() {
+    let missing = ConfigProblem::NoFolder { flag: "--model", path: "/x".into(), hint: String::new() };
+    let wrong = ConfigProblem::NoValue { flag: "--threads".into() };
+    assert_eq!(ConfigProblems(vec![missing.clone()]).exit(), Exit::NotFound);
+    assert_eq!(ConfigProblems(vec![missing, wrong]).exit(), Exit::Usage);
 }

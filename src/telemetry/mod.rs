@@ -20,4 +20,4 @@ pub use metrics::{
     AdapterGauges, EngineGauges, LoadStage, Metrics, RequestFacts, RequestOutcome, RpcFacts, StepCulprit, StepFacts,
     UploadOutcome,
 };
-pub use progress::Progress;
+pub use progress::{Progress, Spinner};

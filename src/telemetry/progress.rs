@@ -1,6 +1,7 @@
-//! Progress of something long that a person waits for: a bar on a terminal, else one log line at the end.
+//! Progress of something long that a person waits for: a bar on a terminal, else one log line at the end; and a sign of
+//! life while nobody knows how long it takes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -14,7 +15,9 @@ pub struct Progress {
     bar: Option<ProgressBar>,
 }
 
-const STYLE: &str = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+/// Between two pictures of the spinner.
+const TICK: Duration = Duration::from_millis(100);
+const STYLE: &str = "{spinner} {msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
 
 impl Progress {
     /// Begin. `terminal` tells whether standard error is one.
@@ -23,7 +26,10 @@ impl Progress {
         let bar = terminal.then(|| {
             let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template(STYLE).unwrap_or_else(|_| ProgressStyle::default_bar());
-            bar.with_style(style.progress_chars("=> ")).with_message(label.to_owned())
+            let bar = bar.with_style(style.progress_chars("=> ")).with_message(label.to_owned());
+            // It lives on where nothing moves, as while a server checks what it has got.
+            bar.enable_steady_tick(TICK);
+            bar
         });
         Self { label: label.to_owned(), bytes, done: 0, started: Instant::now(), bar }
     }
@@ -59,5 +65,47 @@ impl Drop for Progress {
         if let Some(bar) = self.bar.take() {
             bar.abandon();
         }
+    }
+}
+
+/// A sign of life on a terminal: what is being waited for, and since when. Nothing elsewhere.
+#[derive(Debug)]
+pub struct Spinner {
+    bar: Option<ProgressBar>,
+}
+
+impl Spinner {
+    /// Begin to wait for `what`. `terminal` tells whether standard error is one that can be drawn over.
+    #[must_use]
+    pub fn start(what: &str, terminal: bool) -> Self {
+        let bar = terminal.then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}");
+            let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            bar.set_message(what.to_owned());
+            bar.enable_steady_tick(TICK);
+            bar
+        });
+        Self { bar }
+    }
+
+    /// Something else is waited for now.
+    pub fn now(&self, what: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(what.to_owned());
+        }
+    }
+
+    /// It is over: take the sign away, so that what follows begins on a clean line.
+    pub fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        self.clear();
     }
 }

@@ -4,3 +4,5 @@
 mod accuracy;
 mod bring;
 mod command;
+mod command_line;
+mod tls;

@@ -41,12 +41,13 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
-        let mut table = Table::new(["ADAPTER", "KIND", "PROMPT", "OUTPUT", "TOKENS/S"]);
+    /// In so many columns of a terminal.
+    pub(super) fn write_text(&self, columns: usize, out: &mut impl Write) -> io::Result<()> {
+        let mut table = Table::new(["ADAPTER", "KIND", "PROMPT", "OUTPUT", "TOK/S"]).fit(columns, &[1, 2, 3]);
         for answer in &self.answers {
             table.row([
                 answer.name().to_owned(),
-                answer.prompt.kind.clone(),
+                shortened(&answer.prompt.kind),
                 one_line(&answer.prompt.prompt),
                 one_line(answer.text.trim()),
                 format!("{:.0}", answer.tokens_per_second),
@@ -57,16 +58,16 @@ impl Report {
         let steps: u64 = self.steps.iter().sum();
         writeln!(
             out,
-            "\n{} requests in one batch: {tokens} tokens in {steps} steps and {:.2} s ({:.0} tokens/s together)",
+            "\n{} requests in one batch: {tokens} tokens in {steps} steps, {:.2} s, {:.0} tokens/s",
             self.answers.len(),
             self.seconds,
             f64::from(tokens) / self.seconds.max(f64::EPSILON),
         )?;
-        write!(out, "distinct adapters in a step:")?;
-        for (distinct, count) in self.steps.iter().enumerate().filter(|(_, count)| **count > 0).rev() {
-            write!(out, "  {distinct} in {count} {}", if *count == 1 { "step" } else { "steps" })?;
-        }
-        writeln!(out)
+        let steps = self.steps.iter().enumerate().filter(|(_, count)| **count > 0).rev();
+        let parts: Vec<_> = steps
+            .map(|(distinct, count)| format!("{distinct} in {count} {}", if *count == 1 { "step" } else { "steps" }))
+            .collect();
+        write_wrapped("distinct adapters in a step:", &parts, columns, out)
     }
 
     pub(super) fn write_json(&self, out: &mut impl Write) -> io::Result<()> {
@@ -113,17 +114,35 @@ fn answer_json(answer: &Answer) -> serde_json::Value {
     })
 }
 
-/// Characters of a cell; the whole text is in the JSON.
-const CELL: usize = 72;
-
-/// Line breaks as a person would write them, and no more than fits, so that a table stays a table.
+/// Line breaks as a person would write them, so that a table stays a table.
 fn one_line(text: &str) -> String {
-    let text = text.replace('\n', "\\n");
-    if text.chars().count() <= CELL {
-        return text;
+    text.replace('\n', "\\n")
+}
+
+/// The method in the words of a narrow column.
+fn shortened(kind: &str) -> String {
+    const SHORT: [(&str, &str); 6] = [
+        (" and lm_head", " + head"),
+        ("all linear layers", "all"),
+        ("attention", "attn"),
+        ("with patterns, r8 attn and r16 MLP", "r8 attn, r16 MLP"),
+        (" tuning, ", ", "),
+        (" and ", ", "),
+    ];
+    SHORT.iter().fold(kind.to_owned(), |kind, (long, short)| kind.replace(long, short))
+}
+
+/// A label and parts behind it, on as many lines as they take.
+fn write_wrapped(label: &str, parts: &[String], columns: usize, out: &mut impl Write) -> io::Result<()> {
+    let mut line = label.to_owned();
+    for part in parts {
+        if line.len() + 2 + part.len() > columns {
+            writeln!(out, "{line}")?;
+            line = " ".repeat(label.len());
+        }
+        line = format!("{line}  {part}");
     }
-    let kept: String = text.chars().take(CELL - 1).collect();
-    format!("{kept}…")
+    writeln!(out, "{line}")
 }
 
 /// A word of a POSIX shell.
@@ -138,12 +157,28 @@ fn quoted_for_bash(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use unicode_width::UnicodeWidthStr;
+
+    use super::super::super::bundled;
     use super::*;
 
     #[test]
-    fn cells_stay_on_one_line_of_bounded_length() {
-        assert_eq!(one_line("a\n=>"), "a\\n=>");
-        assert_eq!(one_line(&"ä".repeat(100)).chars().count(), CELL);
+    fn the_table_fits_a_terminal_and_keeps_what_tells_rows_apart() {
+        let answers = bundled::prompts().unwrap().into_iter().map(|prompt| Answer {
+            text: format!("{0} {0}", prompt.prompt),
+            prompt,
+            tokens: 40,
+            tokens_per_second: 1054.0,
+        });
+        let address = "127.0.0.1:50051".parse().unwrap();
+        let report = Report { address, answers: answers.collect(), steps: vec![3; 14], seconds: 0.1 };
+        for columns in [100, 80, 200] {
+            let mut out = Vec::new();
+            report.write_text(columns, &mut out).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            assert!(text.lines().all(|line| line.width() <= columns), "{text}");
+            assert!(text.contains("json-extract") && text.contains("…") && text.contains("1054"), "{text}");
+        }
     }
 
     #[test]

@@ -1,0 +1,88 @@
+//! Where the base model comes from, as `--model` names it.
+
+use std::path::{Path, PathBuf};
+
+use super::problem::ConfigProblem;
+use super::serve::Checks;
+use super::source::HubRepository;
+
+const FLAG: &str = "--model";
+
+/// Where the base model comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A folder as Hugging Face lays it out.
+    Dir(PathBuf),
+    /// A repository of the hub.
+    Hub(HubRepository),
+    /// The model in the binary.
+    Bundled,
+}
+
+/// Read `--model`: a folder, which must exist, or `hf:ORG/NAME`.
+pub(super) fn model_source(checks: &mut Checks, model: &str) -> ModelSource {
+    const EXPECTED: &str = "a folder or hf:ORG/NAME[@REVISION]";
+    let invalid = || ConfigProblem::Invalid { flag: FLAG, value: model.to_owned(), expected: EXPECTED };
+    let hint = |hint: String| ConfigProblem::Model { flag: FLAG, value: model.to_owned(), hint };
+    match model.strip_prefix("hf:").map(str::parse::<HubRepository>) {
+        Some(Ok(repository)) => return ModelSource::Hub(repository),
+        Some(Err(_)) => {
+            checks.report(invalid());
+            return ModelSource::Bundled;
+        }
+        None => {}
+    }
+    let path = PathBuf::from(model);
+    if model.is_empty() {
+        checks.report(invalid());
+    } else if let Some(repository) = page_of_the_hub(model) {
+        checks.report(hint(format!("a model of the hub is named hf:{repository}")));
+    } else if is_gguf(&path) {
+        let words = "GGUF files are not served; give the folder of the model as Hugging Face has it, or hf:ORG/NAME";
+        checks.report(hint(words.to_owned()));
+    } else if path.is_file() {
+        checks.report(hint("this is a file; give the folder that has the model's config.json".to_owned()));
+    } else if !path.is_dir() {
+        let hint = if is_repository(model) { format!("; hf:{model} fetches it from the hub") } else { String::new() };
+        checks.report(ConfigProblem::NoFolder { flag: FLAG, path: path.clone(), hint });
+    }
+    ModelSource::Dir(path)
+}
+
+/// As the hub allows it.
+fn is_repository(text: &str) -> bool {
+    text.parse::<HubRepository>().is_ok()
+}
+
+/// The repository of a link that was copied from a browser.
+fn page_of_the_hub(text: &str) -> Option<String> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"))?;
+    let rest = rest.strip_prefix("huggingface.co/").or_else(|| rest.strip_prefix("hf.co/"))?;
+    let repository: Vec<_> = rest.split('/').take(2).collect();
+    Some(repository.join("/")).filter(|repository| is_repository(repository))
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(model: &str) -> String {
+        let mut checks = Checks::default();
+        model_source(&mut checks, model);
+        checks.done(()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_people_write_for_a_model_is_told_the_right_way() {
+        assert!(problem("./model.gguf").contains("GGUF files are not served"), "{}", problem("./model.gguf"));
+        assert!(problem("Qwen/Qwen2.5-0.5B").contains("hf:Qwen/Qwen2.5-0.5B"));
+        assert!(problem("https://huggingface.co/Qwen/Qwen3-8B/tree/main").contains("hf:Qwen/Qwen3-8B"));
+        assert!(problem(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).contains("this is a file"));
+        let plain = problem("/does/not/exist");
+        assert!(plain.ends_with("there is no folder /does/not/exist"), "{plain}");
+    }
+}
