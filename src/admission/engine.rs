@@ -4,10 +4,8 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use tokio::sync::mpsc;
-
-use crate::engine::{EngineHandle, EngineStats, Lease, SubmitError};
-use crate::types::{EngineRequest, RequestId, SequenceEvent};
+use crate::engine::{EngineHandle, EngineStats, EventReceiver, Lease, SubmitError};
+use crate::types::{EngineRequest, RequestId};
 
 /// The result of [`GenerationEngine::stats`].
 pub type StatsFuture<'a> = Pin<Box<dyn Future<Output = Result<EngineStats, SubmitError>> + Send + 'a>>;
@@ -18,11 +16,7 @@ pub trait GenerationEngine: Send + Sync {
     ///
     /// # Errors
     /// The queue is full or the engine has stopped; nothing is queued then.
-    fn submit(
-        &self,
-        request: EngineRequest,
-        lease: Option<Lease>,
-    ) -> Result<mpsc::Receiver<SequenceEvent>, SubmitError>;
+    fn submit(&self, request: EngineRequest, lease: Option<Lease>) -> Result<EventReceiver, SubmitError>;
 
     /// End a request before its next step. Unknown ids are ignored.
     fn abort(&self, id: RequestId);
@@ -35,11 +29,7 @@ pub trait GenerationEngine: Send + Sync {
 }
 
 impl GenerationEngine for EngineHandle {
-    fn submit(
-        &self,
-        request: EngineRequest,
-        lease: Option<Lease>,
-    ) -> Result<mpsc::Receiver<SequenceEvent>, SubmitError> {
+    fn submit(&self, request: EngineRequest, lease: Option<Lease>) -> Result<EventReceiver, SubmitError> {
         Self::submit(self, request, lease)
     }
 

@@ -6,11 +6,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::engine::GenerationEngine;
 use super::gate::Arrival;
 use super::lease::SharedLease;
+use crate::engine::EventReceiver;
 use crate::telemetry::metrics::{Metrics, RequestFacts, RequestOutcome};
 use crate::text::{ChoiceText, TokenizerError};
 use crate::types::{
@@ -146,7 +147,7 @@ pub(super) struct Admitted {
     pub info: GenerationInfo,
     pub id: RequestId,
     pub engine: Arc<dyn GenerationEngine>,
-    pub events: mpsc::Receiver<SequenceEvent>,
+    pub events: EventReceiver,
     pub lease: Option<SharedLease>,
     pub texts: Vec<ChoiceText>,
     pub stop: Vec<String>,
@@ -357,7 +358,7 @@ impl Times {
 struct Running {
     id: RequestId,
     engine: Arc<dyn GenerationEngine>,
-    events: mpsc::Receiver<SequenceEvent>,
+    events: EventReceiver,
     /// Its adapter's.
     lease: Option<SharedLease>,
     /// The engine has ended it, or will without being asked.

@@ -16,7 +16,7 @@ use crate::adapters::{
     Acquire, AdapterError, AdapterRegistry, Begin, FolderStore, LoadFailure, RegistryLimits, ResidencyLimits,
     StoreLimits, UploadHead, Want,
 };
-use crate::engine::{EngineStats, Lease, SubmitError};
+use crate::engine::{EngineStats, EventReceiver, Lease, SubmitError};
 use crate::telemetry::Metrics;
 use crate::text::fixtures::byte_level;
 use crate::types::generate::{GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput};
@@ -75,18 +75,14 @@ impl FakeEngine {
 }
 
 impl GenerationEngine for FakeEngine {
-    fn submit(
-        &self,
-        request: EngineRequest,
-        lease: Option<Lease>,
-    ) -> Result<mpsc::Receiver<SequenceEvent>, SubmitError> {
+    fn submit(&self, request: EngineRequest, lease: Option<Lease>) -> Result<EventReceiver, SubmitError> {
         let mut state = self.state();
         if let Some(refusal) = state.refusal.take() {
             return Err(refusal);
         }
         let (events, receiver) = events_of(request.stopping.max_tokens, request.choices);
         state.submitted.push(Submitted { request, lease, events });
-        Ok(receiver)
+        Ok(receiver.into())
     }
 
     fn abort(&self, id: RequestId) {

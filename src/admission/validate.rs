@@ -24,8 +24,7 @@ pub const MAX_STOP_TOKEN_IDS: usize = 256;
 /// Most entries of `chat.messages`: the template costs time for an empty message too.
 pub const MAX_CHAT_MESSAGES: usize = 4096;
 
-/// Most tokens of all choices of a request together. The engine never waits for a reader, so this bounds what a request
-/// that nobody reads can pile up.
+/// Most tokens of all choices of a request together: bounds what one request can ask to be computed.
 pub const MAX_REQUEST_TOKENS: u64 = 1 << 20;
 
 /// What a request may ask for, and what it gets where it does not say. One per server.

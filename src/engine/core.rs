@@ -9,8 +9,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::{EngineError, StepError};
+use super::events::EventSender;
 use super::executor::StepExecutor;
-use super::handle::{EngineEnd, EngineHandle, EngineStats, Install, InstallHandle, Lease, MAX_INSTALLS, Shared};
+use super::handle::{
+    EngineEnd, EngineHandle, EngineLimits, EngineStats, Install, InstallHandle, Lease, MAX_INSTALLS, Shared,
+};
 use super::isolate::{BrokenDevice, Culprit, Guarded, Isolated, panic_message};
 use super::mailbox::{Letters, Mailbox, Submission};
 use super::pulse::EnginePulse;
@@ -53,7 +56,7 @@ pub struct StartedEngine<P> {
 pub fn start<E: StepExecutor>(
     executor: E,
     config: SchedulerConfig,
-    queue_limit: usize,
+    limits: impl Into<EngineLimits>,
     observer: EngineObserver,
 ) -> Result<StartedEngine<E::Prepared>, EngineError> {
     let scheduler = Scheduler::new(config)?;
@@ -64,7 +67,7 @@ pub fn start<E: StepExecutor>(
         pulse: pulse.clone(),
         draining: AtomicBool::new(false),
         queued: AtomicUsize::new(0),
-        queue_limit,
+        limits: limits.into(),
     });
     let handle = EngineHandle { shared: Arc::clone(&shared) };
     let (ended_sender, ended) = watch::channel(None);
@@ -98,7 +101,9 @@ pub fn start<E: StepExecutor>(
 
 /// A request the engine has taken.
 struct Live {
-    events: mpsc::Sender<SequenceEvent>,
+    events: EventSender,
+    /// Its reader is behind: the scheduler has laid it aside.
+    parked: bool,
     /// Counts towards the queue limit until its first row is scheduled.
     queued: bool,
     lease: Option<Lease>,
@@ -161,7 +166,6 @@ impl<E: StepExecutor> Engine<E> {
             {
                 return EngineEnd::Stopped;
             }
-            self.drop_abandoned();
             let scheduled = self.scheduler.schedule(Instant::now());
             self.publish(scheduled.events);
             stalled = scheduled.batch.is_empty();
@@ -183,6 +187,12 @@ impl<E: StepExecutor> Engine<E> {
         if !idle && !stalled {
             return self.shared.mailbox.take();
         }
+        // Where all readers are behind, nothing moves before one has read or a deadline passes.
+        let limit = if self.scheduler.has_work() {
+            Some(STALL_POLL)
+        } else {
+            self.scheduler.next_deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()))
+        };
         self.tell_gauges();
         if idle {
             for waiter in self.idle_waiters.drain(..) {
@@ -191,7 +201,7 @@ impl<E: StepExecutor> Engine<E> {
             }
         }
         self.shared.pulse.rest();
-        Some(self.shared.mailbox.wait((!idle).then_some(STALL_POLL)))
+        Some(self.shared.mailbox.wait(limit))
     }
 
     /// True where the engine is to stop.
@@ -204,6 +214,10 @@ impl<E: StepExecutor> Engine<E> {
             }
             if wish.abort {
                 self.scheduler.abort(id);
+            }
+            if let Some(live) = self.live.get_mut(&id).filter(|_| wish.resume) {
+                live.parked = false;
+                self.scheduler.unpark(id);
             }
             self.forget_if_gone(id);
         }
@@ -244,24 +258,14 @@ impl<E: StepExecutor> Engine<E> {
         let id = request.id;
         match self.scheduler.add(request) {
             Ok(_) => {
-                self.live.insert(id, Live { events, queued: true, lease, verdict: None });
+                self.live.insert(id, Live { events, parked: false, queued: true, lease, verdict: None });
             }
             Err(error) => {
                 // Admission checks against the same limits, so this is a request that raced with a drain, or a bug.
                 tracing::warn!(%error, "the scheduler refused an admitted request");
                 self.shared.queued.fetch_sub(1, Ordering::AcqRel);
-                drop(events.try_send(SequenceEvent::Failed(RequestFailure::Draining)));
+                events.send(SequenceEvent::Failed(RequestFailure::Draining));
             }
-        }
-    }
-
-    /// A closed channel means that its client has gone.
-    fn drop_abandoned(&mut self) {
-        let gone: Vec<RequestId> =
-            self.live.iter().filter(|(_, live)| live.events.is_closed()).map(|(id, _)| *id).collect();
-        for id in gone {
-            self.scheduler.abort(id);
-            self.forget_if_gone(id);
         }
     }
 
@@ -334,9 +338,9 @@ impl<E: StepExecutor> Engine<E> {
     fn tell_gauges(&mut self) {
         let now = gauges(&self.scheduler.stats());
         if now != gauges(&self.observed) {
-            let EngineGauges { running, waiting, kv_blocks_used, kv_blocks_total, parties } = now;
+            let EngineGauges { running, waiting, parked, kv_blocks_used, kv_blocks_total, parties } = now;
             self.observed =
-                SchedulerStats { running, waiting, kv_blocks_used, kv_blocks_total, parties, ..self.observed };
+                SchedulerStats { running, waiting, parked, kv_blocks_used, kv_blocks_total, parties, ..self.observed };
             (self.observer)(EngineFact::Gauges(now));
         }
     }
@@ -362,12 +366,19 @@ impl<E: StepExecutor> Engine<E> {
                 live.queued = false;
                 self.shared.queued.fetch_sub(1, Ordering::AcqRel);
             }
-            // The channel holds every event a request can have: only a closed one refuses, and that request is
-            // dropped before the next step.
-            drop(live.events.try_send(event));
+            live.events.send(event);
         }
         // Only now: several choices of a request may end in one step.
-        touched.into_iter().for_each(|id| self.forget_if_gone(id));
+        for id in touched {
+            self.forget_if_gone(id);
+            if let Some(live) = self.live.get_mut(&id)
+                && !live.parked
+                && live.events.lags()
+            {
+                live.parked = true;
+                self.scheduler.park(id);
+            }
+        }
     }
 
     fn forget_if_gone(&mut self, id: RequestId) {
@@ -386,6 +397,7 @@ impl<E: StepExecutor> Engine<E> {
         EngineStats {
             running: scheduler.running,
             waiting: scheduler.waiting,
+            parked: scheduler.parked,
             kv_blocks_used: scheduler.kv_blocks_used,
             kv_blocks_total: scheduler.kv_blocks_total,
             preemptions: scheduler.preemptions,
@@ -400,6 +412,7 @@ fn gauges(stats: &SchedulerStats) -> EngineGauges {
     EngineGauges {
         running: stats.running,
         waiting: stats.waiting,
+        parked: stats.parked,
         kv_blocks_used: stats.kv_blocks_used,
         kv_blocks_total: stats.kv_blocks_total,
         parties: stats.parties,

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::{InstallError, StepError};
+use super::events::{self, EventReceiver, WINDOW};
 use super::mailbox::{Letters, Mailbox, Submission};
 use super::pulse::EnginePulse;
-use crate::types::{AdapterFault, AdapterSlot, AdapterVersion, EngineRequest, RequestId, SequenceEvent};
+use crate::types::{AdapterFault, AdapterSlot, AdapterVersion, EngineRequest, RequestId};
 
 /// A snapshot of the engine between two steps.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,6 +18,8 @@ pub struct EngineStats {
     pub running: usize,
     /// Sequences waiting for their first step or for KV after a preemption.
     pub waiting: usize,
+    /// Sequences laid aside until their reader has caught up.
+    pub parked: usize,
     /// KV blocks in use by sequences and adapters' virtual tokens (cached but unreferenced blocks count as free).
     pub kv_blocks_used: usize,
     /// KV blocks in all.
@@ -35,6 +38,22 @@ pub struct EngineStats {
     pub tokens_computed: u64,
     /// How many steps held 0, 1, 2, … distinct adapters (the base not counted).
     pub steps_by_distinct_adapters: Vec<u64>,
+}
+
+/// What may lie with the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineLimits {
+    /// Requests that wait for their first step.
+    pub queued: usize,
+    /// Events of a choice that its reader has not taken.
+    pub window: usize,
+}
+
+/// So many requests, and the window that is meant for servers.
+impl From<usize> for EngineLimits {
+    fn from(queued: usize) -> Self {
+        Self { queued, window: WINDOW }
+    }
 }
 
 /// Why a request was not taken.
@@ -93,31 +112,27 @@ pub(super) struct Shared {
     pub(super) pulse: EnginePulse,
     pub(super) draining: AtomicBool,
     pub(super) queued: AtomicUsize,
-    pub(super) queue_limit: usize,
+    pub(super) limits: EngineLimits,
 }
 
 impl EngineHandle {
-    /// Queue a request. The returned channel holds every event the request can have, so the engine never waits for
-    /// its reader; dropping the receiver aborts the request at the next step. `lease` is dropped once the engine has
+    /// Queue a request. The engine never waits for its reader: a request whose reader is behind by its whole window is
+    /// laid aside until it has caught up. Dropping the receiver aborts the request at the next step. `lease` is dropped once the engine has
     /// let go of the request, and not before; the request's last event comes after that.
     ///
     /// # Errors
     /// [`SubmitError::QueueFull`] and [`SubmitError::Stopped`]; nothing is queued then.
-    pub fn submit(
-        &self,
-        request: EngineRequest,
-        lease: Option<Lease>,
-    ) -> Result<mpsc::Receiver<SequenceEvent>, SubmitError> {
+    pub fn submit(&self, request: EngineRequest, lease: Option<Lease>) -> Result<EventReceiver, SubmitError> {
         if self.shared.draining.load(Ordering::Acquire) {
             return Err(SubmitError::Stopped);
         }
         let queued = self.shared.queued.fetch_add(1, Ordering::AcqRel);
-        if queued >= self.shared.queue_limit {
+        if queued >= self.shared.limits.queued {
             self.shared.queued.fetch_sub(1, Ordering::AcqRel);
-            return Err(SubmitError::QueueFull { queued, limit: self.shared.queue_limit });
+            return Err(SubmitError::QueueFull { queued, limit: self.shared.limits.queued });
         }
-        let capacity = request.stopping.max_tokens as usize * request.choices as usize + 2;
-        let (events, receiver) = mpsc::channel(capacity);
+        let (events, receiver) =
+            events::channel(&self.shared, request.id, request.stopping.max_tokens, request.choices);
         self.post(|letters| letters.submissions.push(Submission { request, lease, events })).inspect_err(|_| {
             self.shared.queued.fetch_sub(1, Ordering::AcqRel);
         })?;

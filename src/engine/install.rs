@@ -243,7 +243,10 @@ async fn remove_retired<L: DeltaLoader>(shared: Arc<Shared<L>>) {
     let mut capacity = shared.capacity.clone();
     loop {
         capacity.borrow_and_update();
-        shared.installs.engine().forget(shared.registry.residency().take_forgotten());
+        let forgotten = shared.registry.residency().take_forgotten();
+        if !forgotten.is_empty() {
+            shared.installs.engine().forget(forgotten);
+        }
         while let Some(removal) = shared.registry.residency().take_removal() {
             let Ok(leftovers) = shared.installs.engine().remove(vec![removal.slot()]).await else { return };
             shared.free(leftovers).await;

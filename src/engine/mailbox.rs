@@ -1,7 +1,7 @@
 //! What the async side has left for the engine thread to find before its next step.
 //!
-//! It holds no more than what may be outstanding: submissions up to the queue limit, one entry per request that wants to
-//! end, one removal or installation per load, one entry per
+//! It holds no more than what may be outstanding: submissions up to the queue limit, one entry per request whose reader
+//! wants something, one removal or installation per load, one entry per
 //! version that was deleted, one question per caller that waits for the answer. So nobody has to wait for
 //! room in it, neither the engine nor those who write, and a full channel cannot make the two wait for each other.
 
@@ -10,16 +10,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
+use super::events::EventSender;
 use super::handle::{EngineStats, Lease, Leftover};
-use crate::types::{AdapterSlot, AdapterVersion, EngineRequest, RequestId, SequenceEvent};
+use crate::types::{AdapterSlot, AdapterVersion, EngineRequest, RequestId};
 
 /// A request to take.
 pub(super) struct Submission {
     pub(super) request: EngineRequest,
     pub(super) lease: Option<Lease>,
-    pub(super) events: mpsc::Sender<SequenceEvent>,
+    pub(super) events: EventSender,
 }
 
 /// What is wanted of a request that was submitted.
@@ -29,6 +30,8 @@ pub(super) struct Wish {
     pub(super) abort: bool,
     /// These choices of it are to end.
     pub(super) finished_choices: Vec<u32>,
+    /// Its reader has caught up.
+    pub(super) resume: bool,
 }
 
 /// Everything left since the engine last looked. Kinds are obeyed in this order: whoever writes about a request or a slot

@@ -3,6 +3,7 @@
 
 mod core;
 mod error;
+mod events;
 mod executor;
 mod handle;
 mod host_memory;
@@ -16,8 +17,11 @@ mod watchdog;
 
 pub use core::{EngineFact, EngineObserver, StartedEngine, start};
 pub use error::{EngineError, InstallError, StepError};
+pub use events::EventReceiver;
 pub use executor::{DeltaLoader, ModelExecutor, ModelLoader, StepExecutor};
-pub use handle::{EngineEnd, EngineHandle, EngineStats, HeldAdapter, InstallHandle, Lease, Leftover, SubmitError};
+pub use handle::{
+    EngineEnd, EngineHandle, EngineLimits, EngineStats, HeldAdapter, InstallHandle, Lease, Leftover, SubmitError,
+};
 pub use host_memory::{HostMemory, HostShare, TooLargeToLoad};
 pub use install::EngineInstaller;
 pub use loaders::Loaders;

@@ -20,6 +20,7 @@
 mod admit;
 mod config;
 mod fair_share;
+mod park;
 mod policy;
 mod queue;
 mod request;
@@ -59,7 +60,7 @@ pub type Events = Vec<(RequestId, SequenceEvent)>;
 /// What [`Scheduler::schedule`] decided.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scheduled {
-    /// Work for the executor. Empty only where no sequence is left, as after deadlines.
+    /// Work for the executor. Empty only where no sequence is left, as after deadlines, or all of them are parked.
     pub batch: ScheduledBatch,
     /// `Failed(DeadlineExceeded)` of requests that are gone now, and `Started` of those whose first row is in `batch`.
     pub events: Events,
@@ -72,6 +73,8 @@ pub struct SchedulerStats {
     pub running: usize,
     /// Sequences waiting for their first step or for KV after a preemption.
     pub waiting: usize,
+    /// Sequences laid aside by [`Scheduler::park`].
+    pub parked: usize,
     /// Blocks held by sequences and adapters' virtual tokens; cached but unreferenced blocks count as free.
     pub kv_blocks_used: usize,
     /// Blocks in all.
@@ -111,6 +114,7 @@ pub struct Scheduler {
     fair: FairShare,
     deadlines: BTreeSet<(Instant, RequestId)>,
     next_sequence: u64,
+    num_parked: usize,
     draining: bool,
     counters: Counters,
 }
@@ -135,6 +139,7 @@ impl Scheduler {
             fair: FairShare::new(config.share),
             deadlines: BTreeSet::new(),
             next_sequence: 0,
+            num_parked: 0,
             draining: false,
             counters: Counters::default(),
             config,
@@ -145,6 +150,12 @@ impl Scheduler {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.requests.is_empty()
+    }
+
+    /// Whether [`Self::schedule`] could make a step: false where every live request is parked.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.num_parked < self.sequences.len() || self.pages.num_prefilling() > 0
     }
 
     /// Whether this request still has a sequence. False once its last event has been returned, or after an abort.
@@ -171,6 +182,7 @@ impl Scheduler {
         SchedulerStats {
             running: self.running.len() + self.pages.num_prefilling(),
             waiting: self.waiting.len(),
+            parked: self.num_parked,
             kv_blocks_used: self.cache.num_used(),
             kv_blocks_total: self.cache.num_blocks(),
             preemptions: self.counters.preemptions,
@@ -199,6 +211,18 @@ impl Scheduler {
     /// is not here (any more).
     pub fn finish_choice(&mut self, id: RequestId, choice: u32) -> bool {
         self.remove_choice(id, choice)
+    }
+
+    /// Lay a request aside: its sequences take no part in steps, hold no place among the running ones and give up their
+    /// KV, until [`Self::unpark`]. What the prefix index keeps of it meanwhile need not be computed again. Without effect
+    /// where it is not here or parked already.
+    pub fn park(&mut self, id: RequestId) {
+        self.park_request(id);
+    }
+
+    /// Let a parked request go on where it was: its sequences wait in the order of their rank.
+    pub fn unpark(&mut self, id: RequestId) {
+        self.unpark_request(id);
     }
 
     /// Decide the next step: drop what is past its deadline, then give tokens to running decodes, running prefills

@@ -8,7 +8,7 @@ use super::sequence::{Sequence, SequenceSeed};
 use super::virtual_pages::PagesKey;
 use super::{Events, Scheduler, SchedulerError};
 use crate::cache::PrefixScope;
-use crate::types::{BlockId, EngineRequest, RequestFailure, RequestId, SequenceEvent, SequenceId};
+use crate::types::{BlockId, EngineRequest, Party, RequestFailure, RequestId, SequenceEvent, SequenceId};
 
 /// What the choices of a request share.
 #[derive(Debug)]
@@ -17,6 +17,10 @@ pub(super) struct Request {
     pub(super) live: Vec<Rank>,
     pub(super) scope: Arc<PrefixScope>,
     pub(super) deadline: Option<Instant>,
+    /// Who is charged for it.
+    pub(super) party: Party,
+    /// Laid aside until its reader has caught up; it is in no queue and with no party then.
+    pub(super) parked: bool,
     /// Its first row has entered a step.
     pub(super) started: bool,
     /// Its first choice has computed the whole prompt, so the others can reuse those blocks.
@@ -122,18 +126,33 @@ impl Scheduler {
         }
         let ids = live.iter().map(|rank| rank.id()).collect();
         let deadline = request.deadline;
-        self.requests.insert(request.id, Request { live, scope, deadline, started: false, prompt_computed: false });
+        self.requests.insert(
+            request.id,
+            Request {
+                live,
+                scope,
+                deadline,
+                party: request.party(),
+                parked: false,
+                started: false,
+                prompt_computed: false,
+            },
+        );
         ids
     }
 
     /// Take a sequence out of everything and free its KV. Its request goes with its last sequence.
     pub(super) fn finish_sequence(&mut self, id: SequenceId) {
         let Some(mut sequence) = self.sequences.remove(id) else { return };
-        self.waiting.remove(sequence.party, sequence.rank);
-        if self.running.remove(sequence.rank) {
-            self.fair.stopped(sequence.party);
+        let parked = self.requests.get(&sequence.request).is_some_and(|request| request.parked);
+        self.num_parked -= usize::from(parked);
+        if !parked {
+            self.waiting.remove(sequence.party, sequence.rank);
+            if self.running.remove(sequence.rank) {
+                self.fair.stopped(sequence.party);
+            }
+            self.fair.leave(sequence.party);
         }
-        self.fair.leave(sequence.party);
         self.cache.release_table(&mut sequence.table);
         if let Some(pages) = sequence.pages {
             let unwanted = self.pages.leave(pages, sequence.rank);

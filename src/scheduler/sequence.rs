@@ -292,6 +292,10 @@ impl SequenceMap {
         self.0.remove(&id)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn get(&self, id: SequenceId) -> Option<&Sequence> {
         self.0.get(&id)
     }

@@ -141,6 +141,7 @@ struct Inner {
 struct StepSeries {
     running: Gauge,
     waiting: Gauge,
+    parked: Gauge,
     kv_usage: Gauge,
     kv_used: Gauge,
     kv_total: Gauge,
@@ -228,6 +229,7 @@ impl Registrar<'_> {
         StepSeries {
             running: self.gauge(names::VLLM_RUNNING, &[]),
             waiting: self.gauge(names::VLLM_WAITING, &[]),
+            parked: self.gauge(names::SEQUENCES_PARKED, &[]),
             kv_usage: self.gauge(names::VLLM_KV_USAGE, &[]),
             kv_used: self.gauge(names::KV_BLOCKS_USED, &[]),
             kv_total: self.gauge(names::KV_BLOCKS_TOTAL, &[]),

@@ -127,6 +127,9 @@ pub const ADAPTER_EVICTIONS: Metric = counter("polydelta_adapter_evictions_total
 /// Time requests waited for their adapter.
 pub const ADAPTER_WAIT: Metric =
     histogram("polydelta_adapter_swap_wait_seconds", SECONDS, "Time a request waited for its adapter.");
+/// Sequences whose reader is behind.
+pub const SEQUENCES_PARKED: Metric =
+    gauge("polydelta_sequences_parked", "Sequences laid aside until their reader has caught up.");
 /// Rows of a step.
 pub const STEP_TOKENS: Metric = histogram("polydelta_step_tokens", TOKENS, "Rows of a step.");
 /// Sequences of a step.
@@ -208,6 +211,7 @@ pub const ALL: &[Metric] = &[
     ADAPTER_LOAD,
     ADAPTER_EVICTIONS,
     ADAPTER_WAIT,
+    SEQUENCES_PARKED,
     STEP_TOKENS,
     BATCH_SIZE,
     BATCH_ADAPTERS,

@@ -47,7 +47,14 @@ fn vllms_names_keep_their_colon_and_labels() {
         sequences: 3,
         distinct_adapters: 2,
         duration: Duration::from_millis(5),
-        gauges: EngineGauges { running: 3, waiting: 1, kv_blocks_used: 25, kv_blocks_total: 100, parties: 3 },
+        gauges: EngineGauges {
+            running: 3,
+            waiting: 1,
+            parked: 2,
+            kv_blocks_used: 25,
+            kv_blocks_total: 100,
+            parties: 3,
+        },
         preemptions: 2,
         prefix_queries: 40,
         prefix_hits: 30,
@@ -72,6 +79,7 @@ fn vllms_names_keep_their_colon_and_labels() {
         "# HELP vllm:num_requests_running Sequences in execution batches.",
         "# TYPE vllm:time_to_first_token_seconds histogram",
         "polydelta_kv_blocks_used 25",
+        "polydelta_sequences_parked 2",
     ] {
         assert!(text.lines().any(|have| have == line), "{line}\nis missing from\n{text}");
     }
@@ -80,7 +88,8 @@ fn vllms_names_keep_their_colon_and_labels() {
 #[test]
 fn gauges_follow_without_a_step() {
     let (metrics, page) = recorder();
-    let gauges = EngineGauges { running: 3, waiting: 1, kv_blocks_used: 25, kv_blocks_total: 100, parties: 3 };
+    let gauges =
+        EngineGauges { running: 3, waiting: 1, parked: 2, kv_blocks_used: 25, kv_blocks_total: 100, parties: 3 };
     metrics.record_step(&StepFacts { gauges, ..StepFacts::default() });
     metrics.record_gauges(&EngineGauges { kv_blocks_total: 100, ..EngineGauges::default() });
     let text = page.render();

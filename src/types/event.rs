@@ -48,7 +48,7 @@ pub enum RequestFailure {
     EngineFailed,
 }
 
-/// One event of a request's channel. Its capacity is `max_tokens * n + 2`, so the engine never blocks on a reader.
+/// One event of a request's channel.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SequenceEvent {
     /// The request's first row entered a step.

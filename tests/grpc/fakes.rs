@@ -10,7 +10,7 @@ use polydelta::adapters::{
     Acquire, AdapterError, AdapterObserver, AdapterRegistry, LoadFailure, ResidentLease, UploadHead, Want,
 };
 use polydelta::admission::{AdapterHall, GenerationDefaults, GenerationEngine, ResidentFuture, StatsFuture};
-use polydelta::engine::{EngineStats, Lease, SubmitError};
+use polydelta::engine::{EngineStats, EventReceiver, Lease, SubmitError};
 use polydelta::types::{
     AdapterFacts, EngineRequest, FinishReason, OpClass, RequestFailure, RequestId, SequenceEvent, TokenLogprob,
 };
@@ -139,11 +139,7 @@ fn events(request: &EngineRequest, plan: &Plan) -> Vec<SequenceEvent> {
 }
 
 impl GenerationEngine for FakeEngine {
-    fn submit(
-        &self,
-        request: EngineRequest,
-        lease: Option<Lease>,
-    ) -> Result<mpsc::Receiver<SequenceEvent>, SubmitError> {
+    fn submit(&self, request: EngineRequest, lease: Option<Lease>) -> Result<EventReceiver, SubmitError> {
         let plan = (self.script.lock().unwrap())(&request);
         match plan.end {
             End::Refuse => return Err(SubmitError::QueueFull { queued: 7, limit: 7 }),
@@ -162,7 +158,7 @@ impl GenerationEngine for FakeEngine {
             self.hanging.send_replace(log.open.len());
         }
         log.submitted.push(request);
-        Ok(receiver)
+        Ok(receiver.into())
     }
 
     fn abort(&self, id: RequestId) {

@@ -1,9 +1,11 @@
 //! `GenerationService` where all goes well.
 
 use polydelta::server::pb;
+use polydelta::server::pb::generation_service_client::GenerationServiceClient;
 use polydelta::server::pb::server_service_client::ServerServiceClient;
 use polydelta::types::FinishReason;
 use tonic::Request;
+use tonic::transport::Endpoint;
 
 use super::fakes::{End, FakeServer, Plan};
 use super::golden::{Case, EOS, GoldenServer, case};
@@ -371,4 +373,39 @@ async fn the_server_says_what_it_serves_and_does() {
     while within(stream.message()).await.unwrap().is_some() {}
     let stats = server.stats().await;
     assert_eq!((stats.kv_blocks_used, stats.running_sequences), (0, 0));
+}
+
+/// The client reads nothing, and HTTP/2 has room for a few messages only: the engine lays the request aside instead of
+/// computing it for nobody. Once the client reads, it gets what it gets alone.
+#[tokio::test]
+async fn a_stream_that_is_not_read_stops_nobody_and_goes_on_when_it_is_read() {
+    let server = GoldenServer::start().await;
+    let greedy = case("base/long");
+    let mut wide = pb::GenerateRequest { n: 16, ..greedy.request() };
+    wide.stopping.as_mut().unwrap().max_tokens = Some(150);
+    wide.sampling = Some(pb::SamplingParams { temperature: Some(1.0), seed: Some(7), ..Default::default() });
+    let alone = unary(&server, wide.clone()).await;
+
+    let narrow = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
+    let narrow = narrow.initial_stream_window_size(2048).initial_connection_window_size(1 << 20);
+    let mut client = GenerationServiceClient::new(narrow.connect().await.unwrap());
+    let mut unread = client.generate_stream(wide).await.unwrap().into_inner();
+    within(async {
+        while server.stats().await.parked_sequences < 16 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let stats = server.stats().await;
+    assert_eq!((stats.running_sequences, stats.waiting_sequences, stats.kv_blocks_used), (0, 0, 0), "{stats:?}");
+    assert_eq!(unary(&server, greedy.request()).await.choices[0].token_ids, greedy.ids);
+    assert_eq!(server.stats().await.parked_sequences, 16);
+
+    let mut events = Vec::new();
+    while let Some(message) = within(unread.message()).await.unwrap() {
+        events.push(message.event.unwrap());
+    }
+    let ids =
+        |response: &pb::GenerateResponse| response.choices.iter().map(|c| c.token_ids.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&collect(&events)), ids(&alone));
 }

@@ -8,8 +8,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use polydelta::admission::{GenerationDefaults, GenerationEngine, StatsFuture};
 use polydelta::delta::CompileLimits;
 use polydelta::engine::{
-    EngineHandle, EngineInstaller, HostMemory, Lease, Leftover, Loaders, ModelExecutor, ModelLoader, StartedEngine,
-    StepError, StepExecutor, SubmitError, start,
+    EngineHandle, EngineInstaller, EventReceiver, HostMemory, Lease, Leftover, Loaders, ModelExecutor, ModelLoader,
+    StartedEngine, StepError, StepExecutor, SubmitError, start,
 };
 use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, base_layout};
 use polydelta::ops::Dtype;
@@ -18,9 +18,9 @@ use polydelta::scheduler::{SchedulerConfig, ShareConfig};
 use polydelta::server::pb;
 use polydelta::telemetry::Metrics;
 use polydelta::text::Tokenizer;
-use polydelta::types::{AdapterSlot, EngineRequest, RequestId, ScheduledBatch, SequenceEvent, StepOutput};
+use polydelta::types::{AdapterSlot, EngineRequest, RequestId, ScheduledBatch, StepOutput};
 use serde::Deserialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use super::files::golden_dir;
 use super::harness::{Model, Options, Server, registry, tokenizer, within};
@@ -175,11 +175,7 @@ impl WatchedEngine {
 }
 
 impl GenerationEngine for WatchedEngine {
-    fn submit(
-        &self,
-        request: EngineRequest,
-        lease: Option<Lease>,
-    ) -> Result<mpsc::Receiver<SequenceEvent>, SubmitError> {
+    fn submit(&self, request: EngineRequest, lease: Option<Lease>) -> Result<EventReceiver, SubmitError> {
         let events = self.handle.submit(request, lease)?;
         self.submits.send_modify(|submits| *submits += 1);
         Ok(events)

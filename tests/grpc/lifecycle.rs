@@ -77,6 +77,24 @@ async fn those_who_watch_health_hear_of_the_end_first() {
 }
 
 #[tokio::test]
+async fn health_is_bad_while_the_server_hangs_and_good_again_after_it() {
+    let server = FakeServer::start().await;
+    let mut watch = health(&server).await.watch(of("")).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    let mut client = health(&server).await;
+    for (stuck, wanted) in [(true, ServingStatus::NotServing), (false, ServingStatus::Serving)] {
+        server.lifecycle.set_stuck(stuck);
+        assert_eq!(within(watch.message()).await.unwrap().unwrap().status(), wanted);
+        // The services follow one after the other; whoever watches one hears of it.
+        let mut service = health(&server).await.watch(of(SERVICES[2])).await.unwrap().into_inner();
+        while within(service.message()).await.unwrap().unwrap().status() != wanted {}
+        assert_eq!(client.check(of("")).await.unwrap().into_inner().status(), wanted);
+        // Whoever asks all the same is answered.
+        server.generation().await.generate(prompt("x")).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn reflection_lists_the_services_in_both_versions() {
     let server = FakeServer::start().await;
     let expected =

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use polydelta::engine::{DeltaLoader, EngineHandle, ModelExecutor, ModelLoader, StartedEngine, start};
+use polydelta::engine::{DeltaLoader, EngineHandle, EventReceiver, ModelExecutor, ModelLoader, StartedEngine, start};
 use polydelta::model::{BaseModel, Decoder, DecoderLimits, base_layout};
 use polydelta::ops::{Dtype, reference::ReferenceBackend};
 use polydelta::scheduler::{SchedulerConfig, ShareConfig};
@@ -56,7 +56,7 @@ pub(crate) fn hall(family: &Family, adapters: &[String], config: SchedulerConfig
 }
 
 impl Hall {
-    fn submit(&mut self, case: &Case) -> tokio::sync::mpsc::Receiver<SequenceEvent> {
+    fn submit(&mut self, case: &Case) -> EventReceiver {
         self.next += 1;
         let request = EngineRequest {
             id: RequestId(self.next),

@@ -4,6 +4,7 @@ use std::time::Duration;
 use super::super::handle::Leftover;
 use super::*;
 use crate::engine::error::{InstallError, StepError};
+use crate::engine::events::EventReceiver;
 use crate::engine::handle::{HeldAdapter, SubmitError};
 use crate::engine::watchdog::{Alarm, WatchdogLimits, watch};
 use crate::scheduler::{PROBE, ShareConfig};
@@ -103,6 +104,10 @@ fn bench_config() -> SchedulerConfig {
 }
 
 fn bench() -> Bench {
+    bench_with(EngineLimits::from(2))
+}
+
+fn bench_with(limits: EngineLimits) -> Bench {
     let (orders, order_receiver) = mpsc::channel();
     let (batch_sender, batches) = mpsc::channel();
     let (slot_sender, slots) = mpsc::channel();
@@ -121,7 +126,7 @@ fn bench() -> Bench {
     let observer = Box::new(move |fact| {
         let _ = fact_sender.send(fact);
     });
-    let engine = start(executor, config, 2, observer).unwrap();
+    let engine = start(executor, config, limits, observer).unwrap();
     Bench { broken, facts, engine, orders, batches, slots, freed }
 }
 
@@ -199,7 +204,7 @@ fn what_a_request_shows_of_its_adapter_is_told_before_the_lease_goes() {
 
 /// Says how many events lie unread when it is dropped.
 struct Witness {
-    events: Arc<Mutex<Option<tokio::sync::mpsc::Receiver<SequenceEvent>>>>,
+    events: Arc<Mutex<Option<EventReceiver>>>,
     unread: mpsc::Sender<usize>,
 }
 
@@ -209,7 +214,7 @@ impl HeldAdapter for Witness {
 
 impl Drop for Witness {
     fn drop(&mut self) {
-        let unread = self.events.lock().unwrap().as_ref().map_or(usize::MAX, tokio::sync::mpsc::Receiver::len);
+        let unread = self.events.lock().unwrap().as_ref().map_or(usize::MAX, EventReceiver::len);
         let _ = self.unread.send(unread);
     }
 }
@@ -342,6 +347,52 @@ async fn a_step_that_hangs_is_told_with_its_facts_and_so_is_its_end() {
     bench.engine.handle.stop();
     bench.orders.send(Order::Tokens).unwrap();
     watchdog.await.unwrap();
+}
+
+#[test]
+fn nothing_is_computed_for_a_reader_that_is_behind_and_all_of_it_once_it_reads() {
+    let bench = bench_with(EngineLimits { queued: 2, window: 4 });
+    let parked = |count| {
+        let told = |fact| matches!(fact, EngineFact::Gauges(gauges) if gauges.parked == count);
+        while !told(bench.facts.recv().unwrap()) {}
+    };
+    let mut slow = bench.engine.handle.submit(request(1, 20), None).unwrap();
+    for _ in 0..100 {
+        bench.orders.send(Order::Tokens).unwrap();
+    }
+    parked(1);
+    assert_eq!((slow.len(), bench.batches.try_iter().count()), (5, 4), "its window, and no more");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let stats = runtime.block_on(bench.engine.handle.stats()).unwrap();
+    assert_eq!((stats.parked, stats.running, stats.waiting, stats.kv_blocks_used), (1, 0, 0, 0));
+
+    // Others go on.
+    let mut other = bench.engine.handle.submit(request(2, 3), None).unwrap();
+    while other.blocking_recv().is_some() {}
+    assert!(bench.batches.try_iter().all(|batch| batch.sequences.len() == 1));
+    assert_eq!(slow.len(), 5, "it has not moved");
+
+    let mut tokens = 0;
+    while let Some(event) = slow.blocking_recv() {
+        if let SequenceEvent::Token { token, finish, .. } = event {
+            tokens += usize::from(token.is_some());
+            assert_eq!(finish.is_some(), tokens == 20);
+        }
+    }
+    assert_eq!(tokens, 20);
+}
+
+#[test]
+fn whoever_leaves_without_reading_is_let_go() {
+    let bench = bench_with(EngineLimits { queued: 2, window: 4 });
+    let (flag, said) = mpsc::channel();
+    let slow = bench.engine.handle.submit(request(1, 20), Some(Box::new(Flag(flag)))).unwrap();
+    for _ in 0..100 {
+        bench.orders.send(Order::Tokens).unwrap();
+    }
+    while !matches!(bench.facts.recv().unwrap(), EngineFact::Gauges(gauges) if gauges.parked == 1) {}
+    drop(slow);
+    assert_eq!((said.recv(), said.recv()), (Ok("sound"), Ok("dropped")));
 }
 
 #[test]

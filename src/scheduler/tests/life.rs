@@ -297,3 +297,47 @@ fn a_sequence_that_keeps_its_kv_turns_at_the_place_where_it_outgrows_the_short_r
     harness.add(request(2, &[1; 7], 1));
     assert_eq!(shares(&mut harness), [(0, 7, 0)], "a prompt that is long is so from its first place on");
 }
+
+#[test]
+fn a_parked_request_leaves_its_place_and_its_kv_to_others_and_goes_on_where_it_was() {
+    let mut harness = Harness::new(SchedulerConfig { max_num_seqs: 2, ..config() });
+    harness.add(EngineRequest { choices: 2, ..request(1, &[1, 2, 3, 4, 5], 12) });
+    harness.run_until(|harness| harness.log(1).output.get(&1).is_some_and(|output| output.len() > 3));
+    harness.add(request(2, &[9, 9], 4));
+    assert_eq!(harness.step().sequences.len(), 2, "both places are taken");
+    harness.scheduler.park(RequestId(1));
+    harness.check_blocks();
+    let stats = harness.scheduler.stats();
+    assert_eq!((stats.running, stats.waiting, stats.parked, stats.kv_blocks_used), (0, 1, 2, 0));
+    harness.run_until(|harness| harness.log(2).finish.len() == 1);
+    assert!(!harness.scheduler.has_work() && !harness.scheduler.is_idle());
+    assert!(harness.schedule().is_empty());
+    harness.scheduler.unpark(RequestId(1));
+    let rows = harness.fake.rows;
+    let batch = harness.step();
+    assert!(batch.sequences.iter().all(|sequence| sequence.start > 0), "what is in the index is not computed again");
+    assert!(harness.fake.rows - rows <= 8, "less than a block of each choice");
+    harness.run();
+    (1..=2).for_each(|id| harness.assert_complete(id));
+    assert_eq!(harness.scheduler.stats().preemptions, 0);
+}
+
+#[test]
+fn a_parked_request_ends_at_its_deadline_or_when_it_is_aborted() {
+    let mut harness = Harness::new(config());
+    harness.add(EngineRequest { deadline: Some(harness.now + Duration::from_millis(5)), ..request(1, &[1, 2], 9) });
+    harness.add(request(2, &[1, 2], 9));
+    harness.step();
+    for id in [1, 2] {
+        harness.scheduler.park(RequestId(id));
+        harness.scheduler.park(RequestId(id));
+    }
+    assert_eq!(harness.scheduler.next_deadline(), Some(harness.requests[&RequestId(1)].deadline.unwrap()));
+    harness.now += Duration::from_millis(5);
+    assert!(harness.schedule().is_empty());
+    assert_eq!(harness.log(1).failure, Some(RequestFailure::DeadlineExceeded));
+    assert!(harness.scheduler.abort(RequestId(2)));
+    assert_eq!((harness.scheduler.stats().parked, harness.scheduler.is_idle()), (0, true));
+    harness.scheduler.unpark(RequestId(2));
+    harness.check_blocks();
+}

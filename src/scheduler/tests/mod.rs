@@ -179,7 +179,7 @@ impl Harness {
             assert!(!sequence.tokens.is_empty());
             assert!(sequence.tokens.len() <= config.max_prefill_chunk.unwrap_or(usize::MAX));
         }
-        assert_eq!(batch.sequences.is_empty(), self.scheduler.is_idle(), "a step is empty only without requests");
+        assert_eq!(batch.sequences.is_empty(), !self.scheduler.has_work(), "a step is empty only without requests");
     }
 
     /// Every reference has one owner, and what is neither owned nor findable is worth nothing: poison it.
@@ -194,6 +194,10 @@ impl Harness {
         for rank in scheduler.waiting.iter() {
             assert!(scheduler.sequences[rank.id()].table.is_empty(), "a waiting sequence holds blocks");
         }
+        let parked: usize = scheduler.requests.values().filter(|request| request.parked).map(|r| r.live.len()).sum();
+        assert_eq!(scheduler.num_parked, parked);
+        let queued = scheduler.running.len() + scheduler.waiting.len();
+        assert_eq!(queued + parked, scheduler.sequences.len(), "a sequence runs, waits or is parked");
         for block in scheduler.pages.blocks() {
             owners[block.index()] += 1;
         }

@@ -31,6 +31,8 @@ enum Op {
     /// Abort between schedule and update.
     AbortInFlight(prop::sample::Index),
     Step,
+    Park(prop::sample::Index),
+    Unpark(prop::sample::Index),
     /// The step itself fails.
     FailStep,
 }
@@ -76,6 +78,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => any::<prop::sample::Index>().prop_map(Op::Abort),
         1 => any::<prop::sample::Index>().prop_map(Op::AbortInFlight),
         12 => Just(Op::Step),
+        1 => any::<prop::sample::Index>().prop_map(Op::Park),
+        1 => any::<prop::sample::Index>().prop_map(Op::Unpark),
         1 => Just(Op::FailStep),
     ];
     prop::collection::vec(op, 1..60)
@@ -178,6 +182,15 @@ fn execute(config: SchedulerConfig, counts: [u32; 4], poisoned: bool, ops: &[Op]
                 run.batches.push(batch);
             }
             Op::Step => run.batches.push(harness.step()),
+            Op::Park(index) | Op::Unpark(index) => {
+                if let Some(id) = pick(harness, index) {
+                    match op {
+                        Op::Park(_) => harness.scheduler.park(id),
+                        _ => harness.scheduler.unpark(id),
+                    }
+                    harness.check_blocks();
+                }
+            }
             Op::FailStep => {
                 let batch = harness.schedule();
                 let events = harness.scheduler.fail_step(&batch, RequestFailure::EngineFailed);
@@ -185,6 +198,9 @@ fn execute(config: SchedulerConfig, counts: [u32; 4], poisoned: bool, ops: &[Op]
                 harness.check_blocks();
             }
         }
+    }
+    for id in harness.requests.keys() {
+        harness.scheduler.unpark(*id);
     }
     harness.run();
     run
@@ -226,7 +242,8 @@ proptest! {
         check_outcomes(&run)?;
         let scheduler = &mut run.harness.scheduler;
         prop_assert_eq!(scheduler.next_deadline(), None);
-        prop_assert_eq!(scheduler.stats().waiting + scheduler.stats().running, 0);
+        let stats = scheduler.stats();
+        prop_assert_eq!((stats.waiting, stats.running, stats.parked), (0, 0, 0));
         prop_assert_eq!(scheduler.stats().kv_blocks_used, scheduler.pages.blocks().count());
         prop_assert!(scheduler.fail_all(RequestFailure::Draining).is_empty());
         prop_assert_eq!(scheduler.stats().kv_blocks_used, 0);

@@ -64,6 +64,7 @@ pub(in crate::server) fn stats(
     pb::GetStatsResponse {
         running_sequences: saturate(engine.running),
         waiting_sequences: saturate(engine.waiting),
+        parked_sequences: saturate(engine.parked),
         kv_blocks_used: saturate(engine.kv_blocks_used),
         kv_blocks_total: saturate(engine.kv_blocks_total),
         steps: engine.steps,

@@ -340,6 +340,7 @@ fn statistics_and_limits_arrive_field_by_field() {
     let engine = EngineStats {
         running: 1,
         waiting: 2,
+        parked: 13,
         kv_blocks_used: 3,
         kv_blocks_total: 4,
         steps: 5,
@@ -355,6 +356,7 @@ fn statistics_and_limits_arrive_field_by_field() {
     let expected = pb::GetStatsResponse {
         running_sequences: 1,
         waiting_sequences: 2,
+        parked_sequences: 13,
         kv_blocks_used: 3,
         kv_blocks_total: 4,
         steps: 5,

@@ -12,6 +12,8 @@ pub struct EngineGauges {
     pub running: usize,
     /// Sequences waiting.
     pub waiting: usize,
+    /// Sequences laid aside until their reader has caught up.
+    pub parked: usize,
     /// KV blocks in use.
     pub kv_blocks_used: usize,
     /// KV blocks in all.
@@ -86,6 +88,7 @@ impl Metrics {
         let series = &self.inner.steps;
         series.running.set(gauges.running as f64);
         series.waiting.set(gauges.waiting as f64);
+        series.parked.set(gauges.parked as f64);
         series.kv_used.set(gauges.kv_blocks_used as f64);
         series.kv_total.set(gauges.kv_blocks_total as f64);
         series.parties.set(gauges.parties as f64);

@@ -1,0 +1,173 @@
+//! The channel of one request: the engine writes without ever waiting, the reader takes what it can.
+//!
+//! It has room for a window of events and not for all there may be. The engine lays a request aside whose reader is
+//! behind by the whole window, so that nothing is computed for somebody who does not read; the reader calls it back once
+//! it has read half of that. Which of the two notices is settled by a flag and two fences, so that nobody has to look at
+//! all requests to find those that are ready.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+use tokio::sync::mpsc;
+
+use super::handle::Shared;
+use crate::types::{RequestId, SequenceEvent};
+
+/// Events of one choice that may lie unread.
+pub(super) const WINDOW: usize = 64;
+
+/// Events of one request that may lie unread, however many choices it has.
+const MAX_WINDOW: usize = 256;
+
+/// Room for a request's events: its window, or all it can ever have where that is less. Never less than two steps need,
+/// and one place more for its first event and one for a failure.
+fn room(window: usize, max_tokens: usize, choices: usize) -> usize {
+    let tokens = window.saturating_mul(choices).min(MAX_WINDOW).max(choices.saturating_mul(2));
+    tokens.min(max_tokens.saturating_mul(choices)) + 2
+}
+
+/// A channel for a request with so many tokens and choices.
+pub(super) fn channel(
+    shared: &Arc<Shared>,
+    id: RequestId,
+    max_tokens: u32,
+    choices: u32,
+) -> (EventSender, EventReceiver) {
+    let (max_tokens, choices) = (max_tokens as usize, choices as usize);
+    let room = room(shared.limits.window, max_tokens, choices);
+    let (sender, receiver) = mpsc::channel(room);
+    let behind = Arc::new(AtomicBool::new(false));
+    let reader = Reader { id, shared: Arc::clone(shared), behind: Arc::clone(&behind), low: room / 2 };
+    // A token of each choice, and a failure.
+    let sender = EventSender { sender, behind, step: choices + 1, low: room / 2 };
+    (sender, EventReceiver { receiver, reader: Some(reader) })
+}
+
+/// The engine's end.
+pub(super) struct EventSender {
+    sender: mpsc::Sender<SequenceEvent>,
+    behind: Arc<AtomicBool>,
+    /// Most events that one more step can bring.
+    step: usize,
+    low: usize,
+}
+
+impl EventSender {
+    /// Never waits. There is room while nothing is computed for a reader that [`EventSender::lags`]; who has left hears
+    /// no more.
+    pub(super) fn send(&self, event: SequenceEvent) {
+        if let Err(mpsc::error::TrySendError::Full(event)) = self.sender.try_send(event) {
+            debug_assert!(false, "no room for {event:?}");
+            tracing::error!(?event, "a request's channel has no room for an event");
+        }
+    }
+
+    /// Whether the reader is so far behind that one more step might not find room. The request has to be laid aside then:
+    /// the reader asks for it when it has caught up.
+    pub(super) fn lags(&self) -> bool {
+        if self.sender.capacity() >= self.step || self.sender.is_closed() {
+            return false;
+        }
+        self.behind.store(true, Ordering::Relaxed);
+        // Either the reader sees the flag after it has read, or what it has read is seen here.
+        fence(Ordering::SeqCst);
+        let unread = self.sender.max_capacity() - self.sender.capacity();
+        let caught_up = unread <= self.low && self.behind.swap(false, Ordering::Relaxed);
+        !caught_up
+    }
+}
+
+/// The reader's end in the hall.
+struct Reader {
+    id: RequestId,
+    shared: Arc<Shared>,
+    behind: Arc<AtomicBool>,
+    low: usize,
+}
+
+/// Events of one request, in order. Dropping it ends the request.
+pub struct EventReceiver {
+    receiver: mpsc::Receiver<SequenceEvent>,
+    /// Absent where no engine is behind it.
+    reader: Option<Reader>,
+}
+
+impl EventReceiver {
+    /// The next event; `None` after the last one. May be dropped half-way: nothing is lost.
+    pub async fn recv(&mut self) -> Option<SequenceEvent> {
+        let event = self.receiver.recv().await;
+        self.call_back();
+        event
+    }
+
+    /// As [`EventReceiver::recv`], outside of a runtime.
+    pub fn blocking_recv(&mut self) -> Option<SequenceEvent> {
+        let event = self.receiver.blocking_recv();
+        self.call_back();
+        event
+    }
+
+    /// Events that lie unread.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.receiver.len()
+    }
+
+    /// Nothing lies unread.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.receiver.is_empty()
+    }
+
+    /// Ask for the request again if it was laid aside and enough has been read.
+    fn call_back(&self) {
+        let Some(reader) = &self.reader else { return };
+        fence(Ordering::SeqCst);
+        if reader.behind.load(Ordering::Relaxed)
+            && self.receiver.len() <= reader.low
+            && reader.behind.swap(false, Ordering::Relaxed)
+        {
+            // Closed means that the engine has stopped, and the request with it.
+            let _ = reader.shared.mailbox.post(|letters| letters.wishes.entry(reader.id).or_default().resume = true);
+        }
+    }
+}
+
+impl Drop for EventReceiver {
+    fn drop(&mut self) {
+        // The engine closes its end when it lets go of the request.
+        if let Some(reader) = self.reader.as_ref().filter(|_| !self.receiver.is_closed()) {
+            let _ = reader.shared.mailbox.post(|letters| letters.wishes.entry(reader.id).or_default().abort = true);
+        }
+    }
+}
+
+impl fmt::Debug for EventReceiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = self.reader.as_ref().map(|reader| reader.id);
+        f.debug_struct("EventReceiver").field("request", &id).field("unread", &self.len()).finish()
+    }
+}
+
+/// Of something that is no engine, in tests.
+impl From<mpsc::Receiver<SequenceEvent>> for EventReceiver {
+    fn from(receiver: mpsc::Receiver<SequenceEvent>) -> Self {
+        Self { receiver, reader: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_has_room_for_its_window_and_never_for_more_than_there_can_be() {
+        assert_eq!(room(WINDOW, 1000, 1), 66);
+        assert_eq!(room(WINDOW, 10, 1), 12, "all of it");
+        assert_eq!(room(WINDOW, 1000, 16), 258);
+        assert_eq!(room(WINDOW, 1000, 1000), 2002, "two steps at least");
+        assert_eq!(room(WINDOW, 1, 1000), 1002);
+        assert_eq!(room(1, 9, 3), 8);
+    }
+}

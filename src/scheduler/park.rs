@@ -1,0 +1,48 @@
+//! Laying a request aside whose reader is behind, and letting it go on.
+//!
+//! A parked sequence is one that was preempted and has no place in a queue. What it computed stays in the prefix index as
+//! long as nobody needs the blocks, so that it need not be kept for it. Nobody is charged for it meanwhile, and its party
+//! comes back as one that was away: it has not saved anything up.
+
+use super::Scheduler;
+use crate::types::RequestId;
+
+impl Scheduler {
+    pub(super) fn park_request(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get_mut(&id).filter(|request| !request.parked) else { return };
+        request.parked = true;
+        let ranks = request.live.clone();
+        self.num_parked += ranks.len();
+        for rank in ranks {
+            let sequence = &mut self.sequences[rank.id()];
+            let (party, pages) = (sequence.party, sequence.pages);
+            self.waiting.remove(party, rank);
+            if self.running.remove(rank) {
+                let mut table = sequence.preempt();
+                self.cache.release_table(&mut table);
+                self.fair.stopped(party);
+            }
+            self.fair.leave(party);
+            if let Some(pages) = pages {
+                let unwanted = self.pages.leave(pages, rank);
+                self.release_pages(unwanted);
+            }
+        }
+    }
+
+    pub(super) fn unpark_request(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get_mut(&id).filter(|request| request.parked) else { return };
+        request.parked = false;
+        let ranks = request.live.clone();
+        self.num_parked -= ranks.len();
+        let party = self.fair.join(request.party, ranks.len());
+        for rank in ranks {
+            let sequence = &mut self.sequences[rank.id()];
+            sequence.party = party;
+            if let (Some(pages), Some(slot)) = (sequence.pages, sequence.slot) {
+                self.pages.join(pages, rank, slot);
+            }
+            self.waiting.insert(party, rank);
+        }
+    }
+}
