@@ -1,6 +1,8 @@
 //! A Hugging Face model folder: config.json and safetensors, whole or in shards. Headers are read when it is opened,
 //! tensors when they are asked for. Nothing here knows a family.
 
+mod identity;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};

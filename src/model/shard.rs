@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -120,6 +120,31 @@ impl Shard {
         Ok(numbers)
     }
 
+    /// Fill `chunk` from byte `at` of the tensors' bytes on.
+    ///
+    /// # Errors
+    /// [`ModelError::Read`], [`ModelError::Truncated`].
+    pub(super) fn read_data(&self, chunk: &mut [u8], at: usize) -> Result<(), ModelError> {
+        self.read_at(chunk, self.data_start + at as u64)
+    }
+
+    /// What changes when somebody writes to the file or puts another in its place. ctime too: the system alone sets it,
+    /// so that a copy with the times of the original is told from it.
+    ///
+    /// # Errors
+    /// [`ModelError::Read`].
+    pub(super) fn stamps(&self) -> Result<[i128; 5], ModelError> {
+        let found = self.file.metadata().map_err(|source| ModelError::Read { path: self.path.clone(), source })?;
+        let time = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        Ok([
+            i128::from(found.dev()),
+            i128::from(found.ino()),
+            i128::from(found.size()),
+            time(found.mtime(), found.mtime_nsec()),
+            time(found.ctime(), found.ctime_nsec()),
+        ])
+    }
+
     fn read_at(&self, chunk: &mut [u8], at: u64) -> Result<(), ModelError> {
         self.file.read_exact_at(chunk, at).map_err(|source| match source.kind() {
             io::ErrorKind::UnexpectedEof => self.truncated(),
@@ -128,7 +153,7 @@ impl Shard {
     }
 
     /// What was read is what was opened: tensors of two states of a file do not make a model.
-    fn check_unchanged(&self) -> Result<(), ModelError> {
+    pub(super) fn check_unchanged(&self) -> Result<(), ModelError> {
         let found = self.file.metadata().map_err(|source| ModelError::Read { path: self.path.clone(), source })?;
         match () {
             () if found.len() < self.bytes => Err(self.truncated()),

@@ -114,6 +114,40 @@ impl FromStr for AdapterVersion {
     }
 }
 
+/// The content digest of a base model: its tensors' names, types, shapes and every byte of them. Two fine-tunes of one
+/// architecture differ in it. How a checkpoint is cut into files, and its config.json, do not count.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BaseDigest(pub [u8; 32]);
+
+impl BaseDigest {
+    /// Enough of it to tell bases apart, for people.
+    #[must_use]
+    pub fn short(&self) -> String {
+        self.0.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl fmt::Display for BaseDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for BaseDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BaseDigest({self})")
+    }
+}
+
+impl FromStr for BaseDigest {
+    type Err = InvalidAdapterVersion;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // Same form as a version: 64 lower-case hexadecimal digits.
+        text.parse::<AdapterVersion>().map(|version| Self(version.0))
+    }
+}
+
 /// A place for one adapter on the device. `Option<AdapterSlot>` everywhere: `None` is the base model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AdapterSlot(pub u32);

@@ -23,7 +23,8 @@ pub use client::{ClientKey, Party};
 pub use event::{FinishReason, RequestFailure, SequenceEvent, TokenLogprob, Usage};
 pub use generate::{ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput};
 pub use ids::{
-    AdapterName, AdapterSlot, AdapterVersion, BlockId, InvalidAdapterName, InvalidAdapterVersion, RequestId, SequenceId,
+    AdapterName, AdapterSlot, AdapterVersion, BaseDigest, BlockId, InvalidAdapterName, InvalidAdapterVersion,
+    RequestId, SequenceId,
 };
 pub use request::{AdapterBinding, EngineRequest, VirtualTokens};
 pub use rope::LongRope;
