@@ -80,6 +80,7 @@ mod tests {
             files: Vec::new(),
             created_ms: 0,
             pinned: false,
+            compiled: None,
         }
     }
 

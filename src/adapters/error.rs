@@ -4,8 +4,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::disk;
 use super::files::{Sha256Digest, UploadId};
-use crate::types::{AdapterFault, AdapterName, AdapterVersion};
+use crate::types::{AdapterFault, AdapterName, AdapterVersion, BaseDigest};
 
 /// The error a loader reported; kept whole so that whoever answers the request can look at its kind.
 pub type LoadFailure = Arc<dyn std::error::Error + Send + Sync>;
@@ -330,19 +331,23 @@ pub enum AdapterError {
     },
 
     // --- the disk ------------------------------------------------------------------------------------------------
-    /// No space left, or over a disk quota.
-    #[error("the disk is full: {action} failed")]
-    DiskFull {
-        /// What was being done.
-        action: &'static str,
-    },
-    /// Any other failure of the disk.
-    #[error("{action} failed: {source}")]
+    /// A failure of the disk.
+    #[error("{action} failed: {fault} ({source})")]
     Io {
         /// What was being done.
         action: &'static str,
+        /// What kind of failure it is.
+        fault: DiskFault,
         /// The system's words.
         source: io::Error,
+    },
+    /// What is to be written cannot be put into words.
+    #[error("writing {what}: {source}")]
+    Encoding {
+        /// A manifest or record.
+        what: &'static str,
+        /// Why not.
+        source: serde_json::Error,
     },
     /// Another process uses this store.
     #[error("the store {} is used by another process", root.display())]
@@ -355,6 +360,75 @@ pub enum AdapterError {
     NotAFolder {
         /// What was found.
         path: PathBuf,
+    },
+    /// The lock of a store is no regular file.
+    #[error("{} is not a regular file; remove it if no server runs on this store", path.display())]
+    NotALock {
+        /// What was found.
+        path: PathBuf,
+    },
+    /// The store has adapters, but nothing that says what they are called.
+    #[error(
+        "the store {} has {objects} objects but no names: it may be half restored. Restore `names`, or start with \
+         --store-errors degraded; nothing is removed until then",
+        root.display()
+    )]
+    NamesMissing {
+        /// The folder.
+        root: PathBuf,
+        /// Versions whose files are there.
+        objects: usize,
+    },
+    /// Parts of the store cannot be read, and it was to be opened whole or not at all.
+    #[error("{count} entries of the store {} cannot be served, the first is {first}", root.display())]
+    StoreUnreadable {
+        /// The folder.
+        root: PathBuf,
+        /// How many.
+        count: usize,
+        /// The first and what is wrong with it.
+        first: String,
+    },
+    /// The store has the adapter, but cannot read what it is bound to. It may be able to later.
+    #[error("adapter {name} cannot be read from the store now: {reason}")]
+    Unreadable {
+        /// Given.
+        name: AdapterName,
+        /// The system's words.
+        reason: String,
+    },
+    /// A later version of the server has written what the adapter is bound to.
+    #[error(
+        "adapter {name} was written in format {format} by a later version of the server; this one reads up to {known}"
+    )]
+    NewerFormat {
+        /// Given.
+        name: AdapterName,
+        /// Found.
+        format: u32,
+        /// Highest that is read.
+        known: u32,
+    },
+    /// The adapter was uploaded for another base model.
+    #[error(
+        "adapter {name} belongs to the base with digest {}, this server has {}: upload it again, or give its folder \
+         with --adapter {name}=DIR, if it is meant for this one", stored.short(), present.short()
+    )]
+    BaseMismatch {
+        /// Given.
+        name: AdapterName,
+        /// Bound now.
+        version: AdapterVersion,
+        /// What it was compiled for.
+        stored: BaseDigest,
+        /// What is served.
+        present: BaseDigest,
+    },
+    /// A name is bound to the version, but its files are not there.
+    #[error("the store has no files of version {version}: restore them, or upload it again")]
+    FilesMissing {
+        /// The adapter.
+        version: AdapterVersion,
     },
     /// Stored bytes are not the ones that were uploaded.
     #[error("stored file {path:?} of version {version} is damaged")]
@@ -372,13 +446,63 @@ pub enum AdapterError {
     },
 }
 
-impl AdapterError {
-    /// Sort a failure of the disk: space is the operator's to free, the rest is a fault.
-    pub(super) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { action },
-            _ => Self::Io { action, source },
+/// The kinds of failure of a disk that call for different reactions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskFault {
+    /// ENOSPC.
+    Full,
+    /// EDQUOT.
+    Quota,
+    /// EROFS.
+    ReadOnly,
+    /// EACCES, EPERM.
+    Denied,
+    /// EMFILE, ENFILE.
+    TooManyFiles,
+    /// ENOMEM, or memory that was refused to us.
+    Memory,
+    /// EIO: the device failed.
+    Device,
+    /// Anything else.
+    Other,
+}
+
+impl DiskFault {
+    /// The kind of a failure.
+    #[must_use]
+    pub fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull => Self::Full,
+            io::ErrorKind::QuotaExceeded => Self::Quota,
+            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly,
+            io::ErrorKind::PermissionDenied => Self::Denied,
+            io::ErrorKind::OutOfMemory => Self::Memory,
+            _ if disk::is_too_many_files(error) => Self::TooManyFiles,
+            _ if disk::is_input_output(error) => Self::Device,
+            _ => Self::Other,
         }
+    }
+}
+
+impl std::fmt::Display for DiskFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Full => "the disk is full",
+            Self::Quota => "the disk quota of the server's user is used up",
+            Self::ReadOnly => "the file system is read-only",
+            Self::Denied => "the server's user has no right to do it",
+            Self::TooManyFiles => "too many files are open (ulimit -n)",
+            Self::Memory => "there is no memory for it",
+            Self::Device => "the disk reports an input/output error",
+            Self::Other => "the system refused",
+        })
+    }
+}
+
+impl AdapterError {
+    /// Sort a failure of the disk.
+    pub(super) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, fault: DiskFault::of(&source), source }
     }
 }
 

@@ -41,6 +41,8 @@ pub enum AdapterEventKind {
         /// The new setting.
         pinned: bool,
     },
+    /// What the version compiled to, or for which base, was written down anew.
+    Described,
     /// The version is being brought to the device.
     Loading,
     /// The version is on the device.

@@ -12,7 +12,7 @@ use super::files::{
     CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, Sha256Digest, StoreLimits, StoredFile, UploadHeader,
     WEIGHTS_FILE, version_of,
 };
-use super::registry::{AdapterRegistry, Published};
+use super::registry::{AdapterInfo, AdapterRegistry, Published};
 use super::store::AdapterBytes;
 use super::uploads::{Begin, Staged};
 use crate::types::{AdapterFacts, AdapterName, AdapterVersion};
@@ -131,7 +131,10 @@ impl AdapterRegistry {
             pin,
         };
         let version = header.check(self.uploads().limits())?.version;
-        if self.get(name).is_ok_and(|found| found.stored.version == version && found.stored.pinned == pin) {
+        let same = |found: AdapterInfo| {
+            found.stored.version == version && found.stored.pinned == pin && found.mismatch.is_none()
+        };
+        if self.get(name).is_ok_and(same) {
             return Ok(None);
         }
         let Begin::Open(mut session) = self.begin_upload(header, Instant::now())? else {

@@ -17,6 +17,7 @@
 
 mod budget;
 mod catalog;
+mod disk;
 mod error;
 pub mod events;
 mod eviction;
@@ -34,18 +35,22 @@ mod sync;
 pub(crate) mod testing;
 pub mod uploads;
 
-pub use error::{AdapterError, LoadFailure};
+pub use error::{AdapterError, DiskFault, LoadFailure};
 pub use events::{AdapterEvent, AdapterEventKind, AdapterObserver, EventLog, EventsLost};
 pub use files::{
     CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, Sha256Digest, StoreLimits, StoredFile, UploadHeader, UploadId,
     WEIGHTS_FILE,
 };
-pub use fs::{DiskFs, StoreFile, StoreFs};
+pub use fs::{DiskFs, Found, FoundKind, StoreFile, StoreFs};
 pub use lease::AdapterLease;
 pub use registry::{AdapterInfo, AdapterRegistry, Published, RegistryLimits};
 pub use residency::{
     Acquire, AdapterState, InstallTicket, LoadTicket, RemovalTicket, Residency, ResidencyLimits, ResidencyStats,
     ResidentLease, SetAside, VersionStatus, Want,
 };
-pub use store::{AdapterBytes, AdapterStore, FolderStore, Quarantined, RecoveryReport, StoredAdapter};
+pub use store::{
+    AdapterBytes, AdapterStore, CheckedName, Compiled, Flaw, FolderStore, IdleStore, Mend, NamelessObject,
+    OnStoreError, Quarantined, QuarantinedContent, QuarantinedEntry, RecoveryReport, RepairError, RepairWishes,
+    StoreCheck, StoreFault, StoreOptions, StoredAdapter,
+};
 pub use uploads::{Begin, FileProgress, Staged, UploadHead, UploadSession, UploadStatus, Uploads, WeightsHead};

@@ -4,11 +4,14 @@
 //! a lease keep the version they resolved. Changes are made one at a time and are durable before they become visible;
 //! resolving a name takes one shard of a concurrent map and never waits for a change on the disk.
 
-use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+mod base;
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Instant, SystemTime};
 
 use dashmap::DashMap;
 
+use self::base::Present;
 use super::catalog::Catalog;
 use super::error::AdapterError;
 use super::events::{AdapterEventKind, EventLog, Signals};
@@ -16,10 +19,10 @@ use super::files::{Expected, StoreLimits, UploadHeader, UploadId};
 use super::fs::{DiskFs, StoreFs};
 use super::lease::{AdapterLease, LeaseTable};
 use super::residency::{Residency, ResidencyLimits, SetAside, VersionStatus, Want};
-use super::store::{AdapterBytes, AdapterStore, StoredAdapter};
+use super::store::{AdapterBytes, AdapterStore, StoredAdapter, unix_ms};
 use super::sync::lock;
 use super::uploads::{Begin, Staged, UploadStatus, Uploads};
-use crate::types::{AdapterFacts, AdapterName, AdapterVersion};
+use crate::types::{AdapterFacts, AdapterName, AdapterVersion, BaseDigest};
 
 /// What the registry is built with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +42,10 @@ pub struct AdapterInfo {
     pub stored: StoredAdapter,
     /// Where the version is, what it compiled to, its last error.
     pub status: VersionStatus,
+    /// The base it belongs to, where that is known.
+    pub base: Option<BaseDigest>,
+    /// That is not the base that is served: requests for it are refused with this.
+    pub mismatch: Option<Arc<AdapterError>>,
 }
 
 /// The result of an upload.
@@ -54,6 +61,22 @@ pub struct Published {
     pub replaced: Option<AdapterVersion>,
 }
 
+/// What the request path knows of a name.
+#[derive(Clone, Copy)]
+struct Alias {
+    version: AdapterVersion,
+    /// Of the files: what the version is taken to need on the device before it was ever compiled.
+    bytes: u64,
+    base: Option<BaseDigest>,
+}
+
+impl Alias {
+    fn of(stored: &StoredAdapter) -> Self {
+        let base = stored.compiled.as_ref().map(|compiled| compiled.base);
+        Self { version: stored.version, bytes: stored.bytes(), base }
+    }
+}
+
 /// Names, versions, leases, residency, uploads. Shared by `Arc`.
 pub struct AdapterRegistry {
     store: Arc<dyn AdapterStore>,
@@ -61,13 +84,15 @@ pub struct AdapterRegistry {
     residency: Residency,
     leases: Arc<LeaseTable>,
     events: Arc<EventLog>,
-    /// The hot path: name to version.
-    aliases: DashMap<AdapterName, AdapterVersion>,
+    /// The hot path.
+    aliases: DashMap<AdapterName, Alias>,
     /// The same names with their particulars, in order.
     catalog: Mutex<Catalog>,
     /// Held through every change of a name: changes are durable and visible in one order. First in the lock order (see
     /// [`super::sync`]).
     changes: Mutex<()>,
+    /// Unset until the base is loaded.
+    present: OnceLock<Present>,
 }
 
 impl AdapterRegistry {
@@ -85,13 +110,13 @@ impl AdapterRegistry {
         let residency = Residency::new(limits.residency, Arc::clone(&events));
         let leases = LeaseTable::new(Arc::clone(&events));
         let catalog = Catalog::new(store.list());
-        let aliases = catalog.all().map(|found| (found.name.clone(), found.version)).collect();
+        let aliases = catalog.all().map(|found| (found.name.clone(), Alias::of(found))).collect();
         for pinned in catalog.all().filter(|found| found.pinned) {
             // Nobody observes yet.
             let _ = residency.set_pinned(pinned.version, true);
         }
         let (catalog, changes) = (Mutex::new(catalog), Mutex::new(()));
-        Self { store, uploads, residency, leases, events, aliases, catalog, changes }
+        Self { store, uploads, residency, leases, events, aliases, catalog, changes, present: OnceLock::new() }
     }
 
     /// The event log; also where observers register.
@@ -135,10 +160,15 @@ impl AdapterRegistry {
     /// All there is to say about a name.
     ///
     /// # Errors
-    /// [`AdapterError::NotFound`].
+    /// [`AdapterError::NotFound`], [`AdapterError::Unreadable`], [`AdapterError::NewerFormat`].
     pub fn get(&self, name: &AdapterName) -> Result<AdapterInfo, AdapterError> {
         let stored = lock(&self.catalog).get(name).cloned();
-        stored.map(|stored| self.info(stored)).ok_or_else(|| AdapterError::NotFound { name: name.clone() })
+        stored.map(|stored| self.info(stored)).ok_or_else(|| self.absent(name))
+    }
+
+    /// Where a name is not known: is it certain that there is none?
+    fn absent(&self, name: &AdapterName) -> AdapterError {
+        self.store.trouble(name).unwrap_or_else(|| AdapterError::NotFound { name: name.clone() })
     }
 
     /// Up to `limit` adapters after the name `after`, by name. A page shorter than `limit` is the last.
@@ -155,7 +185,14 @@ impl AdapterRegistry {
     }
 
     fn info(&self, stored: StoredAdapter) -> AdapterInfo {
-        AdapterInfo { status: self.residency.status(stored.version), stored }
+        let mut status = self.residency.status(stored.version);
+        if status.facts.is_none() {
+            status.facts = stored.compiled.as_ref().map(|compiled| Arc::clone(&compiled.facts));
+        }
+        let own = stored.compiled.as_ref().map(|compiled| compiled.base);
+        let base = own.or_else(|| self.present.get().map(|present| present.adopted));
+        let mismatch = self.check_base(&stored.name, Alias::of(&stored)).err().map(Arc::new);
+        AdapterInfo { stored, status, base, mismatch }
     }
 
     // --- using ----------------------------------------------------------------------------------------------------
@@ -163,28 +200,38 @@ impl AdapterRegistry {
     /// Resolve a name and count a user of its version, in one step. With `version`, the name must stand for it.
     ///
     /// # Errors
-    /// [`AdapterError::NotFound`], [`AdapterError::VersionMismatch`].
+    /// [`AdapterError::NotFound`], [`AdapterError::Unreadable`], [`AdapterError::NewerFormat`],
+    /// [`AdapterError::VersionMismatch`], [`AdapterError::BaseMismatch`].
     pub fn lease(&self, name: &AdapterName, version: Option<AdapterVersion>) -> Result<AdapterLease, AdapterError> {
+        self.resolve(name, version).map(|(lease, _)| lease)
+    }
+
+    /// With the bytes of the files.
+    fn resolve(
+        &self,
+        name: &AdapterName,
+        version: Option<AdapterVersion>,
+    ) -> Result<(AdapterLease, u64), AdapterError> {
         // The guard on the alias is held until the lease is counted, so a version whose alias is gone gains no users.
-        let alias = self.aliases.get(name).ok_or_else(|| AdapterError::NotFound { name: name.clone() })?;
-        let actual = *alias;
+        let Some(alias) = self.aliases.get(name) else { return Err(self.absent(name)) };
+        let actual = alias.version;
         if let Some(expected) = version.filter(|expected| *expected != actual) {
             return Err(AdapterError::VersionMismatch { name: name.clone(), expected, actual: Some(actual) });
         }
-        Ok(self.leases.lease(actual))
+        self.check_base(name, *alias)?;
+        Ok((self.leases.lease(actual), alias.bytes))
     }
 
-    /// Resolve a name and ask for its version on the device. Until it has been compiled once in this process, its
-    /// size there is taken to be that of its files.
+    /// Resolve a name and ask for its version on the device. Until it has been compiled once, its size there is taken
+    /// to be that of its files.
     ///
     /// # Errors
     /// As [`AdapterRegistry::lease`], and [`AdapterError::SetAside`].
     pub fn want(&self, name: &AdapterName, version: Option<AdapterVersion>) -> Result<Want, AdapterError> {
-        let lease = self.lease(name, version)?;
+        let (lease, bytes) = self.resolve(name, version)?;
         if let Some(SetAside { faults, fault }) = self.residency.set_aside(lease.version()) {
             return Err(AdapterError::SetAside { name: name.clone(), version: lease.version(), faults, fault });
         }
-        let bytes = lock(&self.catalog).get(name).map_or(0, StoredAdapter::bytes);
         Ok(self.residency.want(lease, bytes))
     }
 
@@ -241,11 +288,12 @@ impl AdapterRegistry {
     /// # Errors
     /// The compare and set, quotas, the disk. The upload is discarded then.
     pub fn publish(&self, mut staged: Staged, facts: AdapterFacts, now: SystemTime) -> Result<Published, AdapterError> {
-        let created_ms = now.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64);
+        let created_ms = unix_ms(now);
         let (name, version, files, pinned) = (staged.name().clone(), staged.version(), staged.files(), staged.pin());
-        let adapter = StoredAdapter { name: name.clone(), version, files, created_ms, pinned };
         let facts = Arc::new(facts);
         let mut signals = Signals::default();
+        let compiled = self.compiled(&facts);
+        let adapter = StoredAdapter { name: name.clone(), version, files, created_ms, pinned, compiled };
         let result = {
             let _changes = lock(&self.changes);
             self.leases.revive(version);
@@ -335,7 +383,7 @@ impl AdapterRegistry {
     fn follow_store(&self, name: &AdapterName) -> Signals {
         let stored = self.store.get(name);
         match &stored {
-            Some(stored) => drop(self.aliases.insert(name.clone(), stored.version)),
+            Some(stored) => drop(self.aliases.insert(name.clone(), Alias::of(stored))),
             None => drop(self.aliases.remove(name)),
         }
         let before = {
@@ -363,6 +411,9 @@ impl AdapterRegistry {
             }
             (Some(before), Some(after)) if before.pinned != after.pinned => {
                 push(after.version, AdapterEventKind::Pinned { pinned: after.pinned });
+            }
+            (Some(before), Some(after)) if before.compiled != after.compiled => {
+                push(after.version, AdapterEventKind::Described);
             }
             _ => {}
         }

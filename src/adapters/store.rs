@@ -3,18 +3,83 @@
 //! A store keeps two kinds of things. *Objects* are the files of a version, immutable, addressed by content. *Names*
 //! are bindings to versions, changed by compare and set. An upload is acknowledged when both are durable.
 
+mod check;
 mod folder;
+mod layout;
 mod manifest;
+mod record;
 mod recovery;
+mod repair;
+mod seal;
+mod survey;
 
+pub use check::{CheckedName, IdleStore, NamelessObject, QuarantinedContent, QuarantinedEntry, StoreCheck};
 pub use folder::FolderStore;
-pub use recovery::{Quarantined, RecoveryReport};
+pub use recovery::{Quarantined, RecoveryReport, StoreFault};
+pub use repair::{Mend, RepairError, RepairWishes};
+pub use survey::Flaw;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::error::AdapterError;
-use super::files::{CONFIG_FILE, Expected, StoredFile, WEIGHTS_FILE};
-use crate::types::{AdapterName, AdapterVersion};
+use super::files::{CONFIG_FILE, Expected, StoreLimits, StoredFile, WEIGHTS_FILE};
+use crate::types::{AdapterFacts, AdapterName, AdapterVersion, BaseDigest};
+
+/// What to do when parts of a store cannot be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnStoreError {
+    /// Serve what can be read; the rest answers that it cannot be read now, and is tried again.
+    #[default]
+    Degraded,
+    /// Do not open the store.
+    Refuse,
+}
+
+/// How a store is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreOptions {
+    /// Quotas.
+    pub limits: StoreLimits,
+    /// What to do when parts of it cannot be read.
+    pub errors: OnStoreError,
+    /// How long an object without a name is kept, at least, before a start removes it.
+    pub grace: Duration,
+    /// The time of opening, in ms since the Unix epoch.
+    pub now_ms: u64,
+}
+
+impl StoreOptions {
+    /// A week after which objects without a name are removed: time to notice that a name was lost by accident.
+    pub const GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+    /// The defaults, now.
+    #[must_use]
+    pub fn new(limits: StoreLimits) -> Self {
+        Self { limits, errors: OnStoreError::default(), grace: Self::GRACE, now_ms: unix_ms(SystemTime::now()) }
+    }
+
+    fn grace_ms(&self) -> u64 {
+        u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub(super) fn unix_ms(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// What a version compiled to, and for which base.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// The base it was checked against.
+    pub base: BaseDigest,
+    /// Bytes of one number of A and B on the device that `facts.device_bytes` counts with.
+    pub weight_bytes: usize,
+    /// What it compiled to.
+    pub facts: Arc<AdapterFacts>,
+}
 
 /// A name and what it is bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +94,9 @@ pub struct StoredAdapter {
     pub created_ms: u64,
     /// Keep it on the device once loaded.
     pub pinned: bool,
+    /// What the version compiled to. `None`: stored by a version of the server that did not keep it, and not compiled
+    /// since.
+    pub compiled: Option<Compiled>,
 }
 
 impl StoredAdapter {
@@ -110,7 +178,30 @@ pub trait AdapterStore: Send + Sync {
     /// [`AdapterError::NotFound`], the disk.
     fn set_pinned(&self, name: &AdapterName, pinned: bool) -> Result<StoredAdapter, AdapterError>;
 
-    /// Remove the files of a version that no name is bound to. False: a name is bound to it, or there is none such.
+    /// Keep what a version compiled to with a name that is bound to it, durably. False: the name is bound to another
+    /// version by now, or this is known.
+    ///
+    /// # Errors
+    /// The disk.
+    fn set_compiled(
+        &self,
+        name: &AdapterName,
+        version: AdapterVersion,
+        compiled: &Compiled,
+    ) -> Result<bool, AdapterError>;
+
+    /// Say which base is served; returns the one that adapters without [`StoredAdapter::compiled`] belong to. The first
+    /// base that is named to a store with such adapters adopts them, durably where the disk allows it.
+    fn adopt(&self, present: BaseDigest) -> BaseDigest;
+
+    /// Why a name without binding may have one all the same: it cannot be read.
+    fn trouble(&self, name: &AdapterName) -> Option<AdapterError>;
+
+    /// Try to read what could not be read; returns the names that are bound now.
+    fn heal(&self) -> Vec<AdapterName>;
+
+    /// Remove the files of a version that no name is bound to. False: a name is bound to it or may be, or there is none
+    /// such.
     ///
     /// # Errors
     /// The disk.
@@ -119,7 +210,7 @@ pub trait AdapterStore: Send + Sync {
     /// Read the files of a version, checking sizes before allocating and digests after reading.
     ///
     /// # Errors
-    /// [`AdapterError::UnknownVersion`], [`AdapterError::Corrupt`], the disk.
+    /// [`AdapterError::UnknownVersion`], [`AdapterError::FilesMissing`], [`AdapterError::Corrupt`], the disk.
     fn read(&self, version: AdapterVersion) -> Result<AdapterBytes, AdapterError>;
 
     /// The binding of a name.

@@ -7,7 +7,8 @@
 //! 1. `AdapterRegistry::changes`, held through a change of a name, the disk included;
 //! 2. a shard of `AdapterRegistry::aliases`, `AdapterRegistry::catalog`, the store's own state, uploads: each alone;
 //! 3. `LeaseTable`, `Residency`: each alone;
-//! 4. `EventLog`'s history: the last one.
+//! 4. the names that `FolderStore` cannot read, which requests ask for: below its own state;
+//! 5. `EventLog`'s history: the last one.
 //!
 //! Observers are called with none of them held: what they are to be told is gathered as
 //! [`Signals`](super::events::Signals) and rung when the last lock is free. So is everything whose drop takes a lock:

@@ -1,32 +1,49 @@
 //! A disk that fails: it stops after a chosen number of changes, as a killed process does, or forgets what was not
-//! synced as well, as a machine without power does; or one operation fails and the process lives on.
+//! synced as well, as a machine without power does; or operations fail, reads included, and the process lives on.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use super::files::{CONFIG_FILE, Expected, FileHeader, Sha256Digest, UploadHeader, UploadId, WEIGHTS_FILE};
-use super::fs::{DiskFs, StoreFile, StoreFs};
+use super::fs::{DiskFs, Found, StoreFile, StoreFs};
 use super::sync::lock;
 use crate::types::AdapterFacts;
 
-/// How the disk fails at the chosen change.
+pub(super) const EIO: i32 = 5;
+pub(super) const EACCES: i32 = 13;
+pub(super) const EMFILE: i32 = 24;
+pub(super) const ENOSPC: i32 = 28;
+pub(super) const EROFS: i32 = 30;
+pub(super) const EDQUOT: i32 = 122;
+
+/// How the disk fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     /// Never.
     None,
-    /// This and every later change fails; all earlier ones are on disk.
+    /// The chosen change and every later operation fails; all earlier ones are on disk.
     Kill,
     /// As `Kill`, and changes that were not synced are undone.
     PowerLoss,
-    /// This change fails with no space left; later ones work.
-    DiskFull,
-    /// This change fails; later ones work.
-    Error,
+    /// The chosen operation, reads included, and as many after it as `times` says fail with this number; later ones work.
+    Errno { number: i32, times: usize },
+    /// As `Errno`, of changes only: reads work.
+    ChangeErrno { number: i32, times: usize },
+    /// The first file opened from the chosen operation on ends halfway, without an error.
+    ShortRead,
+}
+
+impl Fault {
+    pub(super) fn once(number: i32) -> Self {
+        Self::Errno { number, times: 1 }
+    }
 }
 
 #[derive(Clone)]
@@ -36,10 +53,13 @@ pub(super) struct FaultyFs {
 
 struct Shared {
     fault: Fault,
-    /// Changes until the fault.
+    /// Changes, or operations, until the fault.
     left: usize,
     changes: usize,
+    operations: usize,
     crashed: bool,
+    /// Files and folders on which every operation fails.
+    denied: Vec<(PathBuf, i32)>,
     /// Files with content that was not synced.
     dirty: Vec<PathBuf>,
     /// Changes of folders that were not synced, oldest first.
@@ -55,11 +75,27 @@ enum Undo {
     Removed(PathBuf, Vec<u8>),
 }
 
+/// What an operation does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Look,
+    Open,
+    Change,
+}
+
 impl FaultyFs {
-    /// Fail at change number `at`, counted from 0.
+    /// Fail at change number `at`, counted from 0; for [`Fault::Errno`] at operation number `at`.
     pub(super) fn new(fault: Fault, at: usize) -> Self {
-        let (dirty, unsynced) = (Vec::new(), Vec::new());
-        let shared = Shared { fault, left: at, changes: 0, crashed: false, dirty, unsynced };
+        let shared = Shared {
+            fault,
+            left: at,
+            changes: 0,
+            operations: 0,
+            crashed: false,
+            denied: Vec::new(),
+            dirty: Vec::new(),
+            unsynced: Vec::new(),
+        };
         Self { shared: Arc::new(Mutex::new(shared)) }
     }
 
@@ -67,10 +103,26 @@ impl FaultyFs {
         lock(&self.shared).changes
     }
 
-    /// Arm a fault `after` further changes.
+    pub(super) fn operations(&self) -> usize {
+        lock(&self.shared).operations
+    }
+
+    /// Arm a fault `after` further changes or operations.
     pub(super) fn arm(&self, fault: Fault, after: usize) {
         let mut shared = lock(&self.shared);
         (shared.fault, shared.left) = (fault, after);
+    }
+
+    /// Every operation on this file, or on this folder and what is in it, fails from now on.
+    pub(super) fn deny(&self, path: &Path, number: i32) {
+        lock(&self.shared).denied.push((path.to_owned(), number));
+    }
+
+    /// The disk is well again.
+    pub(super) fn mend(&self) {
+        let mut shared = lock(&self.shared);
+        shared.denied.clear();
+        shared.fault = Fault::None;
     }
 
     /// What the disk looks like when the machine comes back.
@@ -99,33 +151,52 @@ impl FaultyFs {
         }
     }
 
-    fn change(&self) -> io::Result<()> {
+    fn change(&self, path: &Path) -> io::Result<()> {
+        self.operate(path, Kind::Change).map(drop)
+    }
+
+    /// True: a file that is opened now ends halfway.
+    fn operate(&self, path: &Path, kind: Kind) -> io::Result<bool> {
         let mut shared = lock(&self.shared);
         if shared.crashed {
             return Err(io::Error::other("the process is gone"));
         }
-        shared.changes += 1;
-        if shared.fault == Fault::None {
-            return Ok(());
+        shared.operations += 1;
+        shared.changes += usize::from(kind == Kind::Change);
+        if let Some((_, number)) = shared.denied.iter().find(|(denied, _)| path.starts_with(denied)) {
+            return Err(io::Error::from_raw_os_error(*number));
+        }
+        let counts = match shared.fault {
+            Fault::None => false,
+            Fault::Kill | Fault::PowerLoss | Fault::ChangeErrno { .. } => kind == Kind::Change,
+            Fault::Errno { .. } | Fault::ShortRead => true,
+        };
+        if !counts {
+            return Ok(false);
         }
         if shared.left > 0 {
             shared.left -= 1;
-            return Ok(());
+            return Ok(false);
         }
-        match shared.fault {
-            Fault::None => Ok(()),
+        match &mut shared.fault {
+            Fault::None => Ok(false),
             Fault::Kill | Fault::PowerLoss => {
                 shared.crashed = true;
                 Err(io::Error::other("killed"))
             }
-            Fault::DiskFull => {
-                shared.fault = Fault::None;
-                Err(io::Error::from(io::ErrorKind::StorageFull))
+            Fault::Errno { number, times } | Fault::ChangeErrno { number, times } => {
+                let error = io::Error::from_raw_os_error(*number);
+                *times -= 1;
+                if *times == 0 {
+                    shared.fault = Fault::None;
+                }
+                Err(error)
             }
-            Fault::Error => {
+            Fault::ShortRead if kind == Kind::Open => {
                 shared.fault = Fault::None;
-                Err(io::Error::other("input/output error"))
+                Ok(true)
             }
+            Fault::ShortRead => Ok(false),
         }
     }
 
@@ -135,22 +206,50 @@ impl FaultyFs {
 }
 
 impl StoreFs for FaultyFs {
+    fn metadata(&self, path: &Path) -> io::Result<Found> {
+        self.operate(path, Kind::Look)?;
+        DiskFs.metadata(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        self.operate(path, Kind::Look)?;
+        DiskFs.list(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Read + Send>> {
+        let short = self.operate(path, Kind::Open)?;
+        let file = DiskFs.open(path)?;
+        let bytes = DiskFs.metadata(path)?.bytes;
+        let file = if short { Box::new(file.take(bytes / 2)) } else { file };
+        Ok(Box::new(FaultyReader { fs: self.clone(), path: path.to_owned(), file }))
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<fs::File>> {
+        self.operate(path, Kind::Look)?;
+        DiskFs.lock(path)
+    }
+
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.change()?;
+        self.change(path)?;
         DiskFs.create_dir(path)?;
         self.note(Undo::Created(path.to_owned()));
         Ok(())
     }
 
     fn create_file(&self, path: &Path) -> io::Result<Box<dyn StoreFile>> {
-        self.change()?;
+        self.change(path)?;
         let file = DiskFs.create_file(path)?;
         self.note(Undo::Created(path.to_owned()));
         Ok(Box::new(FaultyFile { fs: self.clone(), path: path.to_owned(), file }))
     }
 
+    fn make_private(&self, path: &Path) -> io::Result<()> {
+        self.change(path)?;
+        DiskFs.make_private(path)
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.change()?;
+        self.change(from)?;
         let replaced = fs::read(to).ok();
         DiskFs.rename(from, to)?;
         let mut shared = lock(&self.shared);
@@ -164,7 +263,7 @@ impl StoreFs for FaultyFs {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.change()?;
+        self.change(path)?;
         lock(&self.shared).unsynced.retain(|undo| {
             let entry = match undo {
                 Undo::Created(entry) | Undo::Renamed { to: entry, .. } | Undo::Removed(entry, _) => entry,
@@ -175,7 +274,7 @@ impl StoreFs for FaultyFs {
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.change()?;
+        self.change(path)?;
         let content = fs::read(path).unwrap_or_default();
         DiskFs.remove_file(path)?;
         self.note(Undo::Removed(path.to_owned(), content));
@@ -183,7 +282,7 @@ impl StoreFs for FaultyFs {
     }
 
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.change()?;
+        self.change(path)?;
         let mut shared = lock(&self.shared);
         shared.dirty.retain(|dirty| !dirty.starts_with(path));
         shared.unsynced.retain(|undo| match undo {
@@ -193,6 +292,21 @@ impl StoreFs for FaultyFs {
         });
         drop(shared);
         DiskFs.remove_dir_all(path)
+    }
+
+    fn pause(&self, _: Duration) {}
+}
+
+struct FaultyReader {
+    fs: FaultyFs,
+    path: PathBuf,
+    file: Box<dyn Read + Send>,
+}
+
+impl Read for FaultyReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.fs.operate(&self.path, Kind::Look)?;
+        self.file.read(buffer)
     }
 }
 
@@ -205,7 +319,7 @@ struct FaultyFile {
 impl StoreFile for FaultyFile {
     fn append(&mut self, data: &[u8]) -> io::Result<()> {
         lock(&self.fs.shared).dirty.push(self.path.clone());
-        if let Err(error) = self.fs.change() {
+        if let Err(error) = self.fs.change(&self.path) {
             // A torn write.
             self.file.append(&data[..data.len() / 2])?;
             return Err(error);
@@ -214,7 +328,7 @@ impl StoreFile for FaultyFile {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.fs.change()?;
+        self.fs.change(&self.path)?;
         lock(&self.fs.shared).dirty.retain(|path| *path != self.path);
         self.file.sync()
     }

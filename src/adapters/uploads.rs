@@ -13,12 +13,13 @@ mod table;
 pub use head::{UploadHead, WeightsHead};
 pub use session::{Staged, UploadSession};
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use self::session::Session;
-use self::table::Table;
+use self::table::{Leftover, Table};
 use super::error::AdapterError;
 use super::files::{CheckedHeader, StoreLimits, UploadHeader, UploadId};
 use super::fs::StoreFs;
@@ -36,6 +37,32 @@ struct Desk {
     fs: Arc<dyn StoreFs>,
     limits: StoreLimits,
     table: Mutex<Table>,
+}
+
+impl Desk {
+    fn remove(&self, dir: &Path) -> io::Result<()> {
+        match self.fs.remove_dir_all(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+}
+
+/// What an earlier process left in the staging folder and its successor could not remove: it counts against the budget,
+/// and its names are taken.
+fn left_behind(fs: &dyn StoreFs, staging: &Path) -> (u64, Vec<Leftover>) {
+    let names = fs.list(staging).unwrap_or_default();
+    let number = |name: &std::ffi::OsString| name.to_str()?.rsplit_once('-')?.1.parse::<u64>().ok();
+    let last = names.iter().filter_map(number).max().unwrap_or(0);
+    let bytes = |dir: &Path| {
+        let files = fs.list(dir).unwrap_or_default();
+        files.iter().filter_map(|file| fs.metadata(&dir.join(file)).ok()).map(|found| found.bytes).sum()
+    };
+    let leftover = |name: &std::ffi::OsString| {
+        let dir = staging.join(name);
+        Leftover { bytes: bytes(&dir), dir }
+    };
+    (last, names.iter().map(leftover).collect())
 }
 
 /// The answer to an upload's header.
@@ -69,7 +96,8 @@ pub enum UploadStatus {
 
 impl Uploads {
     pub(super) fn new(staging: PathBuf, fs: Arc<dyn StoreFs>, limits: StoreLimits) -> Self {
-        let table = Mutex::new(Table::new(limits.remembered_uploads));
+        let (number, leftovers) = left_behind(fs.as_ref(), &staging);
+        let table = Mutex::new(Table::new(limits.remembered_uploads, number, leftovers));
         Self { desk: Arc::new(Desk { staging, fs, limits, table }) }
     }
 
@@ -130,9 +158,15 @@ impl Uploads {
         }
     }
 
-    /// Drop every upload that has had no chunk for [`StoreLimits::idle`]. Call it now and then; opening an upload
-    /// does so too.
+    /// Drop every upload that has had no chunk for [`StoreLimits::idle`], and try again to remove what earlier ones have
+    /// left behind. Call it now and then; opening an upload does so too.
     pub fn expire(&self, now: Instant) {
+        let leftovers = lock(&self.desk.table).take_leftovers();
+        for leftover in leftovers {
+            if self.desk.remove(&leftover.dir).is_err() {
+                lock(&self.desk.table).leave(leftover);
+            }
+        }
         let expired = lock(&self.desk.table).take_idle(now, self.desk.limits.idle);
         for session in expired {
             tracing::info!(upload_id = %session.id(), "upload expired");
@@ -146,7 +180,7 @@ impl Uploads {
         session.map(|session| session.abandon(&self.desk)).is_some()
     }
 
-    /// Open uploads, and the bytes they declared.
+    /// Uploads that take space in the staging folder, and the bytes they declared.
     #[must_use]
     pub fn open(&self) -> (usize, u64) {
         lock(&self.desk.table).usage()

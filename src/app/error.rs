@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::inspect::InspectError;
 use super::model_folder::NoModel;
-use crate::adapters::{AdapterError, LoadFailure};
+use crate::adapters::{AdapterError, LoadFailure, RepairError};
 use crate::admission::GenerationDefaultsError;
 use crate::cli::{BringError, CliError, exit_of, exit_of_hub};
 use crate::config::units::format_bytes;
@@ -68,6 +68,18 @@ pub enum AppError {
     /// The store.
     #[error("the adapter store: {0}")]
     Store(AdapterError),
+    /// The store that a verb is to look after.
+    #[error("the adapter store: {0}")]
+    IdleStore(AdapterError),
+    /// A wish of the operator.
+    #[error("the adapter store: {0}")]
+    Repair(#[from] RepairError),
+    /// A store that is not in order; the output says why.
+    #[error("the store has {problems} problems; `polydelta store repair` says what would mend it")]
+    StoreProblems {
+        /// How many.
+        problems: usize,
+    },
     /// An adapter named by a flag cannot be had.
     #[error("--adapter {name}: {source}")]
     Bring {
@@ -204,6 +216,13 @@ impl AppError {
             Self::GenerationDefaults(_) | Self::Tokenizer(_) | Self::Chat(_) => Exit::Rejected,
             Self::Engine(EngineError::Model(error)) => of_model(error),
             Self::DemoRequest { status, .. } => exit_of(status.code()),
+            Self::IdleStore(AdapterError::StoreLocked { .. })
+            | Self::Repair(RepairError::Store(AdapterError::StoreLocked { .. })) => Exit::Unavailable,
+            Self::IdleStore(AdapterError::NotAFolder { .. }) => Exit::NotFound,
+            Self::Repair(
+                RepairError::NotRemovable { .. } | RepairError::NotNameless { .. } | RepairError::NameTaken { .. },
+            ) => Exit::Rejected,
+            Self::StoreProblems { .. } => Exit::Problems,
             Self::Inspect(error) => error.exit(),
             Self::Cli(error) => error.exit(),
             Self::LogThread(_)
@@ -211,6 +230,8 @@ impl AppError {
             | Self::Ops(_)
             | Self::Engine(_)
             | Self::Store(_)
+            | Self::IdleStore(_)
+            | Self::Repair(RepairError::Store(_))
             | Self::Temporary(_)
             | Self::Listen { .. }
             | Self::MetricsListen(_)

@@ -31,7 +31,7 @@ pub(super) fn start(registry: Arc<AdapterRegistry>, metrics: Metrics) {
         loop {
             tokio::select! {
                 () = bell.notified() => off_reactor(&registry, collect_garbage).await,
-                _ = clock.tick() => off_reactor(&registry, |registry| registry.uploads().expire(Instant::now())).await,
+                _ = clock.tick() => off_reactor(&registry, tidy).await,
             }
             metrics.record_process();
             let revision = registry.events().revision();
@@ -48,6 +48,11 @@ async fn off_reactor(registry: &Arc<AdapterRegistry>, work: impl FnOnce(&Adapter
     if let Err(error) = tokio::task::spawn_blocking(move || work(&registry)).await {
         tracing::error!(%error, "housekeeping failed");
     }
+}
+
+fn tidy(registry: &AdapterRegistry) {
+    registry.uploads().expire(Instant::now());
+    registry.heal();
 }
 
 fn collect_garbage(registry: &AdapterRegistry) {

@@ -10,6 +10,8 @@
 //! | `hall` | backend, decoder and engine, for whichever backend is chosen |
 //! | [`start`] | everything of a server, in order |
 //! | `vigil` | the engine's end and its steps |
+//! | `identity` | which base it is: the digest of its weights |
+//! | `store` | `polydelta store`: check and repair, without a server |
 //! | `housekeeping` | what is to be done from time to time while it runs |
 //! | `serve`, `demo`, `inspect` | the commands that need the whole house |
 //!
@@ -22,12 +24,14 @@ mod descriptors;
 mod error;
 mod hall;
 mod housekeeping;
+mod identity;
 pub mod inspect;
 mod listen;
 mod model_folder;
 mod serve;
 mod sizing;
 pub mod start;
+mod store;
 mod vigil;
 
 use std::io::{Write, stderr, stdout};
@@ -114,6 +118,7 @@ async fn dispatch(
         Command::Serve(args) => serve::run(args, environment, log).await,
         Command::Demo(args) => demo::run(args, environment, (terminal, log), &mut out).await,
         Command::Generate(args) => Ok(cli::generate(args, terminal, &mut out).await?),
+        Command::Store(command) => tokio::task::block_in_place(|| store::run(command, environment, &mut out)),
         Command::Adapter(command) => {
             // `inspect` writes by itself: the verb's writer is in use by then.
             cli::adapter(command, environment, terminal, &mut out, async |args| {

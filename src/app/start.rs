@@ -16,18 +16,21 @@ use super::descriptors;
 use super::error::AppError;
 use super::hall::{self, Hall};
 use super::housekeeping;
+use super::identity::BaseIdentity;
 use super::listen;
 use super::sizing::{self, Demand, Sizes};
 use super::vigil::Vigil;
 use crate::adapters::{
-    AdapterError, AdapterRegistry, FolderStore, LoadFailure, MAX_CHUNK_BYTES, RegistryLimits, ResidencyLimits,
-    StoreLimits,
+    AdapterError, AdapterRegistry, DiskFs, FolderStore, LoadFailure, MAX_CHUNK_BYTES, OnStoreError, RegistryLimits,
+    ResidencyLimits, StoreLimits, StoreOptions,
 };
 use crate::admission::validate::MAX_REQUEST_TOKENS;
 use crate::admission::{AdapterHall, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits};
 use crate::cli::{Brought, bring};
 use crate::config::units::format_bytes;
-use crate::config::{AdapterSource, Environment, MetricsListen, ServeConfig, StoreLocation, available_memory};
+use crate::config::{
+    AdapterSource, Environment, MetricsListen, ServeConfig, StoreErrors, StoreLocation, available_memory,
+};
 use crate::delta::SERVED_KINDS;
 use crate::engine::{EngineHandle, HostMemory};
 use crate::ops::Dtype;
@@ -37,7 +40,7 @@ use crate::server::{
 };
 use crate::telemetry::{Metrics, MetricsPage, recorded};
 use crate::text::{ChatTemplate, Tokenizer};
-use crate::types::AdapterName;
+use crate::types::{AdapterName, BaseDigest};
 
 /// Events kept for watchers that read late.
 const EVENT_HISTORY: usize = 4096;
@@ -86,10 +89,14 @@ impl Server {
         let (transport, metrics_connections) = descriptors::share(config.transport, max_uploads);
         let (metrics, exporter) = metrics(config, &base.name).await?;
         let metrics_address = exporter.as_ref().map(|exporter| exporter.address);
-        let registry = Arc::new(AdapterRegistry::new(Arc::new(store), registry_limits(config, sizes)));
+        let store = Arc::new(store);
+        let identity = BaseIdentity::begin(base, Arc::clone(&store), config.threads)?;
+        let registry = Arc::new(AdapterRegistry::new(store, registry_limits(config, sizes)));
         registry.residency().limit_faults(config.adapter_limits.max_faults);
         let hall =
             tokio::task::block_in_place(|| hall::start(config, base, dtype, sizes, Arc::clone(&registry), &metrics))?;
+        let digest = tokio::task::block_in_place(|| identity.finish())?;
+        registry.serve_base(digest, dtype.size());
         metrics.record_cache(config.cache.block_size, sizes.kv_blocks as usize);
         for (name, adapter) in &brought {
             tokio::task::block_in_place(|| import(&registry, hall.adapters.as_ref(), name, adapter.dir()))?;
@@ -99,7 +106,7 @@ impl Server {
 
         let lifecycle = Lifecycle::new();
         let engine: Arc<dyn GenerationEngine> = Arc::new(hall.engine.clone());
-        let info = server_info(config, base, dtype, sizes, &hall, front.chat_template.is_some());
+        let info = server_info(config, base, digest, dtype, sizes, &hall, front.chat_template.is_some());
         let gate = gate(config, base, front, sizes, &hall, &registry, &metrics);
         let services = Services {
             generation: Generator::new(Arc::new(gate), config.transport.stream_stall_timeout),
@@ -210,15 +217,34 @@ fn open_store(config: &ServeConfig, sizes: Sizes) -> Result<(FolderStore, Option
             (folder.path().to_owned(), Some(folder))
         }
     };
-    let (store, report) = FolderStore::open(&root, store_limits(config, sizes)).map_err(AppError::Store)?;
+    let errors = match config.store_errors {
+        StoreErrors::Degraded => OnStoreError::Degraded,
+        StoreErrors::Refuse => OnStoreError::Refuse,
+    };
+    let options = StoreOptions { errors, ..StoreOptions::new(store_limits(config, sizes)) };
+    let (store, report) = FolderStore::open_with(&root, &options, Arc::new(DiskFs)).map_err(AppError::Store)?;
     for entry in &report.quarantined {
         tracing::warn!(entry = entry.entry, reason = entry.reason, "a damaged entry of the store was put aside");
+    }
+    for fault in &report.faults {
+        tracing::error!(entry = fault.entry, reason = fault.reason, "an entry of the store is not served");
+    }
+    for chore in &report.undone {
+        tracing::warn!(
+            entry = chore.entry,
+            reason = chore.reason,
+            "the disk refused a chore; the next start tries again"
+        );
+    }
+    if !report.faults.is_empty() || !report.quarantined.is_empty() {
+        tracing::warn!("`polydelta store check` says what is in the store, `polydelta store repair` mends it");
     }
     tracing::info!(
         store = %root.display(),
         adapters = report.adapters,
         removed_uploads = report.removed_uploads,
         removed_objects = report.removed_objects,
+        nameless_objects = report.nameless,
         "opened the adapter store"
     );
     Ok((store, temporary))
@@ -378,15 +404,15 @@ fn gate(
 fn server_info(
     config: &ServeConfig,
     base: &OpenedBase,
+    digest: BaseDigest,
     dtype: Dtype,
     sizes: Sizes,
     hall: &Hall,
     has_chat_template: bool,
 ) -> ServerInfo {
-    let digest = base.checkpoint.digest().iter().map(|byte| format!("{byte:02x}")).collect();
     let model = ModelInfo {
         name: base.name.clone(),
-        digest,
+        digest: digest.to_string(),
         architecture: base.architecture(),
         parameters: base.checkpoint.parameters(),
         vocab_size: base.spec.vocab_size,

@@ -157,6 +157,9 @@ fn or_dash(text: &str) -> String {
 }
 
 fn state(adapter: &pb::Adapter) -> &'static str {
+    if adapter.base_mismatch {
+        return "other base";
+    }
     match adapter.state() {
         pb::AdapterState::Unspecified => "-",
         pb::AdapterState::Stored => "stored",
@@ -186,6 +189,7 @@ fn print_one(adapter: &pb::Adapter, json: bool, out: &mut impl Write) -> std::io
         ("in the store", format_bytes(adapter.stored_bytes)),
         ("active requests", adapter.active_requests.to_string()),
         ("unknown fields", or_dash(&adapter.unknown_fields.join(", "))),
+        ("base", or_dash(&adapter.base_digest)),
         ("last error", or_dash(&adapter.last_error)),
     ];
     rows.iter().try_for_each(|(label, value)| writeln!(out, "{label:<16}{value}"))
@@ -211,5 +215,7 @@ fn adapter_json(adapter: &pb::Adapter) -> Value {
         "active_requests": adapter.active_requests,
         "create_time": adapter.create_time.as_ref().map(ToString::to_string),
         "last_error": adapter.last_error,
+        "base_digest": adapter.base_digest,
+        "base_mismatch": adapter.base_mismatch,
     })
 }

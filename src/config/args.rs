@@ -8,6 +8,7 @@ use super::listen::ListenAddress;
 use super::problem::{ConfigProblem, ConfigProblems};
 use super::serve::ServeConfig;
 use super::serve_args::{DtypeChoice, Kernels, ServeArgs};
+use super::store::StoreCommand;
 
 /// One base language model, many small deltas of it, mixed in one batch, over gRPC.
 #[derive(Debug, Parser)]
@@ -51,6 +52,7 @@ Exit codes:
   3    what was named does not exist: a file, a folder, a model, an adapter
   4    unavailable: no server there, not serving, overloaded, or not in time
   5    rejected: the server or the checks refused what was given
+  6    a check found problems
   130  interrupted";
 
 /// The verbs.
@@ -65,6 +67,9 @@ pub enum Command {
     /// Upload, list, inspect and remove adapters
     #[command(subcommand)]
     Adapter(AdapterCommand),
+    /// Check and mend the folder that keeps adapters, without a server
+    #[command(subcommand)]
+    Store(StoreCommand),
 }
 
 impl Args {
@@ -79,7 +84,7 @@ impl Args {
             Command::Demo(args) => ServeConfig::for_demo(args, environment).map(drop),
             Command::Generate(args) => args.check(),
             Command::Adapter(AdapterCommand::Inspect(args)) => args.resolve().map(drop),
-            Command::Adapter(_) => Ok(()),
+            Command::Adapter(_) | Command::Store(_) => Ok(()),
         };
         problems.extend(of_verb.err().into_iter().flat_map(|found| found.0));
         if problems.is_empty() { Ok(()) } else { Err(ConfigProblems(problems)) }

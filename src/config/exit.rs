@@ -18,6 +18,8 @@ pub enum Exit {
     Unavailable = 4,
     /// The server or the checks refused what was given: a request, an adapter, a model.
     Rejected = 5,
+    /// A check found problems.
+    Problems = 6,
     /// Ended by Ctrl-C, as a shell reports it.
     Interrupted = 130,
 }

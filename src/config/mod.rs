@@ -17,6 +17,7 @@ pub mod problem;
 pub mod serve;
 pub mod serve_args;
 pub mod source;
+pub mod store;
 pub mod terminal;
 pub mod units;
 pub mod variables;
@@ -38,7 +39,8 @@ pub use serve::{
     AdapterLimits, CacheConfig, DeviceChoice, MetricsListen, RequestLimits, SchedulerConfig, ServeConfig,
     StoreLocation, TransportConfig, WatchdogConfig,
 };
-pub use serve_args::{DtypeChoice, Kernels, ServeArgs};
+pub use serve_args::{DtypeChoice, Kernels, ServeArgs, StoreErrors};
 pub use source::{AdapterSource, HubRepository};
+pub use store::{StoreArgs, StoreCommand, StoreRepairArgs};
 pub use terminal::Terminal;
 pub use variables::{UnknownVariable, unknown_variables};

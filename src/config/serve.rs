@@ -14,6 +14,7 @@ use super::model_source::{ModelSource, model_source};
 use super::problem::{ConfigProblem, ConfigProblems};
 use super::serve_args::{
     AdapterArgs, DtypeChoice, Kernels, NetworkArgs, ObservabilityArgs, RequestArgs, SchedulerArgs, ServeArgs,
+    StoreErrors,
 };
 use super::source::AdapterSource;
 use super::terminal::Terminal;
@@ -165,6 +166,8 @@ pub struct ServeConfig {
     pub adapters: Vec<(AdapterName, AdapterSource)>,
     /// Where uploads are kept.
     pub store: StoreLocation,
+    /// What to do where parts of it cannot be read.
+    pub store_errors: StoreErrors,
     /// Type of weights and KV cache.
     pub dtype: DtypeChoice,
     /// What computes.
@@ -249,6 +252,7 @@ impl ServeConfig {
             model: base_model(&mut checks, args.model.model.as_deref()),
             adapters: adapter_sources(&mut checks, &args.adapters),
             store: store_location(&mut checks, &args.adapters, environment),
+            store_errors: args.adapters.store_errors,
             dtype: args.model.dtype,
             device: device(&mut checks, &args.model.device),
             kernels: args.model.kernels,

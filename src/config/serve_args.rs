@@ -70,6 +70,16 @@ pub enum Kernels {
     Reference,
 }
 
+/// What to do where parts of the store cannot be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum StoreErrors {
+    /// Serve what can be read.
+    #[default]
+    Degraded,
+    /// Do not start.
+    Refuse,
+}
+
 /// Which model, on what.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Model")]
@@ -109,6 +119,10 @@ pub struct AdapterArgs {
     /// Folder that keeps uploaded adapters; $XDG_DATA_HOME/polydelta where it is not given
     #[arg(long, env = "POLYDELTA_STORE", value_name = "DIR")]
     pub store: Option<PathBuf>,
+    /// Where parts of the store cannot be read: serve the rest, while those answer UNAVAILABLE until they can be read
+    /// again, or do not start
+    #[arg(long, value_enum, default_value_t)]
+    pub store_errors: StoreErrors,
     /// Most adapters on the device at a time
     #[arg(long, env = "POLYDELTA_MAX_RESIDENT_ADAPTERS", value_name = "N", default_value_t = 64)]
     pub max_resident_adapters: u32,

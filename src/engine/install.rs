@@ -179,6 +179,7 @@ impl<L: DeltaLoader> Shared<L> {
             }
         };
         let facts = Arc::new(compiled.program.facts(self.loader.weight_bytes()));
+        self.registry.learn(version, &facts);
         match ticket.begin_install(facts) {
             Ok(ticket) => Some((ticket, compiled)),
             Err(error) => {

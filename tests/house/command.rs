@@ -63,7 +63,7 @@ fn every_problem_of_the_flags_is_reported_at_once() {
 }
 
 /// The bundled model with some files replaced by others.
-fn model_with(files: &[(&str, &[u8])]) -> TempDir {
+pub(crate) fn model_with(files: &[(&str, &[u8])]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(root("models/demo")).unwrap().map(Result::unwrap) {
         if entry.file_type().unwrap().is_file() {
@@ -147,9 +147,16 @@ impl Served {
     }
 
     pub(crate) fn at(store: &TempDir, listen: &str) -> Self {
-        let model = root("models/demo");
+        Self::start_with(&root("models/demo"), store, listen, &[])
+    }
+
+    pub(crate) fn start_on(model: &Path, store: &TempDir, arguments: &[&str]) -> Self {
+        Self::start_with(model, store, "127.0.0.1:0", arguments)
+    }
+
+    fn start_with(model: &Path, store: &TempDir, listen: &str, arguments: &[&str]) -> Self {
         let mut command = polydelta(&["serve", "--listen", listen, "--log-format", "json"]);
-        command.arg("--model").arg(model).arg("--store").arg(store.path());
+        command.arg("--model").arg(model).arg("--store").arg(store.path()).args(arguments);
         let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(process.stderr.take().unwrap());
         let mut served = Self { process, url: String::new(), log: BufReader::new(Box::new(std::io::empty())) };
@@ -167,7 +174,7 @@ impl Served {
     }
 
     #[cfg(unix)]
-    fn terminate(mut self) {
+    pub(crate) fn terminate(mut self) {
         let kill = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap();
         assert!(kill.success());
         assert!(self.process.wait().unwrap().success(), "SIGTERM is a clean end");

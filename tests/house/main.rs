@@ -5,4 +5,6 @@ mod accuracy;
 mod bring;
 mod command;
 mod command_line;
+#[cfg(unix)]
+mod store;
 mod tls;

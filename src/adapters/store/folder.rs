@@ -1,7 +1,8 @@
 //! The store in a folder.
 //!
 //! ```text
-//! root/LOCK                                             held while a process uses the store
+//! root/LOCK                                             locked, like root itself, while a process uses the store
+//! root/store.json                                       what the store knows of itself as a whole
 //! root/objects/<version>/adapter_config.json            immutable
 //!                       /adapter_model.safetensors
 //! root/names/<sha256 of the name>.json                  a binding, replaced by rename
@@ -14,61 +15,22 @@
 //! old one, and `names/` is synced. A name therefore never refers to files that are not there.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File, OpenOptions};
-use std::io::Read;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use super::super::disk::Patience;
 use super::super::error::AdapterError;
 use super::super::files::{CONFIG_FILE, Expected, Sha256Digest, StoreLimits, StoredFile, WEIGHTS_FILE};
-use super::super::fs::{DiskFs, StoreFs};
+use super::super::fs::{DiskFs, FoundKind, StoreFs};
 use super::super::sync::lock;
+use super::layout::Layout;
 use super::manifest::{self, TEMPORARY};
-use super::recovery::{self, RecoveryReport};
-use super::{AdapterBytes, AdapterStore, Bound, StoredAdapter};
-use crate::types::{AdapterName, AdapterVersion};
-
-/// The folders of a store.
-pub(super) struct Layout {
-    pub(super) root: PathBuf,
-    pub(super) objects: PathBuf,
-    pub(super) names: PathBuf,
-    pub(super) staging: PathBuf,
-    pub(super) quarantine: PathBuf,
-}
-
-impl Layout {
-    fn new(root: &Path) -> Self {
-        let folder = |name| root.join(name);
-        Self {
-            root: root.to_owned(),
-            objects: folder("objects"),
-            names: folder("names"),
-            staging: folder("staging"),
-            quarantine: folder("quarantine"),
-        }
-    }
-
-    /// Create what is missing; refuse what is there but no folder.
-    fn prepare(&self, fs: &dyn StoreFs) -> Result<(), AdapterError> {
-        let io = AdapterError::io;
-        for path in [&self.objects, &self.names, &self.staging, &self.quarantine] {
-            match fs::symlink_metadata(path) {
-                Ok(found) if found.is_dir() => {}
-                Ok(_) => return Err(AdapterError::NotAFolder { path: path.clone() }),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    fs.create_dir(path).map_err(io("creating a folder of the store"))?;
-                }
-                Err(error) => return Err(io("looking at a folder of the store")(error)),
-            }
-        }
-        fs.sync_dir(&self.root).map_err(io("syncing the store"))
-    }
-
-    pub(super) fn object(&self, version: AdapterVersion) -> PathBuf {
-        self.objects.join(version.to_string())
-    }
-}
+use super::record::Record;
+use super::recovery::{self, Held, RecoveryReport};
+use super::survey::{self, Flaw};
+use super::{AdapterBytes, AdapterStore, Bound, Compiled, StoreOptions, StoredAdapter};
+use crate::types::{AdapterName, AdapterVersion, BaseDigest};
 
 /// An [`AdapterStore`] in a local folder.
 pub struct FolderStore {
@@ -76,20 +38,29 @@ pub struct FolderStore {
     fs: Arc<dyn StoreFs>,
     limits: StoreLimits,
     state: Mutex<State>,
-    /// The lock is given back when the file closes.
-    _lock: File,
+    /// Manifests, by file name, that stand for a name nobody knows. A lock of its own: requests ask it, and must not
+    /// wait for the disk.
+    flawed: Mutex<BTreeMap<String, Flaw>>,
+    /// The locks are given back when the files close.
+    _locks: Vec<File>,
 }
 
-#[derive(Default)]
 struct State {
     names: BTreeMap<AdapterName, StoredAdapter>,
     objects: HashMap<AdapterVersion, Vec<StoredFile>>,
+    /// Bytes of objects that no name refers to and that are kept.
+    nameless: HashMap<AdapterVersion, u64>,
+    held: Held,
+    record: Result<Record, Flaw>,
+    /// The base that is served.
+    present: Option<BaseDigest>,
     removals: u64,
 }
 
 impl State {
     fn bytes(&self) -> u64 {
-        self.objects.values().flatten().map(|file| file.size).sum()
+        let objects: u64 = self.objects.values().flatten().map(|file| file.size).sum();
+        self.nameless.values().fold(objects, |sum, bytes| sum.saturating_add(*bytes))
     }
 
     fn is_bound(&self, version: AdapterVersion) -> bool {
@@ -98,117 +69,184 @@ impl State {
 }
 
 impl FolderStore {
-    /// Open the store in `root`, creating it if need be, and put aside whatever a crash or a fault left behind.
+    /// Open the store in `root`, creating it if need be, with the defaults of [`StoreOptions`].
     ///
     /// # Errors
-    /// [`AdapterError::StoreLocked`], [`AdapterError::NotAFolder`], the disk. Damaged adapters are no error: they are
-    /// in the report.
+    /// As [`FolderStore::open_with`].
     pub fn open(root: &Path, limits: StoreLimits) -> Result<(Self, RecoveryReport), AdapterError> {
-        Self::open_with(root, limits, Arc::new(DiskFs))
+        Self::open_with(root, &StoreOptions::new(limits), Arc::new(DiskFs))
     }
 
-    /// As [`FolderStore::open`], on another disk.
+    /// Open the store in `root`, creating it if need be. What a crash has left unfinished is removed, what is damaged
+    /// is put aside, and what cannot be read is left as it is: the report has all of it.
     ///
     /// # Errors
-    /// As [`FolderStore::open`].
+    /// [`AdapterError::StoreLocked`], [`AdapterError::NotALock`], [`AdapterError::NotAFolder`]; where a folder of the
+    /// store cannot be listed, the disk; with [`OnStoreError::Refuse`](super::OnStoreError::Refuse)
+    /// [`AdapterError::StoreUnreadable`] and [`AdapterError::NamesMissing`].
     pub fn open_with(
         root: &Path,
-        limits: StoreLimits,
+        options: &StoreOptions,
         fs: Arc<dyn StoreFs>,
     ) -> Result<(Self, RecoveryReport), AdapterError> {
-        fs::create_dir_all(root).map_err(AdapterError::io("creating the store"))?;
-        let guard = lock_root(root)?;
         let layout = Layout::new(root);
-        layout.prepare(fs.as_ref())?;
-        let (adapters, report) = recovery::recover(&layout, fs.as_ref())?;
-        let mut state = State::default();
-        for adapter in adapters {
-            state.objects.insert(adapter.version, adapter.files.clone());
-            state.names.insert(adapter.name.clone(), adapter);
-        }
-        Ok((Self { layout, fs, limits, state: Mutex::new(state), _lock: guard }, report))
+        let mut patience = Patience::long();
+        create_root(fs.as_ref(), &mut patience, root)?;
+        let locks = layout.lock(fs.as_ref(), &mut patience)?;
+        let recovered = recovery::recover(&layout, fs.as_ref(), options, &mut patience)?;
+        let names: BTreeMap<_, _> =
+            recovered.names.into_iter().map(|adapter| (adapter.name.clone(), adapter)).collect();
+        let there = names.values().filter(|adapter| recovered.objects.contains(&adapter.version));
+        let state = State {
+            objects: there.map(|adapter| (adapter.version, adapter.files.clone())).collect(),
+            names,
+            nameless: recovered.nameless,
+            held: recovered.held,
+            record: recovered.record,
+            present: None,
+            removals: 0,
+        };
+        let (limits, state, flawed) = (options.limits.clone(), Mutex::new(state), Mutex::new(recovered.flawed));
+        Ok((Self { layout, fs, limits, state, flawed, _locks: locks }, recovered.report))
+    }
+
+    /// The digest of the base whose files are identified by `files`, if it was remembered.
+    #[must_use]
+    pub fn known_base(&self, files: &str) -> Option<BaseDigest> {
+        lock(&self.state).record.as_ref().ok()?.base(files)
+    }
+
+    /// Remember the digest of the base whose files are identified by `files`, so that the next start need not read them.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn remember_base(&self, files: String, digest: BaseDigest) -> Result<(), AdapterError> {
+        let mut state = lock(&self.state);
+        let Ok(record) = &mut state.record else { return Ok(()) };
+        record.remember_base(files, digest);
+        write_record(&self.layout, self.fs.as_ref(), record)
     }
 
     fn check_quota(&self, state: &State, adapter: &StoredAdapter) -> Result<(), AdapterError> {
-        let (count, max) = (state.names.len(), self.limits.max_adapters);
+        let (count, max) = (state.names.len() + lock(&self.flawed).len(), self.limits.max_adapters);
         if !state.names.contains_key(&adapter.name) && count >= max {
             return Err(AdapterError::TooManyAdapters { count, max });
         }
         let (requested, used, max) = (adapter.bytes(), state.bytes(), self.limits.max_store_bytes);
-        if !state.objects.contains_key(&adapter.version) && used.saturating_add(requested) > max {
+        let there = state.objects.contains_key(&adapter.version) || state.nameless.contains_key(&adapter.version);
+        if !there && used.saturating_add(requested) > max {
             return Err(AdapterError::StoreFull { requested, used, max });
         }
         Ok(())
     }
 
-    fn store_object(&self, dir: &Path, adapter: &StoredAdapter, exists: bool) -> Result<(), AdapterError> {
+    /// The disk is asked for the object, not the state: an earlier failure may have left it without a name.
+    fn store_object(&self, dir: &Path, adapter: &StoredAdapter) -> Result<(), AdapterError> {
         let io = AdapterError::io;
         let object = self.layout.object(adapter.version);
-        if exists {
-            // The same content is there: replacing it file by file keeps every moment valid and heals damage.
-            for file in &adapter.files {
-                self.fs
-                    .rename(&dir.join(&file.path), &object.join(&file.path))
-                    .map_err(io("moving a file into the store"))?;
+        let fs = self.fs.as_ref();
+        match Patience::short().look(fs, &object).map_err(io("looking at an object"))?.map(|found| found.kind) {
+            Some(FoundKind::Folder) => {
+                // The same content is there: replacing it file by file keeps every moment valid and heals damage.
+                for file in &adapter.files {
+                    fs.rename(&dir.join(&file.path), &object.join(&file.path))
+                        .map_err(io("moving a file into the store"))?;
+                }
+                return fs.sync_dir(&object).map_err(io("syncing an object"));
             }
-            return self.fs.sync_dir(&object).map_err(io("syncing an object"));
+            Some(_) => {
+                recovery::put_aside(&self.layout, fs, &mut Patience::short(), &object)
+                    .map_err(io("putting a damaged object aside"))?;
+            }
+            None => {}
         }
-        self.fs.rename(dir, &object).map_err(io("moving an upload into the store"))?;
-        self.fs.sync_dir(&self.layout.objects).map_err(io("syncing the objects"))
+        fs.rename(dir, &object).map_err(io("moving an upload into the store"))?;
+        fs.sync_dir(&self.layout.objects).map_err(io("syncing the objects"))
     }
 
     /// Write the manifest and put it in the place of the old one. An error after the rename leaves the new binding
     /// visible without knowing that it is durable; the caller is told of the failure all the same.
     fn bind(&self, state: &mut State, adapter: &StoredAdapter) -> Result<(), AdapterError> {
-        let io = AdapterError::io;
-        let bytes = manifest::encode(adapter)
-            .map_err(|error| AdapterError::Io { action: "encoding a manifest", source: error.into() })?;
-        let place = self.layout.names.join(manifest::file_name(&adapter.name));
-        let temporary = self.layout.names.join(format!("{}{TEMPORARY}", manifest::file_name(&adapter.name)));
-        if fs::symlink_metadata(&temporary).is_ok() {
-            self.discard(&temporary);
-        }
-        let written = self
-            .write_file(&temporary, &bytes)
-            .and_then(|()| self.fs.rename(&temporary, &place).map_err(io("putting a manifest in place")));
-        if let Err(error) = written {
-            self.discard(&temporary);
-            return Err(error);
-        }
+        let bytes =
+            manifest::encode(adapter).map_err(|source| AdapterError::Encoding { what: "a manifest", source })?;
+        let file = manifest::file_name(&adapter.name);
+        put_in_place(self.fs.as_ref(), &self.layout.names, &file, &bytes)?;
         state.names.insert(adapter.name.clone(), adapter.clone());
-        self.fs.sync_dir(&self.layout.names).map_err(io("syncing the names"))
+        lock(&self.flawed).remove(&file);
+        self.fs.sync_dir(&self.layout.names).map_err(AdapterError::io("syncing the names"))
     }
 
-    fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), AdapterError> {
-        let io = AdapterError::io;
-        let mut file = self.fs.create_file(path).map_err(io("creating a manifest"))?;
-        file.append(bytes).map_err(io("writing a manifest"))?;
-        file.sync().map_err(io("syncing a manifest"))
+    /// Where a name has no binding: is that certain?
+    fn absent(&self, name: &AdapterName) -> AdapterError {
+        self.trouble(name).unwrap_or_else(|| AdapterError::NotFound { name: name.clone() })
     }
 
-    fn discard(&self, temporary: &Path) {
-        match self.fs.remove_file(temporary) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(%error, "could not remove a temporary manifest");
+    fn reread_record(&self, state: &mut State) {
+        let reread = match &state.record {
+            Ok(_) => return,
+            Err(_) => survey::read_record(self.fs.as_ref(), &mut Patience::short(), &self.layout.record),
+        };
+        if let Ok(mut record) = reread {
+            if record.adopted.is_none() {
+                record.adopted = state.present;
             }
-            _ => {}
+            state.record = Ok(record);
         }
     }
 }
 
-/// One process at a time.
-fn lock_root(root: &Path) -> Result<File, AdapterError> {
+/// The root is the operator's own where it exists, and for the server's user alone where it does not.
+fn create_root(fs: &dyn StoreFs, patience: &mut Patience, root: &Path) -> Result<(), AdapterError> {
     let io = AdapterError::io;
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(root.join("LOCK"))
-        .map_err(io("opening the lock of the store"))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(AdapterError::StoreLocked { root: root.to_owned() }),
-        Err(fs::TryLockError::Error(error)) => Err(io("locking the store")(error)),
+    if root.is_dir() {
+        return Ok(());
+    }
+    if patience.look(fs, root).map_err(io("looking at the store"))?.is_some() {
+        return Err(AdapterError::NotAFolder { path: root.to_owned() });
+    }
+    if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(io("creating the store"))?;
+    }
+    fs.create_dir(root).map_err(io("creating the store"))
+}
+
+pub(super) fn write_record(layout: &Layout, fs: &dyn StoreFs, record: &Record) -> Result<(), AdapterError> {
+    let bytes = record.encode().map_err(|source| AdapterError::Encoding { what: "the store's record", source })?;
+    put_in_place(fs, &layout.root, "store.json", &bytes)?;
+    fs.sync_dir(&layout.root).map_err(AdapterError::io("syncing the store"))
+}
+
+/// Write a small file beside its place and rename it over what was there. The caller syncs the folder. What an earlier
+/// attempt left behind is in nobody's way.
+pub(super) fn put_in_place(fs: &dyn StoreFs, folder: &Path, file: &str, bytes: &[u8]) -> Result<(), AdapterError> {
+    let io = AdapterError::io;
+    let (temporary, mut open) = create_temporary(fs, folder, file).map_err(io("creating a manifest"))?;
+    let written = open.append(bytes).map_err(io("writing a manifest"));
+    let written = written.and_then(|()| open.sync().map_err(io("syncing a manifest")));
+    drop(open);
+    let written =
+        written.and_then(|()| fs.rename(&temporary, &folder.join(file)).map_err(io("putting a manifest in place")));
+    written.inspect_err(|_| match fs.remove_file(&temporary) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%error, "could not remove a temporary manifest; the next start does");
+        }
+        _ => {}
+    })
+}
+
+fn create_temporary(
+    fs: &dyn StoreFs,
+    folder: &Path,
+    file: &str,
+) -> std::io::Result<(PathBuf, Box<dyn super::super::fs::StoreFile>)> {
+    let mut number = 0;
+    loop {
+        let path = folder.join(format!("{file}.{number}{TEMPORARY}"));
+        match fs.create_file(&path) {
+            Ok(open) => return Ok((path, open)),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && number < 1000 => number += 1,
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -221,31 +259,39 @@ impl AdapterStore for FolderStore {
         let mut state = lock(&self.state);
         let before = state.names.get(&adapter.name).cloned();
         let previous = before.as_ref().map(|before| before.version);
+        if previous.is_none() && expected != Expected::Any {
+            self.trouble(&adapter.name).map_or(Ok(()), Err)?;
+        }
         expected.check(&adapter.name, previous)?;
         self.check_quota(&state, &adapter)?;
-        // The disk is asked, not the state: an earlier failure may have left the object without a name.
-        let exists = fs::symlink_metadata(self.layout.object(adapter.version)).is_ok();
-        self.store_object(dir, &adapter, exists)?;
+        self.store_object(dir, &adapter)?;
+        state.nameless.remove(&adapter.version);
         state.objects.insert(adapter.version, adapter.files.clone());
-        match before {
+        let adapter = match before {
             // Nothing to change: the first publication was the real one.
-            Some(before) if before.version == adapter.version && before.pinned == adapter.pinned => {
-                Ok(Bound { adapter: before, previous })
+            Some(before) if StoredAdapter { created_ms: before.created_ms, ..adapter.clone() } == before => {
+                return Ok(Bound { adapter: before, previous });
             }
-            _ => {
-                self.bind(&mut state, &adapter)?;
-                Ok(Bound { adapter, previous })
+            Some(before) if before.version == adapter.version => {
+                StoredAdapter { created_ms: before.created_ms, ..adapter }
             }
-        }
+            _ => adapter,
+        };
+        self.bind(&mut state, &adapter)?;
+        Ok(Bound { adapter, previous })
     }
 
     fn unbind(&self, name: &AdapterName, expected: Expected) -> Result<StoredAdapter, AdapterError> {
         let io = AdapterError::io;
         let mut state = lock(&self.state);
-        let adapter = state.names.get(name).cloned().ok_or_else(|| AdapterError::NotFound { name: name.clone() })?;
+        let adapter = state.names.get(name).cloned().ok_or_else(|| self.absent(name))?;
         expected.check(name, Some(adapter.version))?;
         let place = self.layout.names.join(manifest::file_name(name));
-        self.fs.remove_file(&place).map_err(io("removing a manifest"))?;
+        match self.fs.remove_file(&place) {
+            // Somebody else removed it: what was asked for is so.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            removed => removed.map_err(io("removing a manifest"))?,
+        }
         state.names.remove(name);
         self.fs.sync_dir(&self.layout.names).map_err(io("syncing the names"))?;
         Ok(adapter)
@@ -253,13 +299,88 @@ impl AdapterStore for FolderStore {
 
     fn set_pinned(&self, name: &AdapterName, pinned: bool) -> Result<StoredAdapter, AdapterError> {
         let mut state = lock(&self.state);
-        let mut adapter =
-            state.names.get(name).cloned().ok_or_else(|| AdapterError::NotFound { name: name.clone() })?;
+        let mut adapter = state.names.get(name).cloned().ok_or_else(|| self.absent(name))?;
         if adapter.pinned != pinned {
             adapter.pinned = pinned;
             self.bind(&mut state, &adapter)?;
         }
         Ok(adapter)
+    }
+
+    fn set_compiled(
+        &self,
+        name: &AdapterName,
+        version: AdapterVersion,
+        compiled: &Compiled,
+    ) -> Result<bool, AdapterError> {
+        let mut state = lock(&self.state);
+        let bound = state.names.get(name).filter(|bound| bound.version == version);
+        let Some(bound) = bound.filter(|bound| bound.compiled.as_ref() != Some(compiled)) else { return Ok(false) };
+        let adapter = StoredAdapter { compiled: Some(compiled.clone()), ..bound.clone() };
+        self.bind(&mut state, &adapter)?;
+        Ok(true)
+    }
+
+    fn adopt(&self, present: BaseDigest) -> BaseDigest {
+        let mut state = lock(&self.state);
+        state.present = Some(present);
+        let orphans = state.names.values().filter(|adapter| adapter.compiled.is_none()).count();
+        let Ok(record) = &mut state.record else { return present };
+        if let Some(adopted) = record.adopted {
+            return adopted;
+        }
+        if orphans > 0 {
+            record.adopted = Some(present);
+            tracing::info!(adapters = orphans, base = %present, "adapters that do not say what base they belong to are taken to belong to this one");
+            if let Err(error) = write_record(&self.layout, self.fs.as_ref(), record) {
+                tracing::warn!(%error, "that could not be written down: the next base may adopt them");
+            }
+        }
+        present
+    }
+
+    fn trouble(&self, name: &AdapterName) -> Option<AdapterError> {
+        let flawed = lock(&self.flawed);
+        if flawed.is_empty() {
+            return None;
+        }
+        let name = name.clone();
+        flawed.get(&manifest::file_name(&name)).map(|flaw| match flaw {
+            Flaw::Newer(format) => AdapterError::NewerFormat { name, format: *format, known: manifest::FORMAT },
+            flaw => AdapterError::Unreadable { name, reason: flaw.to_string() },
+        })
+    }
+
+    fn heal(&self) -> Vec<AdapterName> {
+        let flawed: Vec<_> = lock(&self.flawed).keys().cloned().collect();
+        if flawed.is_empty() {
+            return Vec::new();
+        }
+        let (fs, mut patience) = (self.fs.as_ref(), Patience::none());
+        let mut state = lock(&self.state);
+        self.reread_record(&mut state);
+        let mut healed = Vec::new();
+        for file in flawed {
+            let path = self.layout.names.join(&file);
+            let read = match patience.look(fs, &path) {
+                Ok(Some(found)) => survey::read_manifest(fs, &mut patience, &path, &file, found),
+                Ok(None) => Err(Flaw::Missing("the manifest".to_owned())),
+                Err(error) => Err(Flaw::Unreadable(error.to_string())),
+            };
+            match read {
+                Ok(adapter) if adapter.compiled.is_none() && state.record.is_err() => {}
+                Ok(adapter) => {
+                    tracing::info!(adapter = %adapter.name, "an adapter can be read again");
+                    lock(&self.flawed).remove(&file);
+                    healed.push(adapter.name.clone());
+                    state.nameless.remove(&adapter.version);
+                    state.objects.insert(adapter.version, adapter.files.clone());
+                    state.names.insert(adapter.name.clone(), adapter);
+                }
+                Err(flaw) => drop(lock(&self.flawed).insert(file, flaw)),
+            }
+        }
+        healed
     }
 
     fn remove_object(&self, version: AdapterVersion) -> Result<bool, AdapterError> {
@@ -268,9 +389,14 @@ impl AdapterStore for FolderStore {
         if state.is_bound(version) || !state.objects.contains_key(&version) {
             return Ok(false);
         }
+        if state.held.holds(version) {
+            let files = state.objects.remove(&version).unwrap_or_default();
+            state.nameless.insert(version, files.iter().map(|file| file.size).sum());
+            tracing::info!(%version, "kept the files of a version without a name: a name that cannot be read may be theirs");
+            return Ok(false);
+        }
         // Out of the way first, so that no object is ever half there.
-        state.removals += 1;
-        let away = self.layout.staging.join(format!("removed-{}", state.removals));
+        let away = self.free_place(&mut state)?;
         self.fs.rename(&self.layout.object(version), &away).map_err(io("moving an object away"))?;
         state.objects.remove(&version);
         drop(state);
@@ -280,11 +406,14 @@ impl AdapterStore for FolderStore {
     }
 
     fn read(&self, version: AdapterVersion) -> Result<AdapterBytes, AdapterError> {
-        let files = lock(&self.state).objects.get(&version).cloned();
+        let files = {
+            let state = lock(&self.state);
+            let named = || state.names.values().find(|adapter| adapter.version == version);
+            state.objects.get(&version).cloned().or_else(|| named().map(|adapter| adapter.files.clone()))
+        };
         let files = files.ok_or(AdapterError::UnknownVersion { version })?;
-        let object = self.layout.object(version);
         let read = |path: &str| match files.iter().find(|file| file.path == path) {
-            Some(file) => read_verified(&object, file, version),
+            Some(file) => self.read_verified(file, version),
             None => Err(AdapterError::Corrupt { version, path: path.to_owned() }),
         };
         Ok(AdapterBytes { config: read(CONFIG_FILE)?, weights: read(WEIGHTS_FILE)? })
@@ -299,23 +428,33 @@ impl AdapterStore for FolderStore {
     }
 }
 
-fn read_verified(object: &Path, expected: &StoredFile, version: AdapterVersion) -> Result<Vec<u8>, AdapterError> {
-    let io = AdapterError::io;
-    let corrupt = || AdapterError::Corrupt { version, path: expected.path.clone() };
-    let path = object.join(&expected.path);
-    let found = match fs::symlink_metadata(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(corrupt()),
-        found => found.map_err(io("looking at a stored file"))?,
-    };
-    if !found.is_file() || found.len() != expected.size {
-        return Err(corrupt());
+impl FolderStore {
+    /// A path in `staging/` where nothing is.
+    fn free_place(&self, state: &mut State) -> Result<PathBuf, AdapterError> {
+        loop {
+            state.removals += 1;
+            let place = self.layout.staging.join(format!("removed-{}", state.removals));
+            let found = Patience::short().look(self.fs.as_ref(), &place);
+            if found.map_err(AdapterError::io("looking at the staging folder"))?.is_none() {
+                return Ok(place);
+            }
+        }
     }
-    let size = usize::try_from(expected.size).map_err(|_| corrupt())?;
-    let mut bytes = Vec::new();
-    bytes
-        .try_reserve_exact(size)
-        .map_err(|_| io("reading a stored file")(std::io::Error::from(std::io::ErrorKind::OutOfMemory)))?;
-    let file = File::open(&path).map_err(io("opening a stored file"))?;
-    file.take(expected.size).read_to_end(&mut bytes).map_err(io("reading a stored file"))?;
-    if bytes.len() == size && Sha256Digest::of(&bytes) == expected.sha256 { Ok(bytes) } else { Err(corrupt()) }
+
+    fn read_verified(&self, expected: &StoredFile, version: AdapterVersion) -> Result<Vec<u8>, AdapterError> {
+        let io = AdapterError::io;
+        let corrupt = || AdapterError::Corrupt { version, path: expected.path.clone() };
+        let (fs, mut patience) = (self.fs.as_ref(), Patience::short());
+        let object = self.layout.object(version);
+        let path = object.join(&expected.path);
+        let Some(found) = patience.look(fs, &path).map_err(io("looking at a stored file"))? else {
+            let object = patience.look(fs, &object).map_err(io("looking at an object"))?;
+            return Err(object.map_or(AdapterError::FilesMissing { version }, |_| corrupt()));
+        };
+        if found.kind != FoundKind::File || found.bytes != expected.size {
+            return Err(corrupt());
+        }
+        let bytes = patience.read(fs, &path, expected.size).map_err(io("reading a stored file"))?;
+        if Sha256Digest::of(&bytes) == expected.sha256 { Ok(bytes) } else { Err(corrupt()) }
+    }
 }

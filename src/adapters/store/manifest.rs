@@ -1,57 +1,63 @@
-//! The file that binds a name to a version. It carries a checksum of its own, so that a torn or flipped one is told
-//! from a good one; its file name is the digest of the adapter's name, so that no client's text is ever part of a path.
+//! The file that binds a name to a version, and keeps what that compiled to and for which base. It carries a checksum
+//! of its own; its file name is the digest of the adapter's name, so that no client's text is ever part of a path.
+//!
+//! Format 1 knew neither base nor facts. It is read for ever, and rewritten as format 2 when something changes.
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::super::files::{CONFIG_FILE, Sha256Digest, StoredFile, WEIGHTS_FILE, version_of};
-use super::StoredAdapter;
-use crate::types::AdapterName;
+use super::seal::{self, SealError};
+use super::{Compiled, StoredAdapter};
+use crate::types::{AdapterFacts, AdapterName};
 
-const FORMAT: u32 = 1;
+/// What this version writes, and the highest it reads.
+pub(super) const FORMAT: u32 = 2;
 /// A manifest of two files is far below this.
-pub(super) const MAX_MANIFEST_BYTES: u64 = 16 << 10;
+pub(super) const MAX_MANIFEST_BYTES: u64 = 64 << 10;
 /// Ends the name of a manifest.
 pub(super) const EXTENSION: &str = ".json";
 /// Ends the name of a manifest that is being written.
 pub(super) const TEMPORARY: &str = ".tmp";
+const KIND: &str = "manifest";
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Manifest {
-    format: u32,
-    body: Body,
-    /// sha256 of the body as this module writes it.
-    checksum: String,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Body {
     name: String,
     version: String,
     files: Vec<File>,
     created_ms: u64,
     pinned: bool,
+    /// Not in format 1, nor before the version was compiled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    compiled: Option<CompiledBody>,
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct File {
     path: String,
     size: u64,
     sha256: String,
 }
 
+#[derive(Serialize, Deserialize)]
+struct CompiledBody {
+    base: String,
+    /// Bytes of one number of A and B on the device that the facts count with.
+    weight_bytes: usize,
+    facts: AdapterFacts,
+}
+
 /// Why a manifest is not to be trusted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ManifestError {
-    #[error("not a manifest: {0}")]
-    Json(#[from] serde_json::Error),
-    #[error("format {0} is not known to this version of the server")]
-    Format(u32),
-    #[error("the checksum does not match")]
-    Checksum,
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error("format {0} is none that was ever written")]
+    UnknownFormat(u32),
+    #[error("format {0} is of a later version of the server")]
+    NewerFormat(u32),
     #[error("{0} is not valid")]
     Field(&'static str),
     #[error("the file's name is not the digest of the adapter's name")]
@@ -63,11 +69,9 @@ pub(super) fn file_name(name: &AdapterName) -> String {
     format!("{}{EXTENSION}", Sha256Digest::of(name.as_str().as_bytes()))
 }
 
-fn checksum(body: &Body) -> serde_json::Result<String> {
-    let mut hasher = Sha256::new();
-    hasher.update(b"polydelta manifest 1\0");
-    hasher.update(serde_json::to_vec(body)?);
-    Ok(Sha256Digest(hasher.finalize().into()).to_string())
+/// Has it the form of a manifest's file name?
+pub(super) fn is_file_name(text: &str) -> bool {
+    text.strip_suffix(EXTENSION).is_some_and(|digest| digest.parse::<Sha256Digest>().is_ok())
 }
 
 pub(super) fn encode(adapter: &StoredAdapter) -> serde_json::Result<Vec<u8>> {
@@ -78,20 +82,40 @@ pub(super) fn encode(adapter: &StoredAdapter) -> serde_json::Result<Vec<u8>> {
         files: adapter.files.iter().map(file).collect(),
         created_ms: adapter.created_ms,
         pinned: adapter.pinned,
+        compiled: adapter.compiled.as_ref().map(compiled_body),
     };
-    let checksum = checksum(&body)?;
-    serde_json::to_vec(&Manifest { format: FORMAT, body, checksum })
+    seal::seal(KIND, FORMAT, &body)
+}
+
+fn compiled_body(compiled: &Compiled) -> CompiledBody {
+    let Compiled { base, weight_bytes, facts } = compiled;
+    CompiledBody { base: base.to_string(), weight_bytes: *weight_bytes, facts: facts.as_ref().clone() }
 }
 
 pub(super) fn decode(bytes: &[u8], found_as: &str) -> Result<StoredAdapter, ManifestError> {
-    let manifest: Manifest = serde_json::from_slice(bytes)?;
-    if manifest.format != FORMAT {
-        return Err(ManifestError::Format(manifest.format));
-    }
-    if checksum(&manifest.body)? != manifest.checksum {
-        return Err(ManifestError::Checksum);
-    }
-    let Body { name, version, files, created_ms, pinned } = manifest.body;
+    let body = match seal::format_of(bytes)? {
+        1 => first_format::body(bytes)?,
+        FORMAT => match seal::open::<Body>(KIND, FORMAT, bytes) {
+            // As it was written, and not in words that this version knows, such as those of a later kind of delta.
+            Err(SealError::Body(_)) => return Err(ManifestError::NewerFormat(FORMAT)),
+            opened => opened?,
+        },
+        0 => return Err(ManifestError::UnknownFormat(0)),
+        newer => return Err(ManifestError::NewerFormat(newer)),
+    };
+    stored(body, found_as)
+}
+
+/// The binding in a manifest whose checksum fails, where its name still belongs to the file's name and its files to
+/// its version: both are digests, so what they say is what was written. The rest of it may be wrong.
+pub(super) fn salvage(bytes: &[u8], found_as: &str) -> Option<StoredAdapter> {
+    let body = seal::open_damaged::<Body>(bytes)?;
+    let found = stored(Body { compiled: None, ..body }, found_as).ok()?;
+    Some(StoredAdapter { pinned: false, ..found })
+}
+
+fn stored(body: Body, found_as: &str) -> Result<StoredAdapter, ManifestError> {
+    let Body { name, version, files, created_ms, pinned, compiled } = body;
     let name: AdapterName = name.parse().map_err(|_| ManifestError::Field("name"))?;
     if file_name(&name) != found_as {
         return Err(ManifestError::Misplaced);
@@ -108,7 +132,53 @@ pub(super) fn decode(bytes: &[u8], found_as: &str) -> Result<StoredAdapter, Mani
     if version_of(&files) != version {
         return Err(ManifestError::Field("version"));
     }
-    Ok(StoredAdapter { name, version, files, created_ms, pinned })
+    let compiled = match compiled {
+        Some(CompiledBody { base, weight_bytes, facts }) => {
+            let base = base.parse().map_err(|_| ManifestError::Field("compiled.base"))?;
+            Some(Compiled { base, weight_bytes, facts: Arc::new(facts) })
+        }
+        None => None,
+    };
+    Ok(StoredAdapter { name, version, files, created_ms, pinned, compiled })
+}
+
+/// As the first version wrote it: the checksum is over the body as that version's fields serialize.
+mod first_format {
+    use super::{Body, File, SealError};
+    use crate::adapters::files::Sha256Digest;
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct Manifest {
+        pub(super) format: u32,
+        pub(super) body: FirstBody,
+        pub(super) checksum: String,
+    }
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct FirstBody {
+        pub(super) name: String,
+        pub(super) version: String,
+        pub(super) files: Vec<File>,
+        pub(super) created_ms: u64,
+        pub(super) pinned: bool,
+    }
+
+    pub(super) fn checksum(body: &FirstBody) -> serde_json::Result<String> {
+        let mut bytes = b"polydelta manifest 1\0".to_vec();
+        bytes.extend_from_slice(&serde_json::to_vec(body)?);
+        Ok(Sha256Digest::of(&bytes).to_string())
+    }
+
+    pub(super) fn body(bytes: &[u8]) -> Result<Body, SealError> {
+        let manifest: Manifest = serde_json::from_slice(bytes)?;
+        if checksum(&manifest.body)? != manifest.checksum {
+            return Err(SealError::Checksum);
+        }
+        let FirstBody { name, version, files, created_ms, pinned } = manifest.body;
+        Ok(Body { name, version, files, created_ms, pinned, compiled: None })
+    }
 }
 
 #[cfg(test)]
@@ -116,18 +186,72 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::types::{BaseDigest, OpClass, VirtualTokens};
 
     pub(in super::super) fn adapter(name: &str) -> StoredAdapter {
         let file = |path: &str, fill| StoredFile { path: path.into(), size: 3, sha256: Sha256Digest([fill; 32]) };
         let files = vec![file(CONFIG_FILE, 1), file(WEIGHTS_FILE, 2)];
         let version = version_of(&files);
-        StoredAdapter { name: name.parse().unwrap(), version, files, created_ms: 1_700_000_000_000, pinned: true }
+        let created_ms = 1_700_000_000_000;
+        StoredAdapter { name: name.parse().unwrap(), version, files, created_ms, pinned: true, compiled: None }
+    }
+
+    fn compiled() -> Compiled {
+        let facts = AdapterFacts {
+            kind: "prefix tuning".into(),
+            min_rank: 4,
+            max_rank: 8,
+            ops: [(OpClass::LowRank, 14), (OpClass::Prefix, 1)].into(),
+            targets: vec!["q".into(), "lm_head".into()],
+            device_bytes: 1234,
+            parameters: 617,
+            virtual_tokens: Some(VirtualTokens { count: 16, saved_kv: true }),
+            unknown_fields: vec!["later".into()],
+        };
+        Compiled { base: BaseDigest([7; 32]), weight_bytes: 2, facts: Arc::new(facts) }
+    }
+
+    /// What the first version of the server wrote for an adapter.
+    pub(in super::super) fn first_version(adapter: &StoredAdapter) -> Vec<u8> {
+        let file = |f: &StoredFile| File { path: f.path.clone(), size: f.size, sha256: f.sha256.to_string() };
+        let body = first_format::FirstBody {
+            name: adapter.name.to_string(),
+            version: adapter.version.to_string(),
+            files: adapter.files.iter().map(file).collect(),
+            created_ms: adapter.created_ms,
+            pinned: adapter.pinned,
+        };
+        let checksum = first_format::checksum(&body).unwrap();
+        serde_json::to_vec(&first_format::Manifest { format: 1, body, checksum }).unwrap()
     }
 
     #[test]
     fn a_manifest_reads_back_as_written() {
+        for compiled in [None, Some(compiled())] {
+            let adapter = StoredAdapter { compiled, ..adapter("sql-v2") };
+            assert_eq!(decode(&encode(&adapter).unwrap(), &file_name(&adapter.name)).unwrap(), adapter);
+        }
+    }
+
+    /// The bytes are those of a store that the first version has written.
+    #[test]
+    fn a_manifest_of_the_first_format_is_read() {
+        let stored = concat!(
+            "{\"format\":1,\"body\":{\"name\":\"sql-v2\",\"version\":\"VERSION\",\"files\":[",
+            "{\"path\":\"adapter_config.json\",\"size\":3,\"sha256\":\"ONES\"},",
+            "{\"path\":\"adapter_model.safetensors\",\"size\":3,\"sha256\":\"TWOS\"}],",
+            "\"created_ms\":1700000000000,\"pinned\":true},\"checksum\":\"CHECKSUM\"}"
+        );
         let adapter = adapter("sql-v2");
-        assert_eq!(decode(&encode(&adapter).unwrap(), &file_name(&adapter.name)).unwrap(), adapter);
+        let first = String::from_utf8(first_version(&adapter)).unwrap();
+        let checksum = first.rsplit('"').nth(1).unwrap().to_owned();
+        let stored = stored
+            .replace("VERSION", &adapter.version.to_string())
+            .replace("ONES", &"01".repeat(32))
+            .replace("TWOS", &"02".repeat(32))
+            .replace("CHECKSUM", &checksum);
+        assert_eq!(first, stored);
+        assert_eq!(decode(stored.as_bytes(), &file_name(&adapter.name)).unwrap(), adapter);
     }
 
     #[test]
@@ -138,25 +262,60 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_manifest_of_a_newer_format_is_refused_as_such() {
+    fn a_manifest_of_a_newer_format_is_refused_as_such_whatever_is_in_it() {
         let text = String::from_utf8(encode(&adapter("a")).unwrap()).unwrap();
-        let newer = text.replacen("\"format\":1", "\"format\":2", 1);
-        assert!(matches!(decode(newer.as_bytes(), ""), Err(ManifestError::Format(2))));
+        for newer in [text.replacen("\"format\":2", "\"format\":3", 1), r#"{"new":[],"format":3}"#.to_owned()] {
+            assert!(matches!(decode(newer.as_bytes(), ""), Err(ManifestError::NewerFormat(3))));
+        }
+    }
+
+    #[test]
+    fn a_kind_of_delta_that_is_not_known_is_of_a_later_version_and_no_damage() {
+        let adapter = StoredAdapter { compiled: Some(compiled()), ..adapter("a") };
+        let text = String::from_utf8(encode(&adapter).unwrap()).unwrap().replace("Prefix", "Rotation");
+        let body = text.strip_prefix("{\"format\":2,\"body\":").unwrap().rsplit_once(",\"checksum\"").unwrap().0;
+        let later: serde_json::Value = serde_json::from_str(body).unwrap();
+        let bytes = seal::seal(KIND, FORMAT, &later).unwrap();
+        assert!(matches!(decode(&bytes, &file_name(&adapter.name)), Err(ManifestError::NewerFormat(FORMAT))));
+    }
+
+    #[test]
+    fn fields_that_a_later_version_adds_are_skipped() {
+        let adapter = StoredAdapter { compiled: Some(compiled()), ..adapter("a") };
+        let text = String::from_utf8(encode(&adapter).unwrap()).unwrap();
+        let body = text.strip_prefix("{\"format\":2,\"body\":{").unwrap().rsplit_once(",\"checksum\"").unwrap().0;
+        let added: serde_json::Value = serde_json::from_str(&format!("{{\"later\":1,{body}")).unwrap();
+        let bytes = seal::seal(KIND, FORMAT, &added).unwrap();
+        assert_eq!(decode(&bytes, &file_name(&adapter.name)).unwrap(), adapter);
+    }
+
+    #[test]
+    fn what_proves_itself_is_salvaged_and_nothing_else() {
+        let adapter = StoredAdapter { compiled: Some(compiled()), ..adapter("a") };
+        let text = String::from_utf8(encode(&adapter).unwrap()).unwrap();
+        let flip = |from: &str, to: &str| text.replacen(from, to, 1).into_bytes();
+        let found = salvage(&flip("1700000000000", "1700000000001"), &file_name(&adapter.name)).unwrap();
+        assert_eq!((found.version, found.pinned, found.compiled), (adapter.version, false, None));
+        for bytes in [flip("\"a\"", "\"b\""), flip("0101", "0100"), flip("\"size\":3", "\"size\":4")] {
+            assert!(salvage(&bytes, &file_name(&adapter.name)).is_none());
+        }
     }
 
     proptest! {
         #[test]
         fn a_flipped_bit_never_goes_unnoticed(byte in any::<prop::sample::Index>(), bit in 0u8..8) {
-            let adapter = adapter("a");
-            let mut bytes = encode(&adapter).unwrap();
-            let index = byte.index(bytes.len());
-            bytes[index] ^= 1 << bit;
-            prop_assert!(decode(&bytes, &file_name(&adapter.name)).is_err());
+            let adapter = StoredAdapter { compiled: Some(compiled()), ..adapter("a") };
+            for mut bytes in [encode(&adapter).unwrap(), first_version(&adapter)] {
+                let index = byte.index(bytes.len());
+                bytes[index] ^= 1 << bit;
+                prop_assert!(decode(&bytes, &file_name(&adapter.name)).is_err());
+            }
         }
 
         #[test]
         fn garbage_is_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
             prop_assert!(decode(&bytes, "x").is_err());
+            prop_assert!(salvage(&bytes, "x").is_none());
         }
     }
 }

@@ -15,6 +15,7 @@ use super::super::fs::StoreFile;
 use super::super::registry::Published;
 use super::super::sync::lock;
 use super::head::{HeadKeeper, UploadHead};
+use super::table::Leftover;
 use super::{Desk, FileProgress};
 use crate::types::{AdapterName, AdapterVersion};
 
@@ -170,12 +171,10 @@ impl Session {
             body.files.clear();
             body.head = HeadKeeper::default();
         }
-        match desk.fs.remove_dir_all(&self.dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                // The next start empties the staging folder.
-                tracing::warn!(upload_id = %self.id, %error, "could not remove a staging folder");
-            }
-            _ => {}
+        if let Err(error) = desk.remove(&self.dir) {
+            tracing::warn!(upload_id = %self.id, %error, "could not remove a staging folder; it is tried again");
+            let leftover = Leftover { dir: self.dir.clone(), bytes: self.header.bytes };
+            lock(&desk.table).leave(leftover);
         }
     }
 
@@ -274,7 +273,7 @@ impl UploadSession {
             self.session.write(&mut body, index, offset, data)
         };
         result.inspect_err(|error| {
-            if matches!(error, AdapterError::DiskFull { .. } | AdapterError::Io { .. }) {
+            if matches!(error, AdapterError::Io { .. }) {
                 self.session.discard(&self.desk);
             }
         })

@@ -1,6 +1,7 @@
 //! Which uploads are open and which were finished lately.
 
 use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,9 +10,18 @@ use super::super::files::{CheckedHeader, StoreLimits, UploadId};
 use super::super::registry::Published;
 use super::session::Session;
 
+/// A folder of an upload that is over, which the disk did not let go.
+pub(super) struct Leftover {
+    pub(super) dir: PathBuf,
+    /// That it may hold.
+    pub(super) bytes: u64,
+}
+
 pub(super) struct Table {
     open: HashMap<UploadId, Arc<Session>>,
     staged_bytes: u64,
+    /// They take space as open uploads do.
+    leftovers: Vec<Leftover>,
     finished: HashMap<UploadId, (CheckedHeader, Published)>,
     /// Oldest first; bounds `finished`.
     finished_order: VecDeque<UploadId>,
@@ -20,14 +30,16 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(remembered: usize) -> Self {
+    /// `number`: of the last folder that is taken.
+    pub(super) fn new(remembered: usize, number: u64, leftovers: Vec<Leftover>) -> Self {
         Self {
             open: HashMap::new(),
             staged_bytes: 0,
+            leftovers,
             finished: HashMap::new(),
             finished_order: VecDeque::new(),
             remembered,
-            number: 0,
+            number,
         }
     }
 
@@ -66,15 +78,26 @@ impl Table {
         self.open.get(id).map(Arc::clone)
     }
 
+    /// Uploads and bytes that take space in the staging folder.
     pub(super) fn usage(&self) -> (usize, u64) {
-        (self.open.len(), self.staged_bytes)
+        let left = self.leftovers.iter().fold(0u64, |sum, leftover| sum.saturating_add(leftover.bytes));
+        (self.open.len() + self.leftovers.len(), self.staged_bytes.saturating_add(left))
+    }
+
+    pub(super) fn leave(&mut self, leftover: Leftover) {
+        self.leftovers.push(leftover);
+    }
+
+    pub(super) fn take_leftovers(&mut self) -> Vec<Leftover> {
+        std::mem::take(&mut self.leftovers)
     }
 
     pub(super) fn check_room(&self, header: &CheckedHeader, limits: &StoreLimits) -> Result<(), AdapterError> {
-        if self.open.len() >= limits.max_uploads {
-            return Err(AdapterError::TooManyUploads { open: self.open.len(), max: limits.max_uploads });
+        let (open, used) = self.usage();
+        if open >= limits.max_uploads {
+            return Err(AdapterError::TooManyUploads { open, max: limits.max_uploads });
         }
-        let (requested, used, max) = (header.bytes, self.staged_bytes, limits.max_staged_bytes);
+        let (requested, max) = (header.bytes, limits.max_staged_bytes);
         if used.saturating_add(requested) > max {
             return Err(AdapterError::StagingFull { requested, used, max });
         }

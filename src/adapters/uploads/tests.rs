@@ -2,9 +2,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::*;
+use crate::adapters::error::DiskFault;
 use crate::adapters::files::{CONFIG_FILE, MAX_CHUNK_BYTES, WEIGHTS_FILE};
 use crate::adapters::fs::DiskFs;
-use crate::adapters::testing::{Fault, FaultyFs, contents, header, tree};
+use crate::adapters::testing::{EIO, ENOSPC, Fault, FaultyFs, contents, header, tree};
 
 struct Desk {
     folder: tempfile::TempDir,
@@ -205,13 +206,13 @@ fn an_upload_can_be_given_up() {
 fn a_full_disk_at_any_step_is_a_typed_error_and_leaves_nothing() {
     let files = contents(3);
     let attempt = |at| {
-        let fs = FaultyFs::new(Fault::DiskFull, at);
+        let fs = FaultyFs::new(Fault::ChangeErrno { number: ENOSPC, times: 1 }, at);
         let desk = Desk::with_fs(StoreLimits::default(), Arc::new(fs.clone()));
         let result = desk.begin(header("a", &files, Some("id"))).and_then(|mut session| {
             desk.send(&mut session, &files)?;
             session.finish()
         });
-        let failed = matches!(result, Err(AdapterError::DiskFull { .. }));
+        let failed = matches!(result, Err(AdapterError::Io { fault: DiskFault::Full, .. }));
         assert!(failed || result.is_ok(), "{result:?}");
         drop(result);
         assert!(desk.is_clean(), "change {at}");
@@ -223,4 +224,40 @@ fn a_full_disk_at_any_step_is_a_typed_error_and_leaves_nothing() {
     for at in 0..changes - 1 {
         assert!(attempt(at).0, "change {at}");
     }
+}
+
+#[test]
+fn what_cannot_be_removed_counts_until_it_is_gone() {
+    let fs = FaultyFs::new(Fault::None, 0);
+    let bytes = header("a", &contents(1), None).files.iter().map(|file| file.size).sum::<u64>();
+    let limits = StoreLimits { max_uploads: 2, max_staged_bytes: bytes * 3 / 2, ..StoreLimits::default() };
+    let desk = Desk::with_fs(limits.clone(), Arc::new(fs.clone()));
+    let session = desk.begin(header("a", &contents(1), None)).unwrap();
+    fs.deny(desk.folder.path(), EIO);
+    drop(session);
+    assert_eq!(desk.uploads.open(), (1, bytes), "it is over, but its bytes are there");
+    let result = desk.begin(header("b", &contents(2), None));
+    assert!(matches!(result, Err(AdapterError::StagingFull { used, .. }) if used == bytes), "{result:?}");
+    fs.mend();
+    // A later process finds what the disk kept, and does not trip over it.
+    let later = Uploads::new(desk.folder.path().to_owned(), Arc::new(fs.clone()), limits);
+    assert_eq!(later.open().0, 1);
+    drop(desk.begin(header("b", &contents(2), None)).unwrap());
+    assert!(desk.is_clean());
+    later.expire(desk.now);
+    assert_eq!(later.open(), (0, 0));
+}
+
+#[test]
+fn a_folder_left_by_an_earlier_process_blocks_no_upload() {
+    let fs = FaultyFs::new(Fault::None, 0);
+    let folder = tempfile::tempdir().unwrap();
+    let left = folder.path().join("upload-1");
+    std::fs::create_dir(&left).unwrap();
+    fs.deny(&left, EIO);
+    let uploads = Uploads::new(folder.path().to_owned(), Arc::new(fs), StoreLimits::default());
+    let checked = header("a", &contents(1), None).check(uploads.limits()).unwrap();
+    let begun = uploads.begin(checked, None, Instant::now(), || Ok(()));
+    assert!(matches!(begun, Ok(Begin::Open(_))), "{begun:?}");
+    assert_eq!(uploads.open().0, 2);
 }

@@ -217,6 +217,7 @@ fn kind_of(kind: AdapterEventKind) -> EventType {
         AdapterEventKind::Replaced { .. } => EventType::Replaced,
         AdapterEventKind::Deleted => EventType::Deleted,
         AdapterEventKind::Pinned { .. }
+        | AdapterEventKind::Described
         | AdapterEventKind::Loading
         | AdapterEventKind::Resident
         | AdapterEventKind::Evicted

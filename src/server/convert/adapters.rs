@@ -49,7 +49,15 @@ pub(in crate::server) fn adapter(info: &AdapterInfo) -> pb::Adapter {
     pb::Adapter {
         state: state.into(),
         active_requests: saturate(status.leases),
-        last_error: status.last_error.clone().unwrap_or_default(),
+        // What keeps every request away goes before what befell one.
+        last_error: info
+            .mismatch
+            .as_ref()
+            .map(ToString::to_string)
+            .or_else(|| status.last_error.clone())
+            .unwrap_or_default(),
+        base_digest: info.base.map(|base| base.to_string()).unwrap_or_default(),
+        base_mismatch: info.mismatch.is_some(),
         ..described(stored(&info.stored), status.facts.as_deref())
     }
 }

@@ -283,6 +283,7 @@ fn an_adapter_is_described_in_full_once_it_is_compiled() {
         files: Vec::new(),
         created_ms: 1_700_000_000_250,
         pinned: true,
+        compiled: None,
     };
     let facts = AdapterFacts {
         kind: "prefix tuning".into(),
@@ -304,6 +305,8 @@ fn an_adapter_is_described_in_full_once_it_is_compiled() {
             last_error: Some("the disk".into()),
             slot: None,
         },
+        base: None,
+        mismatch: None,
     };
     let message = adapter(&info(AdapterState::Resident, Some(facts)));
     assert_eq!(

@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use super::super::adapters::BadUploadStream;
 use super::refusal::Refusal;
 use super::{draining, internal, internal_error};
-use crate::adapters::{AdapterError, CONFIG_FILE, WEIGHTS_FILE};
+use crate::adapters::{AdapterError, CONFIG_FILE, DiskFault, WEIGHTS_FILE};
 use crate::delta::DeltaError;
 use crate::delta::safetensors::SafetensorsError;
 use crate::engine::{InstallError, TooLargeToLoad};
@@ -16,6 +16,9 @@ use crate::ops::OpsError;
 
 /// A wait after which an upload slot, staging space or a slot on the device may be free.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// A wait after which the store has tried again what it could not read.
+const RETRY_STORE: Duration = Duration::from_secs(5);
 
 const ADAPTER: &str = "polydelta.v1.Adapter";
 
@@ -154,18 +157,61 @@ pub(in crate::server) fn from_adapter(error: &AdapterError) -> Status {
         E::LoadAbandoned { version } => {
             Refusal::new(Code::Unavailable, "ADAPTER_LOADING", error).with("version", version).retry_after(RETRY)
         }
-        E::DiskFull { action } => {
-            Refusal::new(Code::ResourceExhausted, "DISK_FULL", error).quota("disk", error).with("action", action)
+        E::Io { action, fault, .. } => disk(error, action, *fault),
+        E::Unreadable { name, .. } => Refusal::new(Code::Unavailable, "ADAPTER_UNREADABLE", error)
+            .resource(ADAPTER, name, error)
+            .with("adapter", name)
+            .retry_after(RETRY_STORE),
+        E::NewerFormat { name, format, known } => Refusal::new(Code::FailedPrecondition, "STORE_FORMAT_NEWER", error)
+            .precondition("STORE_FORMAT", name, error)
+            .with("adapter", name)
+            .with("format", format)
+            .with("known", known),
+        E::BaseMismatch { name, version, stored, present } => {
+            Refusal::new(Code::FailedPrecondition, "BASE_MISMATCH", error)
+                .precondition("BASE_MODEL", name, error)
+                .with("adapter", name)
+                .with("version", version)
+                .with("adapter_base", stored)
+                .with("served_base", present)
+        }
+        E::FilesMissing { version } => {
+            tracing::error!(%version, "the files of a stored adapter are missing");
+            Refusal::new(Code::DataLoss, "ADAPTER_FILES_MISSING", error).with("version", version)
         }
         E::Corrupt { version, path } => {
             tracing::error!(%version, path, "a stored adapter is damaged");
             Refusal::new(Code::DataLoss, "ADAPTER_CORRUPT", error).with("version", version).with("path", path)
         }
-        E::Io { .. } | E::StoreLocked { .. } | E::NotAFolder { .. } | E::UnknownVersion { .. } => {
-            return internal_error("adapters", error);
-        }
+        E::Encoding { .. }
+        | E::StoreLocked { .. }
+        | E::NotALock { .. }
+        | E::NotAFolder { .. }
+        | E::NamesMissing { .. }
+        | E::StoreUnreadable { .. }
+        | E::UnknownVersion { .. } => return internal_error("adapters", error),
     };
     refusal.into_status()
+}
+
+/// What a client can do about a disk, and what only the operator can. The system's own words are for the log.
+fn disk(error: &AdapterError, action: &'static str, fault: DiskFault) -> Refusal {
+    tracing::error!(%error, "the disk of the store fails");
+    let text = format!("{action} failed: {fault}");
+    let with = |code, reason| Refusal::new(code, reason, &text).with("action", action);
+    let operators = |reason| with(Code::FailedPrecondition, reason).precondition("STORE", action, &text);
+    let quota = |reason, subject: &str| with(Code::ResourceExhausted, reason).quota(subject, &text);
+    let again = |code, reason| with(code, reason).retry_after(RETRY_STORE);
+    match fault {
+        DiskFault::Full => quota("DISK_FULL", "disk"),
+        DiskFault::Quota => quota("DISK_QUOTA_EXCEEDED", "disk_quota"),
+        DiskFault::ReadOnly => operators("STORE_READ_ONLY"),
+        DiskFault::Denied => operators("STORE_ACCESS_DENIED"),
+        DiskFault::TooManyFiles => again(Code::ResourceExhausted, "TOO_MANY_OPEN_FILES"),
+        DiskFault::Memory => again(Code::ResourceExhausted, "HOST_OUT_OF_MEMORY"),
+        DiskFault::Device => again(Code::Unavailable, "DISK_ERROR"),
+        DiskFault::Other => again(Code::Unavailable, "STORE_ERROR"),
+    }
 }
 
 /// Why an adapter could not be read, compiled or installed. Whoever made the error knows its kind; see the hall.

@@ -6,14 +6,14 @@ use tonic_types::{ErrorDetails, StatusExt};
 use super::super::adapters::BadUploadStream;
 use super::refusal::DOMAIN;
 use super::*;
-use crate::adapters::{AdapterError, LoadFailure, Sha256Digest};
+use crate::adapters::{AdapterError, DiskFault, LoadFailure, Sha256Digest};
 use crate::admission::validate::Interval;
 use crate::admission::{AdmissionError, GenerationError, InvalidRequest};
 use crate::delta::DeltaError;
 use crate::engine::{InstallError, SubmitError};
 use crate::ops::OpsError;
 use crate::text::{ChatError, TokenizerError};
-use crate::types::{AdapterFault, AdapterVersion, RequestFailure};
+use crate::types::{AdapterFault, AdapterVersion, BaseDigest, RequestFailure};
 
 /// What holds for every status, whatever it says.
 fn check(status: &Status) -> ErrorDetails {
@@ -153,7 +153,14 @@ fn uploads_and_adapters_in_the_wrong_moment() {
             "ADAPTER_SET_ASIDE",
         ),
         (E::LoadAbandoned { version: V }, Code::Unavailable, "ADAPTER_LOADING"),
-        (E::DiskFull { action: "writing" }, Code::ResourceExhausted, "DISK_FULL"),
+        (E::Unreadable { name: name(), reason: "x".into() }, Code::Unavailable, "ADAPTER_UNREADABLE"),
+        (E::NewerFormat { name: name(), format: 9, known: 2 }, Code::FailedPrecondition, "STORE_FORMAT_NEWER"),
+        (
+            E::BaseMismatch { name: name(), version: V, stored: BaseDigest([1; 32]), present: BaseDigest([2; 32]) },
+            Code::FailedPrecondition,
+            "BASE_MISMATCH",
+        ),
+        (E::FilesMissing { version: V }, Code::DataLoss, "ADAPTER_FILES_MISSING"),
         (E::Corrupt { version: V, path: path() }, Code::DataLoss, "ADAPTER_CORRUPT"),
     ];
     for (error, code, reason) in cases {
@@ -162,10 +169,34 @@ fn uploads_and_adapters_in_the_wrong_moment() {
 }
 
 #[test]
+fn a_disk_that_fails_says_how_and_whether_to_come_back() {
+    let cases = [
+        (28, Code::ResourceExhausted, "DISK_FULL", false),
+        (122, Code::ResourceExhausted, "DISK_QUOTA_EXCEEDED", false),
+        (30, Code::FailedPrecondition, "STORE_READ_ONLY", false),
+        (13, Code::FailedPrecondition, "STORE_ACCESS_DENIED", false),
+        (24, Code::ResourceExhausted, "TOO_MANY_OPEN_FILES", true),
+        (23, Code::ResourceExhausted, "TOO_MANY_OPEN_FILES", true),
+        (12, Code::ResourceExhausted, "HOST_OUT_OF_MEMORY", true),
+        (5, Code::Unavailable, "DISK_ERROR", true),
+        (40, Code::Unavailable, "STORE_ERROR", true),
+    ];
+    for (number, code, reason, again) in cases {
+        let fault = DiskFault::of(&std::io::Error::from_raw_os_error(number));
+        let status = from_adapter(&AdapterError::Io { action: "renaming", fault, source: io_error() });
+        expect(&status, code, reason);
+        assert_eq!(status.get_details_retry_info().is_some(), again, "{reason}");
+        assert!(status.message().starts_with("renaming failed: ") && !format!("{status:?}").contains("secret"));
+    }
+}
+
+#[test]
 fn a_broken_machine_tells_the_client_nothing() {
     use AdapterError as E;
     let defects = [
-        E::Io { action: "renaming", source: io_error() },
+        E::NotALock { path: "/secret/path".into() },
+        E::NamesMissing { root: "/secret/path".into(), objects: 1 },
+        E::StoreUnreadable { root: "/secret/path".into(), count: 1, first: "x".into() },
         E::StoreLocked { root: "/secret/path".into() },
         E::NotAFolder { path: "/secret/path".into() },
         E::UnknownVersion { version: V },
@@ -241,7 +272,8 @@ fn a_failed_load_is_what_its_cause_is() {
         Code::InvalidArgument,
         "NOTHING_MATCHED",
     );
-    expect(&load(Arc::new(AdapterError::DiskFull { action: "reading" })), Code::ResourceExhausted, "DISK_FULL");
+    let full = AdapterError::Io { action: "reading", fault: DiskFault::Full, source: io_error() };
+    expect(&load(Arc::new(full)), Code::ResourceExhausted, "DISK_FULL");
     let install = |error| load(Arc::new(error));
     expect(
         &install(InstallError::Delta(DeltaError::NothingMatched { shown: String::new() })),

@@ -1,0 +1,121 @@
+//! Adapters of other bases, what is known of those of this one, and names that cannot be read.
+
+use super::*;
+use crate::types::BaseDigest;
+
+fn with_base(root: &tempfile::TempDir, base: u8, weight_bytes: usize) -> AdapterRegistry {
+    let registry = open(root);
+    registry.serve_base(BaseDigest([base; 32]), weight_bytes);
+    registry
+}
+
+#[test]
+fn what_a_version_compiled_to_is_known_after_a_restart() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = with_base(&root, 1, 2);
+    let mut files = contents(1);
+    files[1].1 = vec![1; 2 * ROOM as usize];
+    let Begin::Open(mut session) = registry.begin_upload(header("a", &files, None), Instant::now()).unwrap() else {
+        panic!("nothing was finished")
+    };
+    for (index, (_, content)) in files.iter().enumerate() {
+        session.write(index, 0, content, Instant::now()).unwrap();
+    }
+    registry.publish(session.finish().unwrap(), facts(100), SystemTime::now()).unwrap();
+    drop(registry);
+    let registry = with_base(&root, 1, 2);
+    let info = registry.get(&name("a")).unwrap();
+    assert_eq!(info.status.facts.as_deref(), Some(&facts(100)));
+    assert_eq!((info.base, info.mismatch.is_none()), (Some(BaseDigest([1; 32])), true));
+    let want = registry.want(&name("a"), None).unwrap();
+    assert!(matches!(want.poll(), Ok(Acquire::Load(_))), "its files are larger than the device, it is not");
+    drop(want);
+    drop(registry);
+    // Numbers of another size: a bound on what it needs, until it is compiled again.
+    let registry = with_base(&root, 1, 4);
+    let facts = registry.get(&name("a")).unwrap().status.facts.unwrap();
+    assert_eq!(facts.device_bytes, 4 * facts.parameters);
+}
+
+#[test]
+fn an_adapter_of_another_base_is_listed_and_refused_until_it_comes_again() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = with_base(&root, 1, 2);
+    let version = upload(&registry, "a", 1).adapter.version;
+    drop(registry);
+    let registry = with_base(&root, 2, 2);
+    let info = registry.get(&name("a")).unwrap();
+    assert!(matches!(info.mismatch.as_deref(), Some(AdapterError::BaseMismatch { .. })));
+    assert_eq!(info.status.facts.as_deref(), Some(&facts(100)), "it is listed as what it is");
+    for refused in [
+        registry.lease(&name("a"), None).err(),
+        registry.want(&name("a"), None).err(),
+        registry.want(&name("a"), Some(version)).err(),
+    ] {
+        let (one, other) = (BaseDigest([1; 32]), BaseDigest([2; 32]));
+        let right = matches!(&refused, Some(AdapterError::BaseMismatch { stored, present, .. })
+            if (*stored, *present) == (one, other));
+        assert!(right, "{refused:?}");
+    }
+    // The same bytes, meant for this base.
+    assert_eq!(upload(&registry, "a", 1).adapter.version, version);
+    assert!(registry.lease(&name("a"), None).is_ok());
+    drop(registry);
+    assert!(with_base(&root, 2, 2).lease(&name("a"), None).is_ok());
+    assert!(with_base(&root, 1, 2).lease(&name("a"), None).is_err());
+}
+
+#[test]
+fn a_folder_is_imported_again_for_another_base() {
+    let (root, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for (path, content) in contents(1) {
+        std::fs::write(folder.path().join(path), content).unwrap();
+    }
+    let import = |registry: &AdapterRegistry| {
+        registry.import(&name("a"), folder.path(), false, |_| Ok::<_, AdapterError>(facts(100))).unwrap()
+    };
+    assert!(import(&with_base(&root, 1, 2)).is_some());
+    assert!(import(&with_base(&root, 1, 2)).is_none());
+    let registry = with_base(&root, 2, 2);
+    assert!(import(&registry).is_some());
+    assert!(registry.lease(&name("a"), None).is_ok());
+}
+
+#[test]
+fn what_an_early_store_does_not_know_is_learned_at_the_first_load() {
+    let root = tempfile::tempdir().unwrap();
+    // Without a base nothing is written down of what it compiled to, as in the first format.
+    drop(upload(&open(&root), "a", 1));
+    let registry = with_base(&root, 1, 2);
+    let version = registry.get(&name("a")).unwrap().stored.version;
+    assert!(registry.get(&name("a")).unwrap().stored.compiled.is_none());
+    registry.learn(version, &Arc::new(facts(100)));
+    drop(registry);
+    let registry = with_base(&root, 1, 2);
+    assert_eq!(registry.get(&name("a")).unwrap().status.facts.as_deref(), Some(&facts(100)));
+    drop(registry);
+    assert!(with_base(&root, 2, 2).lease(&name("a"), None).is_err(), "the first base adopted it");
+}
+
+#[test]
+fn a_name_that_cannot_be_read_is_not_taken_for_absent_and_comes_back() {
+    use crate::adapters::testing::{EIO, Fault, FaultyFs};
+    let root = tempfile::tempdir().unwrap();
+    upload(&open(&root), "a", 1);
+    let manifest = std::fs::read_dir(root.path().join("names")).unwrap().next().unwrap().unwrap().path();
+    let fs = FaultyFs::new(Fault::None, 0);
+    fs.deny(&manifest, EIO);
+    let options = crate::adapters::StoreOptions::new(StoreLimits::default());
+    let (store, _) = FolderStore::open_with(root.path(), &options, Arc::new(fs.clone())).unwrap();
+    let registry = AdapterRegistry::new(Arc::new(store), limits());
+    for refused in [registry.lease(&name("a"), None).err(), registry.get(&name("a")).err()] {
+        assert!(matches!(refused, Some(AdapterError::Unreadable { .. })), "{refused:?}");
+    }
+    assert!(matches!(registry.lease(&name("b"), None), Err(AdapterError::NotFound { .. })));
+    assert_eq!(registry.heal(), 0);
+    fs.mend();
+    assert_eq!(registry.heal(), 1);
+    assert!(registry.lease(&name("a"), None).is_ok());
+    let events = registry.events().since(0).unwrap();
+    assert_eq!(events.iter().map(|event| event.kind).collect::<Vec<_>>(), [AdapterEventKind::Created]);
+}
