@@ -52,6 +52,7 @@ impl AdmissionError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::TooManyRequests { .. } | Self::Submit(SubmitError::QueueFull { .. }) => "capacity",
+            Self::Chat(ChatError::Render { .. } | ChatError::Limit { .. }) => "template",
             Self::Invalid(_) | Self::EmptyPrompt { .. } | Self::NoChatTemplate | Self::Chat(_) | Self::Tokenizer(_) => {
                 "invalid"
             }

@@ -262,10 +262,10 @@ fn tokenize(
             let text = tokenizer.decode(&ids, false)?;
             (ids, text)
         }
-        PromptInput::Chat(messages) => {
+        PromptInput::Chat(chat) => {
             let template = template.ok_or(AdmissionError::NoChatTemplate)?;
-            let text = template.render(&messages, SystemTime::now())?;
-            (tokenizer.encode(&text, false)?, text)
+            let rendered = template.render(&chat, SystemTime::now())?;
+            (tokenizer.encode_chat(&rendered)?, rendered.text())
         }
     };
     if ids.is_empty() {

@@ -13,7 +13,7 @@ pub(super) use resolve::prompt_field;
 
 use super::generation_defaults::GenerationDefaults;
 use crate::config::RequestLimits;
-use crate::types::generate::{ChatMessage, GenerateInput, PromptInput, SamplingInput, StoppingInput};
+use crate::types::generate::{Chat, GenerateInput, PromptInput, SamplingInput, StoppingInput};
 
 /// Most entries of `sampling.logit_bias`: each is applied anew for every token.
 pub const MAX_LOGIT_BIAS: usize = 1024;
@@ -23,6 +23,12 @@ pub const MAX_STOP_TOKEN_IDS: usize = 256;
 
 /// Most entries of `chat.messages`: the template costs time for an empty message too.
 pub const MAX_CHAT_MESSAGES: usize = 4096;
+
+/// Most entries of `chat.template_kwargs`.
+pub const MAX_TEMPLATE_KWARGS: usize = 64;
+
+/// Most levels of lists and objects inside each other in a value of `chat.template_kwargs`.
+pub const MAX_TEMPLATE_KWARGS_DEPTH: usize = 16;
 
 /// Most tokens of all choices of a request together: bounds what one request can ask to be computed.
 pub const MAX_REQUEST_TOKENS: u64 = 1 << 20;
@@ -163,7 +169,7 @@ impl Limits {
                 self.check_length(prompt, ids.len(), 0)?;
                 self.all_in_vocabulary("token_ids.ids", ids)
             }
-            PromptInput::Chat(messages) => self.check_chat(messages),
+            PromptInput::Chat(chat) => self.check_chat(chat),
         }
     }
 
@@ -176,7 +182,8 @@ impl Limits {
         self.all_in_vocabulary("token_ids", ids)
     }
 
-    fn check_chat(&self, messages: &[ChatMessage]) -> Result<(), InvalidRequest> {
+    fn check_chat(&self, chat: &Chat) -> Result<(), InvalidRequest> {
+        let Chat { messages, template_kwargs, allow_special_tokens: _ } = chat;
         if messages.is_empty() {
             return Err(InvalidRequest::Empty { field: "chat.messages".to_owned() });
         }
@@ -184,8 +191,18 @@ impl Limits {
         if let Some(index) = messages.iter().position(|message| message.role.is_empty()) {
             return Err(InvalidRequest::Empty { field: format!("chat.messages[{index}].role") });
         }
-        let bytes = messages.iter().map(|message| (message.role.len() + message.content.len()) as u64).sum();
-        short(bytes, self.max_prompt_bytes, || "chat.messages".to_owned())
+        few("chat.template_kwargs", template_kwargs.len(), MAX_TEMPLATE_KWARGS)?;
+        for (name, value) in template_kwargs {
+            let field = || format!("chat.template_kwargs.{}", name.chars().take(64).collect::<String>());
+            if name == "messages" {
+                return Err(InvalidRequest::Reserved { field: field() });
+            }
+            if value.depth() > MAX_TEMPLATE_KWARGS_DEPTH {
+                let (depth, max) = (value.depth(), MAX_TEMPLATE_KWARGS_DEPTH);
+                return Err(InvalidRequest::TooDeep { field: field(), depth, max });
+            }
+        }
+        short(chat.bytes(), self.max_prompt_bytes, || "chat.messages".to_owned())
     }
 
     /// What the tokenizer made of the text in `field`: it may know tokens that were added to it and that the model has

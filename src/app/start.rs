@@ -3,7 +3,7 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -80,7 +80,7 @@ impl Server {
         let listen_failed = |source| AppError::Listen { address: config.listen.to_string(), source };
         let mut addresses = listeners.addresses().map_err(listen_failed)?.into_iter();
         let address = addresses.next().ok_or_else(|| listen_failed(ErrorKind::AddrNotAvailable.into()))?;
-        let front = Front::read(base)?;
+        let front = Front::read(base, config.chat_template.as_deref())?;
         let brought = tokio::task::block_in_place(|| bring_adapters(config, environment))?;
         let dtype = hall::dtype(config, base);
         let sizes = sizes(config, base, dtype)?;
@@ -365,10 +365,11 @@ struct Front {
 }
 
 impl Front {
-    fn read(base: &OpenedBase) -> Result<Self, AppError> {
+    fn read(base: &OpenedBase, chat_template: Option<&Path>) -> Result<Self, AppError> {
+        let tokenizer = base.tokenizer()?;
         Ok(Self {
-            tokenizer: base.tokenizer()?,
-            chat_template: base.chat_template()?,
+            chat_template: base.chat_template(chat_template, &tokenizer)?,
+            tokenizer,
             defaults: base.generation_defaults()?,
         })
     }

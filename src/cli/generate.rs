@@ -62,7 +62,7 @@ async fn off_task<T: Send + 'static>(
 }
 
 fn chat(messages: impl Iterator<Item = pb::ChatMessage>) -> pb::Chat {
-    pb::Chat { messages: messages.collect() }
+    pb::Chat { messages: messages.collect(), ..pb::Chat::default() }
 }
 
 fn chat_message(role: &str, content: &str) -> pb::ChatMessage {

@@ -162,6 +162,8 @@ pub struct TransportConfig {
 pub struct ServeConfig {
     /// Base model.
     pub model: ModelSource,
+    /// Chat template in the place of the model's own.
+    pub chat_template: Option<PathBuf>,
     /// Adapters to serve from the start, in the order given.
     pub adapters: Vec<(AdapterName, AdapterSource)>,
     /// Where uploads are kept.
@@ -250,6 +252,7 @@ impl ServeConfig {
         let mut checks = Checks::default();
         let config = Self {
             model: base_model(&mut checks, args.model.model.as_deref()),
+            chat_template: args.model.chat_template.clone(),
             adapters: adapter_sources(&mut checks, &args.adapters),
             store: store_location(&mut checks, &args.adapters, environment),
             store_errors: args.adapters.store_errors,

@@ -7,15 +7,19 @@
 pub mod chat;
 pub mod choice;
 pub mod detokenizer;
+pub mod jinja;
+pub mod settings;
 pub mod stop;
 pub mod tokenizer;
 
 mod clock;
+mod control;
 #[cfg(test)]
 pub(crate) mod fixtures;
 
-pub use chat::{ChatError, ChatTemplate};
+pub use chat::{ChatError, ChatTemplate, RenderedChat};
 pub use choice::{ChoiceText, TextDelta};
 pub use detokenizer::Detokenizer;
+pub use settings::TokenizerSettings;
 pub use stop::StopMatcher;
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -1,11 +1,16 @@
 //! `tokenizer.json`: text to ids and back.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use tokenizers::decoders::DecoderWrapper;
+use tokenizers::{Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer};
 
+use super::chat::RenderedChat;
+use super::control;
 use super::detokenizer::DecoderKind;
+use super::settings::TokenizerSettings;
 use crate::files::{self, MAX_TOKENIZER_BYTES};
 
 /// A tokenizer that cannot be read, or text or ids it cannot process.
@@ -18,6 +23,28 @@ pub enum TokenizerError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// There is no `tokenizer.json`.
+    #[error("{} is not there{}", path.display(), Legacy(.legacy))]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// A tokenizer's file of another format that is there.
+        legacy: Option<&'static str>,
+    },
+    /// A file beside `tokenizer.json` is not what transformers writes.
+    #[error("{}: {reason}", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A control token that a message holds is a token to the vocabulary too, and cannot be taken for text.
+    #[error("{token:?} is always a control token to this tokenizer: leave it out, or allow special tokens")]
+    Control {
+        /// The token's text.
+        token: String,
     },
     /// The file is not a tokenizer of the `tokenizers` library.
     #[error("not a tokenizer.json: {reason}")]
@@ -43,6 +70,23 @@ pub enum TokenizerError {
     },
 }
 
+/// What to do where a tokenizer has another format.
+struct Legacy<'a>(&'a Option<&'static str>);
+
+impl fmt::Display for Legacy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(file) = self.0 else { return Ok(()) };
+        write!(
+            f,
+            ", only {file}: convert it with transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    }
+}
+
+/// Files in which tokenizers were kept before `tokenizer.json`.
+const LEGACY: [&str; 6] =
+    ["tokenizer.model", "spiece.model", "tekken.json", "tiktoken.model", "vocab.json", "vocab.txt"];
+
 /// A Hugging Face tokenizer. Shared between threads behind an `Arc`.
 ///
 /// Control tokens written out in a text are read as control tokens, as transformers does: a client that renders its
@@ -57,14 +101,20 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Read `tokenizer.json`.
+    /// Read `tokenizer.json` of a model folder and add what its other files say.
     ///
     /// # Errors
-    /// [`TokenizerError::Read`] and [`TokenizerError::Format`].
-    pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
-        let bytes = files::read(path, MAX_TOKENIZER_BYTES)
-            .map_err(|source| TokenizerError::Read { path: path.to_path_buf(), source })?;
-        Self::from_bytes(&bytes)
+    /// [`TokenizerError::Read`], [`TokenizerError::Missing`] and [`TokenizerError::Format`].
+    pub fn from_dir(dir: &Path, settings: &TokenizerSettings) -> Result<Self, TokenizerError> {
+        let path = dir.join("tokenizer.json");
+        match files::read_if_there(&path, MAX_TOKENIZER_BYTES) {
+            Ok(Some(bytes)) => Self::with_settings(&bytes, settings),
+            Ok(None) => {
+                let legacy = LEGACY.into_iter().find(|name| dir.join(name).is_file());
+                Err(TokenizerError::Missing { path, legacy })
+            }
+            Err(source) => Err(TokenizerError::Read { path, source }),
+        }
     }
 
     /// Parse the content of a `tokenizer.json`. Truncation and padding it may ask for are switched off: a prompt is
@@ -73,10 +123,17 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Format`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
+        Self::with_settings(bytes, &TokenizerSettings::default())
+    }
+
+    fn with_settings(bytes: &[u8], settings: &TokenizerSettings) -> Result<Self, TokenizerError> {
         let format = |error: tokenizers::Error| TokenizerError::Format { reason: error.to_string() };
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(format)?;
         inner.with_truncation(None).map_err(format)?;
         inner.with_padding(None);
+        let missing = settings.missing(&inner);
+        inner.add_tokens(missing).map_err(format)?;
+        inner.set_encode_special_tokens(settings.split_special_tokens);
         let added = inner.get_added_vocabulary();
         let special = added
             .get_added_tokens_decoder()
@@ -99,6 +156,37 @@ impl Tokenizer {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
             Err(error) => Err(TokenizerError::Encode { bytes: text.len(), reason: error.to_string() }),
         }
+    }
+
+    /// Token ids of `text` in which no added token is looked for.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`].
+    pub(super) fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encode = || {
+            let mut normalized = NormalizedString::from(text);
+            if let Some(normalizer) = self.inner.get_normalizer() {
+                normalizer.normalize(&mut normalized)?;
+            }
+            let mut parts = PreTokenizedString::from(normalized);
+            if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+                pre_tokenizer.pre_tokenize(&mut parts)?;
+            }
+            parts.tokenize(|part| self.inner.get_model().tokenize(part.get()))?;
+            Ok(parts.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
+        };
+        encode()
+            .map_err(|error: tokenizers::Error| TokenizerError::Encode { bytes: text.len(), reason: error.to_string() })
+    }
+
+    /// Token ids of a rendered conversation. Control tokens that the template wrote are control tokens; those of the
+    /// client are text, unless it asked for them.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`] and [`TokenizerError::Control`].
+    pub fn encode_chat(&self, chat: &RenderedChat) -> Result<Vec<u32>, TokenizerError> {
+        let (text, marked) = chat.parts();
+        if marked && control::is_marked(text) { control::encode(self, text) } else { self.encode(text, false) }
     }
 
     /// Text of `ids`, taken as a whole; broken UTF-8 becomes U+FFFD. Ids the tokenizer does not know (a model may
@@ -147,6 +235,17 @@ impl Tokenizer {
     #[must_use]
     pub fn names_special(&self, text: &str) -> bool {
         self.special.values().any(|special| text.contains(special.as_str()))
+    }
+
+    /// Text of every added token, and whether it is special.
+    pub(super) fn added_tokens(&self) -> impl Iterator<Item = (&str, bool)> {
+        let tokens = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        tokens.iter().map(|(id, token)| (token.content.as_str(), self.is_special(*id)))
+    }
+
+    /// Whether `text` is the text of an added token.
+    pub(super) fn is_added(&self, text: &str) -> bool {
+        self.inner.get_added_vocabulary().get_vocab().contains_key(text)
     }
 
     /// Every special id, ascending.
@@ -222,7 +321,10 @@ mod tests {
     #[test]
     fn a_broken_file_is_refused_with_a_reason() {
         assert!(matches!(Tokenizer::from_bytes(b"{}"), Err(TokenizerError::Format { .. })));
-        let missing = Tokenizer::from_file(Path::new("/nonexistent/tokenizer.json"));
-        assert!(matches!(missing, Err(TokenizerError::Read { .. })));
+        let dir = tempfile::tempdir().unwrap();
+        let said = || Tokenizer::from_dir(dir.path(), &TokenizerSettings::default()).unwrap_err().to_string();
+        assert!(said().ends_with("tokenizer.json is not there"), "{}", said());
+        std::fs::write(dir.path().join("tokenizer.model"), "").unwrap();
+        assert!(said().contains("only tokenizer.model: convert it"), "{}", said());
     }
 }

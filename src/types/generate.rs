@@ -10,15 +10,82 @@ pub struct ChatMessage {
     pub content: String,
 }
 
+/// A conversation to be answered.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Chat {
+    /// Oldest first.
+    pub messages: Vec<ChatMessage>,
+    /// Variables of the model's template, by name; one of them replaces a special token of the same name.
+    pub template_kwargs: Vec<(String, TemplateValue)>,
+    /// Special tokens written out in messages and variables are special tokens.
+    pub allow_special_tokens: bool,
+}
+
+impl Chat {
+    /// Bytes of everything that the client wrote.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let messages = self.messages.iter().map(|message| message.role.len() + message.content.len());
+        let variables = self.template_kwargs.iter().map(|(name, value)| name.len() + value.bytes());
+        messages.chain(variables).map(|bytes| bytes as u64).sum()
+    }
+}
+
+impl From<Vec<ChatMessage>> for Chat {
+    fn from(messages: Vec<ChatMessage>) -> Self {
+        Self { messages, ..Self::default() }
+    }
+}
+
+/// A variable of a chat template: JSON.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TemplateValue {
+    /// `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// Whole or not.
+    Number(f64),
+    /// Text.
+    Text(String),
+    /// A list.
+    List(Vec<TemplateValue>),
+    /// An object; its keys differ.
+    Map(Vec<(String, TemplateValue)>),
+}
+
+impl TemplateValue {
+    /// Bytes of its texts and keys, and one for every value.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        1 + match self {
+            Self::Null | Self::Bool(_) | Self::Number(_) => 0,
+            Self::Text(text) => text.len(),
+            Self::List(values) => values.iter().map(Self::bytes).sum(),
+            Self::Map(entries) => entries.iter().map(|(name, value)| name.len() + value.bytes()).sum(),
+        }
+    }
+
+    /// Levels of lists and objects inside each other.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        match self {
+            Self::List(values) => 1 + values.iter().map(Self::depth).max().unwrap_or(0),
+            Self::Map(entries) => 1 + entries.iter().map(|(_, value)| value.depth()).max().unwrap_or(0),
+            _ => 0,
+        }
+    }
+}
+
 /// What to continue. Exactly one form.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum PromptInput {
     /// Text; the tokenizer's special tokens are added.
     Text(String),
     /// Ids, taken as they are.
     TokenIds(Vec<u32>),
-    /// Messages, rendered with the model's chat template; no special tokens are added.
-    Chat(Vec<ChatMessage>),
+    /// Rendered with the model's chat template; no special tokens are added.
+    Chat(Chat),
 }
 
 /// Sampling as stated. Unset fields come from the model's generation config, else are neutral.

@@ -21,7 +21,9 @@ pub use batch::{
 };
 pub use client::{ClientKey, Party};
 pub use event::{FinishReason, RequestFailure, SequenceEvent, TokenLogprob, Usage};
-pub use generate::{ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput};
+pub use generate::{
+    Chat, ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput, TemplateValue,
+};
 pub use ids::{
     AdapterName, AdapterSlot, AdapterVersion, BaseDigest, BlockId, InvalidAdapterName, InvalidAdapterVersion,
     RequestId, SequenceId,

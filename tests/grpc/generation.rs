@@ -271,7 +271,10 @@ async fn tokenize_says_what_generate_sees() {
     let unknown = pb::DetokenizeRequest { token_ids: vec![u32::MAX], skip_special_tokens: true };
     assert_eq!(client.detokenize(unknown).await.unwrap_err().code(), tonic::Code::InvalidArgument);
 
-    let chat = pb::Chat { messages: vec![pb::ChatMessage { role: "user".into(), content: "hi".into() }] };
+    let chat = pb::Chat {
+        messages: vec![pb::ChatMessage { role: "user".into(), content: "hi".into() }],
+        ..Default::default()
+    };
     let input = Some(pb::tokenize_request::Input::Chat(chat.clone()));
     let rendered = client.tokenize(pb::TokenizeRequest { input }).await.unwrap().into_inner();
     assert_eq!(rendered.text, "<user>hi");

@@ -17,7 +17,7 @@ use polydelta::server::{
     Adapters, ClientIdentity, Generator, Informer, Lifecycle, ModelInfo, ServerInfo, Services, pb, serve,
 };
 use polydelta::telemetry::Metrics;
-use polydelta::text::{ChatTemplate, Tokenizer};
+use polydelta::text::{ChatTemplate, Tokenizer, TokenizerSettings};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -118,7 +118,9 @@ impl Server {
         hall: Arc<dyn AdapterHall>,
     ) -> Self {
         let Model { tokenizer, vocab_size, context, defaults: generation } = model;
-        let template = options.chat_template.map(|template| ChatTemplate::new(template, "", "").unwrap());
+        let settings = TokenizerSettings::default();
+        let template =
+            options.chat_template.map(|template| ChatTemplate::new(template, &settings, &tokenizer).unwrap());
         let gate = Arc::new(Gate::new(GateParts {
             engine: Arc::clone(&engine),
             registry: Arc::clone(&registry),

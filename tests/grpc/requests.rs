@@ -18,7 +18,7 @@ fn ids(ids: Vec<u32>) -> pb::GenerateRequest {
 fn chat(messages: &[(&str, &str)]) -> pb::GenerateRequest {
     let message = |(role, content): &(&str, &str)| pb::ChatMessage { role: (*role).into(), content: (*content).into() };
     let messages = messages.iter().map(message).collect();
-    pb::GenerateRequest { input: Some(Input::Chat(pb::Chat { messages })), ..Default::default() }
+    pb::GenerateRequest { input: Some(Input::Chat(pb::Chat { messages, ..Default::default() })), ..Default::default() }
 }
 
 fn sampling(change: impl Fn(&mut pb::SamplingParams)) -> pb::GenerateRequest {
@@ -153,12 +153,54 @@ async fn a_chat_without_a_template_cannot_be_answered() {
     let mut client = server.generation().await;
     let generate = client.generate(chat(&[("user", "hi")])).await.unwrap_err();
     let messages = vec![pb::ChatMessage { role: "user".into(), content: "hi".into() }];
-    let input = Some(pb::tokenize_request::Input::Chat(pb::Chat { messages }));
+    let input = Some(pb::tokenize_request::Input::Chat(pb::Chat { messages, ..Default::default() }));
     let tokenize = client.tokenize(pb::TokenizeRequest { input }).await.unwrap_err();
     for status in [generate, tokenize] {
         assert_eq!(refusal(&status), (Code::FailedPrecondition, "NO_CHAT_TEMPLATE".into()));
         assert!(status.get_details_precondition_failure().is_some());
     }
+}
+
+const FAULTS: &str = "{% if messages[0].content == 'fail' %}{{ messages[0].content.nothing() }}{% endif %}\
+                      {% if messages[0].content == 'endless' %}{% for i in range(100000) %}{% for j in range(100000) %}\
+                      {% endfor %}{% endfor %}{% endif %}\
+                      {% if messages[0].content == 'raise' %}{{ raise_exception('not this') }}{% endif %}\
+                      {{ messages[0].content }}{{ 'T' if enable_thinking is defined and enable_thinking }}{{ n }}";
+
+#[tokio::test]
+async fn a_template_at_fault_is_told_from_a_conversation_at_fault() {
+    let server = GoldenServer::with(Options { chat_template: Some(FAULTS), ..Options::default() }).await;
+    let mut client = server.generation().await;
+    for (content, code, reason) in [
+        ("fail", Code::FailedPrecondition, "CHAT_TEMPLATE_FAILED"),
+        ("endless", Code::FailedPrecondition, "CHAT_TEMPLATE_LIMIT"),
+        ("raise", Code::InvalidArgument, "CHAT_REFUSED"),
+    ] {
+        let status = client.generate(chat(&[("user", content)])).await.unwrap_err();
+        assert_eq!(refusal(&status), (code, reason.to_owned()));
+        assert_eq!(status.get_details_precondition_failure().is_some(), code == Code::FailedPrecondition);
+    }
+}
+
+#[tokio::test]
+async fn a_chat_brings_variables_for_its_template() {
+    use prost_types::value::Kind;
+    let server = GoldenServer::with(Options { chat_template: Some(FAULTS), ..Options::default() }).await;
+    let mut client = server.generation().await;
+    let value = |kind| prost_types::Value { kind: Some(kind) };
+    let mut tokenize = async |fields: Vec<(&str, Kind)>| {
+        let fields = fields.into_iter().map(|(name, kind)| (name.to_owned(), value(kind))).collect();
+        let messages = vec![pb::ChatMessage { role: "user".into(), content: "hi".into() }];
+        let template_kwargs = Some(prost_types::Struct { fields });
+        let chat = pb::Chat { messages, template_kwargs, ..Default::default() };
+        let input = Some(pb::tokenize_request::Input::Chat(chat));
+        client.tokenize(pb::TokenizeRequest { input }).await.map(|answer| answer.into_inner().text)
+    };
+    assert_eq!(tokenize(vec![]).await.unwrap(), "hi");
+    let given = vec![("enable_thinking", Kind::BoolValue(true)), ("n", Kind::NumberValue(3.0))];
+    assert_eq!(tokenize(given).await.unwrap(), "hiT3");
+    let refused = tokenize(vec![("messages", Kind::NullValue(0))]).await.unwrap_err();
+    assert_eq!((refused.code(), field(&refused).as_str()), (Code::InvalidArgument, "chat.template_kwargs.messages"));
 }
 
 #[tokio::test]

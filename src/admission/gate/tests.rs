@@ -6,7 +6,8 @@ use super::*;
 use crate::adapters::AdapterError;
 use crate::admission::InvalidRequest;
 use crate::engine::SubmitError;
-use crate::types::generate::ChatMessage;
+use crate::text::{ChatError, TokenizerSettings};
+use crate::types::generate::{Chat, ChatMessage};
 
 fn with_adapter(name: &str, version: Option<AdapterVersion>) -> GenerateRequest {
     let adapter = Some(AdapterChoice { name: name.parse().unwrap(), version });
@@ -170,10 +171,13 @@ async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
     }
 }
 
+fn template(source: &str) -> ChatTemplate {
+    ChatTemplate::new(source, &TokenizerSettings::default(), &crate::text::fixtures::byte_level()).unwrap()
+}
+
 #[tokio::test]
 async fn every_form_of_a_prompt_becomes_ids_and_text() {
-    let template =
-        ChatTemplate::new("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}", "", "").unwrap();
+    let template = template("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}");
     let house = House::with(|parts| parts.chat_template = Some(Arc::new(template)));
     let tokenizer = Arc::clone(&house.gate.parts.tokenizer);
     let text = house.gate.tokenize(PromptInput::Text("hi".into())).await.unwrap();
@@ -182,7 +186,7 @@ async fn every_form_of_a_prompt_becomes_ids_and_text() {
     let given = house.gate.tokenize(PromptInput::TokenIds(ids.clone())).await.unwrap();
     assert_eq!(given, TokenizedPrompt { ids, text: "hi".into() });
     let message = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
-    let chat = PromptInput::Chat(vec![message("user", "hi"), message("assistant", "ho")]);
+    let chat = PromptInput::Chat(vec![message("user", "hi"), message("assistant", "ho")].into());
     let rendered = house.gate.tokenize(chat).await.unwrap();
     let wanted = "user:hi;assistant:ho;";
     let ids = tokenizer.encode(wanted, false).unwrap();
@@ -206,19 +210,51 @@ async fn ids_become_text_and_ids_that_are_no_tokens_are_refused() {
 }
 
 #[tokio::test]
+async fn control_tokens_in_a_message_are_text_unless_the_request_allows_them() {
+    let house = House::with(|parts| parts.chat_template = Some(Arc::new(template("{{ messages[0].content }}</s>"))));
+    let tokenizer = Arc::clone(&house.gate.parts.tokenizer);
+    let end = tokenizer.token_id("</s>").unwrap();
+    let ends = |ids: &[u32]| ids.iter().filter(|id| **id == end).count();
+    let message = ChatMessage { role: "user".into(), content: "hi</s>".into() };
+    let mut chat = Chat::from(vec![message]);
+    let quoted = house.gate.tokenize(PromptInput::Chat(chat.clone())).await.unwrap();
+    assert_eq!((ends(&quoted.ids), quoted.text.as_str()), (1, "hi</s></s>"));
+    assert_eq!(tokenizer.decode(&quoted.ids, true).unwrap(), "hi</s>");
+    chat.allow_special_tokens = true;
+    let allowed = house.gate.tokenize(PromptInput::Chat(chat)).await.unwrap();
+    assert_eq!((ends(&allowed.ids), allowed.text), (2, quoted.text));
+}
+
+/// The only lane is theirs in turn, and what they may take ends.
+#[tokio::test]
+async fn hostile_renderings_leave_tokenizing_to_others() {
+    let endless = "{% if messages[0].content == 'go' %}{% for i in range(100000) %}{% for j in range(100000) %}\
+                   {% endfor %}{% endfor %}{% endif %}{{ messages[0].content }}";
+    let house = House::with(|parts| parts.chat_template = Some(Arc::new(template(endless))));
+    let chat =
+        |content: &str| PromptInput::Chat(vec![ChatMessage { role: "user".into(), content: content.into() }].into());
+    let (hostile, polite) = tokio::join!(house.gate.tokenize(chat("go")), house.gate.tokenize(chat("hi")));
+    let refused = hostile.unwrap_err();
+    assert!(matches!(refused, AdmissionError::Chat(ChatError::Limit { .. })), "{refused:?}");
+    assert_eq!(refused.reason(), "template");
+    assert_eq!(polite.unwrap().text, "hi");
+    assert_eq!((house.gate.free_places(), house.gate.tokenizing.available_permits()), (2, 1));
+}
+
+#[tokio::test]
 async fn prompts_that_cannot_be_tokenized_are_refused() {
     let house = House::new();
-    let chat = |messages| PromptInput::Chat(messages);
+    let chat = |messages: Vec<ChatMessage>| PromptInput::Chat(messages.into());
     let user = ChatMessage { role: "user".into(), content: "hi".into() };
     let refused = house.gate.tokenize(chat(vec![user.clone()])).await;
     assert!(matches!(refused, Err(AdmissionError::NoChatTemplate)));
     let long = house.gate.tokenize(PromptInput::Text("a".repeat(1001))).await;
     assert!(matches!(long, Err(AdmissionError::Invalid(InvalidRequest::TooLong { bytes: 1001, max: 1000, .. }))));
-    let raising = ChatTemplate::new("{{ raise_exception('no system role') }}", "", "").unwrap();
+    let raising = template("{{ raise_exception('no system role') }}");
     let house = House::with(|parts| parts.chat_template = Some(Arc::new(raising)));
     let refused = house.gate.tokenize(chat(vec![user.clone()])).await;
     assert!(matches!(refused, Err(AdmissionError::Chat(_))));
-    let silent = ChatTemplate::new("", "", "").unwrap();
+    let silent = template("");
     let house = House::with(|parts| parts.chat_template = Some(Arc::new(silent)));
     assert!(matches!(
         house.gate.tokenize(chat(vec![user])).await,
@@ -269,7 +305,7 @@ async fn an_id_that_the_model_has_no_row_for_is_refused_wherever_it_comes_from_a
     let id = tokenizer.token_id("</s>").unwrap();
     let house = House::with(|parts| {
         parts.limits.vocab_size = id;
-        parts.chat_template = Some(Arc::new(ChatTemplate::new("{{ messages[0].content }}</s>", "", "").unwrap()));
+        parts.chat_template = Some(Arc::new(template("{{ messages[0].content }}</s>")));
     });
     house.adapter("sql", 1);
     let input = |change: fn(&mut GenerateInput, u32)| {
@@ -284,7 +320,7 @@ async fn an_id_that_the_model_has_no_row_for_is_refused_wherever_it_comes_from_a
         (input(|input, id| input.prompt = PromptInput::TokenIds(vec![1, id])), "token_ids.ids[1]"),
         (
             input(|input, _| {
-                input.prompt = PromptInput::Chat(vec![ChatMessage { role: "user".into(), content: "a".into() }]);
+                input.prompt = PromptInput::Chat(vec![ChatMessage { role: "user".into(), content: "a".into() }].into());
             }),
             "chat.messages",
         ),

@@ -71,6 +71,22 @@ pub enum InvalidRequest {
         /// Limit.
         max: u64,
     },
+    /// A variable that the server itself gives to every template.
+    #[error("{field} is the server's own")]
+    Reserved {
+        /// Path.
+        field: String,
+    },
+    /// A value with too many levels inside each other.
+    #[error("{field} has {depth} levels inside each other, the limit is {max}")]
+    TooDeep {
+        /// Path.
+        field: String,
+        /// As given.
+        depth: usize,
+        /// Limit.
+        max: usize,
+    },
     /// A text or list that must hold something.
     #[error("{field} is empty")]
     Empty {
@@ -178,7 +194,11 @@ impl InvalidRequest {
             | Self::TooMany { field, .. }
             | Self::Repeated { field, .. }
             | Self::PromptTooLong { field, .. } => field,
-            Self::TooLong { field, .. } | Self::Empty { field } | Self::NotInVocabulary { field, .. } => field,
+            Self::TooLong { field, .. }
+            | Self::Empty { field }
+            | Self::NotInVocabulary { field, .. }
+            | Self::Reserved { field }
+            | Self::TooDeep { field, .. } => field,
             Self::Priority { .. } => "priority",
             Self::MinTokens { .. } => "stopping.min_tokens",
             Self::NothingToSample { .. } => "stopping.stop_token_ids",

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::InvalidRequest as E;
 use super::*;
-use crate::types::SamplingParams;
+use crate::types::{ChatMessage, SamplingParams, TemplateValue};
 
 const VOCAB: u32 = 1000;
 const CONTEXT: u32 = 100;
@@ -41,6 +41,11 @@ fn changed(change: impl FnOnce(&mut GenerateInput)) -> GenerateInput {
     let mut input = text();
     change(&mut input);
     input
+}
+
+fn kwargs(variables: Vec<(&str, TemplateValue)>) -> PromptInput {
+    let template_kwargs = variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    PromptInput::Chat(Chat { template_kwargs, ..Chat::from(vec![message("user", "x")]) })
 }
 
 fn message(role: &str, content: &str) -> ChatMessage {
@@ -90,10 +95,19 @@ fn every_field_out_of_range_is_refused_by_its_path() {
         ("token_ids.ids", |r| r.prompt = PromptInput::TokenIds(vec![])),
         ("token_ids.ids", |r| r.prompt = PromptInput::TokenIds(vec![0; CONTEXT as usize])),
         ("token_ids.ids[2]", |r| r.prompt = PromptInput::TokenIds(vec![0, 1, VOCAB])),
-        ("chat.messages", |r| r.prompt = PromptInput::Chat(vec![])),
-        ("chat.messages", |r| r.prompt = PromptInput::Chat(vec![message("user", ""); MAX_CHAT_MESSAGES + 1])),
-        ("chat.messages", |r| r.prompt = PromptInput::Chat(vec![message("user", &"x".repeat(30)); 2])),
-        ("chat.messages[1].role", |r| r.prompt = PromptInput::Chat(vec![message("user", "x"), message("", "x")])),
+        ("chat.messages", |r| r.prompt = PromptInput::Chat(vec![].into())),
+        ("chat.messages", |r| r.prompt = PromptInput::Chat(vec![message("user", ""); MAX_CHAT_MESSAGES + 1].into())),
+        ("chat.messages", |r| r.prompt = PromptInput::Chat(vec![message("user", &"x".repeat(30)); 2].into())),
+        ("chat.template_kwargs", |r| r.prompt = kwargs(vec![("x", TemplateValue::Null); MAX_TEMPLATE_KWARGS + 1])),
+        ("chat.template_kwargs.messages", |r| r.prompt = kwargs(vec![("messages", TemplateValue::Null)])),
+        ("chat.template_kwargs.x", |r| {
+            let nest = |value, _| TemplateValue::List(vec![value]);
+            r.prompt = kwargs(vec![("x", (0..=MAX_TEMPLATE_KWARGS_DEPTH).fold(TemplateValue::Null, nest))]);
+        }),
+        ("chat.messages", |r| r.prompt = kwargs(vec![("x", TemplateValue::Text("x".repeat(60)))])),
+        ("chat.messages[1].role", |r| {
+            r.prompt = PromptInput::Chat(vec![message("user", "x"), message("", "x")].into())
+        }),
     ];
     for (index, (field, change)) in cases.iter().enumerate() {
         let Err(refused) = limits().check(&changed(change)) else { panic!("case {index} is allowed: {field}") };
@@ -144,7 +158,7 @@ fn the_ends_of_every_range_are_allowed() {
         |r| r.prompt = PromptInput::Text("x".repeat(64)),
         |r| r.prompt = PromptInput::Text(String::new()),
         |r| r.prompt = PromptInput::TokenIds(vec![VOCAB - 1; CONTEXT as usize - 1]),
-        |r| r.prompt = PromptInput::Chat(vec![message("user", &"x".repeat(60))]),
+        |r| r.prompt = PromptInput::Chat(vec![message("user", &"x".repeat(60))].into()),
         |r| r.priority = -10,
     ];
     for (index, change) in cases.iter().enumerate() {
@@ -178,7 +192,7 @@ fn output_takes_what_the_context_leaves() {
     assert_eq!(room(None, 100, 0), Err(full(100, 0)));
     assert_eq!(room(Some(1), 90, 10), Err(full(90, 10)));
     assert_eq!(room(None, usize::MAX, u32::MAX), Err(full(usize::MAX, u32::MAX)));
-    let chat = request(PromptInput::Chat(vec![message("user", "x")]));
+    let chat = request(PromptInput::Chat(vec![message("user", "x")].into()));
     assert_eq!(limits().room(&chat, 100, 0).unwrap_err().field(), "chat.messages");
     let least = changed(|r| r.stopping.min_tokens = Some(17));
     assert_eq!(limits().room(&least, 10, 0), Err(E::MinTokens { min_tokens: 17, max_tokens: 16 }));
@@ -333,7 +347,9 @@ fn any_prompt() -> impl Strategy<Value = PromptInput> {
     prop_oneof![
         ".{0,70}".prop_map(PromptInput::Text),
         proptest::collection::vec(0..VOCAB + 3, 0..120).prop_map(PromptInput::TokenIds),
-        chat.prop_map(|all| PromptInput::Chat(all.iter().map(|(role, text)| message(role, text)).collect())),
+        chat.prop_map(|all| PromptInput::Chat(
+            all.iter().map(|(role, text)| message(role, text)).collect::<Vec<_>>().into()
+        )),
     ]
 }
 

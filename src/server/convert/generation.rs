@@ -6,7 +6,9 @@ use crate::admission::{
     AdapterChoice, ChoiceDelta, GenerateRequest, GenerationInfo, OutputLogprob, OutputToken, StopMatch, Timings,
     TopToken,
 };
-use crate::types::generate::{ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput};
+use crate::types::generate::{
+    Chat, ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput, TemplateValue,
+};
 use crate::types::{FinishReason, Usage};
 
 /// Without the transport's part: id, arrival and deadline are the handler's to add.
@@ -57,8 +59,30 @@ fn adapter_choice(name: &str, version: &str) -> Result<Option<AdapterChoice>, Ba
     }
 }
 
-fn chat(chat: pb::Chat) -> Vec<ChatMessage> {
-    chat.messages.into_iter().map(|pb::ChatMessage { role, content }| ChatMessage { role, content }).collect()
+fn chat(chat: pb::Chat) -> Chat {
+    let pb::Chat { messages, template_kwargs, allow_special_tokens } = chat;
+    Chat {
+        messages: messages.into_iter().map(|pb::ChatMessage { role, content }| ChatMessage { role, content }).collect(),
+        template_kwargs: template_kwargs.map(template_entries).unwrap_or_default(),
+        allow_special_tokens,
+    }
+}
+
+fn template_entries(fields: prost_types::Struct) -> Vec<(String, TemplateValue)> {
+    fields.fields.into_iter().map(|(name, value)| (name, template_value(value))).collect()
+}
+
+/// As deep as the message's decoder lets it be.
+fn template_value(value: prost_types::Value) -> TemplateValue {
+    use prost_types::value::Kind;
+    match value.kind {
+        None | Some(Kind::NullValue(_)) => TemplateValue::Null,
+        Some(Kind::BoolValue(value)) => TemplateValue::Bool(value),
+        Some(Kind::NumberValue(value)) => TemplateValue::Number(value),
+        Some(Kind::StringValue(value)) => TemplateValue::Text(value),
+        Some(Kind::ListValue(list)) => TemplateValue::List(list.values.into_iter().map(template_value).collect()),
+        Some(Kind::StructValue(fields)) => TemplateValue::Map(template_entries(fields)),
+    }
 }
 
 fn sampling_input(sampling: pb::SamplingParams) -> SamplingInput {

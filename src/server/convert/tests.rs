@@ -10,7 +10,7 @@ use crate::admission::{
     Timings, TopToken,
 };
 use crate::engine::EngineStats;
-use crate::types::generate::{ChatMessage, OutputOptions, PromptInput, SamplingInput, StoppingInput};
+use crate::types::generate::{ChatMessage, OutputOptions, PromptInput, SamplingInput, StoppingInput, TemplateValue};
 use crate::types::{AdapterFacts, FinishReason, OpClass, Usage, VirtualTokens};
 use pb::generate_request::Input;
 use pb::generate_stream_response::Event;
@@ -104,9 +104,9 @@ fn what_is_unset_stays_unset() {
 #[test]
 fn the_forms_of_an_input_are_kept_apart() {
     let message = |role: &str| pb::ChatMessage { role: role.into(), content: "hi".into() };
-    let chat = pb::Chat { messages: vec![message("system"), message("user")] };
+    let chat = pb::Chat { messages: vec![message("system"), message("user")], ..Default::default() };
     let expected = |role: &str| ChatMessage { role: role.into(), content: "hi".into() };
-    let expected = PromptInput::Chat(vec![expected("system"), expected("user")]);
+    let expected = PromptInput::Chat(vec![expected("system"), expected("user")].into());
     let request = pb::GenerateRequest { input: Some(Input::Chat(chat.clone())), ..Default::default() };
     assert_eq!(generate_request(request).unwrap().input.prompt, expected);
     let tokenize = |input| tokenize_input(pb::TokenizeRequest { input });
@@ -114,6 +114,34 @@ fn the_forms_of_an_input_are_kept_apart() {
     let text = tokenize(Some(pb::tokenize_request::Input::Prompt("hi".into())));
     assert_eq!(text, Ok(PromptInput::Text("hi".into())));
     assert_eq!(tokenize(None), Err(BadMessage::Missing { field: "input" }));
+}
+
+#[test]
+fn the_variables_of_a_template_are_kept_with_their_kinds() {
+    use prost_types::value::Kind;
+    let value = |kind| prost_types::Value { kind: Some(kind) };
+    let entries = |fields: Vec<(&str, Kind)>| prost_types::Struct {
+        fields: fields.into_iter().map(|(name, kind)| (name.to_owned(), value(kind))).collect(),
+    };
+    let inner = entries(vec![("k", Kind::NumberValue(2.0))]);
+    let list = prost_types::ListValue { values: vec![value(Kind::BoolValue(true)), prost_types::Value { kind: None }] };
+    let template_kwargs = entries(vec![
+        ("b", Kind::StringValue("x".into())),
+        ("a", Kind::NullValue(0)),
+        ("c", Kind::ListValue(list)),
+        ("d", Kind::StructValue(inner)),
+    ]);
+    let chat = pb::Chat { template_kwargs: Some(template_kwargs), allow_special_tokens: true, ..Default::default() };
+    let input = Some(pb::tokenize_request::Input::Chat(chat));
+    let Ok(PromptInput::Chat(chat)) = tokenize_input(pb::TokenizeRequest { input }) else { panic!("a chat") };
+    assert!(chat.allow_special_tokens);
+    let expected = [
+        ("a", TemplateValue::Null),
+        ("b", TemplateValue::Text("x".into())),
+        ("c", TemplateValue::List(vec![TemplateValue::Bool(true), TemplateValue::Null])),
+        ("d", TemplateValue::Map(vec![("k".into(), TemplateValue::Number(2.0))])),
+    ];
+    assert_eq!(chat.template_kwargs, expected.map(|(name, value)| (name.to_owned(), value)));
 }
 
 #[test]

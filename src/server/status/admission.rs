@@ -63,14 +63,24 @@ pub(in crate::server) fn from_admission(error: &AdmissionError) -> Status {
             error,
         ),
         E::Chat(ChatError::Refused { .. }) => bad("CHAT_REFUSED", "chat.messages"),
-        E::Chat(ChatError::Render { .. }) => bad("CHAT_FAILED", "chat.messages"),
+        // The model's template is at fault, not the client, and not for this server to mend.
+        E::Chat(ChatError::Render { .. }) => Refusal::new(Code::FailedPrecondition, "CHAT_TEMPLATE_FAILED", error)
+            .precondition("CHAT_TEMPLATE", "model", error),
+        E::Chat(ChatError::Limit { .. }) => Refusal::new(Code::FailedPrecondition, "CHAT_TEMPLATE_LIMIT", error)
+            .precondition("CHAT_TEMPLATE", "model", error),
+        E::Tokenizer(TokenizerError::Control { .. }) => bad("CONTROL_TOKEN", "chat.messages"),
         E::Tokenizer(TokenizerError::Encode { .. }) => bad("TOKENIZER_FAILED", "prompt"),
         E::Tokenizer(TokenizerError::Decode { .. }) => bad("TOKENIZER_FAILED", "token_ids"),
         E::Adapter(error) => return from_adapter(error),
         E::Submit(error) => return from_submit(error),
         E::DeadlineExceeded => return deadline_exceeded(),
-        E::Chat(ChatError::Read { .. } | ChatError::Config { .. } | ChatError::Template { .. })
-        | E::Tokenizer(TokenizerError::Read { .. } | TokenizerError::Format { .. })
+        E::Chat(ChatError::Read { .. } | ChatError::Tokens(_) | ChatError::Template(_))
+        | E::Tokenizer(
+            TokenizerError::Read { .. }
+            | TokenizerError::Missing { .. }
+            | TokenizerError::Settings { .. }
+            | TokenizerError::Format { .. },
+        )
         | E::TokenizerPanicked => return internal_error("admission", error),
     };
     refusal.into_status()
@@ -81,7 +91,8 @@ fn from_invalid(invalid: &InvalidRequest) -> Status {
     use InvalidRequest as E;
     let bad = |reason| Refusal::new(Code::InvalidArgument, reason, invalid).field(invalid.field(), invalid);
     let refusal = match invalid {
-        E::NotFinite { .. } | E::Zero { .. } | E::Empty { .. } => bad("INVALID_FIELD"),
+        E::NotFinite { .. } | E::Zero { .. } | E::Empty { .. } | E::Reserved { .. } => bad("INVALID_FIELD"),
+        E::TooDeep { depth, max, .. } => bad("INVALID_FIELD").with("depth", depth).with("max", max),
         E::OutOfRange { value, interval, .. } => bad("INVALID_FIELD").with("value", value).with("expected", interval),
         E::Priority { priority, max } => bad("INVALID_FIELD").with("value", priority).with("max", max),
         E::TooLarge { value, max, .. } => bad("INVALID_FIELD").with("value", value).with("max", max),

@@ -208,8 +208,10 @@ fn a_broken_machine_tells_the_client_nothing() {
     let mut statuses: Vec<Status> = defects.iter().map(from_adapter).collect();
     statuses.extend([
         chat(ChatError::Read { path: path(), source: io_error() }),
-        chat(ChatError::Config { path: path(), reason: "/secret/path".into() }),
-        chat(ChatError::Template { reason: "/secret/path".into() }),
+        chat(ChatError::Template(crate::text::jinja::SyntaxError { line: 1, message: "/secret/path".into() })),
+        chat(ChatError::Tokens(TokenizerError::Format { reason: "/secret/path".into() })),
+        tokenizer(TokenizerError::Missing { path: path(), legacy: None }),
+        tokenizer(TokenizerError::Settings { path: path(), reason: "/secret/path".into() }),
         tokenizer(TokenizerError::Read { path: path(), source: io_error() }),
         tokenizer(TokenizerError::Format { reason: "/secret/path".into() }),
         from_admission(&AdmissionError::TokenizerPanicked),
@@ -296,7 +298,9 @@ fn requests_that_are_not_admitted() {
         (E::EmptyPrompt { field: "chat.messages" }, Code::InvalidArgument, "EMPTY_PROMPT"),
         (E::NoChatTemplate, Code::FailedPrecondition, "NO_CHAT_TEMPLATE"),
         (E::Chat(ChatError::Refused { message: "no system role".into() }), Code::InvalidArgument, "CHAT_REFUSED"),
-        (E::Chat(ChatError::Render { reason: "x".into() }), Code::InvalidArgument, "CHAT_FAILED"),
+        (E::Chat(ChatError::Render { reason: "x".into() }), Code::FailedPrecondition, "CHAT_TEMPLATE_FAILED"),
+        (E::Chat(ChatError::Limit { limit: "x" }), Code::FailedPrecondition, "CHAT_TEMPLATE_LIMIT"),
+        (E::Tokenizer(TokenizerError::Control { token: "<s>".into() }), Code::InvalidArgument, "CONTROL_TOKEN"),
         (
             E::Tokenizer(TokenizerError::Encode { bytes: 1, reason: "x".into() }),
             Code::InvalidArgument,
@@ -330,6 +334,12 @@ fn requests_with_a_field_out_of_range_name_it_and_the_numbers() {
         (E::TooMany { field: "stopping.stop", count: 9, max: 8 }, "INVALID_FIELD", "stopping.stop"),
         (E::TooLong { field: "stopping.stop[3]".into(), bytes: 9, max: 8 }, "INVALID_FIELD", "stopping.stop[3]"),
         (E::Empty { field: "chat.messages".into() }, "INVALID_FIELD", "chat.messages"),
+        (E::Reserved { field: "chat.template_kwargs.x".into() }, "INVALID_FIELD", "chat.template_kwargs.x"),
+        (
+            E::TooDeep { field: "chat.template_kwargs.x".into(), depth: 9, max: 8 },
+            "INVALID_FIELD",
+            "chat.template_kwargs.x",
+        ),
         (
             E::NotInVocabulary {
                 field: "token_ids.ids[1]".into(),

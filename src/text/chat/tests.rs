@@ -1,15 +1,24 @@
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::super::fixtures::byte_level;
 use super::*;
 
 const NOW: SystemTime = UNIX_EPOCH;
 
-fn messages(pairs: &[(&str, &str)]) -> Vec<ChatMessage> {
-    pairs.iter().map(|(role, content)| ChatMessage { role: (*role).into(), content: (*content).into() }).collect()
+fn chat(pairs: &[(&str, &str)]) -> Chat {
+    let message = |(role, content): &(&str, &str)| ChatMessage { role: (*role).into(), content: (*content).into() };
+    pairs.iter().map(message).collect::<Vec<_>>().into()
+}
+
+fn compile(source: &str, tokens: &str) -> Result<ChatTemplate, ChatError> {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer_config.json"), tokens).unwrap();
+    ChatTemplate::new(source, &TokenizerSettings::from_dir(dir.path()).unwrap(), &byte_level())
 }
 
 fn render(source: &str, pairs: &[(&str, &str)]) -> Result<String, ChatError> {
-    ChatTemplate::new(source, "<s>", "</s>")?.render(&messages(pairs), NOW)
+    let template = compile(source, r#"{"bos_token": "<s>", "eos_token": "</s>"}"#)?;
+    Ok(template.render(&chat(pairs), NOW)?.text())
 }
 
 /// In the style of Llama 3: header tokens, `| trim`, a date.
@@ -92,11 +101,11 @@ const BRACKETS: &str = "{{ bos_token }}
 
 #[test]
 fn header_templates_trim_and_print_the_date() {
-    let template = ChatTemplate::new(HEADERS, "<|begin_of_text|>", "<|eot_id|>").unwrap();
+    let template = compile(HEADERS, r#"{"bos_token": "<|begin_of_text|>"}"#).unwrap();
     let now = UNIX_EPOCH + Duration::from_secs(1_735_603_199);
-    let prompt = template.render(&messages(&[("system", " Be kind. "), ("user", "Hi\n")]), now).unwrap();
+    let prompt = template.render(&chat(&[("system", " Be kind. "), ("user", "Hi\n")]), now).unwrap();
     assert_eq!(
-        prompt,
+        prompt.text(),
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 30 Dec 2024\n\nBe kind.<|eot_id|>\
          <|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     );
@@ -162,28 +171,70 @@ fn generation_blocks_print_their_content() {
 
 #[test]
 fn a_template_that_does_not_compile_or_run_says_so() {
-    assert!(matches!(ChatTemplate::new("{% if %}", "", ""), Err(ChatError::Template { .. })));
-    assert!(matches!(render("{{ messages[0].content.nonsense() }}", &[("user", "x")]), Err(ChatError::Render { .. })));
-    assert!(matches!(render("{{ strftime_now('%Q') }}", &[]), Err(ChatError::Render { .. })));
+    assert!(matches!(render("{% if %}", &[]), Err(ChatError::Template(_))));
+    let said = render("\n{{ x | nonsense }}", &[]).unwrap_err().to_string();
+    assert_eq!(said, "the chat template does not compile: line 2: no filter named 'nonsense'");
+    let failed = |source: &str| match render(source, &[("user", "x")]) {
+        Err(ChatError::Render { reason }) => reason,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(failed("{{ 1 }}\n{{ messages[0].content.nonsense() }}"), "line 2: 'nonsense' is undefined");
+    assert!(failed("{{ strftime_now('%Q') }}").contains("unknown format"));
+    assert!(failed("{{ nothing['a' * 100000].x.y }}").len() < 600, "what a template says is shortened");
 }
 
 #[test]
-fn the_template_is_found_in_every_place_transformers_puts_it() {
+fn what_a_template_may_take_ends_and_grows_with_the_conversation() {
+    let endless = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}";
+    let doubling =
+        "{% set n = namespace(x=messages[0].content) %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}";
+    let deep = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}";
+    let long = "{% for i in range(100000) %}{{ messages[0].content * 100 }}{% endfor %}";
+    for source in [endless, doubling, deep, long, "{{ 'a' * 10**9 }}"] {
+        assert!(matches!(render(source, &[("user", "x")]), Err(ChatError::Limit { .. })), "{source}");
+    }
+    let copies =
+        "{% set ns = namespace(t='') %}{% for m in messages %}{% set ns.t = ns.t ~ m.content %}{% endfor %}{{ ns.t }}";
+    let content = "x".repeat(20_000);
+    let pairs = vec![("user", content.as_str()); 60];
+    assert_eq!(render(copies, &pairs).unwrap().len(), 60 * 20_000, "a template may put its messages together");
+}
+
+#[test]
+fn variables_of_a_request_reach_the_template_and_whole_numbers_are_whole() {
+    let template = compile(
+        "{{ n }} {{ x }} {{ thinking }} {{ none_ }} {{ list }} {{ map }} {{ bos_token }}{{ 'G' if add_generation_prompt }}",
+        r#"{"bos_token": "<s>"}"#,
+    )
+    .unwrap();
+    let text = |text: &str| TemplateValue::Text(text.to_owned());
+    let kwargs = [
+        ("n", TemplateValue::Number(3.0)),
+        ("x", TemplateValue::Number(0.5)),
+        ("thinking", TemplateValue::Bool(false)),
+        ("none_", TemplateValue::Null),
+        ("list", TemplateValue::List(vec![TemplateValue::Number(-1.0), text("a")])),
+        ("map", TemplateValue::Map(vec![("k".into(), TemplateValue::Number(1e300))])),
+        ("bos_token", text("B")),
+        ("add_generation_prompt", TemplateValue::Bool(false)),
+    ];
+    let template_kwargs = kwargs.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    let chat = Chat { template_kwargs, ..chat(&[("user", "x")]) };
+    let prompt = template.render(&chat, NOW).unwrap().text();
+    assert_eq!(prompt, "3 0.5 False None [-1, 'a'] {'k': 1e+300} B");
+}
+
+#[test]
+fn a_file_that_was_named_replaces_the_models_template() {
     let dir = tempfile::tempdir().unwrap();
-    let prompt = |dir: &Path| ChatTemplate::from_dir(dir).unwrap().map(|template| template.render(&[], NOW).unwrap());
-    let config = |text: &str| std::fs::write(dir.path().join("tokenizer_config.json"), text).unwrap();
-    assert_eq!(prompt(dir.path()), None);
-    config(r#"{"bos_token": {"content": "<b>"}, "eos_token": null}"#);
-    assert_eq!(prompt(dir.path()), None);
-    config(r#"{"bos_token": {"content": "<b>"}, "chat_template": "{{ bos_token }}1"}"#);
-    assert_eq!(prompt(dir.path()).as_deref(), Some("<b>1"));
-    config(r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "2"}]}"#);
-    assert_eq!(prompt(dir.path()).as_deref(), Some("2"));
-    config(r#"{"chat_template": [{"name": "a", "template": "t"}, {"name": "b", "template": "2"}]}"#);
-    assert!(matches!(ChatTemplate::from_dir(dir.path()), Err(ChatError::Config { .. })));
-    config("[");
-    assert!(matches!(ChatTemplate::from_dir(dir.path()), Err(ChatError::Config { .. })));
-    config(r#"{"bos_token": "<b>", "chat_template": "{{ bos_token }}1"}"#);
-    std::fs::write(dir.path().join("chat_template.jinja"), "{{ bos_token }}3\n").unwrap();
-    assert_eq!(prompt(dir.path()).as_deref(), Some("<b>3"));
+    let file = dir.path().join("other.jinja");
+    std::fs::write(&file, "file").unwrap();
+    std::fs::write(dir.path().join("chat_template.jinja"), "own").unwrap();
+    let settings = TokenizerSettings::from_dir(dir.path()).unwrap();
+    let said = |file: Option<&Path>| {
+        let template = ChatTemplate::load(file, &settings, &byte_level())?.unwrap();
+        Ok::<_, ChatError>(template.render(&chat(&[("user", "x")]), NOW)?.text())
+    };
+    assert_eq!((said(None).unwrap().as_str(), said(Some(&file)).unwrap().as_str()), ("own", "file"));
+    assert!(matches!(said(Some(&dir.path().join("none"))), Err(ChatError::Read { .. })));
 }

@@ -1,0 +1,394 @@
+//! Expressions, loosest binding first.
+
+use std::sync::Arc;
+
+use super::super::ast::{Arguments, Arithmetic, Comparison, Expr, Literal, Name};
+use super::super::lexer::Token;
+use super::super::{SyntaxError, checks, filters, methods};
+use super::Parser;
+
+impl Parser {
+    /// One or several expressions with commas; several are a tuple.
+    pub(super) fn tuple(&mut self, conditionals: bool, parenthesized: bool) -> Result<Expr, SyntaxError> {
+        let mut elements = Vec::new();
+        let mut several = false;
+        loop {
+            let ended = matches!(self.current(), Token::PrintEnd | Token::BlockEnd) || self.is_operator(")");
+            if ended || self.is_word("recursive") {
+                break;
+            }
+            elements.push(if conditionals { self.expression()? } else { self.without_conditional()? });
+            if !self.skip_operator(",") {
+                break;
+            }
+            several = true;
+        }
+        match elements.pop() {
+            Some(only) if !several => Ok(only),
+            Some(last) => {
+                elements.push(last);
+                Ok(Expr::Tuple(elements))
+            }
+            None if parenthesized => Ok(Expr::Tuple(elements)),
+            None => self.unexpected("an expression"),
+        }
+    }
+
+    pub(super) fn expression(&mut self) -> Result<Expr, SyntaxError> {
+        self.enter()?;
+        let mut value = self.or()?;
+        while self.skip_word("if") {
+            self.operator()?;
+            let condition = self.or()?;
+            self.conditional += 1;
+            let otherwise = if self.skip_word("else") { Some(Box::new(self.expression()?)) } else { None };
+            self.conditional -= 1;
+            value = Expr::Conditional(Box::new(condition), Box::new(value), otherwise);
+        }
+        self.depth -= 1;
+        Ok(value)
+    }
+
+    fn without_conditional(&mut self) -> Result<Expr, SyntaxError> {
+        self.enter()?;
+        let value = self.or()?;
+        self.depth -= 1;
+        Ok(value)
+    }
+
+    fn or(&mut self) -> Result<Expr, SyntaxError> {
+        let mut left = self.and()?;
+        while self.skip_word("or") {
+            self.operator()?;
+            left = Expr::Or(Box::new(left), Box::new(self.and()?));
+        }
+        Ok(left)
+    }
+
+    fn and(&mut self) -> Result<Expr, SyntaxError> {
+        let mut left = self.not()?;
+        while self.skip_word("and") {
+            self.operator()?;
+            left = Expr::And(Box::new(left), Box::new(self.not()?));
+        }
+        Ok(left)
+    }
+
+    fn not(&mut self) -> Result<Expr, SyntaxError> {
+        if !self.skip_word("not") {
+            return self.comparison();
+        }
+        self.enter()?;
+        let operand = self.not()?;
+        self.depth -= 1;
+        Ok(Expr::Not(Box::new(operand)))
+    }
+
+    fn comparison(&mut self) -> Result<Expr, SyntaxError> {
+        let left = self.sum()?;
+        let mut operands = Vec::new();
+        loop {
+            let comparison = match self.current() {
+                Token::Operator("==") => Comparison::Eq,
+                Token::Operator("!=") => Comparison::Ne,
+                Token::Operator("<") => Comparison::Lt,
+                Token::Operator("<=") => Comparison::Le,
+                Token::Operator(">") => Comparison::Gt,
+                Token::Operator(">=") => Comparison::Ge,
+                Token::Name(name) if name == "in" => Comparison::In,
+                Token::Name(name) if name == "not" && matches!(self.ahead(), Token::Name(next) if next == "in") => {
+                    self.at += 1;
+                    Comparison::NotIn
+                }
+                _ if operands.is_empty() => return Ok(left),
+                _ => return Ok(Expr::Compare(Box::new(left), operands)),
+            };
+            self.at += 1;
+            operands.push((comparison, self.sum()?));
+        }
+    }
+
+    fn sum(&mut self) -> Result<Expr, SyntaxError> {
+        let mut left = self.concatenation()?;
+        loop {
+            let operator = match self.current() {
+                Token::Operator("+") => Arithmetic::Add,
+                Token::Operator("-") => Arithmetic::Sub,
+                _ => return Ok(left),
+            };
+            self.operator()?;
+            self.at += 1;
+            left = Expr::Arithmetic(operator, Box::new(left), Box::new(self.concatenation()?));
+        }
+    }
+
+    fn concatenation(&mut self) -> Result<Expr, SyntaxError> {
+        let first = self.product()?;
+        if !self.is_operator("~") {
+            return Ok(first);
+        }
+        let mut parts = vec![first];
+        while self.skip_operator("~") {
+            parts.push(self.product()?);
+        }
+        Ok(Expr::Concat(parts))
+    }
+
+    fn product(&mut self) -> Result<Expr, SyntaxError> {
+        let mut left = self.power()?;
+        loop {
+            let operator = match self.current() {
+                Token::Operator("*") => Arithmetic::Mul,
+                Token::Operator("/") => Arithmetic::Div,
+                Token::Operator("//") => Arithmetic::FloorDiv,
+                Token::Operator("%") => Arithmetic::Mod,
+                _ => return Ok(left),
+            };
+            self.operator()?;
+            self.at += 1;
+            left = Expr::Arithmetic(operator, Box::new(left), Box::new(self.power()?));
+        }
+    }
+
+    fn power(&mut self) -> Result<Expr, SyntaxError> {
+        let mut left = self.unary(true)?;
+        while self.skip_operator("**") {
+            self.operator()?;
+            left = Expr::Arithmetic(Arithmetic::Pow, Box::new(left), Box::new(self.unary(true)?));
+        }
+        Ok(left)
+    }
+
+    fn unary(&mut self, filters: bool) -> Result<Expr, SyntaxError> {
+        self.enter()?;
+        let mut value = if self.skip_operator("-") {
+            Expr::Negative(Box::new(self.unary(false)?))
+        } else if self.skip_operator("+") {
+            Expr::Positive(Box::new(self.unary(false)?))
+        } else {
+            self.primary()?
+        };
+        value = self.postfix(value)?;
+        loop {
+            if !filters {
+                break;
+            } else if self.is_operator("|") {
+                value = self.filter_chain(Some(value), false)?;
+            } else if self.is_word("is") {
+                value = self.test(value)?;
+            } else if self.is_operator("(") {
+                self.operator()?;
+                value = self.call(value)?;
+            } else {
+                break;
+            }
+        }
+        self.depth -= 1;
+        Ok(value)
+    }
+
+    fn primary(&mut self) -> Result<Expr, SyntaxError> {
+        let literal = match self.current().clone() {
+            Token::Name(name) => match name.as_str() {
+                "true" | "True" => Literal::Bool(true),
+                "false" | "False" => Literal::Bool(false),
+                "none" | "None" => Literal::None,
+                _ => {
+                    let name = self.name()?;
+                    self.names.push(Arc::clone(&name));
+                    return Ok(Expr::Name(name));
+                }
+            },
+            Token::Text(mut text) => {
+                while let Token::Text(more) = self.ahead() {
+                    text.push_str(more);
+                    self.at += 1;
+                }
+                self.literals.push(text.clone());
+                Literal::Text(Arc::from(text))
+            }
+            Token::Int(value) => Literal::Int(value),
+            Token::Float(value) => Literal::Float(value),
+            Token::Operator("(") => {
+                self.at += 1;
+                let value = self.tuple(true, true)?;
+                self.expect_operator(")")?;
+                return Ok(value);
+            }
+            Token::Operator("[") => return self.list(),
+            Token::Operator("{") => return self.dict(),
+            _ => return self.unexpected("an expression"),
+        };
+        self.at += 1;
+        Ok(Expr::Literal(literal))
+    }
+
+    fn list(&mut self) -> Result<Expr, SyntaxError> {
+        self.expect_operator("[")?;
+        let mut elements = Vec::new();
+        while !self.skip_operator("]") {
+            if !elements.is_empty() {
+                self.expect_operator(",")?;
+                if self.skip_operator("]") {
+                    break;
+                }
+            }
+            elements.push(self.expression()?);
+        }
+        Ok(Expr::List(elements))
+    }
+
+    fn dict(&mut self) -> Result<Expr, SyntaxError> {
+        self.expect_operator("{")?;
+        let mut entries = Vec::new();
+        while !self.skip_operator("}") {
+            if !entries.is_empty() {
+                self.expect_operator(",")?;
+                if self.skip_operator("}") {
+                    break;
+                }
+            }
+            let key = self.expression()?;
+            self.expect_operator(":")?;
+            entries.push((key, self.expression()?));
+        }
+        Ok(Expr::Dict(entries))
+    }
+
+    fn postfix(&mut self, mut value: Expr) -> Result<Expr, SyntaxError> {
+        loop {
+            self.operator()?;
+            value = if self.skip_operator(".") {
+                match self.current().clone() {
+                    Token::Int(index) => {
+                        self.at += 1;
+                        Expr::Item(Box::new(value), Box::new(Expr::Literal(Literal::Int(index))))
+                    }
+                    _ => Expr::Attribute(Box::new(value), self.name()?),
+                }
+            } else if self.skip_operator("[") {
+                self.subscript(value)?
+            } else if self.is_operator("(") {
+                self.call(value)?
+            } else {
+                self.operators -= 1;
+                return Ok(value);
+            };
+        }
+    }
+
+    fn subscript(&mut self, value: Expr) -> Result<Expr, SyntaxError> {
+        let at_end = |parser: &Self| parser.is_operator(":") || parser.is_operator("]");
+        let start = if self.is_operator(":") { None } else { Some(self.expression()?) };
+        if !self.is_operator(":") {
+            self.expect_operator("]")?;
+            let Some(index) = start else { return self.unexpected("an index") };
+            return Ok(Expr::Item(Box::new(value), Box::new(index)));
+        }
+        self.expect_operator(":")?;
+        let stop = if at_end(self) { None } else { Some(self.expression()?) };
+        let stepped = self.skip_operator(":");
+        let step = if stepped && !at_end(self) { Some(self.expression()?) } else { None };
+        self.expect_operator("]")?;
+        Ok(Expr::Slice(Box::new(value), Box::new([start, stop, step])))
+    }
+
+    fn call(&mut self, value: Expr) -> Result<Expr, SyntaxError> {
+        if let Expr::Attribute(_, name) = &value
+            && methods::is_unsupported(name)
+        {
+            return self.fail(format!("the method '{name}' is not supported"));
+        }
+        let arguments = self.arguments()?;
+        Ok(Expr::Call(Box::new(value), Box::new(arguments)))
+    }
+
+    fn arguments(&mut self) -> Result<Arguments, SyntaxError> {
+        self.expect_operator("(")?;
+        let mut arguments = Arguments::default();
+        let mut first = true;
+        while !self.skip_operator(")") {
+            if !first {
+                self.expect_operator(",")?;
+                if self.skip_operator(")") {
+                    break;
+                }
+            }
+            first = false;
+            let (more, named) = (arguments.more_positional.is_some(), arguments.more_named.is_some());
+            if self.skip_operator("*") {
+                if more || named {
+                    return self.fail("invalid syntax for function call expression");
+                }
+                arguments.more_positional = Some(self.expression()?);
+            } else if self.skip_operator("**") {
+                if named {
+                    return self.fail("invalid syntax for function call expression");
+                }
+                arguments.more_named = Some(self.expression()?);
+            } else if matches!(self.current(), Token::Name(_)) && matches!(self.ahead(), Token::Operator("=")) {
+                let name: Name = self.name()?;
+                self.at += 1;
+                arguments.named.push((name, self.expression()?));
+            } else if more || named || !arguments.named.is_empty() {
+                return self.fail("positional argument follows keyword argument");
+            } else {
+                arguments.positional.push(self.expression()?);
+            }
+        }
+        Ok(arguments)
+    }
+
+    /// `| filter | filter(…)`; `inline` where the first has no bar before it.
+    pub(super) fn filter_chain(&mut self, mut value: Option<Expr>, mut inline: bool) -> Result<Expr, SyntaxError> {
+        while inline || self.is_operator("|") {
+            self.operator()?;
+            if !inline {
+                self.at += 1;
+            }
+            inline = false;
+            let name = self.name()?;
+            filters::known(&name).or_else(|unknown| self.unknown(unknown, filters::exists(&name)))?;
+            let arguments = if self.is_operator("(") { self.arguments()? } else { Arguments::default() };
+            value = Some(Expr::Filter(value.map(Box::new), name, Box::new(arguments)));
+        }
+        match value {
+            Some(value) => Ok(value),
+            None => self.unexpected("a filter"),
+        }
+    }
+
+    fn test(&mut self, value: Expr) -> Result<Expr, SyntaxError> {
+        self.expect_word("is")?;
+        let negated = self.skip_word("not");
+        let name = self.name()?;
+        checks::known(&name).or_else(|unknown| self.unknown(unknown, false))?;
+        let arguments = match self.current() {
+            Token::Operator("(") => self.arguments()?,
+            Token::Name(word) if matches!(word.as_str(), "else" | "or" | "and") => Arguments::default(),
+            Token::Name(word) if word == "is" => return self.fail("tests cannot be chained"),
+            // These end the expression where a name would be its argument.
+            Token::Name(word) if matches!(word.as_str(), "if" | "in" | "not" | "recursive") && !self.takes(&name) => {
+                Arguments::default()
+            }
+            Token::Name(_) | Token::Text(_) | Token::Int(_) | Token::Float(_) | Token::Operator("[" | "{") => {
+                let argument = self.primary()?;
+                let argument = self.postfix(argument)?;
+                Arguments { positional: vec![argument], ..Arguments::default() }
+            }
+            _ => Arguments::default(),
+        };
+        let test = Expr::Test(Box::new(value), name, Box::new(arguments));
+        Ok(if negated { Expr::Not(Box::new(test)) } else { test })
+    }
+
+    fn takes(&self, test: &str) -> bool {
+        checks::takes_argument(test)
+    }
+
+    /// A name that is not known fails at once, unless a branch stands around it that may never be taken. One that
+    /// Jinja knows and this implementation does not always fails here.
+    fn unknown(&self, what: String, exists: bool) -> Result<(), SyntaxError> {
+        if self.conditional > 0 && !exists { Ok(()) } else { self.fail(what) }
+    }
+}
