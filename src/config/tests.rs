@@ -246,7 +246,7 @@ fn a_command_line_is_read_to_its_end() {
     assert_eq!(flags("demo --once --jsn"), ["there is no --jsn here; is --json meant?"]);
     // What cannot be read has its default in the checks that follow, of which nothing is said.
     assert_eq!(flags("serve --model / --block-size x"), ["--block-size"]);
-    assert_eq!(flags("adapter upload a"), ["<DIR> is missing"]);
+    assert_eq!(flags("adapter upload a"), ["<DIR|hf:ORG/REPO[@REV]> is missing"]);
 }
 
 #[test]

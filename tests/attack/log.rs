@@ -73,5 +73,5 @@ async fn a_log_whose_reader_has_gone_changes_nothing_else() {
 async fn an_error_that_cannot_be_told_is_still_an_exit_code() {
     let mut command = command("", &["serve", "--model", "/does/not/exist", "--store", "/"]);
     let status = command.stderr(File::options().write(true).open("/dev/full").unwrap()).status().unwrap();
-    assert_eq!(status.code(), Some(2));
+    assert_eq!(status.code(), Some(3), "what does not exist");
 }

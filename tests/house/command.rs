@@ -76,7 +76,7 @@ pub(crate) fn model_with(files: &[(&str, &[u8])]) -> TempDir {
     folder
 }
 
-/// The weights are of another model: who reads them first says so and not what is asked for.
+/// The store is opened before weights are read: where it was not, neither were they. Shapes come from headers alone.
 #[test]
 fn the_small_files_of_a_model_are_checked_before_its_weights_are_read() {
     let weights = std::fs::read(root("tests/fixtures/golden/llama/base/model.safetensors")).unwrap();
@@ -96,12 +96,12 @@ fn the_small_files_of_a_model_are_checked_before_its_weights_are_read() {
         ("generation_config.json", b"{\"eos_token_id\": []}", "eos_token_id is []"),
     ];
     for (name, content, wanted) in broken {
-        let (said, store_opened) = serve(&[weights, (name, content)]);
+        let (said, store_opened) = serve(&[(name, content)]);
         assert!(said.contains(wanted), "{name}: {said}");
         assert!(!store_opened, "{name}");
     }
-    let (said, _) = serve(&[weights]);
-    assert!(said.contains("model.") && !broken.iter().any(|(_, _, wanted)| said.contains(wanted)), "{said}");
+    let (said, store_opened) = serve(&[weights]);
+    assert!(said.contains("model.embed_tokens.weight") && !store_opened, "{said}");
 }
 
 #[test]

@@ -129,8 +129,10 @@ fn a_variable_of_no_flag_is_reported_once() {
 
 #[test]
 fn a_model_that_is_none_is_told_what_to_do() {
+    let adapter = root("models/demo/adapters/severity");
     let refused = |model: &str, words: &str, exit: i32| {
-        for verb in [&["serve", "--no-metrics", "--listen", "127.0.0.1:0"][..], &["adapter", "inspect", "."]] {
+        for verb in [&["serve", "--no-metrics", "--listen", "127.0.0.1:0"][..], &["adapter", "inspect", path(&adapter)]]
+        {
             let output = polydelta(verb).args(["--model", model]).output().unwrap();
             assert!(said(&output).contains(words), "{verb:?}: {}", said(&output));
             assert_eq!(code(&output), exit, "{verb:?}: {}", said(&output));
