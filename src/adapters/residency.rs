@@ -149,7 +149,7 @@ impl Residency {
     }
 
     /// Ask for the version of `lease` on the device. `bytes` is what it is expected to take; it counts only until
-    /// the true number is known ([`LoadTicket::begin_install`], [`Residency::learn`]).
+    /// the true number is known ([`LoadTicket::begin_install`], `Residency::learn`).
     #[must_use]
     pub fn want(&self, lease: AdapterLease, bytes: u64) -> Want {
         let waiter = self.shared.change(State::arrive);

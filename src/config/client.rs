@@ -101,8 +101,8 @@ pub struct InspectArgs {
     /// Folder as peft saved it, or hf:ORG/REPO to fetch one, at a branch, tag or commit as in hf:ORG/REPO@v1.0
     #[arg(value_name = "DIR|hf:ORG/REPO[@REV]")]
     pub source: AdapterSource,
-    /// Base model it was trained on: a folder or hf:ORG/NAME[@REV]. Where it is not given, the base that the config
-    /// names, if that is a folder or in the hub's cache; else the bundled model
+    /// Base model it was trained on: a folder, or one of the hub as in hf:ORG/NAME@v1.0. Where it is not given, the
+    /// base that the config names, if that is a folder or in the hub's cache; else the bundled model
     #[arg(long, value_name = "DIR|hf:ORG/NAME[@REV]")]
     pub model: Option<String>,
     /// Accept fields of adapter_config.json that are not known here, as `serve` does with this flag

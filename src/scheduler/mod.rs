@@ -10,8 +10,8 @@
 //!
 //! One step is in flight at a time; [`Scheduler::add`] and [`Scheduler::abort`] may come at any moment between.
 //!
-//! Whose turn it is: the party that has had least ([`fair_share`]), and within a party the most senior sequence, by
-//! arrival and priority ([`policy`]).
+//! Whose turn it is: the party that has had least (`fair_share`), and within a party the most senior sequence, by
+//! arrival and priority (`policy`).
 //!
 //! Progress: the most senior running sequence never yields its KV to another and [`Scheduler::add`] refuses what would
 //! not fit the cache alone, so it always ends, and then the next is most senior. A waiting one is passed only by
