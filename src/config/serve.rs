@@ -16,7 +16,7 @@ use super::serve_args::{
     AdapterArgs, DtypeChoice, Kernels, NetworkArgs, ObservabilityArgs, RequestArgs, SchedulerArgs, ServeArgs,
     StoreErrors,
 };
-use super::source::AdapterSource;
+use super::source::{AdapterSource, adapter_sources};
 use super::terminal::Terminal;
 use crate::types::AdapterName;
 
@@ -323,36 +323,6 @@ fn base_model(checks: &mut Checks, model: Option<&str>) -> ModelSource {
         return ModelSource::Bundled;
     };
     model_source(checks, model)
-}
-
-fn adapter_sources(checks: &mut Checks, args: &AdapterArgs) -> Vec<(AdapterName, AdapterSource)> {
-    const FLAG: &str = "--adapter";
-    const EXPECTED: &str = "NAME=DIR or NAME=hf:ORG/REPO[@REVISION]";
-    let mut adapters: Vec<(AdapterName, AdapterSource)> = Vec::new();
-    for text in &args.adapters {
-        let invalid = |expected| ConfigProblem::Invalid { flag: FLAG, value: text.clone(), expected };
-        let Some((name, source)) = text.split_once('=') else {
-            checks.report(invalid(EXPECTED));
-            continue;
-        };
-        let source = source.parse::<AdapterSource>();
-        match &source {
-            // What is there and no adapter is said where it is looked at.
-            Ok(AdapterSource::Dir(dir)) if !dir.exists() => {
-                checks.report(ConfigProblem::NoFolder { flag: FLAG, path: dir.clone(), hint: String::new() });
-            }
-            Ok(_) => {}
-            Err(_) => checks.report(invalid(EXPECTED)),
-        }
-        match name.parse::<AdapterName>() {
-            Err(_) => checks.report(invalid(AdapterName::RULE)),
-            Ok(name) if adapters.iter().any(|(other, _)| *other == name) => {
-                checks.report(ConfigProblem::Duplicate { flag: FLAG, name: name.to_string() });
-            }
-            Ok(name) => adapters.extend(source.ok().map(|source| (name, source))),
-        }
-    }
-    adapters
 }
 
 fn store_location(checks: &mut Checks, args: &AdapterArgs, environment: &Environment) -> StoreLocation {

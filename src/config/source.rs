@@ -4,6 +4,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::problem::ConfigProblem;
+use super::serve::Checks;
+use super::serve_args::AdapterArgs;
+use crate::types::AdapterName;
+
 /// A repository of the hub, `ORG/NAME` or `ORG/NAME@REVISION`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HubRepository {
@@ -97,6 +102,37 @@ impl fmt::Display for AdapterSource {
             Self::Hub(repository) => write!(f, "hf:{repository}"),
         }
     }
+}
+
+/// Read every `--adapter`: a name, and a folder that must exist or a repository of the hub.
+pub(super) fn adapter_sources(checks: &mut Checks, args: &AdapterArgs) -> Vec<(AdapterName, AdapterSource)> {
+    const FLAG: &str = "--adapter";
+    const EXPECTED: &str = "NAME=DIR or NAME=hf:ORG/REPO[@REVISION]";
+    let mut adapters: Vec<(AdapterName, AdapterSource)> = Vec::new();
+    for text in &args.adapters {
+        let invalid = |expected| ConfigProblem::Invalid { flag: FLAG, value: text.clone(), expected };
+        let Some((name, source)) = text.split_once('=') else {
+            checks.report(invalid(EXPECTED));
+            continue;
+        };
+        let source = source.parse::<AdapterSource>();
+        match &source {
+            // What is there and no adapter is said where it is looked at.
+            Ok(AdapterSource::Dir(dir)) if !dir.exists() => {
+                checks.report(ConfigProblem::NoFolder { flag: FLAG, path: dir.clone(), hint: String::new() });
+            }
+            Ok(_) => {}
+            Err(_) => checks.report(invalid(EXPECTED)),
+        }
+        match name.parse::<AdapterName>() {
+            Err(_) => checks.report(invalid(AdapterName::RULE)),
+            Ok(name) if adapters.iter().any(|(other, _)| *other == name) => {
+                checks.report(ConfigProblem::Duplicate { flag: FLAG, name: name.to_string() });
+            }
+            Ok(name) => adapters.extend(source.ok().map(|source| (name, source))),
+        }
+    }
+    adapters
 }
 
 #[cfg(test)]
