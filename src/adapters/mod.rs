@@ -18,6 +18,7 @@
 mod budget;
 mod catalog;
 mod disk;
+mod disk_fault;
 mod error;
 pub mod events;
 mod eviction;
@@ -35,7 +36,8 @@ mod sync;
 pub(crate) mod testing;
 pub mod uploads;
 
-pub use error::{AdapterError, DiskFault, LoadFailure};
+pub use disk_fault::DiskFault;
+pub use error::{AdapterError, LoadFailure};
 pub use events::{AdapterEvent, AdapterEventKind, AdapterObserver, EventLog, EventsLost};
 pub use files::{
     CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, Sha256Digest, StoreLimits, StoredFile, UploadHeader, UploadId,

@@ -5,7 +5,8 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use super::super::disk::Patience;
-use super::super::error::{AdapterError, DiskFault};
+use super::super::disk_fault::DiskFault;
+use super::super::error::AdapterError;
 use super::super::fs::{FoundKind, StoreFs};
 use crate::types::AdapterVersion;
 

@@ -7,7 +7,8 @@ use std::io;
 use std::path::Path;
 
 use super::super::disk::Patience;
-use super::super::error::{AdapterError, DiskFault};
+use super::super::disk_fault::DiskFault;
+use super::super::error::AdapterError;
 use super::super::files::Sha256Digest;
 use super::super::fs::{FoundKind, StoreFs};
 use super::StoredAdapter;

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use super::manifest::file_name;
 use super::*;
-use crate::adapters::error::DiskFault;
+use crate::adapters::DiskFault;
 use crate::adapters::files::{StoreLimits, version_of};
 use crate::adapters::fs::{DiskFs, StoreFs};
 use crate::adapters::testing::{EACCES, EIO, EMFILE, ENOSPC, EROFS, Fault, FaultyFs, contents, tree};
@@ -77,6 +77,14 @@ fn put(store: &FolderStore, text: &str, seed: u8) -> Bound {
 
 fn open(root: &TempDir) -> (FolderStore, RecoveryReport) {
     FolderStore::open(root.path(), StoreLimits::default()).unwrap()
+}
+
+fn two_adapters() -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let (store, _) = open(&root);
+    put(&store, "a", 1);
+    put(&store, "b", 2);
+    root
 }
 
 fn assert_holds(store: &FolderStore, text: &str, seed: u8) {

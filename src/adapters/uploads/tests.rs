@@ -2,7 +2,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::*;
-use crate::adapters::error::DiskFault;
+use crate::adapters::DiskFault;
 use crate::adapters::files::{CONFIG_FILE, MAX_CHUNK_BYTES, WEIGHTS_FILE};
 use crate::adapters::fs::DiskFs;
 use crate::adapters::testing::{EIO, ENOSPC, Fault, FaultyFs, contents, header, tree};

@@ -5,14 +5,6 @@ use proptest::prelude::*;
 use super::*;
 use crate::adapters::testing::EDQUOT;
 
-fn two_adapters() -> TempDir {
-    let root = tempfile::tempdir().unwrap();
-    let (store, _) = open(&root);
-    put(&store, "a", 1);
-    put(&store, "b", 2);
-    root
-}
-
 #[test]
 fn one_bad_moment_of_the_disk_is_not_even_noticed() {
     for fault in [Fault::once(EIO), Fault::once(EMFILE), Fault::ShortRead] {

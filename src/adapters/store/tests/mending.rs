@@ -6,14 +6,6 @@ fn idle(root: &TempDir) -> IdleStore {
     IdleStore::open(root.path(), Arc::new(DiskFs)).unwrap()
 }
 
-fn two_adapters() -> TempDir {
-    let root = tempfile::tempdir().unwrap();
-    let (store, _) = open(&root);
-    put(&store, "a", 1);
-    put(&store, "b", 2);
-    root
-}
-
 fn problems(root: &TempDir) -> Vec<String> {
     idle(root).check().unwrap().problems.into_iter().map(|problem| problem.entry).collect()
 }
