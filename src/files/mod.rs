@@ -3,6 +3,8 @@
 //! format; whoever reads says how much is plausible.
 
 mod json;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use json::{JsonError, parse_object};
 

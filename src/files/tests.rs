@@ -1,12 +1,8 @@
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 
+use super::testing::fifo;
 use super::*;
-
-fn fifo(path: &Path) {
-    let made = std::process::Command::new("mkfifo").arg(path).status().unwrap();
-    assert!(made.success());
-}
 
 fn refusal<T>(result: io::Result<T>) -> FileRefusal {
     FileRefusal::of(&result.err().unwrap()).unwrap()

@@ -134,7 +134,7 @@ fn a_fifo_in_the_place_of_any_file_is_refused_at_once() {
         let dir = with_index(shard);
         let path = dir.path().join(name);
         drop(fs::remove_file(&path));
-        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        crate::files::testing::fifo(&path);
         match Checkpoint::open(dir.path()) {
             Err(ModelError::Read { path: named, source }) => {
                 assert_eq!(FileRefusal::of(&source), Some(FileRefusal::NotRegular { found: "a FIFO" }));
