@@ -3,6 +3,7 @@
 use super::validate::InvalidRequest;
 use crate::adapters::AdapterError;
 use crate::engine::SubmitError;
+use crate::scheduler::places::Holder;
 use crate::text::{ChatError, TokenizerError};
 
 /// Refusals of the gate.
@@ -11,6 +12,16 @@ pub enum AdmissionError {
     /// As many requests as allowed are in the server.
     #[error("{limit} requests are in the server, the limit is reached")]
     TooManyRequests {
+        /// `--max-concurrent-requests`.
+        limit: u32,
+    },
+    /// As many requests of the client, or for the adapter, are in the server as may be while so few places are left.
+    #[error("{held} requests of the same {} are in the server, its share of {limit}", holder.as_str())]
+    ShareOfRequests {
+        /// Whose they are.
+        holder: Holder,
+        /// In the server now.
+        held: usize,
         /// `--max-concurrent-requests`.
         limit: u32,
     },
@@ -53,6 +64,7 @@ impl AdmissionError {
         match self {
             Self::TooManyRequests { .. } | Self::Submit(SubmitError::QueueFull { .. }) => "capacity",
             Self::Chat(ChatError::Render { .. } | ChatError::Limit { .. }) => "template",
+            Self::ShareOfRequests { .. } | Self::Submit(SubmitError::QueueShare { .. }) => "share",
             Self::Invalid(_) | Self::EmptyPrompt { .. } | Self::NoChatTemplate | Self::Chat(_) | Self::Tokenizer(_) => {
                 "invalid"
             }

@@ -1,22 +1,23 @@
-//! The way of a request into the engine, cheapest refusal first: place → limits → tokens → adapter → queue.
+//! The way of a request into the engine, cheapest refusal first: place → limits → name → tokens → adapter → queue.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime};
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::time::Instant;
 
 use super::engine::GenerationEngine;
 use super::error::AdmissionError;
 use super::generation::{Admitted, Echo, Generation, GenerationInfo};
 use super::hall::AdapterHall;
 use super::lease::SharedLease;
+use super::salt::PrefixSalting;
+use super::tokenizing::{TokenizedPrompt, Tokenizing};
 use super::validate::{InvalidRequest, Limits, Resolved, prompt_field};
-use crate::adapters::{AdapterRegistry, ResidentLease};
-use crate::telemetry::metrics::Metrics;
+use crate::adapters::{AdapterError, AdapterRegistry, ResidentLease};
+use crate::scheduler::places::{NoPlace, Place, Places};
+use crate::telemetry::metrics::{Metrics, QueueCause};
 use crate::text::{ChatTemplate, ChoiceText, Tokenizer};
 use crate::types::generate::{GenerateInput, PromptInput};
-use crate::types::{AdapterName, AdapterVersion, ClientKey, EngineRequest, RequestId};
+use crate::types::{AdapterName, AdapterVersion, ClientKey, EngineRequest, Party, RequestId};
 
 /// A request as a client states it, without its transport.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,15 +58,6 @@ impl Arrival {
     }
 }
 
-/// A prompt in both of its forms.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenizedPrompt {
-    /// Token ids.
-    pub ids: Vec<u32>,
-    /// The text they come from; for a prompt of ids, the text they stand for.
-    pub text: String,
-}
-
 /// What the gate is made of.
 pub struct GateParts {
     /// Runs requests.
@@ -84,15 +76,17 @@ pub struct GateParts {
     pub metrics: Metrics,
     /// Requests in the server at a time.
     pub max_concurrent: u32,
-    /// Threads that may tokenize at a time.
+    /// Threads that may tokenize short texts at a time.
     pub tokenize_threads: usize,
+    /// Who shares the prefix cache.
+    pub prefix_salting: PrefixSalting,
 }
 
 /// Admits requests. One per server.
 pub struct Gate {
     parts: GateParts,
-    places: Arc<Semaphore>,
-    tokenizing: Arc<Semaphore>,
+    places: Places,
+    tokenizing: Tokenizing,
     next_id: AtomicU64,
 }
 
@@ -100,15 +94,17 @@ impl Gate {
     /// An open gate.
     #[must_use]
     pub fn new(parts: GateParts) -> Self {
-        let places = Arc::new(Semaphore::new(parts.max_concurrent as usize));
-        let tokenizing = Arc::new(Semaphore::new(parts.tokenize_threads.max(1)));
+        let places = Places::new(parts.max_concurrent as usize);
+        let (tokenizer, template) = (Arc::clone(&parts.tokenizer), parts.chat_template.clone());
+        let (threads, metrics) = (parts.tokenize_threads, parts.metrics.clone());
+        let tokenizing = Tokenizing::new(tokenizer, template, &parts.limits, threads, metrics);
         Self { parts, places, tokenizing, next_id: AtomicU64::new(1) }
     }
 
     /// Requests that could be admitted now.
     #[must_use]
     pub fn free_places(&self) -> usize {
-        self.places.available_permits()
+        self.places.free()
     }
 
     /// Check a request, bring its adapter to the device and queue it. Dropping the future gives everything back.
@@ -121,18 +117,23 @@ impl Gate {
     }
 
     async fn try_admit(&self, request: GenerateRequest, arrival: Arrival) -> Result<Generation, AdmissionError> {
-        let GenerateRequest { request_id, adapter, input } = request;
+        let GenerateRequest { request_id, adapter, mut input } = request;
         if arrival.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(AdmissionError::DeadlineExceeded);
         }
-        let place = self.place()?;
+        // Whoever names what does not exist is nobody's party until it is refused.
+        let version = adapter.as_ref().map(|choice| self.version(choice)).transpose();
+        let party = Party { client: arrival.client, adapter: version.as_ref().ok().copied().flatten() };
+        let place = self.place(party)?;
         self.parts.limits.check(&input).map_err(|invalid| self.named(invalid))?;
+        version?;
         let field = prompt_field(&input.prompt);
-        let prompt = self.tokenize_in_turn(input.prompt.clone()).await?;
+        // Moved and not copied: it may be a megabyte, and wait.
+        let prompt = self.tokenizing.tokenize(input.prompt.take(), party).await?;
         self.parts.limits.check_tokens(field, &prompt.ids).map_err(|invalid| self.named(invalid))?;
         // Once more when the adapter's virtual tokens are known; no adapter is loaded for a prompt that is too long.
         self.parts.limits.room(&input, prompt.ids.len(), 0)?;
-        // A name that does not exist is refused before anything is loaded; a lease keeps the version alive from here.
+        // A lease keeps the version alive from here; which one it is may have changed meanwhile.
         let lease = match &adapter {
             Some(choice) => Some(self.lease(choice).await?),
             None => None,
@@ -160,7 +161,7 @@ impl Gate {
             stopping: Arc::new(stopping),
             choices,
             priority: input.priority,
-            tenant_salt: Arc::from([]),
+            tenant_salt: self.parts.prefix_salting.salt(arrival.client, &input.cache_salt),
             deadline: arrival.deadline,
             arrived: arrival.arrived,
         };
@@ -182,11 +183,17 @@ impl Gate {
         }))
     }
 
+    /// What a name stands for now.
+    fn version(&self, choice: &AdapterChoice) -> Result<AdapterVersion, AdapterError> {
+        self.parts.registry.lease(&choice.name, choice.version).map(|lease| lease.version())
+    }
+
     async fn lease(&self, choice: &AdapterChoice) -> Result<ResidentLease, AdmissionError> {
         let want = self.parts.registry.want(&choice.name, choice.version)?;
         let asked = Instant::now();
         let lease = self.parts.hall.resident(want).await?;
         self.parts.metrics.record_adapter_wait(asked.elapsed());
+        self.parts.metrics.record_queue_wait(QueueCause::Adapter, asked.elapsed());
         Ok(lease)
     }
 
@@ -194,12 +201,26 @@ impl Gate {
     ///
     /// # Errors
     /// The prompt is too long, holds unknown ids, or the model has no chat template or refuses the chat.
-    pub async fn tokenize(&self, prompt: PromptInput) -> Result<TokenizedPrompt, AdmissionError> {
-        let tokenized = match self.place() {
-            Ok(_place) => self.tokenize_in_turn(prompt).await,
+    pub async fn tokenize(&self, prompt: PromptInput, client: ClientKey) -> Result<TokenizedPrompt, AdmissionError> {
+        let party = Party { client, adapter: None };
+        let tokenized = match self.place(party) {
+            Ok(_place) => self.tokenize_checked(prompt, party).await,
             Err(full) => Err(full),
         };
         tokenized.inspect_err(|error| self.parts.metrics.record_rejection(error.reason()))
+    }
+
+    async fn tokenize_checked(&self, prompt: PromptInput, party: Party) -> Result<TokenizedPrompt, AdmissionError> {
+        self.parts.limits.check_prompt(&prompt).map_err(|invalid| self.named(invalid))?;
+        self.tokenizing.tokenize(prompt, party).await
+    }
+
+    fn place(&self, party: Party) -> Result<Place, AdmissionError> {
+        let limit = self.parts.max_concurrent;
+        self.places.take(party).map_err(|refused| match refused {
+            NoPlace::Full => AdmissionError::TooManyRequests { limit },
+            NoPlace::Share { holder, held } => AdmissionError::ShareOfRequests { holder, held, limit },
+        })
     }
 
     /// With the text of the token it is about.
@@ -211,67 +232,20 @@ impl Gate {
     ///
     /// # Errors
     /// There are more ids than the context holds, or one is not in the vocabulary.
-    pub async fn detokenize(&self, ids: Vec<u32>, skip_special: bool) -> Result<String, AdmissionError> {
+    pub async fn detokenize(
+        &self,
+        ids: Vec<u32>,
+        skip_special: bool,
+        client: ClientKey,
+    ) -> Result<String, AdmissionError> {
         let work = async {
-            let _place = self.place()?;
+            let party = Party { client, adapter: None };
+            let _place = self.place(party)?;
             self.parts.limits.check_detokenize(&ids).map_err(|invalid| self.named(invalid))?;
-            let tokenizer = Arc::clone(&self.parts.tokenizer);
-            self.in_turn(move || Ok(tokenizer.decode(&ids, skip_special)?)).await
+            self.tokenizing.detokenize(ids, skip_special, party).await
         };
         work.await.inspect_err(|error: &AdmissionError| self.parts.metrics.record_rejection(error.reason()))
     }
-
-    fn place(&self) -> Result<OwnedSemaphorePermit, AdmissionError> {
-        let limit = self.parts.max_concurrent;
-        Arc::clone(&self.places).try_acquire_owned().map_err(|_| AdmissionError::TooManyRequests { limit })
-    }
-
-    async fn tokenize_in_turn(&self, prompt: PromptInput) -> Result<TokenizedPrompt, AdmissionError> {
-        self.parts.limits.check_prompt(&prompt).map_err(|invalid| self.named(invalid))?;
-        let template = self.parts.chat_template.clone();
-        let tokenizer = Arc::clone(&self.parts.tokenizer);
-        self.in_turn(move || tokenize(prompt, &tokenizer, template.as_deref())).await
-    }
-
-    /// Works off the reactor: a long prompt takes milliseconds.
-    async fn in_turn<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T, AdmissionError> + Send + 'static,
-    ) -> Result<T, AdmissionError> {
-        // Never closed.
-        let turn = Arc::clone(&self.tokenizing).acquire_owned().await.map_err(|_| AdmissionError::TokenizerPanicked)?;
-        tokio::task::spawn_blocking(move || {
-            // The turn goes with the work and not with the client, who may leave before it is done.
-            let _turn = turn;
-            work()
-        })
-        .await
-        .map_err(|_| AdmissionError::TokenizerPanicked)?
-    }
-}
-
-fn tokenize(
-    prompt: PromptInput,
-    tokenizer: &Tokenizer,
-    template: Option<&ChatTemplate>,
-) -> Result<TokenizedPrompt, AdmissionError> {
-    let field = prompt_field(&prompt);
-    let (ids, text) = match prompt {
-        PromptInput::Text(text) => (tokenizer.encode(&text, true)?, text),
-        PromptInput::TokenIds(ids) => {
-            let text = tokenizer.decode(&ids, false)?;
-            (ids, text)
-        }
-        PromptInput::Chat(chat) => {
-            let template = template.ok_or(AdmissionError::NoChatTemplate)?;
-            let rendered = template.render(&chat, SystemTime::now())?;
-            (tokenizer.encode_chat(&rendered)?, rendered.text())
-        }
-    };
-    if ids.is_empty() {
-        return Err(AdmissionError::EmptyPrompt { field });
-    }
-    Ok(TokenizedPrompt { ids, text })
 }
 
 #[cfg(test)]

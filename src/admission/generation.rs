@@ -6,13 +6,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::OwnedSemaphorePermit;
-
 use super::engine::GenerationEngine;
 use super::gate::Arrival;
 use super::lease::SharedLease;
 use crate::engine::EventReceiver;
-use crate::telemetry::metrics::{Metrics, RequestFacts, RequestOutcome};
+use crate::scheduler::places::Place;
+use crate::telemetry::metrics::{Metrics, QueueCause, RequestFacts, RequestOutcome};
 use crate::text::{ChoiceText, TokenizerError};
 use crate::types::{
     AdapterName, AdapterVersion, FinishReason, RequestFailure, RequestId, SequenceEvent, TokenLogprob, Usage,
@@ -154,7 +153,7 @@ pub(super) struct Admitted {
     pub prompt_tokens: u32,
     pub echo: Option<Echo>,
     pub arrival: Arrival,
-    pub place: OwnedSemaphorePermit,
+    pub place: Place,
     pub metrics: Metrics,
 }
 
@@ -179,7 +178,7 @@ pub struct Generation {
     finished: bool,
     record: Record,
     /// Its place among the requests in the server.
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 struct Choice {
@@ -190,6 +189,8 @@ struct Choice {
 
 struct Times {
     arrived: Instant,
+    /// Handed to the engine.
+    submitted: Instant,
     started: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
@@ -207,7 +208,7 @@ impl Generation {
             choices: texts.into_iter().map(|text| Choice { text, open: true, last_token: None }).collect(),
             stop,
             usage: Usage { prompt_tokens, ..Usage::default() },
-            times: Times { arrived, started: None, first_token: None, last_token: None },
+            times: Times { arrived, submitted: Instant::now(), started: None, first_token: None, last_token: None },
             echo,
             echoed: 0,
             finished: false,
@@ -270,6 +271,8 @@ impl Generation {
         match event {
             SequenceEvent::Started { at, cached_tokens } => {
                 self.times.started = Some(at);
+                let waited = at.saturating_duration_since(self.times.submitted);
+                self.record.metrics.record_queue_wait(QueueCause::Engine, waited);
                 self.usage.cached_tokens = cached_tokens;
                 Ok(None)
             }

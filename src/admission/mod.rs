@@ -10,17 +10,22 @@ mod generation;
 pub mod generation_defaults;
 mod hall;
 mod lease;
+mod salt;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tokenizing;
+mod turns;
 pub mod validate;
 
 pub use engine::{GenerationEngine, StatsFuture};
 pub use error::AdmissionError;
-pub use gate::{AdapterChoice, Arrival, Gate, GateParts, GenerateRequest, TokenizedPrompt};
+pub use gate::{AdapterChoice, Arrival, Gate, GateParts, GenerateRequest};
 pub use generation::{
     ChoiceDelta, Generation, GenerationError, GenerationEvent, GenerationInfo, OutputLogprob, OutputToken, StopMatch,
     Timings, TopToken,
 };
 pub use generation_defaults::{GenerationDefaults, GenerationDefaultsError};
 pub use hall::{AdapterHall, ResidentFuture};
+pub use salt::PrefixSalting;
+pub use tokenizing::TokenizedPrompt;
 pub use validate::{InvalidRequest, Limits};

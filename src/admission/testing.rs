@@ -9,7 +9,8 @@ use tokio::sync::mpsc;
 
 use super::validate::Limits;
 use super::{
-    AdapterHall, Gate, GateParts, GenerateRequest, GenerationDefaults, GenerationEngine, ResidentFuture, StatsFuture,
+    AdapterHall, Gate, GateParts, GenerateRequest, GenerationDefaults, GenerationEngine, PrefixSalting, ResidentFuture,
+    StatsFuture,
 };
 use crate::adapters::testing::{contents, facts, header};
 use crate::adapters::{
@@ -264,6 +265,7 @@ impl House {
             metrics: Metrics::disabled(),
             max_concurrent: 2,
             tokenize_threads: 1,
+            prefix_salting: PrefixSalting::ByClient,
         };
         change(&mut parts);
         Self { gate: Arc::new(Gate::new(parts)), engine, hall, registry, _root: root }
@@ -300,6 +302,7 @@ pub(crate) fn request(prompt: &str) -> GenerateRequest {
             options: OutputOptions::default(),
             choices: 0,
             priority: 0,
+            cache_salt: String::new(),
         },
     }
 }

@@ -12,6 +12,7 @@ pub use resolve::Resolved;
 pub(super) use resolve::prompt_field;
 
 use super::generation_defaults::GenerationDefaults;
+use super::salt::MAX_CACHE_SALT_BYTES;
 use crate::config::RequestLimits;
 use crate::types::generate::{Chat, GenerateInput, PromptInput, SamplingInput, StoppingInput};
 
@@ -83,8 +84,9 @@ impl Limits {
     /// # Errors
     /// The first field that is out of its range.
     pub fn check(&self, input: &GenerateInput) -> Result<(), InvalidRequest> {
-        let GenerateInput { prompt, sampling, stopping, options, choices, priority } = input;
+        let GenerateInput { prompt, sampling, stopping, options, choices, priority, cache_salt } = input;
         at_most("n", *choices, self.max_choices)?;
+        short(cache_salt.len() as u64, MAX_CACHE_SALT_BYTES, || "cache_salt".to_owned())?;
         if priority.unsigned_abs() > self.max_priority {
             return Err(InvalidRequest::Priority { priority: *priority, max: self.max_priority });
         }

@@ -10,7 +10,7 @@ use super::error::AppError;
 use super::sizing::Sizes;
 use crate::adapters::AdapterRegistry;
 use crate::admission::AdapterHall;
-use crate::config::{AdapterLimits, DtypeChoice, Kernels, ServeConfig};
+use crate::config::{AdapterLimits, DtypeChoice, Kernels, PrefixCache, ServeConfig};
 use crate::delta::CompileLimits;
 use crate::engine::{
     self, EngineEnd, EngineFact, EngineHandle, EngineInstaller, EngineObserver, HostMemory, Loaders, ModelExecutor,
@@ -138,7 +138,7 @@ impl Parts<'_> {
             max_num_batched_tokens: config.scheduler.max_num_batched_tokens as usize,
             max_prefill_chunk: None,
             max_model_len: self.sizes.max_model_len,
-            prefix_cache: config.cache.prefix_cache,
+            prefix_cache: config.cache.prefix_cache != PrefixCache::Off,
             base_digest: self.base.checkpoint.digest(),
             long_rope: self.base.spec.long_rope(),
             share: ShareConfig {

@@ -111,6 +111,7 @@ fn saturate(number: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PrefixCache;
     use crate::model::read_spec;
 
     fn spec() -> DecoderSpec {
@@ -130,7 +131,7 @@ mod tests {
             dtype: Dtype::Bf16,
             max_model_len: None,
             scheduler: SchedulerConfig { max_num_seqs: 4, max_num_batched_tokens: 64 },
-            cache: CacheConfig { block_size: 16, kv_cache_bytes: None, prefix_cache: true },
+            cache: CacheConfig { block_size: 16, kv_cache_bytes: None, prefix_cache: PrefixCache::Salted },
             adapters: AdapterLimits {
                 max_resident: 4,
                 max_bytes: 1 << 20,

@@ -25,11 +25,11 @@ use crate::adapters::{
     ResidencyLimits, StoreLimits, StoreOptions,
 };
 use crate::admission::validate::MAX_REQUEST_TOKENS;
-use crate::admission::{AdapterHall, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits};
+use crate::admission::{AdapterHall, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits, PrefixSalting};
 use crate::cli::{Brought, bring};
 use crate::config::units::format_bytes;
 use crate::config::{
-    AdapterSource, Environment, MetricsListen, ServeConfig, StoreErrors, StoreLocation, available_memory,
+    AdapterSource, Environment, MetricsListen, PrefixCache, ServeConfig, StoreErrors, StoreLocation, available_memory,
 };
 use crate::delta::SERVED_KINDS;
 use crate::engine::{EngineHandle, HostMemory};
@@ -399,6 +399,10 @@ fn gate(
         metrics: metrics.clone(),
         max_concurrent: config.request_limits.max_concurrent,
         tokenize_threads: config.threads,
+        prefix_salting: match config.cache.prefix_cache {
+            PrefixCache::Shared => PrefixSalting::Shared,
+            PrefixCache::Salted | PrefixCache::Off => PrefixSalting::ByClient,
+        },
     })
 }
 

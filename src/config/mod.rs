@@ -39,7 +39,7 @@ pub use serve::{
     AdapterLimits, CacheConfig, DeviceChoice, MetricsListen, RequestLimits, SchedulerConfig, ServeConfig,
     StoreLocation, TransportConfig, WatchdogConfig,
 };
-pub use serve_args::{DtypeChoice, Kernels, ServeArgs, StoreErrors};
+pub use serve_args::{DtypeChoice, Kernels, PrefixCache, ServeArgs, StoreErrors};
 pub use source::{AdapterSource, HubRepository};
 pub use store::{StoreArgs, StoreCommand, StoreRepairArgs};
 pub use terminal::Terminal;

@@ -13,8 +13,8 @@ use super::listen::ListenAddress;
 use super::model_source::{ModelSource, model_source};
 use super::problem::{ConfigProblem, ConfigProblems};
 use super::serve_args::{
-    AdapterArgs, DtypeChoice, Kernels, NetworkArgs, ObservabilityArgs, RequestArgs, SchedulerArgs, ServeArgs,
-    StoreErrors,
+    AdapterArgs, DtypeChoice, Kernels, NetworkArgs, ObservabilityArgs, PrefixCache, RequestArgs, SchedulerArgs,
+    ServeArgs, StoreErrors,
 };
 use super::source::{AdapterSource, adapter_sources};
 use super::terminal::Terminal;
@@ -70,8 +70,8 @@ pub struct CacheConfig {
     pub block_size: u32,
     /// Bytes of all blocks; `None` leaves it to the start-up, which knows the model.
     pub kv_cache_bytes: Option<u64>,
-    /// Whether equal beginnings share KV.
-    pub prefix_cache: bool,
+    /// Whose equal beginnings share KV.
+    pub prefix_cache: PrefixCache,
 }
 
 /// Limits on adapters.
@@ -394,7 +394,8 @@ fn cache(checks: &mut Checks, args: &SchedulerArgs) -> CacheConfig {
     if let Some(bytes) = args.kv_cache_bytes {
         checks.range("--kv-cache-bytes", bytes, 1, 1 << 46);
     }
-    CacheConfig { block_size, kv_cache_bytes: args.kv_cache_bytes, prefix_cache: !args.no_prefix_cache }
+    let prefix_cache = if args.no_prefix_cache { PrefixCache::Off } else { args.prefix_cache };
+    CacheConfig { block_size, kv_cache_bytes: args.kv_cache_bytes, prefix_cache }
 }
 
 fn adapter_limits(checks: &mut Checks, args: &AdapterArgs) -> AdapterLimits {

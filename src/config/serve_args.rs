@@ -80,6 +80,20 @@ pub enum StoreErrors {
     Refuse,
 }
 
+/// Who reuses the KV of equal prompt beginnings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum PrefixCache {
+    /// Nobody.
+    #[value(aliases = ["false", "0", "no"])]
+    Off,
+    /// Each client what it sent itself, and those who name a salt what was sent under it.
+    #[default]
+    #[value(aliases = ["true", "on", "1", "yes"])]
+    Salted,
+    /// Everybody.
+    Shared,
+}
+
 /// Which model, on what.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Model")]
@@ -176,7 +190,12 @@ pub struct SchedulerArgs {
     /// waits for ever
     #[arg(long, env = "POLYDELTA_STEP_ABORT_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
     pub step_abort_timeout: Duration,
-    /// Do not reuse the KV of equal prompt beginnings
+    /// Who reuses the KV of equal prompt beginnings: nobody (off), each client what it sent itself (salted), everybody
+    /// (shared). Where all share, the time of an answer tells whether somebody else has asked the same. Behind a gateway
+    /// clients are told apart by --client-header
+    #[arg(long, env = "POLYDELTA_PREFIX_CACHE", value_enum, default_value_t)]
+    pub prefix_cache: PrefixCache,
+    /// The same as --prefix-cache off
     #[arg(long, env = "POLYDELTA_NO_PREFIX_CACHE", value_parser = BoolishValueParser::new())]
     pub no_prefix_cache: bool,
 }

@@ -56,7 +56,8 @@ fn a_model_is_enough_and_the_defaults_are_the_documented_ones() {
     assert_eq!(config.listen.to_string(), "127.0.0.1:50051");
     assert_eq!(config.store, StoreLocation::Dir("/home/someone/.local/share/polydelta".into()));
     assert_eq!(config.metrics, Some(MetricsListen { address: "127.0.0.1:9464".parse().unwrap(), explicit: false }));
-    assert!(config.reflection && config.cache.prefix_cache);
+    assert!(config.reflection);
+    assert_eq!(config.cache.prefix_cache, PrefixCache::Salted);
     assert!(config.threads >= 1);
     assert_eq!(config.transport.max_concurrent_streams, 256);
     assert_eq!(config.transport.max_local_error_resets, 1024);
@@ -82,6 +83,26 @@ fn a_metrics_address_is_explicit_only_where_it_was_given() {
     let config = serve(&["--model", "/", "--metrics-listen", "127.0.0.1:9464"]).unwrap();
     assert!(config.metrics.is_some_and(|metrics| metrics.explicit));
     assert_eq!(serve(&["--model", "/", "--no-metrics"]).unwrap().metrics, None);
+}
+
+#[test]
+fn the_prefix_cache_is_shared_only_where_that_was_asked_for() {
+    let mode = |flags: &[&str]| serve(&[&["--model", "/"], flags].concat()).unwrap().cache.prefix_cache;
+    assert_eq!(mode(&["--prefix-cache", "shared"]), PrefixCache::Shared);
+    for off in [&["--prefix-cache", "off"][..], &["--prefix-cache", "false"], &["--no-prefix-cache"]] {
+        assert_eq!(mode(off), PrefixCache::Off, "{off:?}");
+    }
+    assert_eq!(mode(&["--prefix-cache", "true"]), PrefixCache::Salted);
+}
+
+#[test]
+fn what_is_wrong_with_the_fair_share_is_named() {
+    let config = serve(&["--model", "/", "--client-header", "X-Client-Id", "--max-num-seqs", "9"]).unwrap();
+    assert_eq!((config.fair_share.client_header.as_deref(), config.fair_share.step_tokens), (Some("x-client-id"), 4));
+    let flags =
+        ["--client-header", "a b", "--fair-input-weight", "0", "--fair-step-tokens", "0", "--max-priority", "1001"];
+    let problems = serve(&[&["--model", "/"], &flags[..]].concat()).unwrap_err().0;
+    assert_eq!(problems.len(), 4, "{problems:?}");
 }
 
 #[test]

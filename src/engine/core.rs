@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,6 +17,7 @@ use super::handle::{
 use super::isolate::{BrokenDevice, Culprit, Guarded, Isolated, panic_message};
 use super::mailbox::{Letters, Mailbox, Submission};
 use super::pulse::EnginePulse;
+use crate::scheduler::places::{Place, Places};
 use crate::scheduler::{Events, Scheduler, SchedulerConfig, SchedulerStats};
 use crate::telemetry::{EngineGauges, StepCulprit, StepFacts};
 use crate::types::{AdapterFault, RequestFailure, RequestId, ScheduledBatch, SequenceEvent, StepOutput};
@@ -60,14 +61,15 @@ pub fn start<E: StepExecutor>(
     observer: EngineObserver,
 ) -> Result<StartedEngine<E::Prepared>, EngineError> {
     let scheduler = Scheduler::new(config)?;
+    let limits = limits.into();
     let (install_sender, installs) = mpsc::channel(MAX_INSTALLS);
     let pulse = EnginePulse::default();
     let shared = Arc::new(Shared {
         mailbox: Mailbox::default(),
         pulse: pulse.clone(),
         draining: AtomicBool::new(false),
-        queued: AtomicUsize::new(0),
-        limits: limits.into(),
+        queue: Places::new(limits.queued),
+        limits,
     });
     let handle = EngineHandle { shared: Arc::clone(&shared) };
     let (ended_sender, ended) = watch::channel(None);
@@ -104,8 +106,8 @@ struct Live {
     events: EventSender,
     /// Its reader is behind: the scheduler has laid it aside.
     parked: bool,
-    /// Counts towards the queue limit until its first row is scheduled.
-    queued: bool,
+    /// Held until its first row is scheduled.
+    queued: Option<Place>,
     lease: Option<Lease>,
     /// What its adapter has shown so far.
     verdict: Option<Result<(), AdapterFault>>,
@@ -254,16 +256,16 @@ impl<E: StepExecutor> Engine<E> {
     }
 
     fn submit(&mut self, submission: Submission) {
-        let Submission { request, lease, events } = submission;
+        let Submission { request, lease, place, events } = submission;
         let id = request.id;
         match self.scheduler.add(request) {
             Ok(_) => {
-                self.live.insert(id, Live { events, parked: false, queued: true, lease, verdict: None });
+                self.live.insert(id, Live { events, parked: false, queued: Some(place), lease, verdict: None });
             }
             Err(error) => {
                 // Admission checks against the same limits, so this is a request that raced with a drain, or a bug.
                 tracing::warn!(%error, "the scheduler refused an admitted request");
-                self.shared.queued.fetch_sub(1, Ordering::AcqRel);
+                drop(place);
                 events.send(SequenceEvent::Failed(RequestFailure::Draining));
             }
         }
@@ -362,10 +364,7 @@ impl<E: StepExecutor> Engine<E> {
         }
         for (id, event) in events {
             let Some(live) = self.live.get_mut(&id) else { continue };
-            if live.queued {
-                live.queued = false;
-                self.shared.queued.fetch_sub(1, Ordering::AcqRel);
-            }
+            live.queued = None;
             live.events.send(event);
         }
         // Only now: several choices of a request may end in one step.
@@ -386,9 +385,7 @@ impl<E: StepExecutor> Engine<E> {
             return;
         }
         let Some(mut live) = self.live.remove(&id) else { return };
-        if live.queued {
-            self.shared.queued.fetch_sub(1, Ordering::AcqRel);
-        }
+        live.queued = None;
         live.let_go();
     }
 

@@ -1,7 +1,7 @@
 //! What the async side may ask of the engine thread.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -9,6 +9,7 @@ use super::error::{InstallError, StepError};
 use super::events::{self, EventReceiver, WINDOW};
 use super::mailbox::{Letters, Mailbox, Submission};
 use super::pulse::EnginePulse;
+use crate::scheduler::places::{Holder, NoPlace, Places};
 use crate::types::{AdapterFault, AdapterSlot, AdapterVersion, EngineRequest, RequestId};
 
 /// A snapshot of the engine between two steps.
@@ -67,6 +68,16 @@ pub enum SubmitError {
         /// `--max-queued-requests`.
         limit: usize,
     },
+    /// As many are queued of one client, or for one adapter, as may be while so few places are left.
+    #[error("{held} requests of the same {} are queued, its share of {limit}", holder.as_str())]
+    QueueShare {
+        /// Whose they are.
+        holder: Holder,
+        /// Queued now.
+        held: usize,
+        /// `--max-queued-requests`.
+        limit: usize,
+    },
     /// The engine is stopping or has stopped.
     #[error("the engine is not running")]
     Stopped,
@@ -111,7 +122,8 @@ pub(super) struct Shared {
     pub(super) mailbox: Mailbox,
     pub(super) pulse: EnginePulse,
     pub(super) draining: AtomicBool,
-    pub(super) queued: AtomicUsize,
+    /// Places of requests that wait for their first row.
+    pub(super) queue: Places,
     pub(super) limits: EngineLimits,
 }
 
@@ -121,21 +133,21 @@ impl EngineHandle {
     /// let go of the request, and not before; the request's last event comes after that.
     ///
     /// # Errors
-    /// [`SubmitError::QueueFull`] and [`SubmitError::Stopped`]; nothing is queued then.
+    /// [`SubmitError::QueueFull`], [`SubmitError::QueueShare`] and [`SubmitError::Stopped`]; nothing is queued then.
     pub fn submit(&self, request: EngineRequest, lease: Option<Lease>) -> Result<EventReceiver, SubmitError> {
         if self.shared.draining.load(Ordering::Acquire) {
             return Err(SubmitError::Stopped);
         }
-        let queued = self.shared.queued.fetch_add(1, Ordering::AcqRel);
-        if queued >= self.shared.limits.queued {
-            self.shared.queued.fetch_sub(1, Ordering::AcqRel);
-            return Err(SubmitError::QueueFull { queued, limit: self.shared.limits.queued });
-        }
+        let place = self.shared.queue.take(request.party()).map_err(|refused| {
+            let limit = self.shared.queue.limit();
+            match refused {
+                NoPlace::Full => SubmitError::QueueFull { queued: limit, limit },
+                NoPlace::Share { holder, held } => SubmitError::QueueShare { holder, held, limit },
+            }
+        })?;
         let (events, receiver) =
             events::channel(&self.shared, request.id, request.stopping.max_tokens, request.choices);
-        self.post(|letters| letters.submissions.push(Submission { request, lease, events })).inspect_err(|_| {
-            self.shared.queued.fetch_sub(1, Ordering::AcqRel);
-        })?;
+        self.post(|letters| letters.submissions.push(Submission { request, lease, place, events }))?;
         Ok(receiver)
     }
 

@@ -14,12 +14,14 @@ use tokio::sync::oneshot;
 
 use super::events::EventSender;
 use super::handle::{EngineStats, Lease, Leftover};
+use crate::scheduler::places::Place;
 use crate::types::{AdapterSlot, AdapterVersion, EngineRequest, RequestId};
 
 /// A request to take.
 pub(super) struct Submission {
     pub(super) request: EngineRequest,
     pub(super) lease: Option<Lease>,
+    pub(super) place: Place,
     pub(super) events: EventSender,
 }
 

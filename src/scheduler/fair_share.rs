@@ -47,7 +47,7 @@ struct AccountId(u32);
 
 /// A party with live sequences; the id means nothing once the last of them has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct PartyId {
+pub(crate) struct PartyId {
     client: AccountId,
     adapter: AccountId,
 }
@@ -115,7 +115,7 @@ struct Kind {
 
 /// The counters of everybody who has live sequences, or had some.
 #[derive(Debug)]
-pub(super) struct FairShare {
+pub(crate) struct FairShare {
     config: ShareConfig,
     accounts: Vec<Account>,
     free: Vec<AccountId>,
@@ -128,7 +128,7 @@ pub(super) struct FairShare {
 }
 
 impl FairShare {
-    pub(super) fn new(config: ShareConfig) -> Self {
+    pub(crate) fn new(config: ShareConfig) -> Self {
         Self {
             config,
             accounts: Vec::new(),
@@ -150,14 +150,14 @@ impl FairShare {
     }
 
     /// Parties with live sequences.
-    pub(super) fn num_parties(&self) -> usize {
+    pub(crate) fn num_parties(&self) -> usize {
         self.parties.len()
     }
 
     // --- coming and going -----------------------------------------------------------------------------------------
 
     /// `count` sequences of a party begin to live.
-    pub(super) fn join(&mut self, party: Party, count: usize) -> PartyId {
+    pub(crate) fn join(&mut self, party: Party, count: usize) -> PartyId {
         let client = self.find(AccountKey::Client(party.client));
         let adapter = self.find(AccountKey::Adapter(party.adapter));
         let id = PartyId { client, adapter };
@@ -177,7 +177,7 @@ impl FairShare {
     }
 
     /// A sequence of a party has ended.
-    pub(super) fn leave(&mut self, id: PartyId) {
+    pub(crate) fn leave(&mut self, id: PartyId) {
         if let Some(live) = self.parties.get_mut(&id) {
             *live -= 1;
             if *live == 0 {
@@ -264,7 +264,7 @@ impl FairShare {
     // --- service --------------------------------------------------------------------------------------------------
 
     /// Virtual tokens a party has had; the lowest level is served first.
-    pub(super) fn level(&self, id: PartyId) -> i64 {
+    pub(crate) fn level(&self, id: PartyId) -> i64 {
         id.accounts().into_iter().map(|account| self.account(account).served).sum()
     }
 
@@ -274,7 +274,7 @@ impl FairShare {
     }
 
     /// Charge a party.
-    pub(super) fn charge(&mut self, id: PartyId, cost: i64) {
+    pub(crate) fn charge(&mut self, id: PartyId, cost: i64) {
         for account in id.accounts() {
             self.account_mut(account).served += cost;
         }

@@ -19,8 +19,9 @@
 
 mod admit;
 mod config;
-mod fair_share;
+pub(crate) mod fair_share;
 mod park;
+pub mod places;
 mod policy;
 mod queue;
 mod request;

@@ -89,6 +89,11 @@ impl CallShared {
     }
 }
 
+/// Who makes a call; handlers that are called without a connection are local.
+pub(super) fn client_of<T>(request: &tonic::Request<T>) -> ClientKey {
+    request.extensions().get::<CallContext>().map_or(ClientKey::LOCAL, |context| context.client)
+}
+
 /// The outermost service of a connection.
 #[derive(Clone)]
 pub(super) struct CallService<S> {

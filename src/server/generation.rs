@@ -12,7 +12,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument, Span};
 
-use super::call::CallContext;
+use super::call::{CallContext, client_of};
 use super::convert::{self, Collected};
 use super::pb::generation_service_server::GenerationService;
 use super::{pb, status};
@@ -95,8 +95,9 @@ impl GenerationService for Generator {
     }
 
     async fn tokenize(&self, request: Request<pb::TokenizeRequest>) -> Result<Response<pb::TokenizeResponse>, Status> {
+        let client = client_of(&request);
         let input = convert::tokenize_input(request.into_inner()).map_err(|bad| status::from_bad_message(&bad))?;
-        let prompt = self.gate.tokenize(input).await.map_err(|error| status::from_admission(&error))?;
+        let prompt = self.gate.tokenize(input, client).await.map_err(|error| status::from_admission(&error))?;
         Ok(Response::new(pb::TokenizeResponse { token_ids: prompt.ids, text: prompt.text }))
     }
 
@@ -104,8 +105,9 @@ impl GenerationService for Generator {
         &self,
         request: Request<pb::DetokenizeRequest>,
     ) -> Result<Response<pb::DetokenizeResponse>, Status> {
+        let client = client_of(&request);
         let pb::DetokenizeRequest { token_ids, skip_special_tokens } = request.into_inner();
-        let text = self.gate.detokenize(token_ids, skip_special_tokens).await;
+        let text = self.gate.detokenize(token_ids, skip_special_tokens, client).await;
         let text = text.map_err(|error| status::from_admission(&error))?;
         Ok(Response::new(pb::DetokenizeResponse { text }))
     }

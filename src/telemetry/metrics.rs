@@ -106,6 +106,17 @@ pub enum LoadStage {
     Install,
 }
 
+/// What a request waits for before its first row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueCause {
+    /// Its turn at the tokenizer.
+    Tokenizing,
+    /// Its adapter.
+    Adapter,
+    /// Its first row, once it is with the engine.
+    Engine,
+}
+
 /// How an upload ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UploadOutcome {
@@ -369,6 +380,16 @@ impl Metrics {
     /// A request waited this long for its adapter to be on the device.
     pub fn record_adapter_wait(&self, duration: Duration) {
         self.registrar().histogram(names::ADAPTER_WAIT, &[]).record(duration.as_secs_f64());
+    }
+
+    /// A request waited this long for one thing.
+    pub fn record_queue_wait(&self, cause: QueueCause, duration: Duration) {
+        let cause = match cause {
+            QueueCause::Tokenizing => "tokenizing",
+            QueueCause::Adapter => "adapter",
+            QueueCause::Engine => "engine",
+        };
+        self.registrar().histogram(names::QUEUE_WAIT, &[("cause", cause)]).record(duration.as_secs_f64());
     }
 
     /// An upload has ended after receiving `bytes`.

@@ -139,6 +139,9 @@ pub const BATCH_ADAPTERS: Metric =
     histogram("polydelta_batch_distinct_adapters", SMALL_COUNTS, "Distinct adapters of a step, the base not counted.");
 /// Duration of a step.
 pub const STEP_SECONDS: Metric = histogram("polydelta_step_seconds", SECONDS, "Duration of a step.");
+/// Time requests waited, by `cause`.
+pub const QUEUE_WAIT: Metric =
+    histogram("polydelta_queue_wait_seconds", SECONDS, "Time a request waited before its first row, by cause.");
 /// Parties of the fair share: pairs of a client and an adapter.
 pub const FAIR_PARTIES: Metric =
     gauge("polydelta_fair_share_parties", "Pairs of a client and an adapter with live sequences.");
@@ -216,6 +219,7 @@ pub const ALL: &[Metric] = &[
     BATCH_SIZE,
     BATCH_ADAPTERS,
     STEP_SECONDS,
+    QUEUE_WAIT,
     FAIR_PARTIES,
     FAIR_HELD_BACK,
     STEP_FAILURES,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::metrics::QueueCause;
 use super::names::{self, Kind};
 use super::*;
 use crate::types::Usage;
@@ -131,6 +132,7 @@ fn every_other_fact_shows_up() {
     metrics.record_adapter_load(LoadStage::Compile, Duration::from_millis(3));
     metrics.record_eviction("room");
     metrics.record_adapter_wait(Duration::from_millis(1));
+    metrics.record_queue_wait(QueueCause::Tokenizing, Duration::from_millis(1));
     metrics.record_upload(UploadOutcome::Created, 4096);
     metrics.record_rejection("queue_full");
     metrics.record_rpc_start("polydelta.v1.GenerationService", "Generate", "unary");

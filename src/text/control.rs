@@ -109,45 +109,58 @@ fn pieces<'t>(marked: &'t str, is_token: impl Fn(&str) -> bool) -> Vec<Piece<'t>
     pieces
 }
 
-/// Ids of a marked text.
-pub(super) fn encode(tokenizer: &Tokenizer, marked: &str) -> Result<Vec<u32>, TokenizerError> {
+/// Ids of a marked text; `None` where they are more than `most`.
+pub(super) fn encode_at_most(
+    tokenizer: &Tokenizer,
+    marked: &str,
+    most: usize,
+) -> Result<Option<Vec<u32>>, TokenizerError> {
     let pieces = pieces(marked, |text| tokenizer.is_added(text));
     let mut kept: HashMap<Piece<'_>, Vec<u32>> = HashMap::new();
     let mut ids = Vec::new();
     for (index, piece) in pieces.into_iter().enumerate() {
+        let left = most - ids.len();
         match piece {
-            Piece::Ordinary(text) if index == 0 => ids.extend(tokenizer.encode(text, false)?),
+            Piece::Ordinary(text) if index == 0 => {
+                let Some(first) = tokenizer.encode_at_most(text, false, left)? else { return Ok(None) };
+                ids.extend(first);
+            }
             Piece::Ordinary(text) | Piece::Quoted(text) if text.len() > MAX_KEPT_BYTES => {
-                ids.extend(encode_inner(tokenizer, piece)?);
+                let Some(more) = encode_inner(tokenizer, piece, left)? else { return Ok(None) };
+                ids.extend(more);
             }
             _ => {
                 let known = match kept.entry(piece) {
                     Entry::Occupied(known) => known.into_mut(),
-                    Entry::Vacant(new) => new.insert(encode_inner(tokenizer, piece)?),
+                    Entry::Vacant(new) => new.insert(encode_inner(tokenizer, piece, usize::MAX)?.unwrap_or_default()),
                 };
                 ids.extend(known.iter());
             }
         }
+        if ids.len() > most {
+            return Ok(None);
+        }
     }
-    Ok(ids)
+    Ok(Some(ids))
 }
 
 /// Ids of a piece that has something before it: behind a line break, whose ids are taken off again, so that
-/// sentencepiece does not put the space before it that it puts before a text.
-fn encode_inner(tokenizer: &Tokenizer, piece: Piece<'_>) -> Result<Vec<u32>, TokenizerError> {
-    let encode = |text: &str| match piece {
-        Piece::Ordinary(_) => tokenizer.encode(text, false),
-        Piece::Quoted(_) => tokenizer.encode_ordinary(text),
+/// sentencepiece does not put the space before it that it puts before a text. `None` where ordinary text has more than
+/// `most`; a quoted token is a short text.
+fn encode_inner(tokenizer: &Tokenizer, piece: Piece<'_>, most: usize) -> Result<Option<Vec<u32>>, TokenizerError> {
+    let line_break = tokenizer.encode("\n", false)?;
+    let encode = |text: &str, most: usize| match piece {
+        Piece::Ordinary(_) => tokenizer.encode_at_most(text, false, most),
+        Piece::Quoted(_) => tokenizer.encode_ordinary(text).map(Some),
     };
     let (Piece::Ordinary(text) | Piece::Quoted(text)) = piece;
-    let line_break = tokenizer.encode("\n", false)?;
-    let ids = encode(&format!("\n{text}"))?;
+    let Some(ids) = encode(&format!("\n{text}"), most.saturating_add(line_break.len()))? else { return Ok(None) };
     let ids = match ids.strip_prefix(line_break.as_slice()) {
-        Some(ids) => ids.to_vec(),
-        None => encode(text)?,
+        Some(ids) => Some(ids.to_vec()),
+        None => encode(text, most)?,
     };
-    match piece {
-        Piece::Quoted(token) if tokenizer.token_id(token).is_some_and(|id| ids.contains(&id)) => {
+    match (piece, &ids) {
+        (Piece::Quoted(token), Some(ids)) if tokenizer.token_id(token).is_some_and(|id| ids.contains(&id)) => {
             Err(TokenizerError::Control { token: token.to_owned() })
         }
         _ => Ok(ids),

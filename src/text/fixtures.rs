@@ -36,7 +36,7 @@ fn with_bos(vocabulary: &Map<String, Value>) -> Value {
 }
 
 /// GPT-2 style: 256 byte tokens and a few merges.
-fn byte_level_json() -> Value {
+pub(super) fn byte_level_json() -> Value {
     let printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let mut next = 0x100;
     let letters = (0..256).map(|byte| {

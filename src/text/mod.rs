@@ -12,6 +12,7 @@ pub mod settings;
 pub mod stop;
 pub mod tokenizer;
 
+mod bound;
 mod clock;
 mod control;
 #[cfg(test)]

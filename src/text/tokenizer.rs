@@ -5,8 +5,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use tokenizers::decoders::DecoderWrapper;
-use tokenizers::{Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer};
+use tokenizers::{
+    Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, TruncationDirection,
+};
 
+use super::bound::bytes_per_token;
 use super::chat::RenderedChat;
 use super::control;
 use super::detokenizer::DecoderKind;
@@ -98,6 +101,7 @@ pub struct Tokenizer {
     special: HashMap<u32, String>,
     decoder: DecoderKind,
     vocab_size: usize,
+    bytes_per_token: Option<u64>,
 }
 
 impl Tokenizer {
@@ -143,7 +147,8 @@ impl Tokenizer {
             .collect();
         let decoder = decoder_kind(inner.get_decoder());
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-        Ok(Self { inner, special, decoder, vocab_size })
+        let bytes_per_token = bytes_per_token(&inner);
+        Ok(Self { inner, special, decoder, vocab_size, bytes_per_token })
     }
 
     /// Token ids of `text`. `add_special` adds what the tokenizer adds around a sequence (usually the bos token);
@@ -185,8 +190,52 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Encode`] and [`TokenizerError::Control`].
     pub fn encode_chat(&self, chat: &RenderedChat) -> Result<Vec<u32>, TokenizerError> {
-        let (text, marked) = chat.parts();
-        if marked && control::is_marked(text) { control::encode(self, text) } else { self.encode(text, false) }
+        Ok(self.encode_chat_at_most(chat, usize::MAX)?.unwrap_or_default())
+    }
+
+    /// As [`Tokenizer::encode_chat`]; `None` where there are more than `most` ids, as [`Tokenizer::encode_at_most`].
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`] and [`TokenizerError::Control`].
+    pub fn encode_chat_at_most(&self, chat: &RenderedChat, most: usize) -> Result<Option<Vec<u32>>, TokenizerError> {
+        match chat.parts() {
+            (text, true) if control::is_marked(text) => control::encode_at_most(self, text, most),
+            (text, _) => self.encode_at_most(text, false, most),
+        }
+    }
+
+    /// As [`Tokenizer::encode`]; `None` where there are more than `most` ids, which costs no more than finding `most` of
+    /// them and reading the text once.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`].
+    pub fn encode_at_most(
+        &self,
+        text: &str,
+        add_special: bool,
+        most: usize,
+    ) -> Result<Option<Vec<u32>>, TokenizerError> {
+        let failed = |error: tokenizers::Error| TokenizerError::Encode { bytes: text.len(), reason: error.to_string() };
+        let inner = &self.inner;
+        // What `encode_fast` does, but for the limit.
+        let mut pieces = inner.get_added_vocabulary().extract_and_normalize(inner.get_normalizer(), text);
+        if let Some(pre_tokenizer) = inner.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut pieces).map_err(failed)?;
+        }
+        let limit = Some((most.saturating_add(1), TruncationDirection::Right));
+        inner.get_model().tokenize_in_pretokenized(&mut pieces, limit).map_err(failed)?;
+        let encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(failed)?;
+        if encoding.len() > most {
+            return Ok(None);
+        }
+        let encoding = inner.post_process(encoding, None, add_special).map_err(failed)?;
+        Ok((encoding.len() <= most).then(|| encoding.get_ids().to_vec()))
+    }
+
+    /// Most bytes that a text of so many tokens can have; `None` where a token can stand for any length.
+    #[must_use]
+    pub fn max_bytes(&self, tokens: u32) -> Option<u64> {
+        self.bytes_per_token.map(|bytes| bytes.saturating_mul(u64::from(tokens)))
     }
 
     /// Text of `ids`, taken as a whole; broken UTF-8 becomes U+FFFD. Ids the tokenizer does not know (a model may
@@ -293,6 +342,23 @@ mod tests {
             for text in ["hello world", "naïve café", "日本語 🦀", "tabs\tand\nlines", " two  spaces "] {
                 let ids = tokenizer.encode(text, false).unwrap();
                 assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn a_limit_changes_no_id_and_counts_what_is_added() {
+        for tokenizer in [byte_level(), sentencepiece()] {
+            for text in ["hello world", "naïve <s> café", "日本語 🦀", "", " two  spaces "] {
+                for add_special in [false, true] {
+                    let ids = tokenizer.encode(text, add_special).unwrap();
+                    let at_most = |most| tokenizer.encode_at_most(text, add_special, most).unwrap();
+                    assert_eq!(at_most(ids.len()).as_ref(), Some(&ids));
+                    assert_eq!(at_most(ids.len() + 7).as_ref(), Some(&ids));
+                    if let Some(less) = ids.len().checked_sub(1) {
+                        assert_eq!(at_most(less), None, "{text:?}");
+                    }
+                }
             }
         }
     }

@@ -88,6 +88,28 @@ pub enum PromptInput {
     Chat(Chat),
 }
 
+impl PromptInput {
+    /// Bytes of it, as it came.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Text(text) => text.len() as u64,
+            Self::TokenIds(ids) => size_of_val(ids.as_slice()) as u64,
+            Self::Chat(chat) => chat.bytes(),
+        }
+    }
+
+    /// Take it out, leaving an empty one of the same form.
+    #[must_use]
+    pub fn take(&mut self) -> Self {
+        match self {
+            Self::Text(text) => Self::Text(std::mem::take(text)),
+            Self::TokenIds(ids) => Self::TokenIds(std::mem::take(ids)),
+            Self::Chat(chat) => Self::Chat(std::mem::take(chat)),
+        }
+    }
+}
+
 /// Sampling as stated. Unset fields come from the model's generation config, else are neutral.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SamplingInput {
@@ -150,6 +172,8 @@ pub struct GenerateInput {
     pub options: OutputOptions,
     /// Number of choices; 0 is 1.
     pub choices: u32,
-    /// Larger goes first.
+    /// A head start; larger is more.
     pub priority: i32,
+    /// Requests that name the same share the prefix cache, whoever sends them; empty names none.
+    pub cache_salt: String,
 }

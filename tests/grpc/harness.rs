@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use polydelta::adapters::{AdapterRegistry, FolderStore, RegistryLimits, ResidencyLimits, StoreLimits};
-use polydelta::admission::{AdapterHall, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits};
+use polydelta::admission::{AdapterHall, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits, PrefixSalting};
 use polydelta::config::{Args, Command, Environment, ServeConfig, TransportConfig};
 use polydelta::server::pb::adapter_service_client::AdapterServiceClient;
 use polydelta::server::pb::generation_service_client::GenerationServiceClient;
@@ -131,6 +131,7 @@ impl Server {
             metrics: Metrics::disabled(),
             max_concurrent: options.max_concurrent,
             tokenize_threads: 2,
+            prefix_salting: PrefixSalting::ByClient,
         }));
         let info = ServerInfo {
             model: ModelInfo { vocab_size: vocab_size as usize, ..ModelInfo::default() },

@@ -14,6 +14,7 @@ mod plain;
 mod raw;
 mod refusals;
 mod requests;
+mod shares;
 mod spelling;
 mod transport;
 mod uploads;

@@ -6,6 +6,7 @@ use super::*;
 use crate::adapters::AdapterError;
 use crate::admission::InvalidRequest;
 use crate::engine::SubmitError;
+use crate::scheduler::places::Holder;
 use crate::text::{ChatError, TokenizerSettings};
 use crate::types::generate::{Chat, ChatMessage};
 
@@ -66,10 +67,13 @@ async fn places_are_few_and_come_back() {
     let _second = house.gate.admit(request("b"), Arrival::now()).await.unwrap();
     assert!(matches!(refusal(&house, request("c")).await, AdmissionError::TooManyRequests { limit: 2 }));
     let text = || PromptInput::Text("a".into());
-    assert!(matches!(house.gate.tokenize(text()).await, Err(AdmissionError::TooManyRequests { limit: 2 })));
+    assert!(matches!(
+        house.gate.tokenize(text(), ClientKey::LOCAL).await,
+        Err(AdmissionError::TooManyRequests { limit: 2 })
+    ));
     drop(first);
     assert!(house.gate.admit(request("c"), Arrival::now()).await.is_ok());
-    assert!(house.gate.tokenize(text()).await.is_ok(), "and gives its place back");
+    assert!(house.gate.tokenize(text(), ClientKey::LOCAL).await.is_ok(), "and gives its place back");
     assert!(house.gate.admit(request("c"), Arrival::now()).await.is_ok());
 }
 
@@ -119,14 +123,10 @@ async fn the_cheapest_refusal_comes_first() {
     };
     assert_eq!(field(refusal(&house, wrong.clone()).await), "n");
     wrong.input.choices = 1;
-    assert_eq!(
-        field(refusal(&house, wrong.clone()).await),
-        "prompt",
-        "too many tokens, before the adapter is looked for"
-    );
-    wrong.input.prompt = PromptInput::Text("a".into());
-    let unknown = refusal(&house, wrong).await;
-    assert!(matches!(unknown, AdmissionError::Adapter(AdapterError::NotFound { .. })));
+    let unknown = refusal(&house, wrong.clone()).await;
+    assert!(matches!(unknown, AdmissionError::Adapter(AdapterError::NotFound { .. })), "before it is tokenized");
+    wrong.adapter = with_adapter("sql", None).adapter;
+    assert_eq!(field(refusal(&house, wrong).await), "prompt");
     assert_eq!(house.hall.asked.load(SeqCst), 0, "no adapter was loaded for any of them");
 }
 
@@ -180,14 +180,14 @@ async fn every_form_of_a_prompt_becomes_ids_and_text() {
     let template = template("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}");
     let house = House::with(|parts| parts.chat_template = Some(Arc::new(template)));
     let tokenizer = Arc::clone(&house.gate.parts.tokenizer);
-    let text = house.gate.tokenize(PromptInput::Text("hi".into())).await.unwrap();
+    let text = house.gate.tokenize(PromptInput::Text("hi".into()), ClientKey::LOCAL).await.unwrap();
     assert_eq!(text, TokenizedPrompt { ids: tokenizer.encode("hi", true).unwrap(), text: "hi".into() });
     let ids = vec![id("h"), id("i")];
-    let given = house.gate.tokenize(PromptInput::TokenIds(ids.clone())).await.unwrap();
+    let given = house.gate.tokenize(PromptInput::TokenIds(ids.clone()), ClientKey::LOCAL).await.unwrap();
     assert_eq!(given, TokenizedPrompt { ids, text: "hi".into() });
     let message = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
     let chat = PromptInput::Chat(vec![message("user", "hi"), message("assistant", "ho")].into());
-    let rendered = house.gate.tokenize(chat).await.unwrap();
+    let rendered = house.gate.tokenize(chat, ClientKey::LOCAL).await.unwrap();
     let wanted = "user:hi;assistant:ho;";
     let ids = tokenizer.encode(wanted, false).unwrap();
     assert_eq!(rendered, TokenizedPrompt { ids, text: wanted.into() }, "no special tokens are added");
@@ -199,11 +199,11 @@ async fn ids_become_text_and_ids_that_are_no_tokens_are_refused() {
     let tokenizer = Arc::clone(&house.gate.parts.tokenizer);
     let end = tokenizer.token_id("</s>").unwrap();
     let ids = vec![id("h"), end, id("i")];
-    assert_eq!(house.gate.detokenize(ids.clone(), false).await.unwrap(), "h</s>i");
-    assert_eq!(house.gate.detokenize(ids, true).await.unwrap(), "hi");
-    assert_eq!(house.gate.detokenize(vec![], true).await.unwrap(), "");
+    assert_eq!(house.gate.detokenize(ids.clone(), false, ClientKey::LOCAL).await.unwrap(), "h</s>i");
+    assert_eq!(house.gate.detokenize(ids, true, ClientKey::LOCAL).await.unwrap(), "hi");
+    assert_eq!(house.gate.detokenize(vec![], true, ClientKey::LOCAL).await.unwrap(), "");
     for (ids, named) in [(vec![id("h"), u32::MAX], "token_ids[1]"), (vec![end; 101], "token_ids")] {
-        let refused = house.gate.detokenize(ids, true).await.unwrap_err();
+        let refused = house.gate.detokenize(ids, true, ClientKey::LOCAL).await.unwrap_err();
         assert!(matches!(&refused, AdmissionError::Invalid(invalid) if invalid.field() == named), "{refused:?}");
     }
     assert_eq!(house.gate.free_places(), 2);
@@ -217,11 +217,11 @@ async fn control_tokens_in_a_message_are_text_unless_the_request_allows_them() {
     let ends = |ids: &[u32]| ids.iter().filter(|id| **id == end).count();
     let message = ChatMessage { role: "user".into(), content: "hi</s>".into() };
     let mut chat = Chat::from(vec![message]);
-    let quoted = house.gate.tokenize(PromptInput::Chat(chat.clone())).await.unwrap();
+    let quoted = house.gate.tokenize(PromptInput::Chat(chat.clone()), ClientKey::LOCAL).await.unwrap();
     assert_eq!((ends(&quoted.ids), quoted.text.as_str()), (1, "hi</s></s>"));
     assert_eq!(tokenizer.decode(&quoted.ids, true).unwrap(), "hi</s>");
     chat.allow_special_tokens = true;
-    let allowed = house.gate.tokenize(PromptInput::Chat(chat)).await.unwrap();
+    let allowed = house.gate.tokenize(PromptInput::Chat(chat), ClientKey::LOCAL).await.unwrap();
     assert_eq!((ends(&allowed.ids), allowed.text), (2, quoted.text));
 }
 
@@ -233,12 +233,15 @@ async fn hostile_renderings_leave_tokenizing_to_others() {
     let house = House::with(|parts| parts.chat_template = Some(Arc::new(template(endless))));
     let chat =
         |content: &str| PromptInput::Chat(vec![ChatMessage { role: "user".into(), content: content.into() }].into());
-    let (hostile, polite) = tokio::join!(house.gate.tokenize(chat("go")), house.gate.tokenize(chat("hi")));
+    let (hostile, polite) = tokio::join!(
+        house.gate.tokenize(chat("go"), ClientKey::LOCAL),
+        house.gate.tokenize(chat("hi"), ClientKey::LOCAL)
+    );
     let refused = hostile.unwrap_err();
     assert!(matches!(refused, AdmissionError::Chat(ChatError::Limit { .. })), "{refused:?}");
     assert_eq!(refused.reason(), "template");
     assert_eq!(polite.unwrap().text, "hi");
-    assert_eq!((house.gate.free_places(), house.gate.tokenizing.available_permits()), (2, 1));
+    assert_eq!((house.gate.free_places(), house.gate.tokenizing.free_turns()), (2, 1));
 }
 
 #[tokio::test]
@@ -246,18 +249,18 @@ async fn prompts_that_cannot_be_tokenized_are_refused() {
     let house = House::new();
     let chat = |messages: Vec<ChatMessage>| PromptInput::Chat(messages.into());
     let user = ChatMessage { role: "user".into(), content: "hi".into() };
-    let refused = house.gate.tokenize(chat(vec![user.clone()])).await;
+    let refused = house.gate.tokenize(chat(vec![user.clone()]), ClientKey::LOCAL).await;
     assert!(matches!(refused, Err(AdmissionError::NoChatTemplate)));
-    let long = house.gate.tokenize(PromptInput::Text("a".repeat(1001))).await;
+    let long = house.gate.tokenize(PromptInput::Text("a".repeat(1001)), ClientKey::LOCAL).await;
     assert!(matches!(long, Err(AdmissionError::Invalid(InvalidRequest::TooLong { bytes: 1001, max: 1000, .. }))));
     let raising = template("{{ raise_exception('no system role') }}");
     let house = House::with(|parts| parts.chat_template = Some(Arc::new(raising)));
-    let refused = house.gate.tokenize(chat(vec![user.clone()])).await;
+    let refused = house.gate.tokenize(chat(vec![user.clone()]), ClientKey::LOCAL).await;
     assert!(matches!(refused, Err(AdmissionError::Chat(_))));
     let silent = template("");
     let house = House::with(|parts| parts.chat_template = Some(Arc::new(silent)));
     assert!(matches!(
-        house.gate.tokenize(chat(vec![user])).await,
+        house.gate.tokenize(chat(vec![user]), ClientKey::LOCAL).await,
         Err(AdmissionError::EmptyPrompt { field: "chat.messages" })
     ));
 }
@@ -270,14 +273,14 @@ fn tokenizing_keeps_its_turn_when_its_client_leaves() {
         let house = House::new();
         let (release, released) = std::sync::mpsc::channel::<()>();
         let busy = tokio::task::spawn_blocking(move || released.recv());
-        let mut tokenizing = Box::pin(house.gate.tokenize(PromptInput::Text("hi".into())));
+        let mut tokenizing = Box::pin(house.gate.tokenize(PromptInput::Text("hi".into()), ClientKey::LOCAL));
         assert!(futures_poll(&mut tokenizing).await.is_none());
         drop(tokenizing);
-        assert_eq!((house.gate.free_places(), house.gate.tokenizing.available_permits()), (2, 0));
+        assert_eq!((house.gate.free_places(), house.gate.tokenizing.free_turns()), (2, 0));
         release.send(()).unwrap();
         busy.await.unwrap().unwrap();
-        house.gate.tokenize(PromptInput::Text("hi".into())).await.unwrap();
-        assert_eq!(house.gate.tokenizing.available_permits(), 1);
+        house.gate.tokenize(PromptInput::Text("hi".into()), ClientKey::LOCAL).await.unwrap();
+        assert_eq!(house.gate.tokenizing.free_turns(), 1);
     });
 }
 
@@ -337,6 +340,108 @@ async fn an_id_that_the_model_has_no_row_for_is_refused_wherever_it_comes_from_a
     assert_eq!(house.hall.asked.load(SeqCst), 0, "no adapter is loaded for it");
     let unknown = refusal(&house, input(|input, _| input.prompt = PromptInput::TokenIds(vec![u32::MAX]))).await;
     assert!(unknown.to_string().contains(&format!("token id {} is not", u32::MAX)), "{unknown}");
-    let text = house.gate.tokenize(PromptInput::Text("</s>".into())).await.unwrap();
+    let text = house.gate.tokenize(PromptInput::Text("</s>".into()), ClientKey::LOCAL).await.unwrap();
     assert!(text.ids.contains(&id), "tokenizing says what the tokenizer says");
+}
+
+fn from(client: u8) -> Arrival {
+    Arrival { client: ClientKey([client; 32]), ..Arrival::now() }
+}
+
+#[tokio::test]
+async fn a_flood_of_one_adapter_leaves_places_for_others() {
+    let house = House::with(|parts| parts.max_concurrent = 200);
+    house.adapter("hot", 1);
+    house.adapter("cold", 2);
+    let mut held = Vec::new();
+    let refused = loop {
+        match house.gate.admit(with_adapter("hot", None), from(1)).await {
+            Ok(generation) => held.push(generation),
+            Err(refused) => break refused,
+        }
+    };
+    assert!(matches!(refused, AdmissionError::ShareOfRequests { holder: Holder::Adapter, held: 1.., limit: 200 }));
+    assert_eq!(refused.reason(), "share");
+    assert!(held.len() > 180 && house.gate.free_places() >= 10, "{} held", held.len());
+    for client in 1..=5 {
+        held.push(house.gate.admit(with_adapter("cold", None), from(client)).await.unwrap());
+    }
+    drop(held);
+    assert_eq!(house.gate.free_places(), 200);
+}
+
+#[tokio::test]
+async fn the_salt_is_the_clients_or_the_one_it_names() {
+    let salt = async |house: &House, client, named: &str| {
+        let mut wanted = request("x");
+        wanted.input.cache_salt = named.to_owned();
+        let generation = house.gate.admit(wanted, from(client)).await.unwrap();
+        let salt = house.engine.take().request.tenant_salt.clone();
+        drop(generation);
+        salt
+    };
+    let salted = House::new();
+    assert_ne!(salt(&salted, 1, "").await, salt(&salted, 2, "").await);
+    assert_eq!(salt(&salted, 1, "").await, salt(&salted, 1, "").await);
+    assert_eq!(salt(&salted, 1, "team").await, salt(&salted, 2, "team").await);
+    let shared = House::with(|parts| parts.prefix_salting = PrefixSalting::Shared);
+    assert_eq!(salt(&shared, 1, "").await, salt(&shared, 2, "").await);
+    let mut long = request("x");
+    long.input.cache_salt = "s".repeat(129);
+    assert!(matches!(
+        refusal(&salted, long).await,
+        AdmissionError::Invalid(InvalidRequest::TooLong { field, bytes: 129, max: 128 }) if field == "cache_salt"
+    ));
+}
+
+#[tokio::test]
+async fn the_client_is_charged() {
+    let house = House::new();
+    let _generation = house.gate.admit(request("x"), from(7)).await.unwrap();
+    assert_eq!(house.engine.take().request.client, ClientKey([7; 32]));
+}
+
+/// All turns are taken, so that whatever waits for one would never come back.
+#[tokio::test]
+async fn a_text_that_cannot_fit_is_refused_before_it_waits_for_a_turn() {
+    let house = House::with(|parts| parts.limits.max_prompt_bytes = 1 << 20);
+    let most = house.gate.parts.tokenizer.max_bytes(100).unwrap();
+    let _turns = house.gate.tokenizing.take_all_turns().await;
+    for bytes in [most + 1, 1 << 19] {
+        let text = "a".repeat(bytes as usize);
+        let refused = refusal(&house, request(&text)).await;
+        let AdmissionError::Invalid(invalid) = refused else { panic!("{refused}") };
+        let expected = InvalidRequest::TextTooLong { field: "prompt", bytes, more_than: 100, context_length: 100 };
+        assert_eq!(invalid, expected);
+    }
+    assert_eq!((house.gate.free_places(), house.hall.asked.load(SeqCst)), (2, 0));
+}
+
+#[tokio::test]
+async fn a_text_whose_bytes_could_fit_is_counted_only_as_far_as_needed() {
+    let house = House::with(|parts| parts.limits.max_prompt_bytes = 1 << 20);
+    let refused = async |tokens: usize| match refusal(&house, request(&"a".repeat(tokens))).await {
+        AdmissionError::Invalid(invalid) => invalid,
+        other => panic!("{other}"),
+    };
+    // One more is added in front.
+    assert!(matches!(refused(399).await, InvalidRequest::PromptTooLong { prompt_tokens: 400, .. }));
+    assert!(matches!(refused(400).await, InvalidRequest::TextTooLong { more_than: 400, bytes: 400, .. }));
+}
+
+#[tokio::test]
+async fn a_long_text_does_not_wait_for_short_ones_nor_they_for_it() {
+    let house = House::with(|parts| {
+        parts.limits.max_prompt_bytes = 1 << 20;
+        parts.limits.context_length = 1 << 20;
+    });
+    let long = "a b ".repeat(5000);
+    let tokenize = |text: &str| house.gate.tokenize(PromptInput::Text(text.to_owned()), ClientKey::LOCAL);
+    let lane = house.gate.tokenizing.take_long_turn().await;
+    let mut waiting = Box::pin(tokenize(&long));
+    assert!(futures_poll(&mut waiting).await.is_none());
+    assert_eq!(tokenize("short").await.unwrap().text, "short");
+    drop(lane);
+    let ids = waiting.await.unwrap().ids;
+    assert_eq!(ids, house.gate.parts.tokenizer.encode(&long, true).unwrap());
 }

@@ -145,6 +145,18 @@ pub enum InvalidRequest {
         /// Most tokens of a sequence.
         context_length: u32,
     },
+    /// A text that is far too long: so far, that its tokens were not counted to the end.
+    #[error("{field} has {bytes} bytes and more than {more_than} tokens; the context has {context_length}")]
+    TextTooLong {
+        /// Path of the form in which the prompt came.
+        field: &'static str,
+        /// Bytes of the text; of a chat, as the template renders it.
+        bytes: u64,
+        /// Tokens it has at least, and one more.
+        more_than: usize,
+        /// Most tokens of a sequence.
+        context_length: u32,
+    },
     /// More output asked for than fits behind the prompt.
     #[error(
         "stopping.max_tokens is {max_tokens}; behind a prompt of {} tokens{} that exceeds the context of {context_length}",
@@ -193,6 +205,7 @@ impl InvalidRequest {
             | Self::Zero { field }
             | Self::TooMany { field, .. }
             | Self::Repeated { field, .. }
+            | Self::TextTooLong { field, .. }
             | Self::PromptTooLong { field, .. } => field,
             Self::TooLong { field, .. }
             | Self::Empty { field }

@@ -30,6 +30,7 @@ fn request(prompt: PromptInput) -> GenerateInput {
         options: crate::types::OutputOptions::default(),
         choices: 0,
         priority: 0,
+        cache_salt: String::new(),
     }
 }
 
@@ -365,7 +366,7 @@ proptest! {
     ) {
         let options = crate::types::OutputOptions { logprobs, ..Default::default() };
         let choices = choices.unwrap_or(0);
-        let input = GenerateInput { prompt, sampling, stopping, options, choices, priority };
+        let input = GenerateInput { prompt, sampling, stopping, options, choices, priority, cache_salt: String::new() };
         let limits = limits();
         let Ok(()) = limits.check(&input) else { return Ok(()) };
         let Ok(resolved) = limits.resolve(&input, prompt_tokens, virtual_tokens) else { return Ok(()) };

@@ -184,7 +184,7 @@ enum Kin {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     /// VTC's bound: two parties that always have something waiting get the same, but for what one step or one prompt
     /// can be, however differently they ask.
@@ -196,7 +196,7 @@ proptest! {
         ahead in 1usize..60,
         seats in 2usize..12,
         step_tokens in 1usize..12,
-        steps in 200usize..400,
+        steps in 150usize..250,
     ) {
         let share = ShareConfig { step_tokens, ..ShareConfig::default() };
         let mut harness = Harness::new(SchedulerConfig {

@@ -24,6 +24,7 @@ pub(in crate::server) fn generate_request(request: pb::GenerateRequest) -> Resul
         options,
         n,
         priority,
+        cache_salt,
     } = request;
     if !request_id.is_empty() && !super::super::request_id::is_valid(&request_id) {
         return Err(BadMessage::RequestId);
@@ -44,6 +45,7 @@ pub(in crate::server) fn generate_request(request: pb::GenerateRequest) -> Resul
             options: OutputOptions { logprobs: options.logprobs, echo: options.echo, token_ids: options.token_ids },
             choices: n,
             priority,
+            cache_salt,
         },
     })
 }

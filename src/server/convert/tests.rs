@@ -53,6 +53,7 @@ fn full() -> pb::GenerateRequest {
         options: Some(pb::OutputOptions { logprobs: Some(2), echo: true, token_ids: true }),
         n: 3,
         priority: -4,
+        cache_salt: "team".into(),
     }
 }
 
@@ -85,7 +86,7 @@ fn every_field_of_a_request_arrives() {
     };
     assert_eq!(input.stopping, stopping);
     assert_eq!(input.options, OutputOptions { logprobs: Some(2), echo: true, token_ids: true });
-    assert_eq!((input.choices, input.priority), (3, -4));
+    assert_eq!((input.choices, input.priority, input.cache_salt.as_str()), (3, -4, "team"));
 }
 
 #[test]

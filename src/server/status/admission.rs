@@ -1,5 +1,6 @@
 //! Requests: admission, the engine, and what went wrong while they ran.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use tonic::{Code, Status};
@@ -8,6 +9,7 @@ use super::refusal::Refusal;
 use super::{deadline_exceeded, draining, from_adapter, internal_error};
 use crate::admission::{AdmissionError, GenerationError, InvalidRequest};
 use crate::engine::SubmitError;
+use crate::scheduler::places::Holder;
 use crate::text::{ChatError, TokenizerError};
 use crate::types::RequestFailure;
 
@@ -40,8 +42,19 @@ fn from_submit(error: &SubmitError) -> Status {
             .with("limit", limit)
             .retry_after(RETRY)
             .into_status(),
+        SubmitError::QueueShare { holder, held, limit } => {
+            share_full(error, *holder, *held).with("limit", limit).into_status()
+        }
         SubmitError::Stopped => draining(),
     }
+}
+
+/// There would be places, but not for one more of this client or adapter.
+fn share_full(error: impl Display, holder: Holder, held: usize) -> Refusal {
+    Refusal::new(Code::ResourceExhausted, "QUEUE_FULL", error)
+        .with("share_of", holder.as_str())
+        .with("held", held)
+        .retry_after(RETRY)
 }
 
 pub(in crate::server) fn from_stats(error: &SubmitError) -> Status {
@@ -55,6 +68,7 @@ pub(in crate::server) fn from_admission(error: &AdmissionError) -> Status {
         E::TooManyRequests { limit } => {
             Refusal::new(Code::ResourceExhausted, "QUEUE_FULL", error).with("limit", limit).retry_after(RETRY)
         }
+        E::ShareOfRequests { holder, held, limit } => share_full(error, *holder, *held).with("limit", limit),
         E::Invalid(invalid) => return from_invalid(invalid),
         E::EmptyPrompt { field } => bad("EMPTY_PROMPT", field),
         E::NoChatTemplate => Refusal::new(Code::FailedPrecondition, "NO_CHAT_TEMPLATE", error).precondition(
@@ -113,6 +127,10 @@ fn from_invalid(invalid: &InvalidRequest) -> Status {
         E::TotalTokens { max_tokens, choices, max } => {
             bad("INVALID_FIELD").with("max_tokens", max_tokens).with("choices", choices).with("max", max)
         }
+        E::TextTooLong { bytes, more_than, context_length, .. } => bad("CONTEXT_LENGTH_EXCEEDED")
+            .with("bytes", bytes)
+            .with("more_than_tokens", more_than)
+            .with("context_length", context_length),
         E::PromptTooLong { prompt_tokens, virtual_tokens, context_length, .. } => bad("CONTEXT_LENGTH_EXCEEDED")
             .with("prompt_tokens", prompt_tokens)
             .with("virtual_tokens", virtual_tokens)

@@ -12,6 +12,7 @@ use crate::admission::{AdmissionError, GenerationError, InvalidRequest};
 use crate::delta::DeltaError;
 use crate::engine::{InstallError, SubmitError};
 use crate::ops::OpsError;
+use crate::scheduler::places::Holder;
 use crate::text::{ChatError, TokenizerError};
 use crate::types::{AdapterFault, AdapterVersion, BaseDigest, RequestFailure};
 
@@ -313,6 +314,12 @@ fn requests_that_are_not_admitted() {
         ),
         (E::Adapter(AdapterError::NotFound { name: "sql".parse().unwrap() }), Code::NotFound, "ADAPTER_NOT_FOUND"),
         (E::Submit(SubmitError::QueueFull { queued: 8, limit: 8 }), Code::ResourceExhausted, "QUEUE_FULL"),
+        (
+            E::Submit(SubmitError::QueueShare { holder: Holder::Adapter, held: 7, limit: 8 }),
+            Code::ResourceExhausted,
+            "QUEUE_FULL",
+        ),
+        (E::ShareOfRequests { holder: Holder::Client, held: 7, limit: 8 }, Code::ResourceExhausted, "QUEUE_FULL"),
         (E::Submit(SubmitError::Stopped), Code::Unavailable, "SERVER_DRAINING"),
         (E::DeadlineExceeded, Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
     ];
@@ -330,6 +337,12 @@ fn requests_with_a_field_out_of_range_name_it_and_the_numbers() {
         (E::NotFinite { field: "sampling.top_p", value: f32::NAN }, "INVALID_FIELD", "sampling.top_p"),
         (E::OutOfRange { field: "sampling.top_p", value: 2.0, interval }, "INVALID_FIELD", "sampling.top_p"),
         (E::TooLarge { field: "n", value: 9, max: 8 }, "INVALID_FIELD", "n"),
+        (E::Priority { priority: -9, max: 8 }, "INVALID_FIELD", "priority"),
+        (
+            E::TextTooLong { field: "prompt", bytes: 900, more_than: 8, context_length: 8 },
+            "CONTEXT_LENGTH_EXCEEDED",
+            "prompt",
+        ),
         (E::Zero { field: "stopping.max_tokens" }, "INVALID_FIELD", "stopping.max_tokens"),
         (E::TooMany { field: "stopping.stop", count: 9, max: 8 }, "INVALID_FIELD", "stopping.stop"),
         (E::TooLong { field: "stopping.stop[3]".into(), bytes: 9, max: 8 }, "INVALID_FIELD", "stopping.stop[3]"),

@@ -1,0 +1,254 @@
+//! Tokenizing: off the reactor, few texts at a time, fairly between those who ask, each kind of work in a lane where it
+//! is in nobody's way.
+//!
+//! Short texts take microseconds and have as many turns as there are compute threads. Chats have as many again: a
+//! template is a program, and may take far longer than its messages look. Long texts take up to seconds: they go one
+//! after the other through a thread of their own, so that one core at most is taken from the steps. A text that cannot
+//! fit the context is refused by its length in bytes where the tokenizer's parts allow it, before it waits for a turn;
+//! else its tokens are counted no further than needed.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+use std::time::{Instant, SystemTime};
+
+use tokio::sync::oneshot;
+
+use super::error::AdmissionError;
+use super::turns::Turns;
+use super::validate::{InvalidRequest, Limits, prompt_field};
+use crate::telemetry::metrics::{Metrics, QueueCause};
+use crate::text::{ChatTemplate, Tokenizer};
+use crate::types::Party;
+use crate::types::generate::PromptInput;
+
+/// Texts of more bytes go through the lane for long ones.
+const LONG_TEXT: u64 = 16 << 10;
+
+/// How fast texts are likely to be tokenized, for those who wait for a turn.
+const BYTES_PER_MICROSECOND: u64 = 4;
+
+/// Tokens that are counted before a text that is too long is given up, in contexts: the refusal of one that is only a
+/// little too long says how many it has.
+const COUNTED_CONTEXTS: usize = 4;
+
+/// A prompt in both of its forms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenizedPrompt {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// The text they come from; for a prompt of ids, the text they stand for.
+    pub text: String,
+}
+
+/// Where work waits for its turn.
+#[derive(Clone, Copy)]
+enum Lane {
+    Short,
+    Chats,
+    Long,
+}
+
+/// Tokenizes prompts. One per gate.
+pub(super) struct Tokenizing {
+    work: Arc<Work>,
+    short: Turns,
+    chats: Turns,
+    long: LongLane,
+    metrics: Metrics,
+}
+
+#[cfg(test)]
+const NOBODY: Party = Party { client: crate::types::ClientKey::LOCAL, adapter: None };
+
+#[cfg(test)]
+impl Tokenizing {
+    /// Short texts that could begin now.
+    pub(super) fn free_turns(&self) -> usize {
+        self.short.free()
+    }
+
+    /// Every turn there is, of all lanes.
+    pub(super) async fn take_all_turns(&self) -> Vec<super::turns::Turn> {
+        let mut turns = vec![self.take_long_turn().await];
+        for lane in [&self.short, &self.chats] {
+            while lane.free() > 0 {
+                turns.push(lane.take(NOBODY, 1).await);
+            }
+        }
+        turns
+    }
+
+    /// The turn of the lane for long texts.
+    pub(super) async fn take_long_turn(&self) -> super::turns::Turn {
+        self.long.turns.take(NOBODY, 1).await
+    }
+}
+
+/// What a turn is spent with.
+struct Work {
+    tokenizer: Arc<Tokenizer>,
+    template: Option<Arc<ChatTemplate>>,
+    context_length: u32,
+}
+
+impl Tokenizing {
+    /// `threads` short texts at a time.
+    pub(super) fn new(
+        tokenizer: Arc<Tokenizer>,
+        template: Option<Arc<ChatTemplate>>,
+        limits: &Limits,
+        threads: usize,
+        metrics: Metrics,
+    ) -> Self {
+        let work = Work { tokenizer, template, context_length: limits.context_length };
+        let (short, chats) = (Turns::new(threads.max(1)), Turns::new(threads.max(1)));
+        Self { work: Arc::new(work), short, chats, long: LongLane::start(), metrics }
+    }
+
+    /// Token ids of a prompt that was checked. Dropping the future gives the place in line up, and the work where it has
+    /// not begun.
+    pub(super) async fn tokenize(&self, prompt: PromptInput, party: Party) -> Result<TokenizedPrompt, AdmissionError> {
+        if let PromptInput::Text(text) = &prompt {
+            self.work.check_bytes(prompt_field(&prompt), text)?;
+        }
+        let work = Arc::clone(&self.work);
+        let (bytes, lane) = (prompt.bytes(), self.lane(&prompt));
+        self.in_turn(lane, bytes, party, move || work.tokenize(prompt)).await
+    }
+
+    /// The text of token ids that were checked.
+    pub(super) async fn detokenize(
+        &self,
+        ids: Vec<u32>,
+        skip_special: bool,
+        party: Party,
+    ) -> Result<String, AdmissionError> {
+        let work = Arc::clone(&self.work);
+        let bytes = size_of_val(ids.as_slice()) as u64;
+        let lane = if bytes > LONG_TEXT { Lane::Long } else { Lane::Short };
+        self.in_turn(lane, bytes, party, move || Ok(work.tokenizer.decode(&ids, skip_special)?)).await
+    }
+
+    fn lane(&self, prompt: &PromptInput) -> Lane {
+        match prompt {
+            _ if prompt.bytes() > LONG_TEXT => Lane::Long,
+            PromptInput::Chat(_) => Lane::Chats,
+            PromptInput::Text(_) | PromptInput::TokenIds(_) => Lane::Short,
+        }
+    }
+
+    /// Work off the reactor, at what is so long.
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        bytes: u64,
+        party: Party,
+        work: impl FnOnce() -> Result<T, AdmissionError> + Send + 'static,
+    ) -> Result<T, AdmissionError> {
+        let asked = Instant::now();
+        let turns = match lane {
+            Lane::Short => &self.short,
+            Lane::Chats => &self.chats,
+            Lane::Long => &self.long.turns,
+        };
+        let turn = turns.take(party, bytes / BYTES_PER_MICROSECOND).await;
+        self.metrics.record_queue_wait(QueueCause::Tokenizing, asked.elapsed());
+        let run = move || {
+            // The turn goes with the work and not with the client, who may leave before it is done.
+            let _turn = turn;
+            work()
+        };
+        if let Lane::Long = lane {
+            return self.long.run(run).await;
+        }
+        tokio::task::spawn_blocking(run).await.map_err(|_| AdmissionError::TokenizerPanicked)?
+    }
+}
+
+impl Work {
+    fn tokenize(&self, prompt: PromptInput) -> Result<TokenizedPrompt, AdmissionError> {
+        let field = prompt_field(&prompt);
+        let (ids, text) = match prompt {
+            PromptInput::Text(text) => (self.encode(field, &text, true)?, text),
+            PromptInput::TokenIds(ids) => {
+                let text = self.tokenizer.decode(&ids, false)?;
+                (ids, text)
+            }
+            PromptInput::Chat(chat) => {
+                let template = self.template.as_ref().ok_or(AdmissionError::NoChatTemplate)?;
+                let rendered = template.render(&chat, SystemTime::now())?;
+                let text = rendered.text();
+                self.check_bytes(field, &text)?;
+                let ids = self.tokenizer.encode_chat_at_most(&rendered, self.most())?;
+                (ids.ok_or_else(|| self.too_long(field, &text))?, text)
+            }
+        };
+        if ids.is_empty() {
+            return Err(AdmissionError::EmptyPrompt { field });
+        }
+        Ok(TokenizedPrompt { ids, text })
+    }
+
+    fn encode(&self, field: &'static str, text: &str, add_special: bool) -> Result<Vec<u32>, AdmissionError> {
+        let ids = self.tokenizer.encode_at_most(text, add_special, self.most())?;
+        ids.ok_or_else(|| self.too_long(field, text).into())
+    }
+
+    /// Tokens that are counted.
+    fn most(&self) -> usize {
+        self.context_length as usize * COUNTED_CONTEXTS
+    }
+
+    fn too_long(&self, field: &'static str, text: &str) -> InvalidRequest {
+        let (bytes, context_length) = (text.len() as u64, self.context_length);
+        InvalidRequest::TextTooLong { field, bytes, more_than: self.most(), context_length }
+    }
+
+    /// Refuse a text that has more bytes than all tokens of the context can stand for.
+    fn check_bytes(&self, field: &'static str, text: &str) -> Result<(), InvalidRequest> {
+        let (bytes, context_length) = (text.len() as u64, self.context_length);
+        match self.tokenizer.max_bytes(context_length) {
+            Some(most) if bytes > most => {
+                let more_than = context_length as usize;
+                Err(InvalidRequest::TextTooLong { field, bytes, more_than, context_length })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// One thread for long texts.
+struct LongLane {
+    turns: Turns,
+    jobs: mpsc::Sender<Job>,
+}
+
+impl LongLane {
+    fn start() -> Self {
+        let (jobs, received) = mpsc::channel::<Job>();
+        let run = move || received.into_iter().for_each(|job| job());
+        if let Err(error) = std::thread::Builder::new().name("polydelta-texts".to_owned()).spawn(run) {
+            tracing::warn!(%error, "no thread for long texts: they are refused");
+        }
+        Self { turns: Turns::new(1), jobs }
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, AdmissionError> + Send + 'static,
+    ) -> Result<T, AdmissionError> {
+        let (reply, result) = oneshot::channel();
+        let job = move || {
+            if reply.is_closed() {
+                return;
+            }
+            let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(AdmissionError::TokenizerPanicked));
+            // The party may have gone away meanwhile.
+            drop(reply.send(result));
+        };
+        self.jobs.send(Box::new(job)).map_err(|_| AdmissionError::TokenizerPanicked)?;
+        result.await.map_err(|_| AdmissionError::TokenizerPanicked)?
+    }
+}
