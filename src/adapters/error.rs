@@ -185,6 +185,52 @@ pub enum AdapterError {
         /// Allowed.
         max: usize,
     },
+    /// A client has as many uploads open, or as many bytes declared in them, as one client may.
+    #[error(
+        "{open} uploads of this client are open with {staged} bytes, one more has {requested}; a client may have {max} \
+         with {max_staged} bytes"
+    )]
+    UploadsOfClient {
+        /// Open now.
+        open: usize,
+        /// Allowed.
+        max: usize,
+        /// Declared by them.
+        staged: u64,
+        /// Declared by this upload.
+        requested: u64,
+        /// Allowed where there is more than one.
+        max_staged: u64,
+    },
+    /// There are as many pinned adapters, or as many bytes of them, as may be pinned.
+    #[error(
+        "adapter {name} cannot be pinned: {pinned} adapters with {pinned_bytes} bytes are, it has {bytes}; {max} with \
+         {max_bytes} bytes may be"
+    )]
+    PinLimit {
+        /// The adapter.
+        name: AdapterName,
+        /// Bytes it takes on the device, or its files where that is not known yet.
+        bytes: u64,
+        /// Pinned now, others.
+        pinned: usize,
+        /// `--max-pinned-adapters`.
+        max: usize,
+        /// Of those pinned now.
+        pinned_bytes: u64,
+        /// The same share of the adapters' memory.
+        max_bytes: u64,
+    },
+    /// A client has pinned as many adapters as one client may.
+    #[error("adapter {name} cannot be pinned: {pinned} adapters are pinned by this client, the limit for one is {max}")]
+    PinsOfClient {
+        /// The adapter.
+        name: AdapterName,
+        /// Pinned now, others.
+        pinned: usize,
+        /// Three quarters of `--max-pinned-adapters`.
+        max: usize,
+    },
     /// Open uploads have claimed the staging space.
     #[error("the upload needs {requested} staged bytes; {used} of {max} are in use")]
     StagingFull {

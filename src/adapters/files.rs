@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::AdapterError;
 use super::look::INDEX_FILE;
-use crate::types::{AdapterName, AdapterVersion};
+use crate::types::{AdapterName, AdapterVersion, ClientKey};
 
 /// The PEFT configuration.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -147,6 +147,8 @@ pub struct UploadHeader {
     pub validate_only: bool,
     /// Keep it on the device once loaded.
     pub pin: bool,
+    /// Who uploads.
+    pub client: ClientKey,
 }
 
 /// Limits of uploads and of the store. Each is checked before anything is allocated.
@@ -162,6 +164,8 @@ pub struct StoreLimits {
     pub max_staged_bytes: u64,
     /// Open uploads.
     pub max_uploads: usize,
+    /// Of one client. Together they may declare half of `max_staged_bytes`, or one upload whatever it takes.
+    pub max_uploads_per_client: usize,
     /// Names in the store.
     pub max_adapters: usize,
     /// Bytes of all versions in the store.
@@ -180,6 +184,7 @@ impl Default for StoreLimits {
             max_files: 32,
             max_staged_bytes: 4 << 30,
             max_uploads: 64,
+            max_uploads_per_client: 32,
             max_adapters: 100_000,
             max_store_bytes: 1 << 40,
             idle: Duration::from_secs(120),

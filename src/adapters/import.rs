@@ -15,7 +15,7 @@ use super::files::{
 use super::registry::{AdapterInfo, AdapterRegistry, Published};
 use super::store::AdapterBytes;
 use super::uploads::{Begin, Staged};
-use crate::types::{AdapterFacts, AdapterName, AdapterVersion};
+use crate::types::{AdapterFacts, AdapterName, AdapterVersion, ClientKey};
 
 /// The two files of an adapter in `folder`, sizes and digests as they are now. Anything else there is left alone.
 ///
@@ -129,6 +129,7 @@ impl AdapterRegistry {
             expected: Expected::Any,
             validate_only: false,
             pin,
+            client: ClientKey::LOCAL,
         };
         let version = header.check(self.uploads().limits())?.version;
         let same = |found: AdapterInfo| {

@@ -27,6 +27,7 @@ mod fs;
 pub mod import;
 pub mod lease;
 pub mod look;
+mod pins;
 pub mod registry;
 pub mod residency;
 mod slots;
@@ -45,6 +46,7 @@ pub use files::{
 };
 pub use fs::{DiskFs, Found, FoundKind, StoreFile, StoreFs};
 pub use lease::AdapterLease;
+pub use pins::PinLimits;
 pub use registry::{AdapterInfo, AdapterRegistry, Published, RegistryLimits};
 pub use residency::{
     Acquire, AdapterState, InstallTicket, LoadTicket, RemovalTicket, Residency, ResidencyLimits, ResidencyStats,

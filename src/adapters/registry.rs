@@ -18,11 +18,12 @@ use super::events::{AdapterEventKind, EventLog, Signals};
 use super::files::{Expected, StoreLimits, UploadHeader, UploadId};
 use super::fs::{DiskFs, StoreFs};
 use super::lease::{AdapterLease, LeaseTable};
+use super::pins::{Pin, PinLimits, Pins};
 use super::residency::{Residency, ResidencyLimits, SetAside, VersionStatus, Want};
 use super::store::{AdapterBytes, AdapterStore, StoredAdapter, unix_ms};
 use super::sync::lock;
 use super::uploads::{Begin, Staged, UploadStatus, Uploads};
-use crate::types::{AdapterFacts, AdapterName, AdapterVersion, BaseDigest};
+use crate::types::{AdapterFacts, AdapterName, AdapterVersion, BaseDigest, ClientKey};
 
 /// What the registry is built with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +89,8 @@ pub struct AdapterRegistry {
     aliases: DashMap<AdapterName, Alias>,
     /// The same names with their particulars, in order.
     catalog: Mutex<Catalog>,
+    /// Taken with `changes` held.
+    pins: Mutex<Pins>,
     /// Held through every change of a name: changes are durable and visible in one order. First in the lock order (see
     /// [`super::sync`]).
     changes: Mutex<()>,
@@ -115,8 +118,14 @@ impl AdapterRegistry {
             // Nobody observes yet.
             let _ = residency.set_pinned(pinned.version, true);
         }
-        let (catalog, changes) = (Mutex::new(catalog), Mutex::new(()));
-        Self { store, uploads, residency, leases, events, aliases, catalog, changes, present: OnceLock::new() }
+        let (catalog, changes, pins) = (Mutex::new(catalog), Mutex::new(()), Mutex::new(Pins::new(PinLimits::NONE)));
+        Self { store, uploads, residency, leases, events, aliases, catalog, pins, changes, present: OnceLock::new() }
+    }
+
+    /// Allow no more to be pinned than this. What a store has pinned already stays so.
+    #[must_use]
+    pub fn with_pin_limits(self, pins: PinLimits) -> Self {
+        Self { pins: Mutex::new(Pins::new(pins)), ..self }
     }
 
     /// The event log; also where observers register.
@@ -222,17 +231,22 @@ impl AdapterRegistry {
         Ok((self.leases.lease(actual), alias.bytes))
     }
 
-    /// Resolve a name and ask for its version on the device. Until it has been compiled once, its size there is taken
-    /// to be that of its files.
+    /// Resolve a name and ask for its version on the device, for a client. Until it has been compiled once, its size
+    /// there is taken to be that of its files.
     ///
     /// # Errors
     /// As [`AdapterRegistry::lease`], and [`AdapterError::SetAside`].
-    pub fn want(&self, name: &AdapterName, version: Option<AdapterVersion>) -> Result<Want, AdapterError> {
+    pub fn want(
+        &self,
+        name: &AdapterName,
+        version: Option<AdapterVersion>,
+        client: ClientKey,
+    ) -> Result<Want, AdapterError> {
         let (lease, bytes) = self.resolve(name, version)?;
         if let Some(SetAside { faults, fault }) = self.residency.set_aside(lease.version()) {
             return Err(AdapterError::SetAside { name: name.clone(), version: lease.version(), faults, fault });
         }
-        Ok(self.residency.want(lease, bytes))
+        Ok(self.residency.want(lease, bytes, client))
     }
 
     /// Give the version that a name stands for another chance, if it was set aside.
@@ -268,9 +282,13 @@ impl AdapterRegistry {
     /// Whatever the header breaks, limits, the compare and set, the disk.
     pub fn begin_upload(&self, header: UploadHeader, now: Instant) -> Result<Begin, AdapterError> {
         let checked = header.check(self.uploads.limits())?;
-        self.uploads.begin(checked, header.upload_id, now, || {
+        let version = checked.version;
+        self.uploads.begin(checked, header.upload_id, header.client, now, || {
             let actual = lock(&self.catalog).get(&header.name).map(|stored| stored.version);
-            header.expected.check(&header.name, actual)
+            header.expected.check(&header.name, actual)?;
+            // Its size is not known yet; whether one more may be pinned at all is.
+            let pin = Pin { name: &header.name, version, bytes: 0, client: header.client };
+            if header.pin { self.check_pin(&pin) } else { Ok(()) }
         })
     }
 
@@ -296,12 +314,17 @@ impl AdapterRegistry {
         let adapter = StoredAdapter { name: name.clone(), version, files, created_ms, pinned, compiled };
         let result = {
             let _changes = lock(&self.changes);
+            let pin = Pin { name: &name, version, bytes: facts.device_bytes, client: staged.client() };
+            if pinned {
+                self.check_pin(&pin)?;
+            }
             self.leases.revive(version);
             signals |= self.residency.set_retired(version, false);
             let result = self.store.publish(staged.dir(), adapter, staged.expected());
             if result.is_ok() {
                 signals |= self.residency.learn(version, Arc::clone(&facts));
                 signals |= self.residency.pardon(version);
+                lock(&self.pins).own(&name, pinned.then_some(pin.client));
             }
             signals |= self.follow_store(&name);
             signals |= self.retire_if_unnamed(version);
@@ -331,18 +354,50 @@ impl AdapterRegistry {
         result
     }
 
-    /// Pin or unpin a name, durably. A pinned adapter is not evicted once it is on the device.
+    /// Pin a name for a client, durably. A pinned adapter is not evicted once it is on the device.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotFound`], [`AdapterError::PinLimit`], [`AdapterError::PinsOfClient`], the disk.
+    pub fn pin(&self, name: &AdapterName, client: ClientKey) -> Result<StoredAdapter, AdapterError> {
+        self.set_pinned(name, Some(client))
+    }
+
+    /// Unpin a name, durably.
     ///
     /// # Errors
     /// [`AdapterError::NotFound`], the disk.
-    pub fn set_pinned(&self, name: &AdapterName, pinned: bool) -> Result<StoredAdapter, AdapterError> {
+    pub fn unpin(&self, name: &AdapterName) -> Result<StoredAdapter, AdapterError> {
+        self.set_pinned(name, None)
+    }
+
+    fn set_pinned(&self, name: &AdapterName, client: Option<ClientKey>) -> Result<StoredAdapter, AdapterError> {
         let (result, signals) = {
             let _changes = lock(&self.changes);
-            let result = self.store.set_pinned(name, pinned);
+            let stored = lock(&self.catalog).get(name).cloned();
+            if let (Some(client), Some(stored)) = (client, stored.filter(|stored| !stored.pinned)) {
+                let bytes = self.device_bytes(&stored);
+                self.check_pin(&Pin { name, version: stored.version, bytes, client })?;
+            }
+            let result = self.store.set_pinned(name, client.is_some());
+            if result.is_ok() {
+                lock(&self.pins).own(name, client);
+            }
             (result, self.follow_store(name))
         };
         self.after_change(signals);
         result
+    }
+
+    /// Whether a name may be pinned beside the others.
+    fn check_pin(&self, pin: &Pin<'_>) -> Result<(), AdapterError> {
+        let (pins, catalog) = (lock(&self.pins), lock(&self.catalog));
+        pins.check(pin, &catalog, |stored| self.device_bytes(stored))
+    }
+
+    /// What a version takes on the device; until it has been compiled once, its files stand for it.
+    fn device_bytes(&self, stored: &StoredAdapter) -> u64 {
+        let facts = self.residency.status(stored.version).facts;
+        facts.map_or_else(|| stored.bytes(), |facts| facts.device_bytes)
     }
 
     /// Unpin a name and take its version off the device; the next request brings it back. False: it was not there.
@@ -353,7 +408,7 @@ impl AdapterRegistry {
     pub fn unload(&self, name: &AdapterName) -> Result<bool, AdapterError> {
         let version = self.get(name)?.stored.version;
         let was_there = self.residency.unload(version)?;
-        self.set_pinned(name, false)?;
+        self.unpin(name)?;
         Ok(was_there)
     }
 

@@ -10,12 +10,13 @@
 //! - A slot and its bytes belong to a version until the engine has *carried out* its removal; only then can another
 //!   version have them.
 //! - Victims are the least recently used versions that are neither leased nor pinned nor waited for.
-//! - Requests that find no room wait in the order of their arrival. When every resident version is leased, the first
+//! - Requests that find no room wait in line, fairly between clients and for each in the order of arrival. When every resident version is leased, the first
 //!   in line marks one to *drain*: newer requests for it queue behind, so a hot adapter cannot starve a cold one.
 //! - Nothing here blocks or knows an async runtime. [`AdapterObserver::on_capacity`](super::AdapterObserver) says when
 //!   to poll again; register interest before polling and no wake-up is lost.
 
 mod faults;
+mod line;
 mod loads;
 mod state;
 mod tickets;
@@ -30,7 +31,7 @@ use super::error::AdapterError;
 use super::events::{EventLog, Signals};
 use super::lease::AdapterLease;
 use super::sync::lock;
-use crate::types::{AdapterFacts, AdapterSlot, AdapterVersion};
+use crate::types::{AdapterFacts, AdapterSlot, AdapterVersion, ClientKey};
 
 /// How much of the device adapters may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,10 +150,11 @@ impl Residency {
     }
 
     /// Ask for the version of `lease` on the device. `bytes` is what it is expected to take; it counts only until
-    /// the true number is known ([`LoadTicket::begin_install`], `Residency::learn`).
+    /// the true number is known ([`LoadTicket::begin_install`], `Residency::learn`). Where there is no room, the wish
+    /// waits for the turn of `client`.
     #[must_use]
-    pub fn want(&self, lease: AdapterLease, bytes: u64) -> Want {
-        let waiter = self.shared.change(State::arrive);
+    pub fn want(&self, lease: AdapterLease, bytes: u64, client: ClientKey) -> Want {
+        let waiter = self.shared.change(|state| state.arrive(client));
         Want { shared: Arc::clone(&self.shared), lease, bytes, waiter }
     }
 

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use super::files::{CONFIG_FILE, Expected, FileHeader, Sha256Digest, UploadHeader, UploadId, WEIGHTS_FILE};
 use super::fs::{DiskFs, Found, StoreFile, StoreFs};
 use super::sync::lock;
-use crate::types::AdapterFacts;
+use crate::types::{AdapterFacts, ClientKey};
 
 pub(super) const EIO: i32 = 5;
 pub(super) const EACCES: i32 = 13;
@@ -352,6 +352,7 @@ pub(crate) fn header(name: &str, files: &[(&str, Vec<u8>)], upload_id: Option<&s
         expected: Expected::Any,
         validate_only: false,
         pin: false,
+        client: ClientKey::LOCAL,
     }
 }
 

@@ -25,6 +25,7 @@ use super::files::{CheckedHeader, StoreLimits, UploadHeader, UploadId};
 use super::fs::StoreFs;
 use super::registry::Published;
 use super::sync::lock;
+use crate::types::ClientKey;
 
 /// The desk where uploads come in. Cheap to clone.
 #[derive(Clone)]
@@ -113,6 +114,7 @@ impl Uploads {
         &self,
         header: CheckedHeader,
         upload_id: Option<UploadId>,
+        client: ClientKey,
         now: Instant,
         check: impl FnOnce() -> Result<(), AdapterError>,
     ) -> Result<Begin, AdapterError> {
@@ -129,9 +131,9 @@ impl Uploads {
             match table.open(&id, &header)? {
                 Some(session) => (session, false),
                 None => {
-                    table.check_room(&header, &desk.limits)?;
+                    table.check_room(&header, client, &desk.limits)?;
                     let dir = desk.staging.join(format!("upload-{}", table.next_number()));
-                    let session = Arc::new(Session::new(id, header, dir, resumable, now));
+                    let session = Arc::new(Session::new(id, header, client, dir, resumable, now));
                     table.insert(Arc::clone(&session));
                     (session, true)
                 }

@@ -135,7 +135,7 @@ impl Gate {
         self.parts.limits.room(&input, prompt.ids.len(), 0)?;
         // A lease keeps the version alive from here; which one it is may have changed meanwhile.
         let lease = match &adapter {
-            Some(choice) => Some(self.lease(choice).await?),
+            Some(choice) => Some(self.lease(choice, arrival.client).await?),
             None => None,
         };
         let binding = lease.as_ref().map(ResidentLease::binding);
@@ -188,8 +188,8 @@ impl Gate {
         self.parts.registry.lease(&choice.name, choice.version).map(|lease| lease.version())
     }
 
-    async fn lease(&self, choice: &AdapterChoice) -> Result<ResidentLease, AdmissionError> {
-        let want = self.parts.registry.want(&choice.name, choice.version)?;
+    async fn lease(&self, choice: &AdapterChoice, client: ClientKey) -> Result<ResidentLease, AdmissionError> {
+        let want = self.parts.registry.want(&choice.name, choice.version, client)?;
         let asked = Instant::now();
         let lease = self.parts.hall.resident(want).await?;
         self.parts.metrics.record_adapter_wait(asked.elapsed());

@@ -21,8 +21,8 @@ use super::listen;
 use super::sizing::{self, Demand, Sizes};
 use super::vigil::Vigil;
 use crate::adapters::{
-    AdapterError, AdapterRegistry, DiskFs, FolderStore, LoadFailure, MAX_CHUNK_BYTES, OnStoreError, RegistryLimits,
-    ResidencyLimits, StoreLimits, StoreOptions,
+    AdapterError, AdapterRegistry, DiskFs, FolderStore, LoadFailure, MAX_CHUNK_BYTES, OnStoreError, PinLimits,
+    RegistryLimits, ResidencyLimits, StoreLimits, StoreOptions,
 };
 use crate::admission::validate::MAX_REQUEST_TOKENS;
 use crate::admission::{AdapterHall, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits, PrefixSalting};
@@ -40,7 +40,7 @@ use crate::server::{
 };
 use crate::telemetry::{Metrics, MetricsPage, recorded};
 use crate::text::{ChatTemplate, Tokenizer};
-use crate::types::{AdapterName, BaseDigest};
+use crate::types::{AdapterName, BaseDigest, ClientKey};
 
 /// Events kept for watchers that read late.
 const EVENT_HISTORY: usize = 4096;
@@ -91,7 +91,8 @@ impl Server {
         let metrics_address = exporter.as_ref().map(|exporter| exporter.address);
         let store = Arc::new(store);
         let identity = BaseIdentity::begin(base, Arc::clone(&store), config.threads)?;
-        let registry = Arc::new(AdapterRegistry::new(store, registry_limits(config, sizes)));
+        let registry = AdapterRegistry::new(store, registry_limits(config, sizes));
+        let registry = Arc::new(registry.with_pin_limits(pin_limits(config, sizes)));
         registry.residency().limit_faults(config.adapter_limits.max_faults);
         let hall =
             tokio::task::block_in_place(|| hall::start(config, base, dtype, sizes, Arc::clone(&registry), &metrics))?;
@@ -254,9 +255,17 @@ fn open_store(config: &ServeConfig, sizes: Sizes) -> Result<(FolderStore, Option
 fn store_limits(config: &ServeConfig, sizes: Sizes) -> StoreLimits {
     StoreLimits {
         max_adapter_bytes: config.adapter_limits.max_bytes.min(HostMemory::max_file_bytes(sizes.load_bytes)),
+        max_uploads_per_client: config.fair_share.max_uploads_per_client as usize,
         idle: config.transport.upload_idle_timeout.max(StoreLimits::default().idle),
         ..StoreLimits::default()
     }
+}
+
+/// The share of slots that may be pinned, and the same share of bytes.
+fn pin_limits(config: &ServeConfig, sizes: Sizes) -> PinLimits {
+    let (pinned, resident) = (config.fair_share.max_pinned_adapters, config.adapter_limits.max_resident);
+    let max_bytes = u128::from(sizes.adapter_bytes) * u128::from(pinned) / u128::from(resident.max(1));
+    PinLimits { max_adapters: pinned as usize, max_bytes: u64::try_from(max_bytes).unwrap_or(u64::MAX) }
 }
 
 fn registry_limits(config: &ServeConfig, sizes: Sizes) -> RegistryLimits {
@@ -345,7 +354,7 @@ fn load_pinned(registry: &Arc<AdapterRegistry>, hall: &Arc<dyn AdapterHall>) {
     for name in pinned.map(|info| info.stored.name) {
         let (registry, hall) = (Arc::clone(registry), Arc::clone(hall));
         tokio::spawn(async move {
-            let loaded = match registry.want(&name, None) {
+            let loaded = match registry.want(&name, None, ClientKey::LOCAL) {
                 Ok(want) => hall.resident(want).await.map(drop),
                 Err(error) => Err(error),
             };

@@ -23,6 +23,13 @@ pub struct FairShareArgs {
     /// of --max-num-seqs where it is not given. Less makes others wait less for the step in progress
     #[arg(long, env = "POLYDELTA_FAIR_STEP_TOKENS", value_name = "TOKENS")]
     pub fair_step_tokens: Option<u32>,
+    /// Most adapters that may be pinned to the device, with the same share of --adapter-memory, one client at most three
+    /// quarters of them; half of --max-resident-adapters where it is not given, at least 1
+    #[arg(long, env = "POLYDELTA_MAX_PINNED_ADAPTERS", value_name = "N")]
+    pub max_pinned_adapters: Option<u32>,
+    /// Most uploads of one client that may be open at a time
+    #[arg(long, env = "POLYDELTA_MAX_UPLOADS_PER_CLIENT", value_name = "N", default_value_t = 32)]
+    pub max_uploads_per_client: u32,
     /// Largest priority of a request, up and down; beyond is refused. A priority is a head start over a bounded number
     /// of requests and tokens, never an absolute order
     #[arg(long, env = "POLYDELTA_MAX_PRIORITY", value_name = "N", default_value_t = 10)]
@@ -40,10 +47,23 @@ pub struct FairShareConfig {
     pub output_weight: u32,
     /// Most rows of a step for who has had more than its share, while others are active.
     pub step_tokens: u32,
+    /// Adapters that may be pinned; no more than are resident.
+    pub max_pinned_adapters: u32,
+    /// Open uploads of one client.
+    pub max_uploads_per_client: u32,
 }
 
-/// Check the flags. `max_num_seqs` is that of the scheduler.
-pub(super) fn fair_share(checks: &mut Checks, args: &FairShareArgs, max_num_seqs: u32) -> FairShareConfig {
+/// Check the flags. `max_num_seqs` is that of the scheduler, `max_resident` that of the adapters.
+pub(super) fn fair_share(
+    checks: &mut Checks,
+    args: &FairShareArgs,
+    max_num_seqs: u32,
+    max_resident: u32,
+) -> FairShareConfig {
+    let max_pinned_adapters = match args.max_pinned_adapters {
+        Some(pinned) => checks.count("--max-pinned-adapters", pinned, 0, max_resident),
+        None => (max_resident / 2).max(1),
+    };
     let step_tokens = match args.fair_step_tokens {
         Some(tokens) => checks.count("--fair-step-tokens", tokens, 1, 1 << 20),
         None => (max_num_seqs / 2).max(1),
@@ -53,6 +73,8 @@ pub(super) fn fair_share(checks: &mut Checks, args: &FairShareArgs, max_num_seqs
         input_weight: checks.count("--fair-input-weight", args.fair_input_weight, 1, 1 << 16),
         output_weight: checks.count("--fair-output-weight", args.fair_output_weight, 1, 1 << 16),
         step_tokens,
+        max_pinned_adapters,
+        max_uploads_per_client: checks.count("--max-uploads-per-client", args.max_uploads_per_client, 1, 1 << 16),
     }
 }
 

@@ -266,7 +266,12 @@ impl ServeConfig {
             cache: cache(&mut checks, &args.scheduler),
             adapter_limits: adapter_limits(&mut checks, &args.adapters),
             request_limits: request_limits(&mut checks, &args.requests, args.fair_share.max_priority),
-            fair_share: fair_share(&mut checks, &args.fair_share, args.scheduler.max_num_seqs),
+            fair_share: fair_share(
+                &mut checks,
+                &args.fair_share,
+                args.scheduler.max_num_seqs,
+                args.adapters.max_resident_adapters,
+            ),
             listen: args.network.listen.clone(),
             transport: transport(&mut checks, &args.network),
             reflection: args.network.reflection,

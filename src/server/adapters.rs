@@ -11,13 +11,13 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub(super) use self::upload::BadUploadStream;
 use self::watch::{Feed, Watch};
-use super::call::CallContext;
+use super::call::{CallContext, client_of};
 use super::pb::adapter_service_server::AdapterService;
 use super::{convert, page, pb, status};
 use crate::adapters::{AdapterError, AdapterInfo, AdapterRegistry, ResidentLease};
 use crate::admission::AdapterHall;
 use crate::telemetry::metrics::Metrics;
-use crate::types::AdapterName;
+use crate::types::{AdapterName, ClientKey};
 
 /// What `AdapterService` is made of.
 #[derive(Clone)]
@@ -70,8 +70,8 @@ impl Adapters {
     }
 
     /// Bring a name to the device and hold it there.
-    async fn load(&self, name: &AdapterName) -> Result<ResidentLease, AdapterError> {
-        let want = self.registry.want(name, None)?;
+    async fn load(&self, name: &AdapterName, client: ClientKey) -> Result<ResidentLease, AdapterError> {
+        let want = self.registry.want(name, None, client)?;
         self.hall.resident(want).await
     }
 }
@@ -94,7 +94,8 @@ impl AdapterService for Adapters {
         &self,
         request: Request<Streaming<pb::UploadAdapterRequest>>,
     ) -> Result<Response<pb::UploadAdapterResponse>, Status> {
-        upload::receive(self, request.into_inner()).await.map(Response::new)
+        let client = client_of(&request);
+        upload::receive(self, client, request.into_inner()).await.map(Response::new)
     }
 
     async fn get_upload(
@@ -155,15 +156,20 @@ impl AdapterService for Adapters {
         &self,
         request: Request<pb::LoadAdapterRequest>,
     ) -> Result<Response<pb::LoadAdapterResponse>, Status> {
+        let client = client_of(&request);
         let pb::LoadAdapterRequest { name: text, pin } = request.into_inner();
         let name = name(&text)?;
         // Whoever loads it by name has looked at why it was set aside.
         self.registry.reinstate(&name).map_err(|error| status::from_adapter(&error))?;
         // Held until it is pinned, so that what is pinned is on the device; a load that fails pins nothing.
-        let held = self.load(&name).await.map_err(|error| status::from_adapter(&error))?;
+        let held = self.load(&name, client).await.map_err(|error| status::from_adapter(&error))?;
         if let Some(pinned) = pin {
             let name = name.clone();
-            self.blocking(move |registry| registry.set_pinned(&name, pinned)).await?;
+            self.blocking(move |registry| match pinned {
+                true => registry.pin(&name, client),
+                false => registry.unpin(&name),
+            })
+            .await?;
         }
         drop(held);
         Ok(Response::new(pb::LoadAdapterResponse { adapter: Some(self.describe(&name)?) }))

@@ -126,7 +126,7 @@ fn deleting_hides_the_name_at_once_and_the_files_go_with_the_last_lease() {
     let count = Arc::new(Count(AtomicUsize::new(0)));
     registry.events().observe(count.clone());
     upload(&registry, "a", 1);
-    let want = registry.want(&name("a"), None).unwrap();
+    let want = registry.want(&name("a"), None, ClientKey::LOCAL).unwrap();
     let running = load(&want);
     drop(want);
     registry.delete(&name("a"), Expected::Any).unwrap();
@@ -178,18 +178,18 @@ fn observers_are_called_with_no_lock_held() {
     curious.registry.set(Arc::downgrade(&registry)).unwrap();
     registry.events().observe(curious.clone());
     upload(&registry, "a", 1);
-    let want = registry.want(&name("a"), None).unwrap();
+    let want = registry.want(&name("a"), None, ClientKey::LOCAL).unwrap();
     let running = load(&want);
     upload(&registry, "a", 2);
-    registry.set_pinned(&name("a"), true).unwrap();
+    registry.pin(&name("a"), ClientKey::LOCAL).unwrap();
     registry.unload(&name("a")).unwrap();
     drop((want, running));
     registry.residency().take_removal().unwrap().done();
     for _ in 0..3 {
-        let mut lease = load(&registry.want(&name("a"), None).unwrap());
+        let mut lease = load(&registry.want(&name("a"), None, ClientKey::LOCAL).unwrap());
         lease.judge(Err(AdapterFault::NonFinite));
     }
-    assert!(matches!(registry.want(&name("a"), None), Err(AdapterError::SetAside { faults: 3, .. })));
+    assert!(matches!(registry.want(&name("a"), None, ClientKey::LOCAL), Err(AdapterError::SetAside { faults: 3, .. })));
     registry.reinstate(&name("a")).unwrap();
     registry.delete(&name("a"), Expected::Any).unwrap();
     registry.collect_garbage().unwrap();
@@ -204,11 +204,11 @@ fn an_adapter_that_is_set_aside_is_refused_by_name_until_it_is_loaded_or_uploade
     upload(&registry, "a", 1);
     let fail = || {
         for _ in 0..3 {
-            let mut lease = load(&registry.want(&name("a"), None).unwrap());
+            let mut lease = load(&registry.want(&name("a"), None, ClientKey::LOCAL).unwrap());
             lease.judge(Err(AdapterFault::StepFailed));
         }
     };
-    let refused = || registry.want(&name("a"), None).err();
+    let refused = || registry.want(&name("a"), None, ClientKey::LOCAL).err();
     fail();
     let Some(error @ AdapterError::SetAside { .. }) = refused() else { panic!("it is set aside") };
     assert!(error.to_string().starts_with("adapter a is set aside: the last 3 requests"), "{error}");
@@ -223,7 +223,7 @@ fn an_adapter_that_is_set_aside_is_refused_by_name_until_it_is_loaded_or_uploade
     upload(&registry, "a", 2);
     assert!(refused().is_none(), "another version");
     upload(&registry, "b", 3);
-    assert!(registry.want(&name("b"), None).is_ok(), "and no other adapter");
+    assert!(registry.want(&name("b"), None, ClientKey::LOCAL).is_ok(), "and no other adapter");
 }
 
 #[test]
@@ -338,10 +338,10 @@ fn pins_last_and_unload_takes_them_off() {
     let registry = open(&root);
     assert!(registry.get(&name("a")).unwrap().stored.pinned);
     assert!(!registry.unload(&name("a")).unwrap(), "not on the device");
-    let want = registry.want(&name("a"), None).unwrap();
+    let want = registry.want(&name("a"), None, ClientKey::LOCAL).unwrap();
     let running = load(&want);
     drop(want);
-    registry.set_pinned(&name("a"), true).unwrap();
+    registry.pin(&name("a"), ClientKey::LOCAL).unwrap();
     assert!(matches!(registry.unload(&name("a")), Err(AdapterError::InUse { leases: 1, .. })));
     assert!(registry.get(&name("a")).unwrap().stored.pinned, "what is refused changes nothing");
     drop(running);
@@ -359,7 +359,7 @@ fn a_watcher_sees_the_life_of_a_name_in_order() {
     let first = upload(&registry, "a", 1).adapter.version;
     upload(&registry, "a", 1);
     upload(&registry, "a", 2);
-    registry.set_pinned(&name("a"), true).unwrap();
+    registry.pin(&name("a"), ClientKey::LOCAL).unwrap();
     registry.delete(&name("a"), Expected::Any).unwrap();
     let events = registry.events().since(0).unwrap();
     let kinds: Vec<_> = events.iter().map(|event| event.kind).collect();
@@ -486,4 +486,66 @@ proptest! {
     }
 }
 
+#[test]
+fn no_more_than_its_share_of_the_device_can_be_pinned() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = open(&root).with_pin_limits(PinLimits { max_adapters: 2, max_bytes: 250 });
+    for (seed, text) in ["a", "b", "c"].into_iter().enumerate() {
+        upload(&registry, text, seed as u8);
+    }
+    upload(&registry, "alias", 0);
+    registry.pin(&name("a"), ClientKey::LOCAL).unwrap();
+    registry.pin(&name("b"), ClientKey::LOCAL).unwrap();
+    registry.pin(&name("a"), ClientKey::LOCAL).unwrap();
+    registry.pin(&name("alias"), ClientKey::LOCAL).unwrap();
+    let refused = registry.pin(&name("c"), ClientKey::LOCAL).unwrap_err();
+    assert!(matches!(refused, AdapterError::PinLimit { pinned: 2, max: 2, bytes: 100, pinned_bytes: 200, .. }));
+    assert!(!registry.get(&name("c")).unwrap().stored.pinned);
+    let pin = |header: &mut UploadHeader| header.pin = true;
+    let refused = upload_with(&registry, "d", 9, pin).unwrap_err();
+    assert!(matches!(refused, AdapterError::PinLimit { .. }), "{refused}, before a byte of it is sent");
+    assert_eq!(registry.uploads().open().0, 0);
+    registry.unpin(&name("a")).unwrap();
+    registry.unpin(&name("alias")).unwrap();
+    registry.pin(&name("c"), ClientKey::LOCAL).unwrap();
+    upload_with(&registry, "c", 9, pin).unwrap();
+    assert!(registry.get(&name("c")).unwrap().stored.pinned, "one pinned version in place of another");
+}
+
+#[test]
+fn one_client_cannot_hold_all_pins() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = open(&root).with_pin_limits(PinLimits { max_adapters: 4, max_bytes: 1000 });
+    for (seed, text) in ["a", "b", "c", "d", "e"].into_iter().enumerate() {
+        upload(&registry, text, seed as u8);
+    }
+    let (greedy, other) = (ClientKey([1; 32]), ClientKey([2; 32]));
+    for text in ["a", "b", "c"] {
+        registry.pin(&name(text), greedy).unwrap();
+    }
+    registry.pin(&name("a"), greedy).unwrap();
+    let refused = registry.pin(&name("d"), greedy).unwrap_err();
+    assert!(matches!(refused, AdapterError::PinsOfClient { pinned: 3, max: 3, .. }), "{refused}");
+    let pin = |header: &mut UploadHeader| (header.pin, header.client) = (true, greedy);
+    let refused = upload_with(&registry, "new", 9, pin).unwrap_err();
+    assert!(matches!(refused, AdapterError::PinsOfClient { .. }), "{refused}");
+    registry.pin(&name("d"), other).unwrap();
+    registry.delete(&name("a"), Expected::Any).unwrap();
+    registry.unpin(&name("d")).unwrap();
+    upload_with(&registry, "new", 9, pin).unwrap();
+    assert!(registry.pin(&name("e"), greedy).is_err(), "the upload's pin is its client's");
+    assert_eq!([1, 2, 32].map(|max_adapters| PinLimits { max_adapters, max_bytes: 0 }.max_per_client()), [1, 1, 24]);
+}
+
+#[test]
+fn pinned_bytes_are_bounded_by_what_versions_take_on_the_device() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = open(&root).with_pin_limits(PinLimits { max_adapters: 9, max_bytes: 199 });
+    upload(&registry, "a", 1);
+    registry.pin(&name("a"), ClientKey::LOCAL).unwrap();
+    let refused = upload_with(&registry, "b", 2, |header| header.pin = true).unwrap_err();
+    assert!(matches!(refused, AdapterError::PinLimit { bytes: 100, pinned_bytes: 100, max_bytes: 199, .. }));
+    assert!(registry.get(&name("b")).is_err(), "nothing of it is kept");
+    assert_eq!(objects(&root), 1);
+}
 mod bases;

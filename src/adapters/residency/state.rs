@@ -9,11 +9,12 @@ use super::super::events::AdapterEventKind;
 use super::super::eviction::LruOrder;
 use super::super::slots::SlotPool;
 use super::faults::FaultLog;
+use super::line::Line;
 use super::loads::{Failure, Load, LoadId};
 use super::{AdapterState, ResidencyLimits, ResidencyStats, VersionStatus};
-use crate::types::{AdapterFacts, AdapterFault, AdapterSlot, AdapterVersion};
+use crate::types::{AdapterFacts, AdapterFault, AdapterSlot, AdapterVersion, ClientKey};
 
-/// Grows with the time of arrival: the order of the queue.
+/// Grows with the time of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct WaiterId(u64);
 
@@ -83,7 +84,7 @@ pub(super) struct State {
     retired: HashSet<AdapterVersion>,
     /// Leased versions on which newer requests wait, so that the first in line gets their place.
     draining: HashSet<AdapterVersion>,
-    queue: BTreeSet<WaiterId>,
+    line: Line,
     /// Gone for good, and nobody has asked yet.
     forgotten: Vec<AdapterVersion>,
     next_id: u64,
@@ -105,7 +106,7 @@ impl State {
             pinned: HashSet::new(),
             retired: HashSet::new(),
             draining: HashSet::new(),
-            queue: BTreeSet::new(),
+            line: Line::default(),
             forgotten: Vec::new(),
             next_id: 0,
         }
@@ -120,8 +121,10 @@ impl State {
         self.next_id
     }
 
-    pub(super) fn arrive(&mut self) -> WaiterId {
-        WaiterId(self.next_id())
+    pub(super) fn arrive(&mut self, client: ClientKey) -> WaiterId {
+        let waiter = WaiterId(self.next_id());
+        self.line.arrive(waiter, client);
+        waiter
     }
 
     // --- waiting ------------------------------------------------------------------------------------------------
@@ -135,7 +138,7 @@ impl State {
         if let Some(failure) = self.failures.remove(&waiter) {
             return Err(failure.into_error(version));
         }
-        let overtakes = self.queue.first().is_some_and(|first| *first < waiter) && self.draining.contains(&version);
+        let overtakes = self.draining.contains(&version) && self.line.has_before(waiter);
         match self.entries.get_mut(&version) {
             Some(Entry::Resident(resident)) if !overtakes || resident.claims.contains(&waiter) => {
                 resident.claims.remove(&waiter);
@@ -152,7 +155,7 @@ impl State {
                 Ok(Decision::Pending)
             }
             Some(Entry::Resident(_) | Entry::Evicting { .. }) => {
-                self.queue.insert(waiter);
+                self.line.join(waiter);
                 Ok(Decision::Pending)
             }
             None => self.poll_absent(waiter, version, bytes),
@@ -165,8 +168,8 @@ impl State {
             self.dequeue(waiter);
             return Err(error);
         }
-        self.queue.insert(waiter);
-        if self.queue.first() != Some(&waiter) {
+        self.line.join(waiter);
+        if self.line.first() != Some(waiter) {
             return Ok(Decision::Pending);
         }
         let Some(victims) = self.plan(bytes) else {
@@ -175,7 +178,8 @@ impl State {
         };
         match self.start_load(waiter, version, bytes, victims) {
             Some(load) => {
-                self.dequeue(waiter);
+                let was_first = self.line.serve(waiter);
+                self.first_changes(was_first);
                 Ok(Decision::Load { load })
             }
             None => Ok(Decision::Pending),
@@ -185,6 +189,7 @@ impl State {
     pub(super) fn leave(&mut self, waiter: WaiterId, version: AdapterVersion) {
         self.failures.remove(&waiter);
         self.dequeue(waiter);
+        self.line.depart(waiter);
         let claimed = match self.entries.get_mut(&version) {
             Some(Entry::Loading { claims, .. } | Entry::Resident(Resident { claims, .. })) => claims.remove(&waiter),
             _ => false,
@@ -196,8 +201,12 @@ impl State {
 
     /// A new first in line decides anew what has to drain.
     fn dequeue(&mut self, waiter: WaiterId) {
-        let was_first = self.queue.first() == Some(&waiter);
-        if self.queue.remove(&waiter) && was_first {
+        let was_first = self.line.leave(waiter);
+        self.first_changes(was_first);
+    }
+
+    fn first_changes(&mut self, changes: bool) {
+        if changes {
             self.draining.clear();
             self.signals.capacity = true;
         }
@@ -337,7 +346,7 @@ impl State {
         if retired {
             self.start_evicting(version, Remover::Nobody);
         }
-        self.signals.capacity |= retired || !self.queue.is_empty();
+        self.signals.capacity |= retired || !self.line.is_empty();
     }
 
     /// A request has let go of the version; `verdict` says how it went, where that says something of the version.
@@ -398,7 +407,7 @@ impl State {
             self.draining.remove(&version);
         }
         // Pinning may make waiting pointless for some, unpinning may make room.
-        self.signals.capacity |= changed && !self.queue.is_empty();
+        self.signals.capacity |= changed && !self.line.is_empty();
     }
 
     pub(super) fn set_retired(&mut self, version: AdapterVersion, retired: bool) {
@@ -465,7 +474,7 @@ impl State {
             bytes_used: self.budget.used(),
             bytes_total: self.budget.limit(),
             leases: leases.sum(),
-            waiting: self.queue.len(),
+            waiting: self.line.len(),
             set_aside: self.faults.count(),
             ..self.stats
         }

@@ -26,8 +26,12 @@ impl Device {
         Self { residency, leases: LeaseTable::new(Arc::clone(&events)), events }
     }
 
+    fn want_of(&self, client: ClientKey, id: u8, bytes: u64) -> Want {
+        self.residency.want(self.leases.lease(version(id)), bytes, client)
+    }
+
     fn want(&self, id: u8, bytes: u64) -> Want {
-        self.residency.want(self.leases.lease(version(id)), bytes)
+        self.want_of(ClientKey::LOCAL, id, bytes)
     }
 
     /// Bring a version to the device and lease it.
@@ -334,4 +338,23 @@ fn what_requests_say_as_they_let_go_sets_a_version_aside_and_a_pardon_takes_it_b
     assert_eq!(device.residency.status(version(1)).last_error, None);
     let kinds: Vec<_> = device.events.since(0).unwrap().into_iter().map(|event| event.kind).collect();
     assert_eq!(kinds[kinds.len() - 2..], [AdapterEventKind::SetAside, AdapterEventKind::Reinstated]);
+}
+
+#[test]
+fn a_client_that_wants_many_adapters_does_not_keep_another_from_its_own() {
+    let device = Device::new(1, 100);
+    let running = device.run(99, 10);
+    let (many, one) = (ClientKey([1; 32]), ClientKey([2; 32]));
+    let flood: Vec<_> = (1..=20).map(|id| device.want_of(many, id, 10)).collect();
+    assert!(flood.iter().all(pending));
+    let polite = device.want_of(one, 50, 10);
+    assert!(pending(&polite));
+    drop(running);
+    assert!(pending(&polite), "one load of the other is before it");
+    ticket(&flood[0]).begin_install(Arc::new(facts(10))).unwrap().complete();
+    drop(ready(&flood[0]));
+    assert!(pending(&flood[1]), "19 of the other are behind it");
+    ticket(&polite).begin_install(Arc::new(facts(10))).unwrap().complete();
+    drop(ready(&polite));
+    ticket(&flood[1]).begin_install(Arc::new(facts(10))).unwrap().complete();
 }

@@ -17,11 +17,13 @@ use super::super::sync::lock;
 use super::head::{HeadKeeper, UploadHead};
 use super::table::Leftover;
 use super::{Desk, FileProgress};
-use crate::types::{AdapterName, AdapterVersion};
+use crate::types::{AdapterName, AdapterVersion, ClientKey};
 
 pub(super) struct Session {
     id: UploadId,
     header: CheckedHeader,
+    /// Who opened it.
+    client: ClientKey,
     dir: PathBuf,
     resumable: bool,
     /// A lock of its own, so that looking for idle uploads never waits for the disk. `None` while being finished.
@@ -53,10 +55,17 @@ struct Receiving {
 }
 
 impl Session {
-    pub(super) fn new(id: UploadId, header: CheckedHeader, dir: PathBuf, resumable: bool, now: Instant) -> Self {
+    pub(super) fn new(
+        id: UploadId,
+        header: CheckedHeader,
+        client: ClientKey,
+        dir: PathBuf,
+        resumable: bool,
+        now: Instant,
+    ) -> Self {
         let body =
             Mutex::new(Body { phase: Phase::Opening, attachment: 0, files: Vec::new(), head: HeadKeeper::default() });
-        Self { id, header, dir, resumable, last_active: Mutex::new(Some(now)), body }
+        Self { id, header, client, dir, resumable, last_active: Mutex::new(Some(now)), body }
     }
 
     pub(super) fn id(&self) -> &UploadId {
@@ -65,6 +74,10 @@ impl Session {
 
     pub(super) fn header(&self) -> &CheckedHeader {
         &self.header
+    }
+
+    pub(super) fn client(&self) -> ClientKey {
+        self.client
     }
 
     pub(super) fn is_resumable(&self) -> bool {
@@ -385,6 +398,12 @@ impl Staged {
     #[must_use]
     pub fn pin(&self) -> bool {
         self.session.header.pin
+    }
+
+    /// Who uploaded it.
+    #[must_use]
+    pub fn client(&self) -> ClientKey {
+        self.session.client
     }
 
     /// The compare and set.

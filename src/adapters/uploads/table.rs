@@ -9,6 +9,7 @@ use super::super::error::AdapterError;
 use super::super::files::{CheckedHeader, StoreLimits, UploadId};
 use super::super::registry::Published;
 use super::session::Session;
+use crate::types::ClientKey;
 
 /// A folder of an upload that is over, which the disk did not let go.
 pub(super) struct Leftover {
@@ -92,7 +93,13 @@ impl Table {
         std::mem::take(&mut self.leftovers)
     }
 
-    pub(super) fn check_room(&self, header: &CheckedHeader, limits: &StoreLimits) -> Result<(), AdapterError> {
+    /// Whether there is room for one more upload, and for one more of this client.
+    pub(super) fn check_room(
+        &self,
+        header: &CheckedHeader,
+        client: ClientKey,
+        limits: &StoreLimits,
+    ) -> Result<(), AdapterError> {
         let (open, used) = self.usage();
         if open >= limits.max_uploads {
             return Err(AdapterError::TooManyUploads { open, max: limits.max_uploads });
@@ -100,6 +107,12 @@ impl Table {
         let (requested, max) = (header.bytes, limits.max_staged_bytes);
         if used.saturating_add(requested) > max {
             return Err(AdapterError::StagingFull { requested, used, max });
+        }
+        let own = self.open.values().filter(|session| session.client() == client);
+        let (open, staged) = own.fold((0, 0u64), |(open, staged), session| (open + 1, staged + session.header().bytes));
+        let (max, max_staged) = (limits.max_uploads_per_client, max / 2);
+        if open >= max || (open > 0 && staged.saturating_add(requested) > max_staged) {
+            return Err(AdapterError::UploadsOfClient { open, max, staged, requested, max_staged });
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use crate::adapters::DiskFault;
 use crate::adapters::files::{CONFIG_FILE, MAX_CHUNK_BYTES, WEIGHTS_FILE};
 use crate::adapters::fs::DiskFs;
 use crate::adapters::testing::{EIO, ENOSPC, Fault, FaultyFs, contents, header, tree};
+use crate::types::ClientKey;
 
 struct Desk {
     folder: tempfile::TempDir,
@@ -26,7 +27,7 @@ impl Desk {
 
     fn begin(&self, header: UploadHeader) -> Result<UploadSession, AdapterError> {
         let checked = header.check(self.uploads.limits())?;
-        match self.uploads.begin(checked, header.upload_id, self.now, || Ok(()))? {
+        match self.uploads.begin(checked, header.upload_id, header.client, self.now, || Ok(()))? {
             Begin::Open(session) => Ok(session),
             Begin::Finished(_) => panic!("nothing was finished"),
         }
@@ -180,7 +181,7 @@ fn open_uploads_and_staged_bytes_are_bounded_and_given_back() {
     let limits = StoreLimits { max_uploads: 2, max_staged_bytes: 2 * bytes, ..StoreLimits::default() };
     let desk = Desk::new(limits);
     let first = desk.begin(header("a", &files, None)).unwrap();
-    let _second = desk.begin(header("b", &files, None)).unwrap();
+    let _second = desk.begin(UploadHeader { client: ClientKey([1; 32]), ..header("b", &files, None) }).unwrap();
     let result = desk.begin(header("c", &files, None));
     assert!(matches!(result, Err(AdapterError::TooManyUploads { open: 2, max: 2 })));
     drop(first);
@@ -257,7 +258,28 @@ fn a_folder_left_by_an_earlier_process_blocks_no_upload() {
     fs.deny(&left, EIO);
     let uploads = Uploads::new(folder.path().to_owned(), Arc::new(fs), StoreLimits::default());
     let checked = header("a", &contents(1), None).check(uploads.limits()).unwrap();
-    let begun = uploads.begin(checked, None, Instant::now(), || Ok(()));
+    let begun = uploads.begin(checked, None, ClientKey::LOCAL, Instant::now(), || Ok(()));
     assert!(matches!(begun, Ok(Begin::Open(_))), "{begun:?}");
     assert_eq!(uploads.open().0, 2);
+}
+
+#[test]
+fn one_client_cannot_hold_all_uploads_nor_all_staged_bytes() {
+    let files = contents(1);
+    let bytes: u64 = files.iter().map(|(_, content)| content.len() as u64).sum();
+    let of = |client: u8, name: &str| UploadHeader { client: ClientKey([client; 32]), ..header(name, &files, None) };
+    let desk = Desk::new(StoreLimits { max_uploads: 4, max_uploads_per_client: 2, ..StoreLimits::default() });
+    let first = desk.begin(of(1, "a")).unwrap();
+    let _second = desk.begin(of(1, "b")).unwrap();
+    let refused = desk.begin(of(1, "c"));
+    assert!(matches!(refused, Err(AdapterError::UploadsOfClient { open: 2, max: 2, .. })));
+    let _other = desk.begin(of(2, "c")).unwrap();
+    drop(first);
+    let _third = desk.begin(of(1, "d")).unwrap();
+
+    let desk = Desk::new(StoreLimits { max_staged_bytes: 3 * bytes, ..StoreLimits::default() });
+    let _first = desk.begin(of(1, "a")).unwrap();
+    let refused = desk.begin(of(1, "b"));
+    assert!(matches!(refused, Err(AdapterError::UploadsOfClient { open: 1, staged, .. }) if staged == bytes));
+    let _other = desk.begin(of(2, "b")).unwrap();
 }

@@ -9,6 +9,7 @@ use super::super::{convert, pb, status};
 use super::{Adapters, off_reactor};
 use crate::adapters::{Begin, Published, Staged, UploadHeader, UploadSession};
 use crate::telemetry::metrics::{Metrics, UploadOutcome};
+use crate::types::ClientKey;
 use pb::upload_adapter_request::Frame;
 
 /// What a client can do wrong in the order of frames.
@@ -52,11 +53,12 @@ impl Drop for Record {
 /// Take an upload from its first frame to its acknowledgement.
 pub(super) async fn receive(
     adapters: &Adapters,
+    client: ClientKey,
     frames: Streaming<pb::UploadAdapterRequest>,
 ) -> Result<pb::UploadAdapterResponse, Status> {
     let mut record =
         Record { metrics: adapters.metrics.clone(), bytes: 0, outcome: UploadOutcome::Interrupted, broken: false };
-    let result = take(adapters, frames, &mut record).await;
+    let result = take(adapters, client, frames, &mut record).await;
     if result.is_err() && !record.broken {
         record.outcome = UploadOutcome::Rejected;
     }
@@ -65,12 +67,13 @@ pub(super) async fn receive(
 
 async fn take(
     adapters: &Adapters,
+    client: ClientKey,
     mut frames: Streaming<pb::UploadAdapterRequest>,
     record: &mut Record,
 ) -> Result<pb::UploadAdapterResponse, Status> {
     let first = next(&mut frames, adapters.upload_idle).await.inspect_err(|_| record.broken = true)?;
     let header = match first {
-        Some(Frame::Header(header)) => checked(adapters, header).await?,
+        Some(Frame::Header(header)) => checked(adapters, header, client).await?,
         Some(Frame::Chunk(_)) => return Err(status::from_upload_stream(&BadUploadStream::ChunkBeforeHeader)),
         None => return Err(status::from_upload_stream(&BadUploadStream::Empty)),
     };
@@ -92,14 +95,18 @@ async fn take(
     }
     let staged =
         adapters.in_background(move || session.finish()).await?.map_err(|error| status::from_adapter(&error))?;
-    accept(adapters, staged, record).await
+    accept(adapters, client, staged, record).await
 }
 
 /// All that can be said from the header alone, its config included: a refusal that no weights would change comes before
 /// they are sent.
-async fn checked(adapters: &Adapters, mut message: pb::UploadHeader) -> Result<UploadHeader, Status> {
+async fn checked(
+    adapters: &Adapters,
+    mut message: pb::UploadHeader,
+    client: ClientKey,
+) -> Result<UploadHeader, Status> {
     let config = std::mem::take(&mut message.config);
-    let header = convert::upload_header(message).map_err(|bad| status::from_bad_message(&bad))?;
+    let header = convert::upload_header(message, client).map_err(|bad| status::from_bad_message(&bad))?;
     if config.is_empty() {
         return Ok(header);
     }
@@ -150,7 +157,12 @@ async fn write(
 }
 
 /// Every byte is there and is the one declared: compile it, and give it its name.
-async fn accept(adapters: &Adapters, staged: Staged, record: &mut Record) -> Result<pb::UploadAdapterResponse, Status> {
+async fn accept(
+    adapters: &Adapters,
+    client: ClientKey,
+    staged: Staged,
+    record: &mut Record,
+) -> Result<pb::UploadAdapterResponse, Status> {
     let turn = Arc::clone(&adapters.checks).acquire_owned().await;
     let turn = turn.map_err(|closed| status::internal_error("upload", &closed))?;
     let hall = Arc::clone(&adapters.hall);
@@ -173,11 +185,11 @@ async fn accept(adapters: &Adapters, staged: Staged, record: &mut Record) -> Res
         (false, None) => UploadOutcome::Unchanged,
     };
     let (name, pinned) = (&published.adapter.name, published.adapter.pinned);
-    if pinned && let Err(error) = adapters.load(name).await {
+    if pinned && let Err(error) = adapters.load(name, client).await {
         // The upload is stored and stays so; what is not on the device is not pinned there.
         tracing::warn!(%name, %error, "an adapter could not be loaded and is not pinned");
         let name = name.clone();
-        adapters.blocking(move |registry| registry.set_pinned(&name, false)).await?;
+        adapters.blocking(move |registry| registry.unpin(&name)).await?;
     }
     Ok(adapters.describe(name).map_or_else(
         // Deleted or replaced since.

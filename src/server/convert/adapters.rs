@@ -6,9 +6,12 @@ use crate::adapters::{
     AdapterInfo, AdapterState, CONFIG_FILE, Expected, FileHeader, Published, Sha256Digest, Staged, StoredAdapter,
     UploadHeader, UploadStatus,
 };
-use crate::types::AdapterFacts;
+use crate::types::{AdapterFacts, ClientKey};
 
-pub(in crate::server) fn upload_header(header: pb::UploadHeader) -> Result<UploadHeader, BadMessage> {
+pub(in crate::server) fn upload_header(
+    header: pb::UploadHeader,
+    client: ClientKey,
+) -> Result<UploadHeader, BadMessage> {
     let pb::UploadHeader { name, files, upload_id, expected_version, validate_only, pin, config: _ } = header;
     let upload_id = match upload_id.as_str() {
         "" => None,
@@ -27,6 +30,7 @@ pub(in crate::server) fn upload_header(header: pb::UploadHeader) -> Result<Uploa
         expected,
         validate_only,
         pin,
+        client,
     })
 }
 

@@ -11,7 +11,7 @@ use crate::admission::{
 };
 use crate::engine::EngineStats;
 use crate::types::generate::{ChatMessage, OutputOptions, PromptInput, SamplingInput, StoppingInput, TemplateValue};
-use crate::types::{AdapterFacts, FinishReason, OpClass, Usage, VirtualTokens};
+use crate::types::{AdapterFacts, ClientKey, FinishReason, OpClass, Usage, VirtualTokens};
 use pb::generate_request::Input;
 use pb::generate_stream_response::Event;
 
@@ -284,7 +284,7 @@ fn an_upload_header_says_what_the_name_must_be() {
         let files = vec![pb::UploadFile { path: "adapter_config.json".into(), size: 3, sha256: DIGEST.into() }];
         let mut header = pb::UploadHeader { name: "sql".into(), files, ..Default::default() };
         change(&mut header);
-        upload_header(header)
+        upload_header(header, ClientKey::LOCAL)
     };
     let plain = header(|_| ()).unwrap();
     assert_eq!((plain.name.as_str(), plain.expected, plain.upload_id), ("sql", Expected::Any, None));

@@ -78,6 +78,32 @@ pub(in crate::server) fn from_adapter(error: &AdapterError) -> Status {
             .with("open", open)
             .with("max", max)
             .retry_after(RETRY),
+        E::UploadsOfClient { open, max, staged, requested, max_staged } => {
+            Refusal::new(Code::ResourceExhausted, "TOO_MANY_UPLOADS", error)
+                .with("share_of", "client")
+                .with("open", open)
+                .with("max", max)
+                .with("staged", staged)
+                .with("requested", requested)
+                .with("max_staged", max_staged)
+                .retry_after(RETRY)
+        }
+        E::PinLimit { name, bytes, pinned, max, pinned_bytes, max_bytes } => {
+            Refusal::new(Code::ResourceExhausted, "PIN_LIMIT", error)
+                .quota("pinned_adapters", error)
+                .resource("polydelta.v1.Adapter", name, error)
+                .with("bytes", bytes)
+                .with("pinned", pinned)
+                .with("max", max)
+                .with("pinned_bytes", pinned_bytes)
+                .with("max_bytes", max_bytes)
+        }
+        E::PinsOfClient { name, pinned, max } => Refusal::new(Code::ResourceExhausted, "PIN_LIMIT", error)
+            .quota("pinned_adapters", error)
+            .resource("polydelta.v1.Adapter", name, error)
+            .with("share_of", "client")
+            .with("pinned", pinned)
+            .with("max", max),
         E::StagingFull { requested, used, max } => Refusal::new(Code::ResourceExhausted, "STAGING_FULL", error)
             .with("requested", requested)
             .with("used", used)

@@ -126,6 +126,17 @@ fn uploads_and_adapters_in_the_wrong_moment() {
     let (id, name) = (|| "id".parse().unwrap(), || "sql".parse().unwrap());
     let cases = [
         (E::TooManyUploads { open: 8, max: 8 }, Code::ResourceExhausted, "TOO_MANY_UPLOADS"),
+        (
+            E::UploadsOfClient { open: 8, max: 8, staged: 1, requested: 2, max_staged: 9 },
+            Code::ResourceExhausted,
+            "TOO_MANY_UPLOADS",
+        ),
+        (
+            E::PinLimit { name: "a".parse().unwrap(), bytes: 1, pinned: 2, max: 2, pinned_bytes: 3, max_bytes: 9 },
+            Code::ResourceExhausted,
+            "PIN_LIMIT",
+        ),
+        (E::PinsOfClient { name: "a".parse().unwrap(), pinned: 2, max: 2 }, Code::ResourceExhausted, "PIN_LIMIT"),
         (E::StagingFull { requested: 1, used: 8, max: 8 }, Code::ResourceExhausted, "STAGING_FULL"),
         (E::UnknownUpload { upload_id: id() }, Code::NotFound, "UPLOAD_NOT_FOUND"),
         (E::UploadTakenOver { upload_id: id() }, Code::Aborted, "UPLOAD_TAKEN_OVER"),

@@ -27,7 +27,7 @@ fn what_a_version_compiled_to_is_known_after_a_restart() {
     let info = registry.get(&name("a")).unwrap();
     assert_eq!(info.status.facts.as_deref(), Some(&facts(100)));
     assert_eq!((info.base, info.mismatch.is_none()), (Some(BaseDigest([1; 32])), true));
-    let want = registry.want(&name("a"), None).unwrap();
+    let want = registry.want(&name("a"), None, ClientKey::LOCAL).unwrap();
     assert!(matches!(want.poll(), Ok(Acquire::Load(_))), "its files are larger than the device, it is not");
     drop(want);
     drop(registry);
@@ -49,8 +49,8 @@ fn an_adapter_of_another_base_is_listed_and_refused_until_it_comes_again() {
     assert_eq!(info.status.facts.as_deref(), Some(&facts(100)), "it is listed as what it is");
     for refused in [
         registry.lease(&name("a"), None).err(),
-        registry.want(&name("a"), None).err(),
-        registry.want(&name("a"), Some(version)).err(),
+        registry.want(&name("a"), None, ClientKey::LOCAL).err(),
+        registry.want(&name("a"), Some(version), ClientKey::LOCAL).err(),
     ] {
         let (one, other) = (BaseDigest([1; 32]), BaseDigest([2; 32]));
         let right = matches!(&refused, Some(AdapterError::BaseMismatch { stored, present, .. })

@@ -99,7 +99,7 @@ impl Uploads {
         let (client, stream) = Client::new();
         frames(&client);
         drop(client);
-        receive(&self.adapters, stream).await
+        receive(&self.adapters, ClientKey::LOCAL, stream).await
     }
 
     fn counted(&self, outcome: &str) -> f64 {
@@ -205,7 +205,7 @@ async fn a_client_that_falls_silent_is_ended() {
     let uploads = Uploads::new();
     let (client, stream) = Client::new();
     let begun = tokio::time::Instant::now();
-    let status = receive(&uploads.adapters, stream).await.unwrap_err();
+    let status = receive(&uploads.adapters, ClientKey::LOCAL, stream).await.unwrap_err();
     assert_eq!((reason(&status).as_str(), begun.elapsed().as_secs()), ("UPLOAD_IDLE", IDLE.as_secs()));
     assert_eq!(uploads.counted("interrupted"), 1.0);
     drop(client);
@@ -221,7 +221,7 @@ async fn compiling_keeps_its_turn_when_its_client_leaves() {
     let (release, hold) = std::sync::mpsc::channel();
     *uploads.house.hall.hold.lock().unwrap() = Some(hold);
     let adapters = uploads.adapters.clone();
-    let upload = tokio::spawn(async move { receive(&adapters, stream).await });
+    let upload = tokio::spawn(async move { receive(&adapters, ClientKey::LOCAL, stream).await });
     while uploads.house.hall.checks.load(SeqCst) == 0 {
         tokio::task::yield_now().await;
     }

@@ -5,7 +5,7 @@ use tokio_stream::StreamExt;
 use super::*;
 use crate::adapters::AdapterEventKind as Kind;
 use crate::admission::testing::House;
-use crate::types::AdapterVersion;
+use crate::types::{AdapterVersion, ClientKey};
 
 fn peer(last: u8) -> Peer {
     IpAddr::from([127, 0, 0, last]).into()
@@ -43,7 +43,10 @@ async fn many_changes_of_one_state_are_told_once_to_each_of_many_watchers() {
     }
     assert_eq!(feed.groups.all().len(), 3);
     for round in 0..10 {
-        house.registry.set_pinned(&name("b"), round % 2 == 0).unwrap();
+        match round % 2 {
+            0 => house.registry.pin(&name("b"), ClientKey::LOCAL).unwrap(),
+            _ => house.registry.unpin(&name("b")).unwrap(),
+        };
     }
     house.registry.delete(&name("a"), crate::adapters::Expected::Any).unwrap();
     let began = tokio::time::Instant::now();
@@ -53,7 +56,7 @@ async fn many_changes_of_one_state_are_told_once_to_each_of_many_watchers() {
     }
     assert_eq!(began.elapsed(), GROUP_PAUSE * 2, "group after group");
     // The next batch waits for what this one has cost.
-    house.registry.set_pinned(&name("b"), true).unwrap();
+    house.registry.pin(&name("b"), ClientKey::LOCAL).unwrap();
     assert_eq!(next(&mut watchers[0]).await, (EventType::Updated, "b".to_owned()));
     assert!(began.elapsed() >= MESSAGE_PAUSE * 2 * 3 * GROUP as u32, "{:?}", began.elapsed());
 }
