@@ -8,8 +8,8 @@ use polydelta::engine::{EngineHandle, ModelExecutor, StartedEngine, start};
 use polydelta::model::{Decoder, DecoderLimits, base_layout};
 use polydelta::scheduler::{SchedulerConfig, ShareConfig};
 use polydelta::types::{
-    AdapterBinding, AdapterSlot, AdapterVersion, ClientKey, EngineRequest, RequestId, SamplingParams, SequenceEvent,
-    StoppingParams,
+    AdapterBinding, AdapterSlot, AdapterVersion, ClientKey, ConnectionId, EngineRequest, RequestId, SamplingParams,
+    SequenceEvent, StoppingParams,
 };
 
 use super::support::Failure;
@@ -122,6 +122,7 @@ fn request(id: u64, adapter: Option<u32>) -> EngineRequest {
     EngineRequest {
         id: RequestId(id),
         client: ClientKey::LOCAL,
+        connection: ConnectionId::default(),
         prompt: (0..PROMPT).map(|at| (id as u32 * 37 + at * 11) % 4096).collect(),
         adapter: adapter.map(binding),
         sampling: SamplingParams::greedy().into(),

@@ -17,7 +17,7 @@ use crate::scheduler::places::{NoPlace, Place, Places};
 use crate::telemetry::metrics::{Metrics, QueueCause};
 use crate::text::{ChatTemplate, ChoiceText, Tokenizer};
 use crate::types::generate::{GenerateInput, PromptInput};
-use crate::types::{AdapterName, AdapterVersion, ClientKey, EngineRequest, Party, RequestId};
+use crate::types::{AdapterName, AdapterVersion, ClientKey, ConnectionId, EngineRequest, Party, RequestId};
 
 /// A request as a client states it, without its transport.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +44,8 @@ pub struct AdapterChoice {
 pub struct Arrival {
     /// Who is charged for it.
     pub client: ClientKey,
+    /// The connection it came over.
+    pub connection: ConnectionId,
     /// Queue time counts from here.
     pub arrived: Instant,
     /// The client's deadline.
@@ -54,7 +56,7 @@ impl Arrival {
     /// Just now, from nobody in particular, without a deadline.
     #[must_use]
     pub fn now() -> Self {
-        Self { client: ClientKey::LOCAL, arrived: Instant::now(), deadline: None }
+        Self { client: ClientKey::LOCAL, connection: ConnectionId::default(), arrived: Instant::now(), deadline: None }
     }
 }
 
@@ -155,6 +157,7 @@ impl Gate {
         let engine_request = EngineRequest {
             id,
             client: arrival.client,
+            connection: arrival.connection,
             prompt: Arc::clone(&ids),
             adapter: binding,
             sampling: Arc::new(sampling),

@@ -200,7 +200,7 @@ impl Generation {
     pub(super) fn new(admitted: Admitted) -> Self {
         let Admitted { info, id, engine, events, lease, texts, stop, prompt_tokens, echo, arrival, place, metrics } =
             admitted;
-        let Arrival { arrived, deadline, client: _ } = arrival;
+        let Arrival { arrived, deadline, client: _, connection: _ } = arrival;
         Self {
             record: Record { metrics, deadline, outcome: None },
             info,

@@ -1,11 +1,12 @@
 //! Starting what waits: the pages of its adapter, reused blocks, its own blocks, in that order.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Instant;
 
 use super::fair_share::PartyId;
 use super::policy::Rank;
+use super::queue::{Flow, Place};
 use super::step::StepPlan;
 use super::virtual_pages::{PageSet, PagesKey, Prefill};
 use super::{Events, Scheduler};
@@ -30,41 +31,47 @@ struct Turn {
     level: i64,
     rank: Rank,
     party: PartyId,
-    /// The one of its party that was tried before it.
-    previous: Option<Rank>,
+    /// Of its flow in the line of its party.
+    place: Place,
 }
+
+/// Sequences that were tried in this step and cannot start yet: the last one of each flow.
+type Passed = BTreeMap<Flow, Rank>;
 
 impl Scheduler {
     /// Start what waits, the least served party first. One of which nothing can start now is passed; one whose blocks
     /// do not fit is not.
     pub(super) fn admit_waiting(&mut self, now: Instant, plan: &mut StepPlan) {
-        let mut turns: BinaryHeap<_> = self.waiting.parties().filter_map(|(party, _)| self.turn(party, None)).collect();
+        let mut passed = Passed::new();
+        let mut turns: BinaryHeap<_> =
+            self.waiting.parties().filter_map(|(party, ..)| self.turn(party, None, &passed)).collect();
         let mut holders = self.seat_holders();
         while !plan.is_full()
             && let Some(Reverse(turn)) = turns.pop()
         {
-            let Turn { party, rank, .. } = turn;
+            let Turn { party, rank, place, .. } = turn;
             // Levels only rise: one that has risen meanwhile goes back in line.
-            if let Some(risen) = self.turn(party, turn.previous).filter(|now| now.0 > turn) {
+            if let Some(risen) = self.turn(party, Some(place), &passed).filter(|now| now.0 > turn) {
                 turns.push(risen);
                 continue;
             }
-            if self.fair.allowance(party) == 0 || !self.may_take_a_seat(party, &holders) {
+            let flow = self.sequences[rank.id()].flow();
+            if self.fair.allowance(party) == 0 || !self.may_take_a_seat(flow, &holders) {
                 continue;
             }
             match self.try_start(rank, now, plan) {
                 Admission::Started => holders = self.seat_holders(),
-                Admission::NotYet => {}
+                Admission::NotYet => drop(passed.insert(flow, rank)),
                 Admission::NoRoom => return,
             }
-            turns.extend(self.turn(party, Some(rank)));
+            turns.extend(self.turn(party, Some(place), &passed));
         }
     }
 
-    /// The turn of a party's most senior waiting sequence after `previous`.
-    fn turn(&self, party: PartyId, previous: Option<Rank>) -> Option<Reverse<Turn>> {
-        let rank = self.waiting.next_after(party, previous)?;
-        Some(Reverse(Turn { level: self.fair.level(party) - rank.head_start(), rank, party, previous }))
+    /// Whose turn it is in a party, from a place in its line on.
+    fn turn(&self, party: PartyId, from: Option<Place>, passed: &Passed) -> Option<Reverse<Turn>> {
+        let (place, rank) = self.waiting.next_after(party, from, |flow| passed.get(&flow).copied())?;
+        Some(Reverse(Turn { level: self.fair.level(party) - rank.head_start(), rank, party, place }))
     }
 
     fn try_start(&mut self, rank: Rank, now: Instant, plan: &mut StepPlan) -> Admission {
@@ -199,10 +206,11 @@ impl Scheduler {
         }
         assert_eq!(table.len(), total, "blocks ran out in a start that was checked to fit");
         sequence.start(table, reused.len());
-        let party = sequence.party;
-        self.waiting.remove(party, rank);
+        let flow = sequence.flow();
+        self.waiting.remove(flow, rank);
+        self.waiting.started(flow);
         self.running.insert(rank);
-        self.fair.started(party);
+        self.fair.started(flow.party);
     }
 
     /// Statistics of a sequence's first start, and the `Started` event of its request's.

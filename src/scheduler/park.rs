@@ -15,14 +15,13 @@ impl Scheduler {
         self.num_parked += ranks.len();
         for rank in ranks {
             let sequence = &mut self.sequences[rank.id()];
-            let (party, pages) = (sequence.party, sequence.pages);
-            self.waiting.remove(party, rank);
-            if self.running.remove(rank) {
+            let (flow, pages) = (sequence.flow(), sequence.pages);
+            if self.running.contains(rank) {
                 let mut table = sequence.preempt();
                 self.cache.release_table(&mut table);
-                self.fair.stopped(party);
             }
-            self.fair.leave(party);
+            self.unqueue(flow, rank);
+            self.fair.leave(flow.party);
             if let Some(pages) = pages {
                 let unwanted = self.pages.leave(pages, rank);
                 self.release_pages(unwanted);
@@ -39,10 +38,11 @@ impl Scheduler {
         for rank in ranks {
             let sequence = &mut self.sequences[rank.id()];
             sequence.party = party;
+            let flow = sequence.flow();
             if let (Some(pages), Some(slot)) = (sequence.pages, sequence.slot) {
                 self.pages.join(pages, rank, slot);
             }
-            self.waiting.insert(party, rank);
+            self.waiting.insert(flow, rank);
         }
     }
 }

@@ -1,10 +1,12 @@
-//! Sequences in order of rank, and by party. Membership only; the sequences themselves live in the scheduler.
+//! Sequences in order of rank, by party and by connection. Membership only; the sequences themselves live in the
+//! scheduler.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use super::fair_share::PartyId;
 use super::policy::Rank;
+use crate::types::ConnectionId;
 
 /// A set of sequences, most senior first.
 #[derive(Debug, Default)]
@@ -48,43 +50,142 @@ impl RankQueue {
     }
 }
 
-/// What waits: one queue for each party. A party without a waiting sequence is not here.
+/// What one party sends over one connection; the id means nothing once the last sequence of the party has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Flow {
+    pub(super) party: PartyId,
+    pub(super) connection: ConnectionId,
+}
+
+/// A flow in the line of its party: the one with the fewest running sequences is first, then the one whose most senior
+/// waiting sequence is. A flow without a running sequence is passed by a bounded number of others, so each moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    running: usize,
+    first: Rank,
+    connection: ConnectionId,
+}
+
+#[derive(Debug, Default)]
+struct FlowQueue {
+    waiting: RankQueue,
+    running: usize,
+}
+
+#[derive(Debug, Default)]
+struct PartyQueue {
+    flows: BTreeMap<ConnectionId, FlowQueue>,
+    /// Flows of which something waits.
+    line: BTreeSet<Place>,
+    waiting: usize,
+}
+
+impl PartyQueue {
+    fn place(&self, connection: ConnectionId) -> Option<Place> {
+        let FlowQueue { waiting, running } = self.flows.get(&connection)?;
+        waiting.first().map(|first| Place { running: *running, first, connection })
+    }
+
+    /// Change a flow, and its place with it.
+    fn change<T>(&mut self, connection: ConnectionId, change: impl FnOnce(&mut FlowQueue) -> T) -> T {
+        if let Some(place) = self.place(connection) {
+            self.line.remove(&place);
+        }
+        let flow = self.flows.entry(connection).or_default();
+        let changed = change(flow);
+        if flow.waiting.is_empty() && flow.running == 0 {
+            self.flows.remove(&connection);
+        }
+        self.line.extend(self.place(connection));
+        changed
+    }
+}
+
+/// What waits: a queue for each flow, in lines for each party. A party of which nothing waits or runs is not here.
 #[derive(Debug, Default)]
 pub(super) struct PartyQueues {
-    queues: BTreeMap<PartyId, RankQueue>,
-    len: usize,
+    parties: BTreeMap<PartyId, PartyQueue>,
+    waiting: usize,
 }
 
 impl PartyQueues {
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.waiting
     }
 
-    pub(super) fn insert(&mut self, party: PartyId, rank: Rank) {
-        self.queues.entry(party).or_default().insert(rank);
-        self.len += 1;
+    fn change<T>(&mut self, flow: Flow, change: impl FnOnce(&mut FlowQueue) -> T) -> T {
+        let party = self.parties.entry(flow.party).or_default();
+        let changed = party.change(flow.connection, change);
+        if party.flows.is_empty() {
+            self.parties.remove(&flow.party);
+        }
+        changed
     }
 
-    pub(super) fn remove(&mut self, party: PartyId, rank: Rank) {
-        let Some(queue) = self.queues.get_mut(&party) else { return };
-        self.len -= usize::from(queue.remove(rank));
-        if queue.is_empty() {
-            self.queues.remove(&party);
+    /// A sequence that is not here begins to wait.
+    pub(super) fn insert(&mut self, flow: Flow, rank: Rank) {
+        self.change(flow, |queue| queue.waiting.insert(rank));
+        self.waiting += 1;
+        if let Some(party) = self.parties.get_mut(&flow.party) {
+            party.waiting += 1;
         }
     }
 
-    /// Each party with how many of its sequences wait.
-    pub(super) fn parties(&self) -> impl Iterator<Item = (PartyId, usize)> {
-        self.queues.iter().map(|(party, queue)| (*party, queue.len()))
+    /// A sequence does not wait any more, if it did.
+    pub(super) fn remove(&mut self, flow: Flow, rank: Rank) {
+        if !self.parties.contains_key(&flow.party) {
+            return;
+        }
+        let removed = usize::from(self.change(flow, |queue| queue.waiting.remove(rank)));
+        self.waiting -= removed;
+        if let Some(party) = self.parties.get_mut(&flow.party) {
+            party.waiting -= removed;
+        }
     }
 
-    /// The most senior one of a party after `rank`, or of all of them.
-    pub(super) fn next_after(&self, party: PartyId, rank: Option<Rank>) -> Option<Rank> {
-        self.queues.get(&party)?.next_after(rank)
+    /// A sequence of the flow runs now.
+    pub(super) fn started(&mut self, flow: Flow) {
+        self.change(flow, |queue| queue.running += 1);
+    }
+
+    /// A sequence of the flow has given its KV back.
+    pub(super) fn stopped(&mut self, flow: Flow) {
+        self.change(flow, |queue| queue.running -= 1);
+    }
+
+    /// Running sequences of a flow.
+    pub(super) fn running(&self, flow: Flow) -> usize {
+        let queue = self.parties.get(&flow.party).and_then(|party| party.flows.get(&flow.connection));
+        queue.map_or(0, |queue| queue.running)
+    }
+
+    /// Each party of which something waits, with how many of its sequences wait and whose turn it is.
+    pub(super) fn parties(&self) -> impl Iterator<Item = (PartyId, usize, Flow)> {
+        self.parties.iter().filter_map(|(party, queue)| {
+            let first = queue.line.first()?;
+            Some((*party, queue.waiting, Flow { party: *party, connection: first.connection }))
+        })
+    }
+
+    /// Whose turn it is in a party: after the flow at `place` has been passed over from there on, or of all. Within a
+    /// flow the one after `passed`.
+    pub(super) fn next_after(
+        &self,
+        party: PartyId,
+        place: Option<Place>,
+        passed: impl Fn(Flow) -> Option<Rank>,
+    ) -> Option<(Place, Rank)> {
+        let queue = self.parties.get(&party)?;
+        let start = place.map_or(Bound::Unbounded, Bound::Included);
+        queue.line.range((start, Bound::Unbounded)).find_map(|place| {
+            let passed = passed(Flow { party, connection: place.connection });
+            let rank = queue.flows.get(&place.connection)?.waiting.next_after(passed)?;
+            Some((*place, rank))
+        })
     }
 
     #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = Rank> {
-        self.queues.values().flat_map(RankQueue::iter)
+        self.parties.values().flat_map(|party| party.flows.values()).flat_map(|flow| flow.waiting.iter())
     }
 }

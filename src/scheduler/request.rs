@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::policy::Rank;
+use super::queue::Flow;
 use super::sequence::{Sequence, SequenceSeed};
 use super::virtual_pages::PagesKey;
 use super::{Events, Scheduler, SchedulerError};
@@ -118,7 +119,7 @@ impl Scheduler {
                 self.pages.join(pages, sequence.rank, slot);
             }
             live.push(sequence.rank);
-            self.waiting.insert(party, sequence.rank);
+            self.waiting.insert(sequence.flow(), sequence.rank);
             self.sequences.insert(sequence);
         }
         if let Some(deadline) = request.deadline {
@@ -141,16 +142,23 @@ impl Scheduler {
         ids
     }
 
+    /// Take a sequence out of whichever queue it is in.
+    pub(super) fn unqueue(&mut self, flow: Flow, rank: Rank) {
+        if self.running.remove(rank) {
+            self.waiting.stopped(flow);
+            self.fair.stopped(flow.party);
+        } else {
+            self.waiting.remove(flow, rank);
+        }
+    }
+
     /// Take a sequence out of everything and free its KV. Its request goes with its last sequence.
     pub(super) fn finish_sequence(&mut self, id: SequenceId) {
         let Some(mut sequence) = self.sequences.remove(id) else { return };
         let parked = self.requests.get(&sequence.request).is_some_and(|request| request.parked);
         self.num_parked -= usize::from(parked);
         if !parked {
-            self.waiting.remove(sequence.party, sequence.rank);
-            if self.running.remove(sequence.rank) {
-                self.fair.stopped(sequence.party);
-            }
+            self.unqueue(sequence.flow(), sequence.rank);
             self.fair.leave(sequence.party);
         }
         self.cache.release_table(&mut sequence.table);

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use super::fair_share::PartyId;
 use super::policy::Rank;
+use super::queue::Flow;
 use super::virtual_pages::PagesKey;
 use crate::cache::{BlockKey, BlockSize, BlockTable, PrefixBlock, PrefixScope};
 use crate::types::{
-    AdapterSlot, BlockId, EngineRequest, FinishReason, LongRope, RequestId, SampleSpec, SamplingParams,
+    AdapterSlot, BlockId, ConnectionId, EngineRequest, FinishReason, LongRope, RequestId, SampleSpec, SamplingParams,
     ScheduledSequence, SequenceId, StoppingParams, TokenHistory, TokenSource,
 };
 
@@ -41,6 +42,7 @@ pub(super) struct Sequence {
     pub(super) rank: Rank,
     /// Who is charged for it.
     pub(super) party: PartyId,
+    connection: ConnectionId,
     pub(super) request: RequestId,
     pub(super) choice: u32,
     pub(super) state: SequenceState,
@@ -96,6 +98,7 @@ impl Sequence {
         Self {
             rank: Rank::new(request.priority, id),
             party,
+            connection: request.connection,
             request: request.id,
             choice,
             state: SequenceState::Waiting,
@@ -118,6 +121,11 @@ impl Sequence {
             long_from: long_rope.map_or(LongRope::NEVER, first_long),
             short_context: long_rope.filter(recomputes).map(|rope| rope.original_context as usize),
         }
+    }
+
+    /// Where it waits.
+    pub(super) fn flow(&self) -> Flow {
+        Flow { party: self.party, connection: self.connection }
     }
 
     pub(super) fn num_virtual(&self) -> usize {

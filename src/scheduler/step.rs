@@ -1,11 +1,12 @@
 //! Deciding one step: running decodes, then running prefills, then what waits. Also who yields when blocks run out.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashSet, VecDeque};
 use std::time::Instant;
 
 use super::fair_share::PartyId;
 use super::policy::Rank;
+use super::queue::Flow;
 use super::virtual_pages::{PagesKey, Prefill};
 use super::{Events, Scheduled, Scheduler};
 use crate::cache::BlockSize;
@@ -33,6 +34,14 @@ impl StepPlan {
         self.seats -= 1;
         self.batch.sequences.push(sequence);
     }
+}
+
+/// Who has the seats.
+pub(super) struct SeatHolders {
+    /// Those with the most first.
+    parties: Vec<PartyId>,
+    /// Running sequences of the flow of each party that has the most.
+    most_of_a_flow: BTreeMap<PartyId, usize>,
 }
 
 /// A running prefill.
@@ -115,8 +124,13 @@ impl Scheduler {
             return 0;
         }
         let holders = self.seat_holders();
-        let takers = self.waiting.parties().filter(|(party, _)| self.may_take_a_seat(*party, &holders));
-        takers.take(most).map(|(_, waiting)| waiting.min(most / 4 + 1)).sum::<usize>().min(most)
+        let takers = self.waiting.parties().filter_map(|(party, waiting, first)| {
+            let among_parties = self.may_take_a_seat_of_others(party, &holders);
+            // Of the party's own flows one at a time: how many would be more than their part is not known here.
+            let seats = if among_parties { waiting.min(most / 4 + 1) } else { 1 };
+            (among_parties || self.may_take_a_seat(first, &holders)).then_some(seats)
+        });
+        takers.take(most).sum::<usize>().min(most)
     }
 
     fn num_started(&self) -> usize {
@@ -127,37 +141,58 @@ impl Scheduler {
         self.num_started() < self.config.max_num_seqs
     }
 
-    /// Parties of running sequences, those with the most first.
-    pub(super) fn seat_holders(&self) -> Vec<PartyId> {
-        let mut holders: Vec<_> = self.running.iter().map(|rank| self.sequences[rank.id()].party).collect();
-        holders.sort_unstable();
-        holders.dedup();
-        holders.sort_by_key(|party| Reverse(self.fair.running(*party)));
-        holders
+    pub(super) fn seat_holders(&self) -> SeatHolders {
+        let mut flows: Vec<_> = self.running.iter().map(|rank| self.sequences[rank.id()].flow()).collect();
+        flows.sort_unstable();
+        flows.dedup();
+        let mut most_of_a_flow: BTreeMap<PartyId, usize> = BTreeMap::new();
+        for flow in flows {
+            let most = most_of_a_flow.entry(flow.party).or_default();
+            *most = self.waiting.running(flow).max(*most);
+        }
+        let mut parties: Vec<_> = most_of_a_flow.keys().copied().collect();
+        parties.sort_by_key(|party| Reverse(self.fair.running(*party)));
+        SeatHolders { parties, most_of_a_flow }
     }
 
-    /// Whether a sequence of this party may start: there is a seat, or one of the `holders` who has more gives one up
+    /// Whether a sequence of this flow may start: there is a seat, or one of the `holders` who has more gives one up
     /// from step to step. That one keeps its KV, so there are at most twice as many running sequences as seats.
-    pub(super) fn may_take_a_seat(&self, party: PartyId, holders: &[PartyId]) -> bool {
-        if self.has_free_seat() {
-            return true;
-        }
+    pub(super) fn may_take_a_seat(&self, flow: Flow, holders: &SeatHolders) -> bool {
+        let most = holders.most_of_a_flow.get(&flow.party).copied().unwrap_or(0);
+        self.has_free_seat()
+            || self.may_take_a_seat_of_others(flow.party, holders)
+            || self.may_sit_in_turn() && most > self.waiting.running(flow) + 1
+    }
+
+    /// As [`Self::may_take_a_seat`], of another party.
+    fn may_take_a_seat_of_others(&self, party: PartyId, holders: &SeatHolders) -> bool {
         let running = self.fair.running(party);
-        let mut with_more = holders.iter().take_while(|holder| self.fair.running(**holder) > running + 1);
-        self.num_started() < 2 * self.config.max_num_seqs && with_more.any(|holder| self.fair.gives_way(*holder, party))
+        let mut with_more = holders.parties.iter().take_while(|holder| self.fair.running(**holder) > running + 1);
+        self.may_sit_in_turn() && with_more.any(|holder| self.fair.gives_way(*holder, party))
+    }
+
+    /// Whether one more sequence may run than there are seats.
+    fn may_sit_in_turn(&self) -> bool {
+        self.num_started() < 2 * self.config.max_num_seqs
     }
 
     /// Who of the running takes part in the step, and who is passed over. Parties take turns, the least served first;
-    /// within a party whoever has waited longest for a row.
+    /// within a party its flows do, and within a flow whoever has waited longest for a row.
     fn choose(&self, order: &[Rank], seats: usize) -> (Vec<Rank>, Vec<Rank>) {
         let party_of = |rank: &Rank| self.sequences[rank.id()].party;
         if order.len() <= seats && !self.fair.holds_back(order.iter().map(party_of)) {
             return (order.to_vec(), Vec::new());
         }
-        let mut queues: BTreeMap<PartyId, BinaryHeap<Reverse<(u64, Rank)>>> = BTreeMap::new();
+        let mut flows: BTreeMap<Flow, BTreeSet<(u64, Rank)>> = BTreeMap::new();
         for rank in order {
             let sequence = &self.sequences[rank.id()];
-            queues.entry(sequence.party).or_default().push(Reverse((sequence.last_step, *rank)));
+            flows.entry(sequence.flow()).or_default().insert((sequence.last_step, *rank));
+        }
+        let mut queues: BTreeMap<PartyId, BinaryHeap<_>> = BTreeMap::new();
+        for (flow, waits) in flows {
+            let round_by_round =
+                waits.into_iter().enumerate().map(|(round, (last, rank))| Reverse((round, last, rank)));
+            queues.entry(flow.party).or_default().extend(round_by_round);
         }
         let mut turns: BinaryHeap<_> = queues.keys().map(|party| Reverse((self.fair.level(*party), *party))).collect();
         let mut draft = self.fair.draft(queues.keys().copied());
@@ -166,7 +201,7 @@ impl Scheduler {
             && let Some(Reverse((level, party))) = turns.pop()
         {
             if let Some(queue) = queues.get_mut(&party)
-                && let Some(Reverse((_, rank))) = queue.pop()
+                && let Some(Reverse((.., rank))) = queue.pop()
                 && draft.take(party)
             {
                 chosen.insert(rank);
@@ -298,11 +333,10 @@ impl Scheduler {
     pub(super) fn preempt(&mut self, rank: Rank) {
         self.counters.preemptions += 1;
         let sequence = &mut self.sequences[rank.id()];
-        let (mut table, party) = (sequence.preempt(), sequence.party);
+        let (mut table, flow) = (sequence.preempt(), sequence.flow());
         self.cache.release_table(&mut table);
-        self.running.remove(rank);
-        self.fair.stopped(party);
-        self.waiting.insert(party, rank);
+        self.unqueue(flow, rank);
+        self.waiting.insert(flow, rank);
     }
 
     /// Page sets that a sequence of this rank may take the blocks of: finished, under no running sequence, not its

@@ -30,7 +30,7 @@ use super::request_id::{self, RequestIds};
 use super::status::{self, Interrupted};
 use crate::config::TransportConfig;
 use crate::telemetry::metrics::Metrics;
-use crate::types::ClientKey;
+use crate::types::{ClientKey, ConnectionId};
 
 /// Facts about a call that handlers find in the request's extensions.
 #[derive(Clone, Debug)]
@@ -41,6 +41,8 @@ pub(super) struct CallContext {
     pub deadline: Option<Instant>,
     /// Who calls.
     pub client: ClientKey,
+    /// The connection the call came over.
+    pub connection: ConnectionId,
     /// From `x-request-id`, else made here; returned as `x-request-id`.
     pub request_id: String,
     /// Where the call comes from.
@@ -167,6 +169,7 @@ where
             arrived,
             deadline,
             client,
+            connection: self.activity.connection(),
             request_id: request_id.clone(),
             peer,
         });

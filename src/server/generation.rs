@@ -46,7 +46,8 @@ impl Generator {
             } else {
                 Span::current().record("generation_id", &request.request_id);
             }
-            Arrival { client: context.client, arrived: context.arrived, deadline: context.deadline }
+            let CallContext { client, connection, arrived, deadline, .. } = context;
+            Arrival { client, connection, arrived, deadline }
         });
         let token_ids = request.input.options.token_ids || request.input.options.echo;
         let generation = self.gate.admit(request, arrival).await.map_err(|error| status::from_admission(&error))?;

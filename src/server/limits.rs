@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::peer::Peer;
+use crate::types::ConnectionId;
 
 /// All that is allowed is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -156,8 +157,8 @@ impl Connections {
                 self.places.acquire(peer, 1)?
             }
         };
-        let activity = Arc::new(Activity::new());
         let id = open.next_id;
+        let activity = Arc::new(Activity::new(ConnectionId(id)));
         open.next_id += 1;
         open.by_id.insert(id, Entry { peer, activity: Arc::clone(&activity), _place: place });
         Ok(ConnectionPermit { connections: self.clone(), id, activity })
@@ -209,6 +210,7 @@ impl Drop for ConnectionPermit {
 
 /// Whether calls run on a connection, and since when none does.
 pub(super) struct Activity {
+    connection: ConnectionId,
     state: Mutex<ActivityState>,
     leave: Notify,
 }
@@ -219,9 +221,14 @@ struct ActivityState {
 }
 
 impl Activity {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(connection: ConnectionId) -> Self {
         let state = ActivityState { calls: 0, idle_since: Instant::now() };
-        Self { state: Mutex::new(state), leave: Notify::new() }
+        Self { connection, state: Mutex::new(state), leave: Notify::new() }
+    }
+
+    /// Whose activity it is.
+    pub(super) fn connection(&self) -> ConnectionId {
+        self.connection
     }
 
     /// A call has begun.

@@ -18,6 +18,11 @@ impl std::fmt::Debug for ClientKey {
     }
 }
 
+/// The connection that a request came over, by the number the server gave it. Says nothing of who is behind it: what
+/// one client sends over several connections is charged to that client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
 /// Whose share of the server a piece of work is: each is charged for what it takes. A key of a tenant would be one
 /// more field here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -19,7 +19,7 @@ pub use batch::{
     BlockCopy, PrefixWrite, SampleSpec, SampledToken, ScheduledBatch, ScheduledSequence, SequenceFailure, StepOutput,
     TokenHistory, TokenSource,
 };
-pub use client::{ClientKey, Party};
+pub use client::{ClientKey, ConnectionId, Party};
 pub use event::{FinishReason, RequestFailure, SequenceEvent, TokenLogprob, Usage};
 pub use generate::{
     Chat, ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput, TemplateValue,

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::client::{ClientKey, Party};
+use super::client::{ClientKey, ConnectionId, Party};
 use super::ids::{AdapterSlot, AdapterVersion, RequestId};
 use super::sampling::{SamplingParams, StoppingParams};
 
@@ -38,6 +38,8 @@ pub struct EngineRequest {
     pub id: RequestId,
     /// Who asks: what it takes is charged to it.
     pub client: ClientKey,
+    /// Requests of one party take turns by connection, so that one that sends many does not hold up the others.
+    pub connection: ConnectionId,
     /// Prompt token ids; not empty, each below the vocabulary size.
     pub prompt: Arc<[u32]>,
     /// `None` is the base model.

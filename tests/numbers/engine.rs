@@ -10,8 +10,8 @@ use polydelta::model::{BaseModel, Decoder, DecoderLimits, base_layout};
 use polydelta::ops::{Dtype, reference::ReferenceBackend};
 use polydelta::scheduler::{SchedulerConfig, ShareConfig};
 use polydelta::types::{
-    AdapterBinding, AdapterSlot, AdapterVersion, ClientKey, EngineRequest, RequestId, SamplingParams, SequenceEvent,
-    StoppingParams,
+    AdapterBinding, AdapterSlot, AdapterVersion, ClientKey, ConnectionId, EngineRequest, RequestId, SamplingParams,
+    SequenceEvent, StoppingParams,
 };
 
 use crate::fixture::{Case, Family, LIMITS};
@@ -61,6 +61,7 @@ impl Hall {
         let request = EngineRequest {
             id: RequestId(self.next),
             client: ClientKey::LOCAL,
+            connection: ConnectionId::default(),
             prompt: case.prompt.as_slice().into(),
             adapter: case.adapter.as_ref().map(|adapter| self.bindings[adapter]),
             sampling: SamplingParams { logprobs: Some(5), ..SamplingParams::greedy() }.into(),

@@ -9,8 +9,8 @@ use crate::engine::handle::{HeldAdapter, SubmitError};
 use crate::engine::watchdog::{Alarm, WatchdogLimits, watch};
 use crate::scheduler::{PROBE, ShareConfig};
 use crate::types::{
-    AdapterBinding, AdapterSlot, AdapterVersion, ClientKey, EngineRequest, FinishReason, SampledToken, SamplingParams,
-    ScheduledBatch, ScheduledSequence, SequenceFailure, StepOutput, StoppingParams,
+    AdapterBinding, AdapterSlot, AdapterVersion, ClientKey, ConnectionId, EngineRequest, FinishReason, SampledToken,
+    SamplingParams, ScheduledBatch, ScheduledSequence, SequenceFailure, StepOutput, StoppingParams,
 };
 
 mod isolation;
@@ -134,6 +134,7 @@ fn request(id: u64, max_tokens: u32) -> EngineRequest {
     EngineRequest {
         id: RequestId(id),
         client: ClientKey::LOCAL,
+        connection: ConnectionId::default(),
         prompt: vec![1, 2, 3].into(),
         adapter: None,
         sampling: SamplingParams::greedy().into(),

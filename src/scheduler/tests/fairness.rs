@@ -113,6 +113,76 @@ fn sequences_of_a_flood_take_turns_where_seats_are_given_up() {
     assert!(most - least <= 1, "{rows:?}");
 }
 
+/// A request over connection `n` of the one party there is.
+fn over(n: u64, request: EngineRequest) -> EngineRequest {
+    EngineRequest { connection: ConnectionId(n), ..of(1, 1, request) }
+}
+
+#[test]
+fn beside_a_flood_of_its_own_party_a_request_of_another_connection_has_its_first_row_in_the_next_step() {
+    let mut harness = Harness::new(roomy());
+    for id in 0..100 {
+        harness.add(EngineRequest { choices: 16, ..over(1, request(id, &[1, 2, 3], 200)) });
+    }
+    for round in 0..20 {
+        (0..7).for_each(|_| drop(harness.step()));
+        let id = 1000 + round;
+        harness.add(over(2 + round, request(id, &[1, 2, 3], 3)));
+        let batch = harness.schedule();
+        assert!(rows_of(&harness, &batch).contains_key(&id), "round {round}");
+        harness.finish(&batch);
+        for _ in 0..2 {
+            let batch = harness.schedule();
+            assert_eq!(rows_of(&harness, &batch).get(&id), Some(&1), "round {round}: every step after it");
+            harness.finish(&batch);
+        }
+        assert!(!harness.scheduler.contains(RequestId(id)));
+    }
+    assert_eq!(harness.scheduler.stats().preemptions, 0, "a seat is given up, its KV is not");
+}
+
+#[test]
+fn connections_of_a_party_get_seats_by_turns_and_those_of_one_connection_in_order_of_arrival() {
+    let mut harness = Harness::new(SchedulerConfig { max_num_seqs: 1, prefix_cache: false, ..roomy() });
+    let mut order = Vec::new();
+    for (id, connection) in [1, 1, 1, 1, 2, 2, 3].into_iter().enumerate() {
+        harness.add(over(connection, request(id as u64, &[1, 2, 3], 1)));
+    }
+    while !harness.scheduler.is_idle() {
+        let batch = harness.schedule();
+        order.extend(rows_of(&harness, &batch).into_keys());
+        harness.finish(&batch);
+    }
+    assert_eq!(order, (0..7).collect::<Vec<_>>(), "nothing runs when a seat is free: the most senior goes first");
+
+    let mut harness = Harness::new(SchedulerConfig { max_num_seqs: 4, prefix_cache: false, ..roomy() });
+    for (id, connection) in [1, 1, 1, 1, 1, 1, 2, 2, 2, 3].into_iter().enumerate() {
+        harness.add(over(connection, request(id as u64, &[1, 2, 3], 20)));
+    }
+    let batch = harness.schedule();
+    assert_eq!(rows_of(&harness, &batch).into_keys().collect::<Vec<_>>(), [0, 1, 6, 9]);
+    harness.finish(&batch);
+}
+
+#[test]
+fn connections_that_keep_coming_do_not_starve_one_of_the_same_party() {
+    let mut harness = Harness::new(SchedulerConfig { max_num_seqs: 2, prefix_cache: false, ..roomy() });
+    for id in 0..6 {
+        harness.add(over(0, request(id, &[1, 2, 3], 4)));
+    }
+    for step in 0..200 {
+        for new in 0..3 {
+            let id = 100 + 3 * step + new;
+            harness.add(over(id, request(id, &[1, 2, 3], 4)));
+        }
+        harness.step();
+        if (0..6).all(|id| !harness.scheduler.contains(RequestId(id))) {
+            return;
+        }
+    }
+    panic!("starved");
+}
+
 #[test]
 fn many_adapters_are_no_way_around_the_share_of_a_client() {
     let mut harness = Harness::new(roomy());

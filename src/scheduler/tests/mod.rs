@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use super::testing::{FakeExecutor, oracle};
 use super::*;
 use crate::types::{
-    AdapterBinding, AdapterSlot, AdapterVersion, BlockId, ClientKey, FinishReason, SamplingParams, StoppingParams,
-    VirtualTokens,
+    AdapterBinding, AdapterSlot, AdapterVersion, BlockId, ClientKey, ConnectionId, FinishReason, SamplingParams,
+    StoppingParams, VirtualTokens,
 };
 
 /// What a request's channel has received.
@@ -53,6 +53,7 @@ fn request(id: u64, prompt: &[u32], max_tokens: u32) -> EngineRequest {
     EngineRequest {
         id: RequestId(id),
         client: ClientKey::LOCAL,
+        connection: ConnectionId::default(),
         prompt: prompt.into(),
         adapter: None,
         sampling: SamplingParams::greedy().into(),

@@ -125,6 +125,7 @@ fn wish_to_request(id: u64, wish: &Wish, counts: [u32; 4], now: Instant) -> Engi
     let stop_token_ids = if wish.stops { vec![0] } else { Vec::new() };
     EngineRequest {
         client: ClientKey([wish.client; 32]),
+        connection: ConnectionId(wish.seed % 3),
         adapter: bind(wish.adapter, counts),
         sampling: sampling.into(),
         stopping: StoppingParams { max_tokens: wish.max_tokens, min_tokens: wish.min_tokens, stop_token_ids }.into(),

@@ -142,7 +142,7 @@ impl Server {
     fn with(metrics: Metrics, config: &TransportConfig) -> Self {
         let lifecycle = Lifecycle::new();
         let shared = CallShared::new(lifecycle.clone(), ClientIdentity::default(), metrics, config);
-        let (alive, activity) = (Count::default(), Arc::new(Activity::new()));
+        let (alive, activity) = (Count::default(), Arc::new(Activity::new(ConnectionId(1))));
         Self { lifecycle, alive, shared, address: address(1), activity }
     }
 
