@@ -38,6 +38,9 @@ const FLUSH_LIMIT: Duration = Duration::from_millis(200);
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 2 << 20;
 
+/// Bytes of a stream that wait here for a client whose window is open and who does not read.
+const SEND_BUFFER: usize = 64 << 10;
+
 pub(super) type ConnectionBuilder = http2::Builder<TokioExecutor>;
 
 /// hyper's HTTP/2 with every limit set: a `None` of hyper's means no limit at all.
@@ -51,6 +54,7 @@ pub(super) fn builder(config: &TransportConfig) -> ConnectionBuilder {
         .max_header_list_size(config.max_header_bytes)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(config.keepalive_interval)
         .keep_alive_timeout(config.keepalive_timeout);
     builder

@@ -10,4 +10,5 @@ mod messages;
 #[allow(dead_code)] // Frames that only the tests of the protocol send.
 #[path = "../grpc/raw.rs"]
 mod raw;
+mod streams;
 mod uploads;
