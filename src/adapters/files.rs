@@ -18,6 +18,8 @@ use crate::types::{AdapterName, AdapterVersion, ClientKey};
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The weights.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// The adapter's own chat template, where it has one.
+pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Most data one chunk may carry.
 pub const MAX_CHUNK_BYTES: usize = 1 << 20;
 
@@ -158,6 +160,10 @@ pub struct StoreLimits {
     pub max_adapter_bytes: u64,
     /// Declared bytes of `adapter_config.json`.
     pub max_config_bytes: u64,
+    /// Declared bytes of `chat_template.jinja`.
+    pub max_chat_template_bytes: u64,
+    /// Chat templates that the base has anyway: a `chat_template.jinja` of this content is no part of an adapter.
+    pub base_chat_templates: Vec<Sha256Digest>,
     /// Files in one header.
     pub max_files: usize,
     /// Declared bytes of all open uploads together.
@@ -181,6 +187,8 @@ impl Default for StoreLimits {
         Self {
             max_adapter_bytes: 1 << 30,
             max_config_bytes: 8 << 20,
+            max_chat_template_bytes: 256 << 10,
+            base_chat_templates: Vec::new(),
             max_files: 32,
             max_staged_bytes: 4 << 30,
             max_uploads: 64,
@@ -200,6 +208,8 @@ pub enum FileRole {
     Config,
     /// `adapter_model.safetensors`: stored.
     Weights,
+    /// `chat_template.jinja`: stored, unless it is the base's.
+    ChatTemplate,
     /// A companion that PEFT or a trainer saves beside the adapter: its bytes and digest are checked, then dropped.
     Ignored,
 }
@@ -207,7 +217,7 @@ pub enum FileRole {
 /// A stored file: part of the version's identity.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StoredFile {
-    /// [`CONFIG_FILE`] or [`WEIGHTS_FILE`].
+    /// [`CONFIG_FILE`], [`WEIGHTS_FILE`] or [`CHAT_TEMPLATE_FILE`].
     pub path: String,
     /// Bytes.
     pub size: u64,
@@ -285,10 +295,16 @@ fn check_file(file: &FileHeader, role: FileRole, limits: &StoreLimits) -> Result
     if file.size == 0 && role != FileRole::Ignored {
         return Err(AdapterError::EmptyFile { path });
     }
-    let max = if role == FileRole::Config { limits.max_config_bytes } else { limits.max_adapter_bytes };
+    let max = match role {
+        FileRole::Config => limits.max_config_bytes,
+        FileRole::ChatTemplate => limits.max_chat_template_bytes,
+        FileRole::Weights | FileRole::Ignored => limits.max_adapter_bytes,
+    };
     if file.size > max {
         return Err(AdapterError::FileTooLarge { path, bytes: file.size, max });
     }
+    let is_the_bases = role == FileRole::ChatTemplate && limits.base_chat_templates.contains(&sha256);
+    let role = if is_the_bases { FileRole::Ignored } else { role };
     Ok(CheckedFile { file: StoredFile { path, size: file.size, sha256 }, role })
 }
 
@@ -310,6 +326,7 @@ pub fn role_of(path: &str) -> Result<FileRole, AdapterError> {
     match path {
         CONFIG_FILE => Ok(FileRole::Config),
         WEIGHTS_FILE => Ok(FileRole::Weights),
+        CHAT_TEMPLATE_FILE => Ok(FileRole::ChatTemplate),
         _ if is_companion(path) => Ok(FileRole::Ignored),
         _ => Err(AdapterError::UnknownFile { path: path.to_owned() }),
     }

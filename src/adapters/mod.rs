@@ -41,7 +41,7 @@ pub use disk_fault::DiskFault;
 pub use error::{AdapterError, LoadFailure};
 pub use events::{AdapterEvent, AdapterEventKind, AdapterObserver, EventLog, EventsLost};
 pub use files::{
-    CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, Sha256Digest, StoreLimits, StoredFile, UploadHeader, UploadId,
+    CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, Sha256Digest, StoreLimits, StoredFile, UploadHeader, UploadId,
     WEIGHTS_FILE,
 };
 pub use fs::{DiskFs, Found, FoundKind, StoreFile, StoreFs};

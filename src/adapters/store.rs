@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::error::AdapterError;
-use super::files::{CONFIG_FILE, Expected, StoreLimits, StoredFile, WEIGHTS_FILE};
+use super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, StoreLimits, StoredFile, WEIGHTS_FILE};
 use crate::types::{AdapterFacts, AdapterName, AdapterVersion, BaseDigest};
 
 /// What to do when parts of a store cannot be read.
@@ -104,6 +104,12 @@ impl StoredAdapter {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
+    }
+
+    /// Its own chat template, where it has one.
+    #[must_use]
+    pub fn chat_template(&self) -> Option<&StoredFile> {
+        self.files.iter().find(|file| file.path == CHAT_TEMPLATE_FILE)
     }
 }
 
@@ -207,11 +213,17 @@ pub trait AdapterStore: Send + Sync {
     /// The disk.
     fn remove_object(&self, version: AdapterVersion) -> Result<bool, AdapterError>;
 
-    /// Read the files of a version, checking sizes before allocating and digests after reading.
+    /// Read config and weights of a version, checking sizes before allocating and digests after reading.
     ///
     /// # Errors
     /// [`AdapterError::UnknownVersion`], [`AdapterError::FilesMissing`], [`AdapterError::Corrupt`], the disk.
     fn read(&self, version: AdapterVersion) -> Result<AdapterBytes, AdapterError>;
+
+    /// Read the chat template of a version, verified as [`AdapterStore::read`] does it. `None`: it has none of its own.
+    ///
+    /// # Errors
+    /// As [`AdapterStore::read`].
+    fn read_chat_template(&self, version: AdapterVersion) -> Result<Option<Vec<u8>>, AdapterError>;
 
     /// The binding of a name.
     fn get(&self, name: &AdapterName) -> Option<StoredAdapter>;

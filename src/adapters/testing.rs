@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::files::{CONFIG_FILE, Expected, FileHeader, Sha256Digest, UploadHeader, UploadId, WEIGHTS_FILE};
+use super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, Sha256Digest, UploadHeader, UploadId, WEIGHTS_FILE};
 use super::fs::{DiskFs, Found, StoreFile, StoreFs};
 use super::sync::lock;
 use crate::types::{AdapterFacts, ClientKey};
@@ -334,9 +334,13 @@ impl StoreFile for FaultyFile {
     }
 }
 
-/// Contents for an upload: a config and weights that differ by `seed`.
+/// Contents for an upload: a config and weights that differ by `seed`, and a chat template where that is even.
 pub(crate) fn contents(seed: u8) -> Vec<(&'static str, Vec<u8>)> {
-    vec![(CONFIG_FILE, format!("{{\"r\": {seed}}}").into_bytes()), (WEIGHTS_FILE, vec![seed; 1000])]
+    let mut files = vec![(CONFIG_FILE, format!("{{\"r\": {seed}}}").into_bytes()), (WEIGHTS_FILE, vec![seed; 1000])];
+    if seed.is_multiple_of(2) {
+        files.push((CHAT_TEMPLATE_FILE, format!("{seed}{{{{ messages[0].content }}}}").into_bytes()));
+    }
+    files
 }
 
 pub(crate) fn header(name: &str, files: &[(&str, Vec<u8>)], upload_id: Option<&str>) -> UploadHeader {

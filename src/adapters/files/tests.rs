@@ -15,7 +15,7 @@ fn file(path: &str, size: u64) -> FileHeader {
 fn a_plain_peft_folder_is_accepted_and_companions_do_not_change_its_version() {
     let plain = check(|_| {}).unwrap();
     let full = check(|header| {
-        for path in ["README.md", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        for path in ["README.md", "tokenizer.json", "tokenizer_config.json", "chat_template_old.jinja"] {
             header.files.push(file(path, 0));
         }
         header.files.reverse();
@@ -24,6 +24,24 @@ fn a_plain_peft_folder_is_accepted_and_companions_do_not_change_its_version() {
     assert_eq!(plain.version, full.version);
     assert_eq!(plain.stored_files(), full.stored_files());
     assert_eq!(full.files.len(), 6);
+}
+
+#[test]
+fn a_chat_template_is_a_part_of_the_version_unless_it_is_the_bases() {
+    let template = |size| file(CHAT_TEMPLATE_FILE, size);
+    let plain = check(|_| {}).unwrap();
+    let own = check(|header| header.files.insert(0, template(7))).unwrap();
+    assert_ne!(own.version, plain.version);
+    assert_eq!(own.stored_files().last().map(|file| file.path.as_str()), Some(CHAT_TEMPLATE_FILE));
+    let mut header = header("sql", &contents(1), None);
+    header.files.push(template(7));
+    let bases = StoreLimits { base_chat_templates: vec![Sha256Digest([0; 32])], ..StoreLimits::default() };
+    assert_eq!(header.check(&bases).unwrap().version, plain.version, "the same template, the same version");
+    let error = check(|header| header.files.push(template(0))).unwrap_err();
+    assert!(matches!(error, AdapterError::EmptyFile { ref path } if path == CHAT_TEMPLATE_FILE), "{error}");
+    let max = StoreLimits::default().max_chat_template_bytes;
+    let error = check(|header| header.files.push(template(max + 1))).unwrap_err();
+    assert!(matches!(error, AdapterError::FileTooLarge { bytes, .. } if bytes == max + 1), "{error}");
 }
 
 #[test]

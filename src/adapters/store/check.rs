@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::super::disk::Patience;
 use super::super::error::AdapterError;
-use super::super::files::{CONFIG_FILE, Sha256Digest, StoredFile, WEIGHTS_FILE, version_of};
+use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Sha256Digest, StoredFile, WEIGHTS_FILE, version_of};
 use super::super::fs::{FoundKind, StoreFs};
 use super::layout::Layout;
 use super::manifest::{self, MAX_MANIFEST_BYTES};
@@ -138,11 +138,13 @@ impl IdleStore {
         let fs = self.fs.as_ref();
         let unreadable = |error: std::io::Error| Flaw::Unreadable(error.to_string());
         let mut files = Vec::new();
-        for name in [CONFIG_FILE, WEIGHTS_FILE] {
+        for name in [CONFIG_FILE, WEIGHTS_FILE, CHAT_TEMPLATE_FILE] {
             let path = object.join(name);
             let found = patience.look(fs, &path).map_err(unreadable)?;
             match found.map(|found| found.kind) {
                 Some(FoundKind::File) => {}
+                // Whether there is to be one, the version says.
+                _ if name == CHAT_TEMPLATE_FILE => continue,
                 Some(_) => return Err(Flaw::Damaged(format!("{name} is not a regular file"))),
                 None => return Err(Flaw::Missing(name.to_owned())),
             }
@@ -153,21 +155,34 @@ impl IdleStore {
         Ok(files)
     }
 
-    /// Bytes of an object whose files are those of `version`. What is wrong is read twice.
-    pub(super) fn verify(&self, patience: &mut Patience, object: &Path, version: AdapterVersion) -> Result<u64, Flaw> {
-        let mut files = self.digest_files(patience, object)?;
-        if version_of(&files) != version {
-            let again = self.digest_files(patience, object)?;
-            if again == files {
-                return Err(Flaw::Damaged("its files are not those that were uploaded".to_owned()));
-            }
-            if version_of(&again) != version {
-                return Err(Flaw::Unreadable("two reads gave different bytes".to_owned()));
-            }
-            files = again;
+    /// The files of an object, which are those of `version`. What is wrong is read twice.
+    pub(super) fn verify(
+        &self,
+        patience: &mut Patience,
+        object: &Path,
+        version: AdapterVersion,
+    ) -> Result<Vec<StoredFile>, Flaw> {
+        let files = self.digest_files(patience, object)?;
+        if let Some(whole) = those_of(version, &files) {
+            return Ok(whole);
         }
-        Ok(files.iter().map(|file| file.size).sum())
+        let again = self.digest_files(patience, object)?;
+        if again == files {
+            return Err(Flaw::Damaged("its files are not those that were uploaded".to_owned()));
+        }
+        those_of(version, &again).ok_or_else(|| Flaw::Unreadable("two reads gave different bytes".to_owned()))
     }
+}
+
+/// The files that are a version, of those that are there: a chat template in the folder of one that has none is no part
+/// of it.
+fn those_of(version: AdapterVersion, there: &[StoredFile]) -> Option<Vec<StoredFile>> {
+    let without = there.iter().filter(|file| file.path != CHAT_TEMPLATE_FILE).cloned().collect();
+    [there.to_vec(), without].into_iter().find(|files| version_of(files) == version)
+}
+
+fn bytes(files: &[StoredFile]) -> u64 {
+    files.iter().map(|file| file.size).sum()
 }
 
 /// Objects that are there, with what is wrong with them.
@@ -290,7 +305,7 @@ impl Inspection<'_> {
         use QuarantinedContent as Q;
         if let Ok(version) = original.parse::<AdapterVersion>() {
             return match self.store.verify(&mut self.patience, path, version) {
-                Ok(bytes) => Q::Object { version, bytes },
+                Ok(files) => Q::Object { version, bytes: bytes(&files) },
                 Err(flaw) => Q::Other(flaw.to_string()),
             };
         }

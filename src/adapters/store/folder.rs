@@ -5,6 +5,7 @@
 //! root/store.json                                       what the store knows of itself as a whole
 //! root/objects/<version>/adapter_config.json            immutable
 //!                       /adapter_model.safetensors
+//!                       /chat_template.jinja            where the adapter has one of its own
 //! root/names/<sha256 of the name>.json                  a binding, replaced by rename
 //! root/staging/upload-<n>/…                             uploads in progress; emptied at start
 //! root/quarantine/<n>-…                                 what was found damaged at start
@@ -21,7 +22,7 @@ use std::sync::{Arc, Mutex};
 
 use super::super::disk::Patience;
 use super::super::error::AdapterError;
-use super::super::files::{CONFIG_FILE, Expected, Sha256Digest, StoreLimits, StoredFile, WEIGHTS_FILE};
+use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, Sha256Digest, StoreLimits, StoredFile, WEIGHTS_FILE};
 use super::super::fs::{DiskFs, FoundKind, StoreFs};
 use super::super::sync::lock;
 use super::layout::Layout;
@@ -406,17 +407,18 @@ impl AdapterStore for FolderStore {
     }
 
     fn read(&self, version: AdapterVersion) -> Result<AdapterBytes, AdapterError> {
-        let files = {
-            let state = lock(&self.state);
-            let named = || state.names.values().find(|adapter| adapter.version == version);
-            state.objects.get(&version).cloned().or_else(|| named().map(|adapter| adapter.files.clone()))
-        };
-        let files = files.ok_or(AdapterError::UnknownVersion { version })?;
+        let files = self.files_of(version)?;
         let read = |path: &str| match files.iter().find(|file| file.path == path) {
             Some(file) => self.read_verified(file, version),
             None => Err(AdapterError::Corrupt { version, path: path.to_owned() }),
         };
         Ok(AdapterBytes { config: read(CONFIG_FILE)?, weights: read(WEIGHTS_FILE)? })
+    }
+
+    fn read_chat_template(&self, version: AdapterVersion) -> Result<Option<Vec<u8>>, AdapterError> {
+        let files = self.files_of(version)?;
+        let template = files.iter().find(|file| file.path == CHAT_TEMPLATE_FILE);
+        template.map(|file| self.read_verified(file, version)).transpose()
     }
 
     fn get(&self, name: &AdapterName) -> Option<StoredAdapter> {
@@ -439,6 +441,13 @@ impl FolderStore {
                 return Ok(place);
             }
         }
+    }
+
+    fn files_of(&self, version: AdapterVersion) -> Result<Vec<StoredFile>, AdapterError> {
+        let state = lock(&self.state);
+        let named = || state.names.values().find(|adapter| adapter.version == version);
+        let files = state.objects.get(&version).cloned().or_else(|| named().map(|adapter| adapter.files.clone()));
+        files.ok_or(AdapterError::UnknownVersion { version })
     }
 
     fn read_verified(&self, expected: &StoredFile, version: AdapterVersion) -> Result<Vec<u8>, AdapterError> {

@@ -1,20 +1,24 @@
 //! The file that binds a name to a version, and keeps what that compiled to and for which base. It carries a checksum
 //! of its own; its file name is the digest of the adapter's name, so that no client's text is ever part of a path.
 //!
-//! Format 1 knew neither base nor facts. It is read for ever, and rewritten as format 2 when something changes.
+//! Format 1 knew neither base nor facts. It is read for ever, and rewritten as format 2 when something changes. Format 3
+//! is for adapters with a chat template of their own: a version of the server that knows only format 2 takes such an
+//! adapter for what it is, one of a later version, leaves it alone and serves the others.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::files::{CONFIG_FILE, Sha256Digest, StoredFile, WEIGHTS_FILE, version_of};
+use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Sha256Digest, StoredFile, WEIGHTS_FILE, version_of};
 use super::seal::{self, SealError};
 use super::{Compiled, StoredAdapter};
 use crate::types::{AdapterFacts, AdapterName};
 
-/// What this version writes, and the highest it reads.
-pub(super) const FORMAT: u32 = 2;
-/// A manifest of two files is far below this.
+/// The highest that this version reads.
+pub(super) const FORMAT: u32 = WITH_CHAT_TEMPLATE;
+const PLAIN: u32 = 2;
+const WITH_CHAT_TEMPLATE: u32 = 3;
+/// A manifest of three files is far below this.
 pub(super) const MAX_MANIFEST_BYTES: u64 = 64 << 10;
 /// Ends the name of a manifest.
 pub(super) const EXTENSION: &str = ".json";
@@ -84,7 +88,8 @@ pub(super) fn encode(adapter: &StoredAdapter) -> serde_json::Result<Vec<u8>> {
         pinned: adapter.pinned,
         compiled: adapter.compiled.as_ref().map(compiled_body),
     };
-    seal::seal(KIND, FORMAT, &body)
+    let format = if adapter.chat_template().is_some() { WITH_CHAT_TEMPLATE } else { PLAIN };
+    seal::seal(KIND, format, &body)
 }
 
 fn compiled_body(compiled: &Compiled) -> CompiledBody {
@@ -95,9 +100,9 @@ fn compiled_body(compiled: &Compiled) -> CompiledBody {
 pub(super) fn decode(bytes: &[u8], found_as: &str) -> Result<StoredAdapter, ManifestError> {
     let body = match seal::format_of(bytes)? {
         1 => first_format::body(bytes)?,
-        FORMAT => match seal::open::<Body>(KIND, FORMAT, bytes) {
+        format @ (PLAIN | WITH_CHAT_TEMPLATE) => match seal::open::<Body>(KIND, format, bytes) {
             // As it was written, and not in words that this version knows, such as those of a later kind of delta.
-            Err(SealError::Body(_)) => return Err(ManifestError::NewerFormat(FORMAT)),
+            Err(SealError::Body(_)) => return Err(ManifestError::NewerFormat(format)),
             opened => opened?,
         },
         0 => return Err(ManifestError::UnknownFormat(0)),
@@ -125,7 +130,8 @@ fn stored(body: Body, found_as: &str) -> Result<StoredAdapter, ManifestError> {
         .map(|File { path, size, sha256 }| Ok(StoredFile { path, size, sha256: sha256.parse()? }))
         .collect::<Result<Vec<_>, crate::types::InvalidAdapterVersion>>()
         .map_err(|_| ManifestError::Field("files.sha256"))?;
-    if !files.iter().map(|file| file.path.as_str()).eq([CONFIG_FILE, WEIGHTS_FILE]) {
+    let paths: Vec<_> = files.iter().map(|file| file.path.as_str()).collect();
+    if !matches!(paths[..], [CONFIG_FILE, WEIGHTS_FILE] | [CONFIG_FILE, WEIGHTS_FILE, CHAT_TEMPLATE_FILE]) {
         return Err(ManifestError::Field("files.path"));
     }
     let version = version.parse().map_err(|_| ManifestError::Field("version"))?;
@@ -196,6 +202,14 @@ pub(super) mod tests {
         StoredAdapter { name: name.parse().unwrap(), version, files, created_ms, pinned: true, compiled: None }
     }
 
+    /// With a chat template of its own.
+    fn chatting(name: &str) -> StoredAdapter {
+        let mut adapter = adapter(name);
+        let sha256 = Sha256Digest([3; 32]);
+        adapter.files.push(StoredFile { path: CHAT_TEMPLATE_FILE.into(), size: 5, sha256 });
+        StoredAdapter { version: version_of(&adapter.files), ..adapter }
+    }
+
     fn compiled() -> Compiled {
         let facts = AdapterFacts {
             kind: "prefix tuning".into(),
@@ -227,8 +241,8 @@ pub(super) mod tests {
 
     #[test]
     fn a_manifest_reads_back_as_written() {
-        for compiled in [None, Some(compiled())] {
-            let adapter = StoredAdapter { compiled, ..adapter("sql-v2") };
+        let plain = [None, Some(compiled())].map(|compiled| StoredAdapter { compiled, ..adapter("sql-v2") });
+        for adapter in plain.into_iter().chain([chatting("sql-v2")]) {
             assert_eq!(decode(&encode(&adapter).unwrap(), &file_name(&adapter.name)).unwrap(), adapter);
         }
     }
@@ -264,9 +278,15 @@ pub(super) mod tests {
     #[test]
     fn a_manifest_of_a_newer_format_is_refused_as_such_whatever_is_in_it() {
         let text = String::from_utf8(encode(&adapter("a")).unwrap()).unwrap();
-        for newer in [text.replacen("\"format\":2", "\"format\":3", 1), r#"{"new":[],"format":3}"#.to_owned()] {
-            assert!(matches!(decode(newer.as_bytes(), ""), Err(ManifestError::NewerFormat(3))));
+        for newer in [text.replacen("\"format\":2", "\"format\":4", 1), r#"{"new":[],"format":4}"#.to_owned()] {
+            assert!(matches!(decode(newer.as_bytes(), ""), Err(ManifestError::NewerFormat(4))));
         }
+    }
+
+    #[test]
+    fn a_chat_template_is_told_by_the_format_and_nothing_else_is() {
+        let format = |adapter: &StoredAdapter| seal::format_of(&encode(adapter).unwrap()).unwrap();
+        assert_eq!((format(&adapter("a")), format(&chatting("a"))), (2, 3), "an earlier server leaves the latter alone");
     }
 
     #[test]
@@ -305,7 +325,7 @@ pub(super) mod tests {
         #[test]
         fn a_flipped_bit_never_goes_unnoticed(byte in any::<prop::sample::Index>(), bit in 0u8..8) {
             let adapter = StoredAdapter { compiled: Some(compiled()), ..adapter("a") };
-            for mut bytes in [encode(&adapter).unwrap(), first_version(&adapter)] {
+            for mut bytes in [encode(&adapter).unwrap(), encode(&chatting("a")).unwrap(), first_version(&adapter)] {
                 let index = byte.index(bytes.len());
                 bytes[index] ^= 1 << bit;
                 prop_assert!(decode(&bytes, &file_name(&adapter.name)).is_err());

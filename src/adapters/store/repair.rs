@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use super::super::disk::Patience;
 use super::super::error::AdapterError;
-use super::super::files::{CONFIG_FILE, Sha256Digest, StoredFile, WEIGHTS_FILE};
 use super::super::fs::FoundKind;
 use super::StoredAdapter;
 use super::check::{Findings, IdleStore, QuarantinedContent, QuarantinedEntry};
@@ -295,23 +294,13 @@ impl Plan<'_> {
             if !nameless.iter().any(|object| object.version == version && object.flaw.is_none()) {
                 return Err(RepairError::NotNameless { version });
             }
-            let files = self.files(version)?;
+            let object = self.store.layout.object(version);
+            let files = self.store.verify(&mut Patience::short(), &object, version);
+            let files = files.map_err(|_| RepairError::NotNameless { version })?;
             let adapter = StoredAdapter { name, version, files, created_ms: now_ms, pinned: false, compiled: None };
             self.mends.push(Mend::Bind(Box::new(adapter)));
         }
         Ok(())
-    }
-
-    fn files(&self, version: AdapterVersion) -> Result<Vec<StoredFile>, AdapterError> {
-        let (fs, object) = (self.store.fs.as_ref(), self.store.layout.object(version));
-        let read = |path: &str| {
-            let file = object.join(path);
-            let mut patience = Patience::short();
-            let found = patience.metadata(fs, &file).map_err(AdapterError::io("looking at a stored file"))?;
-            let bytes = patience.read(fs, &file, found.bytes).map_err(AdapterError::io("reading a stored file"))?;
-            Ok(StoredFile { path: path.to_owned(), size: found.bytes, sha256: Sha256Digest::of(&bytes) })
-        };
-        [CONFIG_FILE, WEIGHTS_FILE].into_iter().map(read).collect()
     }
 
     fn tidy(&mut self) {

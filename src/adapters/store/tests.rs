@@ -10,7 +10,7 @@ use crate::adapters::DiskFault;
 use crate::adapters::files::{StoreLimits, version_of};
 use crate::adapters::fs::{DiskFs, StoreFs};
 use crate::adapters::testing::{EACCES, EIO, EMFILE, ENOSPC, EROFS, Fault, FaultyFs, contents, tree};
-use crate::adapters::{CONFIG_FILE, Sha256Digest, WEIGHTS_FILE};
+use crate::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Sha256Digest, WEIGHTS_FILE};
 
 fn name(text: &str) -> AdapterName {
     text.parse().unwrap()
@@ -92,6 +92,8 @@ fn assert_holds(store: &FolderStore, text: &str, seed: u8) {
     let bytes = store.read(adapter(text, seed).version).unwrap();
     let expected = contents(seed);
     assert!(bytes.config == expected[0].1 && bytes.weights == expected[1].1);
+    let template = store.read_chat_template(adapter(text, seed).version).unwrap();
+    assert_eq!(template.as_ref(), expected.get(2).map(|(_, template)| template));
 }
 
 #[test]
@@ -375,6 +377,8 @@ fn a_crash_at_any_change_loses_nothing_acknowledged_and_shows_nothing_half_done(
             assert_eq!(report.quarantined, vec![], "{case}");
             for stored in store.list() {
                 store.read(stored.version).unwrap_or_else(|error| panic!("{case}: {error}"));
+                let template = store.read_chat_template(stored.version);
+                template.unwrap_or_else(|error| panic!("{case}: {error}"));
             }
             let version = |text: &str| store.get(&name(text)).map(|stored| stored.version);
             let (old, replaced) = (adapter("old", 1).version, adapter("old", 4).version);

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::super::error::AdapterError;
 use super::super::files::{
-    CheckedFile, CheckedHeader, Expected, FileRole, MAX_CHUNK_BYTES, Sha256Digest, StoredFile, UploadId,
+    CHAT_TEMPLATE_FILE, CheckedFile, CheckedHeader, Expected, FileRole, MAX_CHUNK_BYTES, Sha256Digest, StoredFile, UploadId,
 };
 use super::super::fs::StoreFile;
 use super::super::registry::Published;
@@ -122,7 +122,7 @@ impl Session {
         let open = |declared: &CheckedFile| {
             let file = match declared.role {
                 FileRole::Ignored => None,
-                FileRole::Config | FileRole::Weights => Some(
+                FileRole::Config | FileRole::Weights | FileRole::ChatTemplate => Some(
                     desk.fs
                         .create_file(&self.dir.join(&declared.file.path))
                         .map_err(AdapterError::io("creating a staged file"))?,
@@ -376,7 +376,8 @@ impl Staged {
         self.session.header.version
     }
 
-    /// The folder that holds `adapter_config.json` and `adapter_model.safetensors`, nothing else.
+    /// The folder that holds `adapter_config.json` and `adapter_model.safetensors`, and `chat_template.jinja` where it is
+    /// the adapter's own, nothing else.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.session.dir
@@ -386,6 +387,16 @@ impl Staged {
     #[must_use]
     pub fn files(&self) -> Vec<StoredFile> {
         self.session.header.stored_files()
+    }
+
+    /// The adapter's own chat template, where it has one. Blocks.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn chat_template(&self) -> Result<Option<Vec<u8>>, AdapterError> {
+        let stored = self.session.header.files.iter().any(|declared| declared.role == FileRole::ChatTemplate);
+        let read = || std::fs::read(self.dir().join(CHAT_TEMPLATE_FILE));
+        stored.then(read).transpose().map_err(AdapterError::io("reading a staged file"))
     }
 
     /// The client wants to know whether it would be accepted, no more.

@@ -72,6 +72,56 @@ fn one_changed_byte_is_found() {
 }
 
 #[test]
+fn a_chat_template_is_verified_as_the_other_files_are() {
+    type Damage = fn(&Path);
+    let damage: [(&str, Damage); 3] = [
+        ("changed", |template| fs::write(template, fs::read(template).unwrap().to_ascii_uppercase()).unwrap()),
+        ("a folder", |template| {
+            fs::remove_file(template).unwrap();
+            fs::create_dir(template).unwrap();
+        }),
+        ("gone", |template| fs::remove_file(template).unwrap()),
+    ];
+    for (what, damage) in damage {
+        let root = two_adapters();
+        damage(&object_of(&root, 2).join(CHAT_TEMPLATE_FILE));
+        let check = idle(&root).check().unwrap();
+        assert!(check.names[0].flaw.is_none() && check.names[1].flaw.is_some(), "{what}");
+        let (store, _) = open(&root);
+        assert!(store.read_chat_template(adapter("b", 2).version).is_err(), "{what}");
+        drop(store);
+        repair(&root, &RepairWishes::default());
+        let (store, _) = open(&root);
+        put(&store, "b", 2);
+        assert_holds(&store, "b", 2);
+        drop(store);
+        assert_eq!(problems(&root), Vec::<String>::new(), "{what}");
+    }
+}
+
+#[test]
+fn a_chat_template_beside_an_adapter_that_has_none_is_no_part_of_it() {
+    let root = two_adapters();
+    fs::write(object_of(&root, 1).join(CHAT_TEMPLATE_FILE), b"stray").unwrap();
+    assert_eq!(problems(&root), Vec::<String>::new());
+    let (store, _) = open(&root);
+    assert_holds(&store, "a", 1);
+    // One that has lost its name gets it back without the stray file.
+    drop(store);
+    fs::remove_file(manifest_of(&root, "a")).unwrap();
+    repair(&root, &wish(&[("c", 1)], &[]));
+    assert_holds(&open(&root).0, "c", 1);
+}
+
+#[test]
+fn a_lost_name_comes_back_with_its_chat_template() {
+    let root = two_adapters();
+    fs::remove_file(manifest_of(&root, "b")).unwrap();
+    repair(&root, &wish(&[("c", 2)], &[]));
+    assert_holds(&open(&root).0, "c", 2);
+}
+
+#[test]
 fn what_was_put_aside_though_intact_is_put_back() {
     let root = two_adapters();
     quarantine(&root, &manifest_of(&root, "a"), 1);
