@@ -9,20 +9,57 @@ use sha2::{Digest, Sha256};
 
 use super::error::AdapterError;
 use super::files::{
-    CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, Sha256Digest, StoreLimits, StoredFile, UploadHeader,
-    WEIGHTS_FILE, version_of,
+    CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, Sha256Digest, StoreLimits, StoredFile,
+    UploadHeader, WEIGHTS_FILE, version_of,
 };
 use super::registry::{AdapterInfo, AdapterRegistry, Published};
-use super::store::AdapterBytes;
 use super::uploads::{Begin, Staged};
 use crate::types::{AdapterFacts, AdapterName, AdapterVersion, ClientKey};
 
-/// The two files of an adapter in `folder`, sizes and digests as they are now. Anything else there is left alone.
-///
-/// # Errors
-/// [`AdapterError::MissingFile`], the disk.
-pub fn scan_folder(folder: &Path) -> Result<Vec<FileHeader>, AdapterError> {
-    [CONFIG_FILE, WEIGHTS_FILE].into_iter().map(|path| scan_file(folder, path)).collect()
+/// An adapter on a local disk.
+#[derive(Clone, Copy, Debug)]
+pub struct AdapterFolder<'a> {
+    /// Has `adapter_config.json` and `adapter_model.safetensors`. Anything else there is left alone.
+    pub dir: &'a Path,
+    /// The chat template that it brings, wherever that was found.
+    pub chat_template: Option<&'a [u8]>,
+}
+
+impl AdapterFolder<'_> {
+    /// The files, sizes and digests as they are now.
+    ///
+    /// # Errors
+    /// [`AdapterError::MissingFile`], the disk.
+    pub fn scan(&self) -> Result<Vec<FileHeader>, AdapterError> {
+        let template = self.chat_template.map(|content| {
+            let StoredFile { path, size, sha256 } = stored(CHAT_TEMPLATE_FILE, content);
+            Ok(FileHeader { path, size, sha256: sha256.to_string() })
+        });
+        let files = [CONFIG_FILE, WEIGHTS_FILE].into_iter().map(|path| scan_file(self.dir, path));
+        files.chain(template).collect()
+    }
+}
+
+/// The content of an adapter, as much of it as a store keeps.
+pub struct ReadAdapter {
+    /// `adapter_config.json`.
+    pub config: Vec<u8>,
+    /// `adapter_model.safetensors`.
+    pub weights: Vec<u8>,
+    /// `chat_template.jinja`, where it is not the base's.
+    pub chat_template: Option<Vec<u8>>,
+}
+
+impl ReadAdapter {
+    /// Of all files.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        (self.config.len() + self.weights.len() + self.chat_template.as_ref().map_or(0, Vec::len)) as u64
+    }
+}
+
+fn stored(path: &str, content: &[u8]) -> StoredFile {
+    StoredFile { path: path.to_owned(), size: content.len() as u64, sha256: Sha256Digest::of(content) }
 }
 
 fn scan_file(folder: &Path, path: &'static str) -> Result<FileHeader, AdapterError> {
@@ -37,13 +74,17 @@ fn scan_file(folder: &Path, path: &'static str) -> Result<FileHeader, AdapterErr
     Ok(FileHeader { path: path.to_owned(), size, sha256 })
 }
 
-/// The adapter in `folder`, read whole within the limits of an upload, and the version an upload would give it. Sizes
-/// are looked at before anything is read.
+/// An adapter read whole within the limits of an upload, and the version an upload would give it. Sizes are looked at
+/// before anything is read.
 ///
 /// # Errors
 /// [`AdapterError::MissingFile`], [`AdapterError::EmptyFile`], [`AdapterError::FileTooLarge`],
 /// [`AdapterError::AdapterTooLarge`], the disk.
-pub fn read_folder(folder: &Path, limits: &StoreLimits) -> Result<(AdapterVersion, AdapterBytes), AdapterError> {
+pub fn read_folder(
+    folder: AdapterFolder<'_>,
+    limits: &StoreLimits,
+) -> Result<(AdapterVersion, ReadAdapter), AdapterError> {
+    let AdapterFolder { dir: folder, chat_template } = folder;
     let parts = [(CONFIG_FILE, limits.max_config_bytes), (WEIGHTS_FILE, limits.max_adapter_bytes)];
     let mut bytes = 0;
     for (path, max) in parts {
@@ -55,13 +96,17 @@ pub fn read_folder(folder: &Path, limits: &StoreLimits) -> Result<(AdapterVersio
         return Err(AdapterError::AdapterTooLarge { bytes, max: limits.max_adapter_bytes });
     }
     let [config, weights] = parts.map(|(path, max)| read_file(folder, path, max));
-    let read = AdapterBytes { config: config?, weights: weights? };
-    let stored = |path: &str, content: &[u8]| StoredFile {
-        path: path.to_owned(),
-        size: content.len() as u64,
-        sha256: Sha256Digest::of(content),
-    };
-    Ok((version_of(&[stored(CONFIG_FILE, &read.config), stored(WEIGHTS_FILE, &read.weights)]), read))
+    let mut read = ReadAdapter { config: config?, weights: weights?, chat_template: None };
+    let mut files = vec![stored(CONFIG_FILE, &read.config), stored(WEIGHTS_FILE, &read.weights)];
+    if let Some(template) = chat_template {
+        check_size(CHAT_TEMPLATE_FILE, template.len() as u64, limits.max_chat_template_bytes)?;
+        let file = stored(CHAT_TEMPLATE_FILE, template);
+        if !limits.base_chat_templates.contains(&file.sha256) {
+            files.push(file);
+            read.chat_template = Some(template.to_vec());
+        }
+    }
+    Ok((version_of(&files), read))
 }
 
 /// A file whole; it may have grown since its size was looked at, but never beyond `max`.
@@ -110,7 +155,7 @@ fn each_chunk(
 }
 
 impl AdapterRegistry {
-    /// Import the adapter in `folder` under `name`, replacing what the name stood for. `compile` checks the staged
+    /// Import an adapter under `name`, replacing what the name stood for. `compile` checks the staged
     /// files and says what they compile to. `None`: the store has the same content under this name already.
     ///
     /// # Errors
@@ -118,13 +163,13 @@ impl AdapterRegistry {
     pub fn import<E: From<AdapterError>>(
         &self,
         name: &AdapterName,
-        folder: &Path,
+        folder: AdapterFolder<'_>,
         pin: bool,
         compile: impl FnOnce(&Staged) -> Result<AdapterFacts, E>,
     ) -> Result<Option<Published>, E> {
         let header = UploadHeader {
             name: name.clone(),
-            files: scan_folder(folder)?,
+            files: folder.scan()?,
             upload_id: None,
             expected: Expected::Any,
             validate_only: false,
@@ -143,10 +188,13 @@ impl AdapterRegistry {
         };
         for (index, path) in [CONFIG_FILE, WEIGHTS_FILE].into_iter().enumerate() {
             let mut offset = 0;
-            each_chunk(folder, path, |chunk| {
+            each_chunk(folder.dir, path, |chunk| {
                 offset = session.write(index, offset, chunk, Instant::now())?;
                 Ok(())
             })?;
+        }
+        for (part, chunk) in folder.chat_template.unwrap_or_default().chunks(MAX_CHUNK_BYTES).enumerate() {
+            session.write(2, (part * MAX_CHUNK_BYTES) as u64, chunk, Instant::now())?;
         }
         let staged = session.finish()?;
         let facts = compile(&staged)?;

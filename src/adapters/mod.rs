@@ -41,13 +41,13 @@ pub use disk_fault::DiskFault;
 pub use error::{AdapterError, LoadFailure};
 pub use events::{AdapterEvent, AdapterEventKind, AdapterObserver, EventLog, EventsLost};
 pub use files::{
-    CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, Sha256Digest, StoreLimits, StoredFile, UploadHeader, UploadId,
-    WEIGHTS_FILE,
+    CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, Sha256Digest, StoreLimits, StoredFile,
+    UploadHeader, UploadId, WEIGHTS_FILE,
 };
 pub use fs::{DiskFs, Found, FoundKind, StoreFile, StoreFs};
 pub use lease::AdapterLease;
 pub use pins::PinLimits;
-pub use registry::{AdapterInfo, AdapterRegistry, Published, RegistryLimits};
+pub use registry::{AdapterInfo, AdapterRegistry, OwnChatTemplate, Published, RegistryLimits, ResolvedAdapter};
 pub use residency::{
     Acquire, AdapterState, InstallTicket, LoadTicket, RemovalTicket, Residency, ResidencyLimits, ResidencyStats,
     ResidentLease, SetAside, VersionStatus, Want,

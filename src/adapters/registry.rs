@@ -5,6 +5,7 @@
 //! resolving a name takes one shard of a concurrent map and never waits for a change on the disk.
 
 mod base;
+mod using;
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Instant, SystemTime};
@@ -12,15 +13,16 @@ use std::time::{Instant, SystemTime};
 use dashmap::DashMap;
 
 use self::base::Present;
+pub use self::using::{OwnChatTemplate, ResolvedAdapter};
 use super::catalog::Catalog;
 use super::error::AdapterError;
 use super::events::{AdapterEventKind, EventLog, Signals};
 use super::files::{Expected, StoreLimits, UploadHeader, UploadId};
 use super::fs::{DiskFs, StoreFs};
-use super::lease::{AdapterLease, LeaseTable};
+use super::lease::LeaseTable;
 use super::pins::{Pin, PinLimits, Pins};
-use super::residency::{Residency, ResidencyLimits, SetAside, VersionStatus, Want};
-use super::store::{AdapterBytes, AdapterStore, StoredAdapter, unix_ms};
+use super::residency::{Residency, ResidencyLimits, VersionStatus};
+use super::store::{AdapterStore, StoredAdapter, unix_ms};
 use super::sync::lock;
 use super::uploads::{Begin, Staged, UploadStatus, Uploads};
 use crate::types::{AdapterFacts, AdapterName, AdapterVersion, BaseDigest, ClientKey};
@@ -66,6 +68,7 @@ pub struct Published {
 #[derive(Clone, Copy)]
 struct Alias {
     version: AdapterVersion,
+    chat_template: Option<OwnChatTemplate>,
     /// Of the files: what the version is taken to need on the device before it was ever compiled.
     bytes: u64,
     base: Option<BaseDigest>,
@@ -74,7 +77,8 @@ struct Alias {
 impl Alias {
     fn of(stored: &StoredAdapter) -> Self {
         let base = stored.compiled.as_ref().map(|compiled| compiled.base);
-        Self { version: stored.version, bytes: stored.bytes(), base }
+        let template = stored.chat_template().map(|file| OwnChatTemplate { sha256: file.sha256, bytes: file.size });
+        Self { version: stored.version, chat_template: template, bytes: stored.bytes(), base }
     }
 }
 
@@ -202,75 +206,6 @@ impl AdapterRegistry {
         let base = own.or_else(|| self.present.get().map(|present| present.adopted));
         let mismatch = self.check_base(&stored.name, Alias::of(&stored)).err().map(Arc::new);
         AdapterInfo { stored, status, base, mismatch }
-    }
-
-    // --- using ----------------------------------------------------------------------------------------------------
-
-    /// Resolve a name and count a user of its version, in one step. With `version`, the name must stand for it.
-    ///
-    /// # Errors
-    /// [`AdapterError::NotFound`], [`AdapterError::Unreadable`], [`AdapterError::NewerFormat`],
-    /// [`AdapterError::VersionMismatch`], [`AdapterError::BaseMismatch`].
-    pub fn lease(&self, name: &AdapterName, version: Option<AdapterVersion>) -> Result<AdapterLease, AdapterError> {
-        self.resolve(name, version).map(|(lease, _)| lease)
-    }
-
-    /// With the bytes of the files.
-    fn resolve(
-        &self,
-        name: &AdapterName,
-        version: Option<AdapterVersion>,
-    ) -> Result<(AdapterLease, u64), AdapterError> {
-        // The guard on the alias is held until the lease is counted, so a version whose alias is gone gains no users.
-        let Some(alias) = self.aliases.get(name) else { return Err(self.absent(name)) };
-        let actual = alias.version;
-        if let Some(expected) = version.filter(|expected| *expected != actual) {
-            return Err(AdapterError::VersionMismatch { name: name.clone(), expected, actual: Some(actual) });
-        }
-        self.check_base(name, *alias)?;
-        Ok((self.leases.lease(actual), alias.bytes))
-    }
-
-    /// Resolve a name and ask for its version on the device, for a client. Until it has been compiled once, its size
-    /// there is taken to be that of its files.
-    ///
-    /// # Errors
-    /// As [`AdapterRegistry::lease`], and [`AdapterError::SetAside`].
-    pub fn want(
-        &self,
-        name: &AdapterName,
-        version: Option<AdapterVersion>,
-        client: ClientKey,
-    ) -> Result<Want, AdapterError> {
-        let (lease, bytes) = self.resolve(name, version)?;
-        if let Some(SetAside { faults, fault }) = self.residency.set_aside(lease.version()) {
-            return Err(AdapterError::SetAside { name: name.clone(), version: lease.version(), faults, fault });
-        }
-        Ok(self.residency.want(lease, bytes, client))
-    }
-
-    /// Give the version that a name stands for another chance, if it was set aside.
-    ///
-    /// # Errors
-    /// [`AdapterError::NotFound`].
-    pub fn reinstate(&self, name: &AdapterName) -> Result<(), AdapterError> {
-        let version = self.lease(name, None)?.version();
-        self.events.ring(self.residency.pardon(version));
-        Ok(())
-    }
-
-    /// Bytes of the files of a leased version: what [`AdapterRegistry::read`] will read. 0 for one whose last name is gone.
-    #[must_use]
-    pub fn file_bytes(&self, lease: &AdapterLease) -> u64 {
-        lock(&self.catalog).of_version(lease.version()).next().map_or(0, StoredAdapter::bytes)
-    }
-
-    /// Read the files of a leased version, sizes and digests verified. Blocks.
-    ///
-    /// # Errors
-    /// [`AdapterError::Corrupt`], [`AdapterError::UnknownVersion`], the disk.
-    pub fn read(&self, lease: &AdapterLease) -> Result<AdapterBytes, AdapterError> {
-        self.store.read(lease.version())
     }
 
     // --- changing (blocks on the disk) ----------------------------------------------------------------------------

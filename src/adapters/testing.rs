@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, Sha256Digest, UploadHeader, UploadId, WEIGHTS_FILE};
+use super::files::{
+    CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, Sha256Digest, UploadHeader, UploadId, WEIGHTS_FILE,
+};
 use super::fs::{DiskFs, Found, StoreFile, StoreFs};
 use super::sync::lock;
 use crate::types::{AdapterFacts, ClientKey};

@@ -5,6 +5,7 @@ use crate::adapters::AdapterError;
 use crate::engine::SubmitError;
 use crate::scheduler::places::Holder;
 use crate::text::{ChatError, TokenizerError};
+use crate::types::AdapterName;
 
 /// Refusals of the gate.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +39,13 @@ pub enum AdmissionError {
     #[error("the model has no chat template; send a prompt")]
     NoChatTemplate,
     /// The chat template does not take it.
-    #[error(transparent)]
-    Chat(#[from] ChatError),
+    #[error("{}{source}", adapter.as_ref().map(|name| format!("adapter {name}: ")).unwrap_or_default())]
+    Chat {
+        /// Whose own template it is; `None`: the model's.
+        adapter: Option<AdapterName>,
+        /// What it says.
+        source: ChatError,
+    },
     /// The tokenizer failed.
     #[error("tokenizing the prompt: {0}")]
     Tokenizer(#[from] TokenizerError),
@@ -63,11 +69,16 @@ impl AdmissionError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::TooManyRequests { .. } | Self::Submit(SubmitError::QueueFull { .. }) => "capacity",
-            Self::Chat(ChatError::Render { .. } | ChatError::Limit { .. }) => "template",
+            Self::Chat {
+                source: ChatError::Render { .. } | ChatError::Limit { .. } | ChatError::Template(_) | ChatError::NotText,
+                ..
+            } => "template",
             Self::ShareOfRequests { .. } | Self::Submit(SubmitError::QueueShare { .. }) => "share",
-            Self::Invalid(_) | Self::EmptyPrompt { .. } | Self::NoChatTemplate | Self::Chat(_) | Self::Tokenizer(_) => {
-                "invalid"
-            }
+            Self::Invalid(_)
+            | Self::EmptyPrompt { .. }
+            | Self::NoChatTemplate
+            | Self::Chat { .. }
+            | Self::Tokenizer(_) => "invalid",
             Self::Adapter(_) => "adapter",
             Self::Submit(SubmitError::Stopped) => "draining",
             Self::DeadlineExceeded => "deadline",

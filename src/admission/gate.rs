@@ -1,4 +1,5 @@
-//! The way of a request into the engine, cheapest refusal first: place → limits → name → tokens → adapter → queue.
+//! The way of a request into the engine, cheapest refusal first: place → limits → name → tokens → adapter → queue. A chat
+//! is rendered with its adapter's own template where that has one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,9 +11,10 @@ use super::generation::{Admitted, Echo, Generation, GenerationInfo};
 use super::hall::AdapterHall;
 use super::lease::SharedLease;
 use super::salt::PrefixSalting;
+use super::templates::{AdapterTemplates, Chosen};
 use super::tokenizing::{TokenizedPrompt, Tokenizing};
 use super::validate::{InvalidRequest, Limits, Resolved, prompt_field};
-use crate::adapters::{AdapterError, AdapterRegistry, ResidentLease};
+use crate::adapters::{AdapterError, AdapterRegistry, ResidentLease, ResolvedAdapter};
 use crate::scheduler::places::{NoPlace, Place, Places};
 use crate::telemetry::metrics::{Metrics, QueueCause};
 use crate::text::{ChatTemplate, ChoiceText, Tokenizer};
@@ -72,6 +74,8 @@ pub struct GateParts {
     pub tokenizer: Arc<Tokenizer>,
     /// Of the base model, where it has one.
     pub chat_template: Option<Arc<ChatTemplate>>,
+    /// Those of adapters.
+    pub adapter_templates: Arc<AdapterTemplates>,
     /// What a request may ask for, and what it gets where it does not say.
     pub limits: Limits,
     /// Is told how every request ended.
@@ -97,9 +101,9 @@ impl Gate {
     #[must_use]
     pub fn new(parts: GateParts) -> Self {
         let places = Places::new(parts.max_concurrent as usize);
-        let (tokenizer, template) = (Arc::clone(&parts.tokenizer), parts.chat_template.clone());
-        let (threads, metrics) = (parts.tokenize_threads, parts.metrics.clone());
-        let tokenizing = Tokenizing::new(tokenizer, template, &parts.limits, threads, metrics);
+        let (tokenizer, threads, metrics) =
+            (Arc::clone(&parts.tokenizer), parts.tokenize_threads, parts.metrics.clone());
+        let tokenizing = Tokenizing::new(tokenizer, &parts.limits, threads, metrics);
         Self { parts, places, tokenizing, next_id: AtomicU64::new(1) }
     }
 
@@ -123,21 +127,19 @@ impl Gate {
         if arrival.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(AdmissionError::DeadlineExceeded);
         }
-        // Whoever names what does not exist is nobody's party until it is refused.
-        let version = adapter.as_ref().map(|choice| self.version(choice)).transpose();
-        let party = Party { client: arrival.client, adapter: version.as_ref().ok().copied().flatten() };
+        let resolved = self.resolve(adapter.as_ref());
+        let party = party(arrival.client, &resolved);
         let place = self.place(party)?;
         self.parts.limits.check(&input).map_err(|invalid| self.named(invalid))?;
-        version?;
+        let resolved = resolved?;
         let field = prompt_field(&input.prompt);
         // Moved and not copied: it may be a megabyte, and wait.
-        let prompt = self.tokenizing.tokenize(input.prompt.take(), party).await?;
+        let prompt = self.tokenize_for(input.prompt.take(), resolved.as_ref(), party).await?;
         self.parts.limits.check_tokens(field, &prompt.ids).map_err(|invalid| self.named(invalid))?;
         // Once more when the adapter's virtual tokens are known; no adapter is loaded for a prompt that is too long.
         self.parts.limits.room(&input, prompt.ids.len(), 0)?;
-        // A lease keeps the version alive from here; which one it is may have changed meanwhile.
-        let lease = match &adapter {
-            Some(choice) => Some(self.lease(choice, arrival.client).await?),
+        let lease = match resolved {
+            Some(resolved) => Some(self.lease(resolved, arrival.client).await?),
             None => None,
         };
         let binding = lease.as_ref().map(ResidentLease::binding);
@@ -186,13 +188,13 @@ impl Gate {
         }))
     }
 
-    /// What a name stands for now.
-    fn version(&self, choice: &AdapterChoice) -> Result<AdapterVersion, AdapterError> {
-        self.parts.registry.lease(&choice.name, choice.version).map(|lease| lease.version())
+    /// What a name stands for now; that version is kept from here.
+    fn resolve(&self, adapter: Option<&AdapterChoice>) -> Result<Option<ResolvedAdapter>, AdapterError> {
+        adapter.map(|choice| self.parts.registry.resolve(&choice.name, choice.version)).transpose()
     }
 
-    async fn lease(&self, choice: &AdapterChoice, client: ClientKey) -> Result<ResidentLease, AdmissionError> {
-        let want = self.parts.registry.want(&choice.name, choice.version, client)?;
+    async fn lease(&self, adapter: ResolvedAdapter, client: ClientKey) -> Result<ResidentLease, AdmissionError> {
+        let want = self.parts.registry.want_resolved(adapter, client)?;
         let asked = Instant::now();
         let lease = self.parts.hall.resident(want).await?;
         self.parts.metrics.record_adapter_wait(asked.elapsed());
@@ -200,22 +202,50 @@ impl Gate {
         Ok(lease)
     }
 
-    /// Token ids of a prompt, for a client that wants nothing else. It takes a place while it works.
+    /// Token ids of a prompt as the adapter, or the base, would get it, for a client that wants nothing else. It takes a
+    /// place while it works; no adapter is loaded for it.
     ///
     /// # Errors
-    /// The prompt is too long, holds unknown ids, or the model has no chat template or refuses the chat.
-    pub async fn tokenize(&self, prompt: PromptInput, client: ClientKey) -> Result<TokenizedPrompt, AdmissionError> {
-        let party = Party { client, adapter: None };
-        let tokenized = match self.place(party) {
-            Ok(_place) => self.tokenize_checked(prompt, party).await,
-            Err(full) => Err(full),
+    /// The prompt is too long, holds unknown ids, there is no such adapter, or no chat template, or that refuses the chat.
+    pub async fn tokenize(
+        &self,
+        prompt: PromptInput,
+        adapter: Option<&AdapterChoice>,
+        client: ClientKey,
+    ) -> Result<TokenizedPrompt, AdmissionError> {
+        let work = async {
+            let resolved = self.resolve(adapter);
+            let party = party(client, &resolved);
+            let _place = self.place(party)?;
+            let resolved = resolved?;
+            self.parts.limits.check_prompt(&prompt).map_err(|invalid| self.named(invalid))?;
+            self.tokenize_for(prompt, resolved.as_ref(), party).await
         };
-        tokenized.inspect_err(|error| self.parts.metrics.record_rejection(error.reason()))
+        work.await.inspect_err(|error: &AdmissionError| self.parts.metrics.record_rejection(error.reason()))
     }
 
-    async fn tokenize_checked(&self, prompt: PromptInput, party: Party) -> Result<TokenizedPrompt, AdmissionError> {
-        self.parts.limits.check_prompt(&prompt).map_err(|invalid| self.named(invalid))?;
-        self.tokenizing.tokenize(prompt, party).await
+    /// Token ids of a prompt that was checked.
+    async fn tokenize_for(
+        &self,
+        prompt: PromptInput,
+        adapter: Option<&ResolvedAdapter>,
+        party: Party,
+    ) -> Result<TokenizedPrompt, AdmissionError> {
+        let template = match prompt {
+            PromptInput::Chat(_) => self.template(adapter).await?,
+            PromptInput::Text(_) | PromptInput::TokenIds(_) => None,
+        };
+        self.tokenizing.tokenize(prompt, template, party).await
+    }
+
+    /// The template of a chat: the adapter's own, else the model's.
+    async fn template(&self, adapter: Option<&ResolvedAdapter>) -> Result<Option<Chosen>, AdmissionError> {
+        let Some((adapter, own)) = adapter.and_then(|adapter| Some((adapter, adapter.chat_template?))) else {
+            return Ok(self.parts.chat_template.clone().map(|template| Chosen { template, adapter: None }));
+        };
+        let GateParts { adapter_templates, registry, hall, .. } = &self.parts;
+        let template = adapter_templates.of(adapter, own, registry, hall.as_ref()).await?;
+        Ok(Some(Chosen { template, adapter: Some(adapter.name.clone()) }))
     }
 
     fn place(&self, party: Party) -> Result<Place, AdmissionError> {
@@ -249,6 +279,12 @@ impl Gate {
         };
         work.await.inspect_err(|error: &AdmissionError| self.parts.metrics.record_rejection(error.reason()))
     }
+}
+
+/// Whoever names what does not exist is nobody's party until it is refused.
+fn party(client: ClientKey, resolved: &Result<Option<ResolvedAdapter>, AdapterError>) -> Party {
+    let adapter = resolved.as_ref().ok().and_then(Option::as_ref).map(|adapter| adapter.lease.version());
+    Party { client, adapter }
 }
 
 #[cfg(test)]

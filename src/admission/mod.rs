@@ -11,6 +11,7 @@ pub mod generation_defaults;
 mod hall;
 mod lease;
 mod salt;
+mod templates;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tokenizing;
@@ -27,5 +28,6 @@ pub use generation::{
 pub use generation_defaults::{GenerationDefaults, GenerationDefaultsError};
 pub use hall::{AdapterHall, ResidentFuture};
 pub use salt::PrefixSalting;
+pub use templates::AdapterTemplates;
 pub use tokenizing::TokenizedPrompt;
 pub use validate::{InvalidRequest, Limits};

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 
 use super::validate::Limits;
 use super::{
-    AdapterHall, Gate, GateParts, GenerateRequest, GenerationDefaults, GenerationEngine, PrefixSalting, ResidentFuture,
-    StatsFuture,
+    AdapterHall, AdapterTemplates, Gate, GateParts, GenerateRequest, GenerationDefaults, GenerationEngine,
+    PrefixSalting, ResidentFuture, StatsFuture,
 };
 use crate::adapters::testing::{contents, facts, header};
 use crate::adapters::{
@@ -19,6 +19,7 @@ use crate::adapters::{
 };
 use crate::engine::{EngineStats, EventReceiver, Lease, SubmitError};
 use crate::telemetry::Metrics;
+use crate::text::TokenizerSettings;
 use crate::text::fixtures::byte_level;
 use crate::types::generate::{GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput};
 use crate::types::{
@@ -166,6 +167,10 @@ pub(crate) struct FakeHall {
     pub(crate) checks: AtomicUsize,
     /// The next check waits for word from it.
     pub(crate) hold: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
+    /// Pieces of work in the background.
+    pub(crate) background: AtomicUsize,
+    /// The next of them waits for word from it.
+    pub(crate) hold_background: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
 }
 
 /// Why a broken hall refuses.
@@ -200,8 +205,15 @@ impl AdapterHall for FakeHall {
     }
 
     fn in_background(&self, work: Box<dyn FnOnce() + Send>) {
+        self.background.fetch_add(1, Ordering::SeqCst);
+        let hold = self.hold_background.lock().unwrap().take();
         // The runtime of the test waits for it.
-        drop(tokio::task::spawn_blocking(work));
+        drop(tokio::task::spawn_blocking(move || {
+            if let Some(hold) = hold {
+                hold.recv().unwrap();
+            }
+            work();
+        }));
     }
 
     fn resident(&self, want: Want) -> ResidentFuture<'_> {
@@ -228,7 +240,8 @@ pub(crate) struct House {
     pub(crate) engine: Arc<FakeEngine>,
     pub(crate) hall: Arc<FakeHall>,
     pub(crate) registry: Arc<AdapterRegistry>,
-    _root: tempfile::TempDir,
+    pub(crate) templates: Arc<AdapterTemplates>,
+    root: tempfile::TempDir,
 }
 
 impl House {
@@ -260,6 +273,7 @@ impl House {
                 max_priority: 10,
                 defaults: GenerationDefaults::default(),
             },
+            adapter_templates: Arc::new(AdapterTemplates::new(Arc::clone(&tokenizer), TokenizerSettings::default())),
             tokenizer,
             chat_template: None,
             metrics: Metrics::disabled(),
@@ -268,18 +282,28 @@ impl House {
             prefix_salting: PrefixSalting::ByClient,
         };
         change(&mut parts);
-        Self { gate: Arc::new(Gate::new(parts)), engine, hall, registry, _root: root }
+        let templates = Arc::clone(&parts.adapter_templates);
+        Self { gate: Arc::new(Gate::new(parts)), engine, hall, registry, templates, root }
     }
 
     pub(crate) fn new() -> Self {
         Self::with(|_| ())
     }
 
+    /// Where adapters are kept.
+    pub(crate) fn folder(&self) -> &Path {
+        self.root.path()
+    }
+
     /// Upload an adapter.
     pub(crate) fn adapter(&self, name: &str, seed: u8) -> AdapterVersion {
-        let files = contents(seed);
+        self.adapter_of(name, &contents(seed))
+    }
+
+    /// Upload one of these files.
+    pub(crate) fn adapter_of(&self, name: &str, files: &[(&str, Vec<u8>)]) -> AdapterVersion {
         let now = Instant::now();
-        let Begin::Open(mut session) = self.registry.begin_upload(header(name, &files, None), now).unwrap() else {
+        let Begin::Open(mut session) = self.registry.begin_upload(header(name, files, None), now).unwrap() else {
             panic!("the upload is there already")
         };
         for (index, (_, content)) in files.iter().enumerate() {

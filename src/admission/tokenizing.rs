@@ -14,10 +14,11 @@ use std::time::{Instant, SystemTime};
 use tokio::sync::oneshot;
 
 use super::error::AdmissionError;
+use super::templates::Chosen;
 use super::turns::Turns;
 use super::validate::{InvalidRequest, Limits, prompt_field};
 use crate::telemetry::metrics::{Metrics, QueueCause};
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::text::Tokenizer;
 use crate::types::Party;
 use crate::types::generate::PromptInput;
 
@@ -87,33 +88,31 @@ impl Tokenizing {
 /// What a turn is spent with.
 struct Work {
     tokenizer: Arc<Tokenizer>,
-    template: Option<Arc<ChatTemplate>>,
     context_length: u32,
 }
 
 impl Tokenizing {
     /// `threads` short texts at a time.
-    pub(super) fn new(
-        tokenizer: Arc<Tokenizer>,
-        template: Option<Arc<ChatTemplate>>,
-        limits: &Limits,
-        threads: usize,
-        metrics: Metrics,
-    ) -> Self {
-        let work = Work { tokenizer, template, context_length: limits.context_length };
+    pub(super) fn new(tokenizer: Arc<Tokenizer>, limits: &Limits, threads: usize, metrics: Metrics) -> Self {
+        let work = Work { tokenizer, context_length: limits.context_length };
         let (short, chats) = (Turns::new(threads.max(1)), Turns::new(threads.max(1)));
         Self { work: Arc::new(work), short, chats, long: LongLane::start(), metrics }
     }
 
-    /// Token ids of a prompt that was checked. Dropping the future gives the place in line up, and the work where it has
-    /// not begun.
-    pub(super) async fn tokenize(&self, prompt: PromptInput, party: Party) -> Result<TokenizedPrompt, AdmissionError> {
+    /// Token ids of a prompt that was checked, a chat rendered with `template`. Dropping the future gives the place in
+    /// line up, and the work where it has not begun.
+    pub(super) async fn tokenize(
+        &self,
+        prompt: PromptInput,
+        template: Option<Chosen>,
+        party: Party,
+    ) -> Result<TokenizedPrompt, AdmissionError> {
         if let PromptInput::Text(text) = &prompt {
             self.work.check_bytes(prompt_field(&prompt), text)?;
         }
         let work = Arc::clone(&self.work);
         let (bytes, lane) = (prompt.bytes(), self.lane(&prompt));
-        self.in_turn(lane, bytes, party, move || work.tokenize(prompt)).await
+        self.in_turn(lane, bytes, party, move || work.tokenize(prompt, template)).await
     }
 
     /// The text of token ids that were checked.
@@ -166,7 +165,7 @@ impl Tokenizing {
 }
 
 impl Work {
-    fn tokenize(&self, prompt: PromptInput) -> Result<TokenizedPrompt, AdmissionError> {
+    fn tokenize(&self, prompt: PromptInput, template: Option<Chosen>) -> Result<TokenizedPrompt, AdmissionError> {
         let field = prompt_field(&prompt);
         let (ids, text) = match prompt {
             PromptInput::Text(text) => (self.encode(field, &text, true)?, text),
@@ -175,8 +174,9 @@ impl Work {
                 (ids, text)
             }
             PromptInput::Chat(chat) => {
-                let template = self.template.as_ref().ok_or(AdmissionError::NoChatTemplate)?;
-                let rendered = template.render(&chat, SystemTime::now())?;
+                let Chosen { template, adapter } = template.ok_or(AdmissionError::NoChatTemplate)?;
+                let rendered = template.render(&chat, SystemTime::now());
+                let rendered = rendered.map_err(|source| AdmissionError::Chat { adapter, source })?;
                 let text = rendered.text();
                 self.check_bytes(field, &text)?;
                 let ids = self.tokenizer.encode_chat_at_most(&rendered, self.most())?;

@@ -16,7 +16,7 @@ use crate::files::{self, MAX_SETTINGS_BYTES};
 use crate::model::hub::Wanted;
 use crate::model::{Checkpoint, DecoderSpec, ModelError};
 use crate::ops::Dtype;
-use crate::text::{ChatTemplate, Tokenizer, TokenizerSettings};
+use crate::text::{Tokenizer, TokenizerSettings};
 
 /// A base model's files.
 pub struct OpenedBase {
@@ -65,25 +65,20 @@ impl OpenedBase {
         self.checkpoint.dir()
     }
 
-    /// Read `tokenizer.json` and the files beside it.
+    /// Read what the files beside `tokenizer.json` say.
+    ///
+    /// # Errors
+    /// Of these files.
+    pub fn tokenizer_settings(&self) -> Result<TokenizerSettings, AppError> {
+        Ok(TokenizerSettings::from_dir(self.dir())?)
+    }
+
+    /// Read `tokenizer.json`.
     ///
     /// # Errors
     /// Of the tokenizer's file.
-    pub fn tokenizer(&self) -> Result<Arc<Tokenizer>, AppError> {
-        Ok(Arc::new(Tokenizer::from_dir(self.dir(), &TokenizerSettings::from_dir(self.dir())?)?))
-    }
-
-    /// Read the chat template: that of `file` where one is named, else the model's own where it has one.
-    ///
-    /// # Errors
-    /// Of the template.
-    pub fn chat_template(
-        &self,
-        file: Option<&Path>,
-        tokenizer: &Tokenizer,
-    ) -> Result<Option<Arc<ChatTemplate>>, AppError> {
-        let settings = TokenizerSettings::from_dir(self.dir())?;
-        Ok(ChatTemplate::load(file, &settings, tokenizer)?.map(Arc::new))
+    pub fn tokenizer(&self, settings: &TokenizerSettings) -> Result<Arc<Tokenizer>, AppError> {
+        Ok(Arc::new(Tokenizer::from_dir(self.dir(), settings)?))
     }
 
     /// What the model's makers want where a request does not say: `generation_config.json`, where there is one, and

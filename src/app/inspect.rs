@@ -6,17 +6,17 @@ mod groups;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::Path;
 
 use serde::Serialize;
 
-use crate::adapters::import::read_folder;
+use crate::adapters::import::{AdapterFolder, read_folder};
 use crate::adapters::{AdapterError, StoreLimits};
 use crate::config::Exit;
 use crate::config::units::format_bytes;
 use crate::delta::{Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, compile, config_refusals, named_base};
 use crate::model::{Checkpoint, DecoderSpec, base_layout};
 use crate::ops::Dtype;
+use crate::text::{ChatError, ChatTemplate};
 pub(super) use command::run;
 pub use groups::OpGroup;
 
@@ -98,6 +98,8 @@ pub struct Inspection {
     pub parameters: u64,
     /// Of its files.
     pub stored_bytes: u64,
+    /// It has a chat template of its own, which is not the base's.
+    pub has_chat_template: bool,
     /// On the device, with matrices in [`Inspection::dtype`].
     pub device_bytes: u64,
     /// `f32` or `bf16`.
@@ -119,6 +121,9 @@ pub enum InspectError {
     /// The folder, its files or their sizes.
     #[error(transparent)]
     Files(#[from] AdapterError),
+    /// Its own chat template.
+    #[error(transparent)]
+    ChatTemplate(#[from] ChatError),
     /// What the compiler refuses: every field of the config, or the first thing wrong with the tensors.
     #[error("{}", joined(.0))]
     Refused(Vec<DeltaError>),
@@ -139,7 +144,7 @@ impl InspectError {
             Self::Files(AdapterError::MissingFile { .. }) => Exit::NotFound,
             Self::Files(AdapterError::Io { .. }) => Exit::Failure,
             Self::Refused(refusals) if refusals.iter().any(ours) => Exit::Failure,
-            Self::Files(_) | Self::Refused(_) => Exit::Rejected,
+            Self::Files(_) | Self::ChatTemplate(_) | Self::Refused(_) => Exit::Rejected,
         }
     }
 
@@ -147,23 +152,34 @@ impl InspectError {
     fn lines(&self) -> Vec<String> {
         match self {
             Self::Files(error) => vec![error.to_string()],
+            Self::ChatTemplate(error) => vec![error.to_string()],
             Self::Refused(refusals) => refusals.iter().map(ToString::to_string).collect(),
         }
     }
 }
 
-/// Compile the adapter in `folder` against a base. Blocks: some methods read the base's weights.
+/// Compile an adapter against a base. Blocks: some methods read the base's weights.
 ///
 /// # Errors
 /// [`InspectError`]: the files, or what is refused.
-pub fn inspect(base: InspectBase<'_>, folder: &Path, limits: &InspectLimits) -> Result<Inspection, InspectError> {
+pub fn inspect(
+    base: InspectBase<'_>,
+    folder: AdapterFolder<'_>,
+    limits: &InspectLimits,
+) -> Result<Inspection, InspectError> {
     let (version, files) = read_folder(folder, &limits.files)?;
+    folder.chat_template.map_or(Ok(()), ChatTemplate::check)?;
     let layout = base_layout(base.spec);
     let against = Base { layout: &layout, weights: base.checkpoint };
     let program = compile(&files.config, &files.weights, against, limits.compile);
     let program = program.map_err(|first| refusals(first, &files.config, &layout, limits.compile))?;
-    let stored_bytes = (files.config.len() + files.weights.len()) as u64;
-    Ok(describe(base, &program, version.to_string(), named_base(&files.config).map(|base| base.name), stored_bytes))
+    Ok(Inspection {
+        version: version.to_string(),
+        trained_on: named_base(&files.config).map(|base| base.name),
+        stored_bytes: files.bytes(),
+        has_chat_template: files.chat_template.is_some(),
+        ..describe(base, &program)
+    })
 }
 
 /// All that is refused of the config, where it is the config; else what the compiler stopped at.
@@ -172,23 +188,19 @@ fn refusals(first: DeltaError, config: &[u8], layout: &BaseLayout, limits: Compi
     InspectError::Refused(if all.is_empty() { vec![first] } else { all })
 }
 
-fn describe(
-    base: InspectBase<'_>,
-    program: &DeltaProgram,
-    version: String,
-    trained_on: Option<String>,
-    stored_bytes: u64,
-) -> Inspection {
+/// What its program says.
+fn describe(base: InspectBase<'_>, program: &DeltaProgram) -> Inspection {
     let facts = program.facts(base.dtype.size());
     let virtual_tokens = facts.virtual_tokens;
     Inspection {
-        version,
+        version: String::new(),
         base: BaseShape::of(base),
-        trained_on,
+        trained_on: None,
         kind: facts.kind,
         max_rank: facts.max_rank,
         parameters: facts.parameters,
-        stored_bytes,
+        stored_bytes: 0,
+        has_chat_template: false,
         device_bytes: facts.device_bytes,
         dtype: base.dtype.as_str(),
         virtual_tokens: virtual_tokens
@@ -282,6 +294,9 @@ pub fn write_text(
     }
     row(out, "on disk", &format_bytes(inspection.stored_bytes))?;
     row(out, "on the device", &format!("{} in {}", format_bytes(inspection.device_bytes), inspection.dtype))?;
+    if inspection.has_chat_template {
+        row(out, "chat template", "its own")?;
+    }
     if !inspection.unknown_fields.is_empty() {
         row(out, "unknown fields", &inspection.unknown_fields.join(", "))?;
     }

@@ -22,10 +22,12 @@ use super::sizing::{self, Demand, Sizes};
 use super::vigil::Vigil;
 use crate::adapters::{
     AdapterError, AdapterRegistry, DiskFs, FolderStore, LoadFailure, MAX_CHUNK_BYTES, OnStoreError, PinLimits,
-    RegistryLimits, ResidencyLimits, StoreLimits, StoreOptions,
+    RegistryLimits, ResidencyLimits, Sha256Digest, StoreLimits, StoreOptions,
 };
 use crate::admission::validate::MAX_REQUEST_TOKENS;
-use crate::admission::{AdapterHall, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits, PrefixSalting};
+use crate::admission::{
+    AdapterHall, AdapterTemplates, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits, PrefixSalting,
+};
 use crate::cli::{Brought, bring};
 use crate::config::units::format_bytes;
 use crate::config::{
@@ -81,17 +83,17 @@ impl Server {
         let mut addresses = listeners.addresses().map_err(listen_failed)?.into_iter();
         let address = addresses.next().ok_or_else(|| listen_failed(ErrorKind::AddrNotAvailable.into()))?;
         let front = Front::read(base, config.chat_template.as_deref())?;
-        let brought = tokio::task::block_in_place(|| bring_adapters(config, environment))?;
+        let brought = tokio::task::block_in_place(|| bring_adapters(config, environment, &front))?;
         let dtype = hall::dtype(config, base);
         let sizes = sizes(config, base, dtype)?;
-        let (store, temporary_store) = open_store(config, sizes)?;
-        let max_uploads = store_limits(config, sizes).max_uploads;
-        let (transport, metrics_connections) = descriptors::share(config.transport, max_uploads);
+        let store_limits = store_limits(config, sizes, front.own_template);
+        let (store, temporary_store) = open_store(config, &store_limits)?;
+        let (transport, metrics_connections) = descriptors::share(config.transport, store_limits.max_uploads);
         let (metrics, exporter) = metrics(config, &base.name).await?;
         let metrics_address = exporter.as_ref().map(|exporter| exporter.address);
         let store = Arc::new(store);
         let identity = BaseIdentity::begin(base, Arc::clone(&store), config.threads)?;
-        let registry = AdapterRegistry::new(store, registry_limits(config, sizes));
+        let registry = AdapterRegistry::new(store, registry_limits(config, sizes, store_limits));
         let registry = Arc::new(registry.with_pin_limits(pin_limits(config, sizes)));
         registry.residency().limit_faults(config.adapter_limits.max_faults);
         let hall =
@@ -100,7 +102,7 @@ impl Server {
         registry.serve_base(digest, dtype.size());
         metrics.record_cache(config.cache.block_size, sizes.kv_blocks as usize);
         for (name, adapter) in &brought {
-            tokio::task::block_in_place(|| import(&registry, hall.adapters.as_ref(), name, adapter.dir()))?;
+            tokio::task::block_in_place(|| import(&registry, hall.adapters.as_ref(), name, adapter))?;
         }
         load_pinned(&registry, &hall.adapters);
         housekeeping::start(Arc::clone(&registry), metrics.clone());
@@ -108,12 +110,14 @@ impl Server {
         let lifecycle = Lifecycle::new();
         let engine: Arc<dyn GenerationEngine> = Arc::new(hall.engine.clone());
         let info = server_info(config, base, digest, dtype, sizes, &hall, front.chat_template.is_some());
+        let templates = Arc::clone(&front.adapter_templates);
         let gate = gate(config, base, front, sizes, &hall, &registry, &metrics);
         let services = Services {
             generation: Generator::new(Arc::new(gate), config.transport.stream_stall_timeout),
             adapters: Adapters::new(
                 Arc::clone(&registry),
                 Arc::clone(&hall.adapters),
+                templates,
                 config.transport.upload_idle_timeout,
                 metrics.clone(),
             ),
@@ -210,7 +214,7 @@ impl Server {
     }
 }
 
-fn open_store(config: &ServeConfig, sizes: Sizes) -> Result<(FolderStore, Option<TempDir>), AppError> {
+fn open_store(config: &ServeConfig, limits: &StoreLimits) -> Result<(FolderStore, Option<TempDir>), AppError> {
     let (root, temporary): (PathBuf, _) = match &config.store {
         StoreLocation::Dir(root) => (root.clone(), None),
         StoreLocation::Temporary => {
@@ -222,7 +226,7 @@ fn open_store(config: &ServeConfig, sizes: Sizes) -> Result<(FolderStore, Option
         StoreErrors::Degraded => OnStoreError::Degraded,
         StoreErrors::Refuse => OnStoreError::Refuse,
     };
-    let options = StoreOptions { errors, ..StoreOptions::new(store_limits(config, sizes)) };
+    let options = StoreOptions { errors, ..StoreOptions::new(limits.clone()) };
     let (store, report) = FolderStore::open_with(&root, &options, Arc::new(DiskFs)).map_err(AppError::Store)?;
     for entry in &report.quarantined {
         tracing::warn!(entry = entry.entry, reason = entry.reason, "a damaged entry of the store was put aside");
@@ -252,9 +256,10 @@ fn open_store(config: &ServeConfig, sizes: Sizes) -> Result<(FolderStore, Option
 }
 
 /// An adapter that could not be loaded is not taken either.
-fn store_limits(config: &ServeConfig, sizes: Sizes) -> StoreLimits {
+fn store_limits(config: &ServeConfig, sizes: Sizes, own_template: Option<Sha256Digest>) -> StoreLimits {
     StoreLimits {
         max_adapter_bytes: config.adapter_limits.max_bytes.min(HostMemory::max_file_bytes(sizes.load_bytes)),
+        base_chat_templates: own_template.into_iter().collect(),
         max_uploads_per_client: config.fair_share.max_uploads_per_client as usize,
         idle: config.transport.upload_idle_timeout.max(StoreLimits::default().idle),
         ..StoreLimits::default()
@@ -268,9 +273,9 @@ fn pin_limits(config: &ServeConfig, sizes: Sizes) -> PinLimits {
     PinLimits { max_adapters: pinned as usize, max_bytes: u64::try_from(max_bytes).unwrap_or(u64::MAX) }
 }
 
-fn registry_limits(config: &ServeConfig, sizes: Sizes) -> RegistryLimits {
+fn registry_limits(config: &ServeConfig, sizes: Sizes, store: StoreLimits) -> RegistryLimits {
     RegistryLimits {
-        store: store_limits(config, sizes),
+        store,
         residency: ResidencyLimits {
             max_resident_adapters: config.adapter_limits.max_resident,
             device_bytes: sizes.adapter_bytes,
@@ -318,11 +323,17 @@ impl From<AdapterError> for ImportFailure {
 }
 
 /// Bring the adapters that the flags name, before anything large is read: one that is not there ends the start.
-fn bring_adapters(config: &ServeConfig, environment: &Environment) -> Result<Vec<(AdapterName, Brought)>, AppError> {
+fn bring_adapters(
+    config: &ServeConfig,
+    environment: &Environment,
+    front: &Front,
+) -> Result<Vec<(AdapterName, Brought)>, AppError> {
     let bring_one = |(name, source): &(AdapterName, AdapterSource)| {
         let failed = |source| AppError::Bring { name: name.clone(), source };
         let brought = bring(source, environment).map_err(failed)?;
         brought.notes().iter().for_each(|note| tracing::info!(adapter = %name, "{note}"));
+        let template = brought.chat_template().map_or(Ok(()), |template| front.adapter_templates.check(template));
+        template.map_err(|error| AppError::Import { name: name.clone(), source: Arc::new(error) })?;
         Ok((name.clone(), brought))
     };
     config.adapters.iter().map(bring_one).collect()
@@ -332,9 +343,10 @@ fn import(
     registry: &AdapterRegistry,
     hall: &dyn AdapterHall,
     name: &AdapterName,
-    folder: &std::path::Path,
+    adapter: &Brought,
 ) -> Result<(), AppError> {
-    let imported = registry.import(name, folder, false, |staged| hall.check(staged.dir()).map_err(ImportFailure));
+    let imported =
+        registry.import(name, adapter.folder(), false, |staged| hall.check(staged.dir()).map_err(ImportFailure));
     match imported {
         Ok(Some(published)) => tracing::info!(
             adapter = %name,
@@ -370,14 +382,20 @@ fn load_pinned(registry: &Arc<AdapterRegistry>, hall: &Arc<dyn AdapterHall>) {
 struct Front {
     tokenizer: Arc<Tokenizer>,
     chat_template: Option<Arc<ChatTemplate>>,
+    adapter_templates: Arc<AdapterTemplates>,
+    /// Of the model's own template, whichever is served: an adapter that was saved with it has none of its own.
+    own_template: Option<Sha256Digest>,
     defaults: GenerationDefaults,
 }
 
 impl Front {
     fn read(base: &OpenedBase, chat_template: Option<&Path>) -> Result<Self, AppError> {
-        let tokenizer = base.tokenizer()?;
+        let settings = base.tokenizer_settings()?;
+        let tokenizer = base.tokenizer(&settings)?;
         Ok(Self {
-            chat_template: base.chat_template(chat_template, &tokenizer)?,
+            chat_template: ChatTemplate::load(chat_template, &settings, &tokenizer)?.map(Arc::new),
+            own_template: settings.chat_template().map(|template| Sha256Digest::of(template.as_bytes())),
+            adapter_templates: Arc::new(AdapterTemplates::new(Arc::clone(&tokenizer), settings)),
             tokenizer,
             defaults: base.generation_defaults()?,
         })
@@ -399,6 +417,7 @@ fn gate(
         hall: Arc::clone(&hall.adapters),
         tokenizer: front.tokenizer,
         chat_template: front.chat_template,
+        adapter_templates: front.adapter_templates,
         limits: Limits::new(
             &config.request_limits,
             sizes.max_model_len,

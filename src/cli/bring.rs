@@ -8,13 +8,16 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use crate::adapters::import::AdapterFolder;
 use crate::adapters::look::{FoundAdapter, FoundWeights, NotAnAdapter, PICKLE_FILE, look};
-use crate::adapters::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, WEIGHTS_FILE};
 use crate::config::{AdapterSource, Environment, Exit, HubRepository, Terminal};
 use crate::delta::convert::{ConvertError, join_safetensors, pickle_to_safetensors};
 use crate::files;
 use crate::model::hub::{self, HubError, HubOptions, Wanted};
 use crate::telemetry::Progress;
+use crate::text::TokenizerError;
+use crate::text::settings::chat_template_in;
 
 /// Files beside an adapter that are named to a person.
 const MAX_SHOWN: usize = 6;
@@ -23,6 +26,7 @@ const MAX_SHOWN: usize = 6;
 #[derive(Debug)]
 pub struct Brought {
     dir: PathBuf,
+    chat_template: Option<Vec<u8>>,
     notes: Vec<String>,
     /// Where a converted one lies; goes with this value.
     _converted: Option<TempDir>,
@@ -33,6 +37,24 @@ impl Brought {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The chat template that was saved with it, where there is one: `chat_template.jinja`, or what tokenizer_config.json
+    /// says.
+    #[must_use]
+    pub fn chat_template(&self) -> Option<&[u8]> {
+        self.chat_template.as_deref()
+    }
+
+    /// What is to be read of it.
+    #[must_use]
+    pub fn folder(&self) -> AdapterFolder<'_> {
+        AdapterFolder { dir: &self.dir, chat_template: self.chat_template() }
+    }
+
+    /// Leave the chat template aside.
+    pub fn without_chat_template(&mut self) {
+        self.chat_template = None;
     }
 
     /// What was done to it and what was left aside, for people.
@@ -59,6 +81,9 @@ pub enum BringError {
         /// Why not.
         source: ConvertError,
     },
+    /// The chat template that was saved with it.
+    #[error(transparent)]
+    ChatTemplate(#[from] TokenizerError),
     /// A place for what is converted.
     #[error("cannot make a temporary folder: {0}")]
     Temporary(io::Error),
@@ -74,7 +99,7 @@ impl BringError {
             Self::Folder(NotAnAdapter::Io { .. })
             | Self::Convert { source: ConvertError::Io(_), .. }
             | Self::Temporary(_) => Exit::Failure,
-            Self::Folder(_) | Self::Convert { .. } => Exit::Rejected,
+            Self::Folder(_) | Self::Convert { .. } | Self::ChatTemplate(_) => Exit::Rejected,
         }
     }
 }
@@ -122,8 +147,12 @@ pub fn fetch(repository: &HubRepository, wanted: Wanted, environment: &Environme
 }
 
 fn from_folder(folder: &Path) -> Result<Brought, BringError> {
-    let FoundAdapter { weights, others } = look(folder)?;
+    let FoundAdapter { weights, mut others } = look(folder)?;
+    // An empty one is none to transformers either.
+    let chat_template = chat_template_in(folder)?.filter(|template| !template.is_empty()).map(String::into_bytes);
+    others.retain(|name| name != CHAT_TEMPLATE_FILE || chat_template.is_none());
     let mut notes = left_aside(&others);
+    notes.extend(chat_template.is_some().then(|| "the chat template that was saved with it goes with it".to_owned()));
     let (converted, note) = match weights {
         FoundWeights::Safetensors => (None, None),
         FoundWeights::Pickle => {
@@ -138,7 +167,7 @@ fn from_folder(folder: &Path) -> Result<Brought, BringError> {
     };
     notes.extend(note);
     let dir = converted.as_ref().map_or_else(|| folder.to_owned(), |folder| folder.path().to_owned());
-    Ok(Brought { dir, notes, _converted: converted })
+    Ok(Brought { dir, chat_template, notes, _converted: converted })
 }
 
 /// A temporary folder with the config and converted weights.

@@ -1,7 +1,7 @@
 //! `polydelta adapter upload`: a folder saved by peft goes to the server in chunks, from where it last broke off.
 
 use std::hash::{BuildHasher, RandomState};
-use std::io::Read;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use super::bring::bring;
 use super::client::{connect, request};
 use super::exit::CliError;
 use super::interrupt::unless_interrupted;
+use crate::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, WEIGHTS_FILE};
 use crate::config::{ClientArgs, Environment, Terminal, UploadArgs};
 use crate::files;
 use crate::server::pb;
@@ -24,7 +25,6 @@ use crate::telemetry::{Progress, Spinner};
 use pb::adapter_service_client::AdapterServiceClient;
 use pb::upload_adapter_request::Frame;
 
-const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 const CHUNK: usize = 512 * 1024;
 /// Most bytes of a config that goes with the header.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -42,11 +42,15 @@ pub(super) async fn run(
     terminal: Terminal,
 ) -> Result<Option<pb::Adapter>, CliError> {
     let (source, environment) = (args.source.clone(), environment.clone());
-    let brought = blocking(move || bring(&source, &environment)).await??;
+    let mut brought = blocking(move || bring(&source, &environment)).await??;
     brought.notes().iter().for_each(|note| tracing::info!("{note}"));
+    if args.no_chat_template {
+        brought.without_chat_template();
+    }
+    let template = brought.chat_template().map(<[u8]>::to_vec);
     let folder = brought.dir().to_owned();
     let mut spinner = Spinner::start(&format!("reading {}", folder.display()), terminal.progress);
-    let (files, config) = blocking(move || digest_all(&folder)).await??;
+    let (files, config) = blocking(move || digest_all(&folder, template)).await??;
     spinner.clear();
     let upload_id = args.upload_id.clone().unwrap_or_else(random_id);
     let header = header(args, &files, config, &upload_id);
@@ -54,7 +58,15 @@ pub(super) async fn run(
         if broke_off(error) {
             tracing::error!("the upload broke off; to go on: --upload-id {upload_id}");
         }
+        if template_refused(error) {
+            tracing::error!("its chat template is not taken; --no-chat-template uploads it without");
+        }
     })
+}
+
+fn template_refused(error: &CliError) -> bool {
+    let CliError::Status(status) = error else { return false };
+    status.get_details_error_info().is_some_and(|info| info.reason == "INVALID_CHAT_TEMPLATE")
 }
 
 async fn attempts(
@@ -92,32 +104,69 @@ fn broke_off(error: &CliError) -> bool {
     }
 }
 
+/// Where the content of a file is.
+#[derive(Clone)]
+enum Content {
+    File(PathBuf),
+    Bytes(Bytes),
+}
+
+impl Content {
+    /// From `offset` on. Blocks.
+    fn read_from(&self, offset: u64) -> Result<Box<dyn Read>, CliError> {
+        match self {
+            Self::File(path) => {
+                let mut file = files::open(path).map_err(|source| file_error("opening", path, source))?;
+                file.seek(SeekFrom::Start(offset)).map_err(|source| file_error("reading", path, source))?;
+                Ok(Box::new(file))
+            }
+            Self::Bytes(bytes) => {
+                let offset = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                Ok(Box::new(io::Cursor::new(bytes.slice(offset..))))
+            }
+        }
+    }
+
+    /// For people.
+    fn shown(&self) -> &Path {
+        match self {
+            Self::File(path) => path,
+            Self::Bytes(_) => Path::new(CHAT_TEMPLATE_FILE),
+        }
+    }
+}
+
 struct LocalFile {
-    path: PathBuf,
+    content: Content,
     name: &'static str,
     size: u64,
     sha256: String,
 }
 
-/// The files with their digests, and the config where the header can carry it.
-fn digest_all(folder: &Path) -> Result<(Vec<LocalFile>, Vec<u8>), CliError> {
-    let files: Vec<_> = FILES.into_iter().map(|name| digest(folder, name)).collect::<Result<_, _>>()?;
+/// The files with their digests, and the config where the header can carry it. What is small goes first: a mistake in it
+/// is told before the weights are sent.
+fn digest_all(folder: &Path, template: Option<Vec<u8>>) -> Result<(Vec<LocalFile>, Vec<u8>), CliError> {
+    let in_folder = |name| digest(name, Content::File(folder.join(name)));
+    let template = template.map(|template| digest(CHAT_TEMPLATE_FILE, Content::Bytes(template.into())));
+    let config = in_folder(CONFIG_FILE);
+    let files: Vec<_> =
+        [config].into_iter().chain(template).chain([in_folder(WEIGHTS_FILE)]).collect::<Result<_, _>>()?;
+    let path = folder.join(CONFIG_FILE);
     let config = match files.first() {
-        Some(file) if file.size <= MAX_CONFIG => files::read(&file.path, MAX_CONFIG)
-            .map_err(|source| CliError::File { action: "reading", path: file.path.display().to_string(), source })?,
+        Some(file) if file.size <= MAX_CONFIG => {
+            files::read(&path, MAX_CONFIG).map_err(|source| file_error("reading", &path, source))?
+        }
         _ => Vec::new(),
     };
     Ok((files, config))
 }
 
-fn digest(folder: &Path, name: &'static str) -> Result<LocalFile, CliError> {
-    let path = folder.join(name);
-    let failed = |source| file_error("reading", &path, source);
-    let mut file = files::open(&path).map_err(failed)?;
+fn digest(name: &'static str, content: Content) -> Result<LocalFile, CliError> {
     let mut hasher = Sha256::new();
-    let size = std::io::copy(&mut file, &mut hasher).map_err(failed)?;
+    let read = io::copy(&mut content.read_from(0)?, &mut hasher);
+    let size = read.map_err(|source| file_error("reading", content.shown(), source))?;
     let sha256 = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(LocalFile { path, name, size, sha256 })
+    Ok(LocalFile { content, name, size, sha256 })
 }
 
 fn random_id() -> String {
@@ -129,6 +178,10 @@ fn random_id() -> String {
 fn header(args: &UploadArgs, files: &[LocalFile], config: Vec<u8>, upload_id: &str) -> pb::UploadHeader {
     let file =
         |file: &LocalFile| pb::UploadFile { path: file.name.to_owned(), size: file.size, sha256: file.sha256.clone() };
+    let template = files.iter().find_map(|file| match &file.content {
+        Content::Bytes(bytes) => Some(bytes.to_vec()),
+        Content::File(_) => None,
+    });
     pb::UploadHeader {
         name: args.name.to_string(),
         files: files.iter().map(file).collect(),
@@ -137,6 +190,7 @@ fn header(args: &UploadArgs, files: &[LocalFile], config: Vec<u8>, upload_id: &s
         validate_only: args.validate_only,
         pin: args.pin,
         config,
+        chat_template: template.unwrap_or_default(),
     }
 }
 
@@ -153,7 +207,7 @@ async fn send(
     let label = format!("uploading {}", header.name);
     let progress = Progress::bytes(&label, missing, terminal.progress);
     let (frames, receiver) = mpsc::channel(2);
-    let parts: Vec<_> = files.iter().map(|file| file.path.clone()).zip(offsets).collect();
+    let parts: Vec<_> = files.iter().map(|file| file.content.clone()).zip(offsets).collect();
     let reader = tokio::task::spawn_blocking(move || read_frames(header, parts, &frames, progress));
     let response = service.upload_adapter(request(client, ReceiverStream::new(receiver))).await;
     // The server's refusal says more than that it stopped listening.
@@ -184,7 +238,7 @@ async fn committed(
 /// Blocks. Ends early where nobody listens any more: the call then says why.
 fn read_frames(
     header: pb::UploadHeader,
-    parts: Vec<(PathBuf, u64)>,
+    parts: Vec<(Content, u64)>,
     frames: &mpsc::Sender<pb::UploadAdapterRequest>,
     mut progress: Progress,
 ) -> Result<Progress, CliError> {
@@ -192,14 +246,12 @@ fn read_frames(
     if !send(Frame::Header(header)) {
         return Ok(progress);
     }
-    for (file_index, (path, mut offset)) in parts.into_iter().enumerate() {
-        let mut file = files::open(&path).map_err(|source| file_error("opening", &path, source))?;
-        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(offset))
-            .map_err(|source| file_error("reading", &path, source))?;
+    for (file_index, (content, mut offset)) in parts.into_iter().enumerate() {
+        let mut file = content.read_from(offset)?;
         loop {
             let mut data = Vec::with_capacity(CHUNK);
             let read = (&mut file).take(CHUNK as u64).read_to_end(&mut data);
-            let length = read.map_err(|source| file_error("reading", &path, source))?;
+            let length = read.map_err(|source| file_error("reading", content.shown(), source))?;
             if length == 0 {
                 break;
             }

@@ -87,6 +87,9 @@ pub struct UploadArgs {
     /// Keep it on the device
     #[arg(long, value_parser = BoolishValueParser::new())]
     pub pin: bool,
+    /// Leave aside the chat template that was saved with it; chats for it are rendered with the model's then
+    #[arg(long, value_parser = BoolishValueParser::new())]
+    pub no_chat_template: bool,
     /// Resume the upload with this id
     #[arg(long, value_name = "ID")]
     pub upload_id: Option<String>,

@@ -101,7 +101,7 @@ pub struct ModelArgs {
     /// Folder of a Hugging Face model, or hf:ORG/NAME to fetch one, at a branch, tag or commit as in hf:ORG/NAME@v1.0
     #[arg(long, env = "POLYDELTA_MODEL", value_name = "DIR|hf:ORG/NAME[@REV]")]
     pub model: Option<String>,
-    /// Chat template (Jinja) in the place of the model's own
+    /// Chat template (Jinja) in the place of the model's own; adapters that bring one of their own keep it
     #[arg(long, env = "POLYDELTA_CHAT_TEMPLATE", value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
     /// Type of weights and KV cache: auto takes bf16 for a 16-bit checkpoint, else f32

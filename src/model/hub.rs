@@ -33,6 +33,8 @@ const OPTIONAL: [&str; 4] =
     ["generation_config.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"];
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// Where an adapter may have a chat template.
+const ADAPTER_OPTIONAL: [&str; 2] = ["chat_template.jinja", "tokenizer_config.json"];
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// Weights of an adapter, the best first.
 const ADAPTER_WEIGHTS: [&str; 3] = ["adapter_model.safetensors", ADAPTER_INDEX, "adapter_model.bin"];
@@ -125,7 +127,7 @@ impl Wanted {
     fn optional(self) -> &'static [&'static str] {
         match self {
             Self::Model => &OPTIONAL,
-            Self::Adapter => &[],
+            Self::Adapter => &ADAPTER_OPTIONAL,
         }
     }
 }

@@ -15,7 +15,7 @@ use super::call::{CallContext, client_of};
 use super::pb::adapter_service_server::AdapterService;
 use super::{convert, page, pb, status};
 use crate::adapters::{AdapterError, AdapterInfo, AdapterRegistry, ResidentLease};
-use crate::admission::AdapterHall;
+use crate::admission::{AdapterHall, AdapterTemplates};
 use crate::telemetry::metrics::Metrics;
 use crate::types::{AdapterName, ClientKey};
 
@@ -24,6 +24,7 @@ use crate::types::{AdapterName, ClientKey};
 pub struct Adapters {
     registry: Arc<AdapterRegistry>,
     hall: Arc<dyn AdapterHall>,
+    templates: Arc<AdapterTemplates>,
     feed: Arc<Feed>,
     /// Uploads that are being compiled: that takes as many cores as it gets, and requests need them.
     checks: Arc<Semaphore>,
@@ -37,11 +38,12 @@ impl Adapters {
     pub fn new(
         registry: Arc<AdapterRegistry>,
         hall: Arc<dyn AdapterHall>,
+        templates: Arc<AdapterTemplates>,
         upload_idle: Duration,
         metrics: Metrics,
     ) -> Self {
         let feed = Arc::new(Feed::of(&registry));
-        Self { registry, hall, feed, checks: Arc::new(Semaphore::new(1)), upload_idle, metrics }
+        Self { registry, hall, templates, feed, checks: Arc::new(Semaphore::new(1)), upload_idle, metrics }
     }
 
     /// Run `work` on the registry where it may block.

@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use crate::types::{AdapterName, AdapterVersion, InvalidAdapterName, InvalidAdapterVersion};
 
-pub(super) use self::adapters::{
-    adapter, declared_config, expected_for_delete, preview, published, upload, upload_header,
-};
+pub(super) use self::adapters::{adapter, declares, expected_for_delete, preview, published, upload, upload_header};
 pub(super) use self::generation::{Collected, delta, finished, generate_request, started, tokenize_input};
 pub(super) use self::info::{server_info, stats};
 
@@ -52,6 +50,9 @@ pub(super) enum BadMessage {
     /// A config beside the files of another.
     #[error("header.config is not what header.files declares for adapter_config.json")]
     Config,
+    /// A chat template beside the files of another.
+    #[error("header.chat_template is not what header.files declares for chat_template.jinja")]
+    ChatTemplate,
 }
 
 impl BadMessage {
@@ -63,6 +64,7 @@ impl BadMessage {
             Self::RequestId => "request_id",
             Self::UploadId => "header.upload_id",
             Self::Config => "header.config",
+            Self::ChatTemplate => "header.chat_template",
         }
     }
 }

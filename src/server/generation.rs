@@ -98,7 +98,9 @@ impl GenerationService for Generator {
     async fn tokenize(&self, request: Request<pb::TokenizeRequest>) -> Result<Response<pb::TokenizeResponse>, Status> {
         let client = client_of(&request);
         let input = convert::tokenize_input(request.into_inner()).map_err(|bad| status::from_bad_message(&bad))?;
-        let prompt = self.gate.tokenize(input, client).await.map_err(|error| status::from_admission(&error))?;
+        let (prompt, adapter) = input;
+        let prompt = self.gate.tokenize(prompt, adapter.as_ref(), client).await;
+        let prompt = prompt.map_err(|error| status::from_admission(&error))?;
         Ok(Response::new(pb::TokenizeResponse { token_ids: prompt.ids, text: prompt.text }))
     }
 

@@ -24,6 +24,9 @@ pub enum ChatError {
         /// Why.
         source: std::io::Error,
     },
+    /// The template is not UTF-8.
+    #[error("the chat template is not UTF-8 text")]
+    NotText,
     /// The template is not valid Jinja, or uses what is not served: the model's fault, found at load.
     #[error("the chat template does not compile: {0}")]
     Template(#[from] SyntaxError),
@@ -91,6 +94,23 @@ impl ChatTemplate {
         let variables = settings.variables().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
         let control = ControlTokens::new(tokenizer, settings.control_tokens.as_deref(), template.literals())?;
         Ok(Self { template, variables, control })
+    }
+
+    /// As [`ChatTemplate::new`], of the content of a file.
+    ///
+    /// # Errors
+    /// [`ChatError::NotText`], [`ChatError::Template`] and [`ChatError::Tokens`].
+    pub fn from_bytes(source: &[u8], settings: &TokenizerSettings, tokenizer: &Tokenizer) -> Result<Self, ChatError> {
+        Self::new(std::str::from_utf8(source).map_err(|_| ChatError::NotText)?, settings, tokenizer)
+    }
+
+    /// Whether a template can be compiled, whatever the tokenizer.
+    ///
+    /// # Errors
+    /// [`ChatError::NotText`] and [`ChatError::Template`].
+    pub fn check(source: &[u8]) -> Result<(), ChatError> {
+        Template::compile(std::str::from_utf8(source).map_err(|_| ChatError::NotText)?)?;
+        Ok(())
     }
 
     /// The template of `file` where one is named, else the model's own; `None` where it has none.

@@ -17,6 +17,8 @@ use crate::files::{self, MAX_SETTINGS_BYTES};
 /// Names that transformers gives to special tokens, in its order. A model may have more, which end in `_token`.
 const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+const CONFIG: &str = "tokenizer_config.json";
+
 /// What the files say.
 #[derive(Clone, Debug, Default)]
 pub struct TokenizerSettings {
@@ -42,14 +44,10 @@ impl TokenizerSettings {
     /// # Errors
     /// [`TokenizerError::Read`] and [`TokenizerError::Settings`].
     pub fn from_dir(dir: &Path) -> Result<Self, TokenizerError> {
-        let mut config = object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+        let mut config = object(&dir.join(CONFIG))?.unwrap_or_default();
         let mut settings = Self::default();
-        let within = |reason: String| TokenizerError::Settings { path: dir.join("tokenizer_config.json"), reason };
-        settings.chat_template = match text(&dir.join("chat_template.jinja"))? {
-            Some(template) => Some(template),
-            None => template_of(config.get("chat_template").unwrap_or(&Value::Null))
-                .map_err(|reason| within(reason.to_owned()))?,
-        };
+        let within = |reason: String| TokenizerError::Settings { path: dir.join(CONFIG), reason };
+        settings.chat_template = chat_template_beside(dir, &config)?;
         settings.split_special_tokens = config.get("split_special_tokens") == Some(&Value::Bool(true));
         settings.control_tokens = config
             .get("chat_control_tokens")
@@ -77,6 +75,12 @@ impl TokenizerSettings {
         }
         settings.describe();
         Ok(settings)
+    }
+
+    /// The model's own chat template, where it has one.
+    #[must_use]
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
     }
 
     /// Every name that ends in `_token` and stands for one.
@@ -156,6 +160,23 @@ impl TokenizerSettings {
         }
         missing
     }
+}
+
+/// The chat template that transformers takes from a folder with the files of a tokenizer. `None`: it has none.
+///
+/// # Errors
+/// [`TokenizerError::Read`] and [`TokenizerError::Settings`].
+pub fn chat_template_in(dir: &Path) -> Result<Option<String>, TokenizerError> {
+    chat_template_beside(dir, &object(&dir.join(CONFIG))?.unwrap_or_default())
+}
+
+/// `chat_template.jinja`, else what the config says.
+fn chat_template_beside(dir: &Path, config: &Map<String, Value>) -> Result<Option<String>, TokenizerError> {
+    if let Some(template) = text(&dir.join("chat_template.jinja"))? {
+        return Ok(Some(template));
+    }
+    let said = template_of(config.get("chat_template").unwrap_or(&Value::Null));
+    said.map_err(|reason| TokenizerError::Settings { path: dir.join(CONFIG), reason: reason.to_owned() })
 }
 
 fn text(path: &Path) -> Result<Option<String>, TokenizerError> {

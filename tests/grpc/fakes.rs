@@ -11,6 +11,7 @@ use polydelta::adapters::{
 };
 use polydelta::admission::{AdapterHall, GenerationDefaults, GenerationEngine, ResidentFuture, StatsFuture};
 use polydelta::engine::{EngineStats, EventReceiver, Lease, SubmitError};
+use polydelta::text::{Tokenizer, TokenizerSettings};
 use polydelta::types::{
     AdapterFacts, EngineRequest, FinishReason, OpClass, RequestFailure, RequestId, SequenceEvent, TokenLogprob,
 };
@@ -270,11 +271,16 @@ impl FakeServer {
     }
 
     pub(crate) async fn with(options: Options) -> Self {
+        Self::speaking(options, tokenizer(|byte| Some(u32::from(byte)), &[]), TokenizerSettings::default()).await
+    }
+
+    /// In the tokens of another tokenizer.
+    pub(crate) async fn speaking(options: Options, tokenizer: Arc<Tokenizer>, settings: TokenizerSettings) -> Self {
         let registry = registry(&options);
         let engine = Arc::new(FakeEngine::new());
         let hall = Arc::new(FakeHall::new(&registry));
-        let tokenizer = tokenizer(|byte| Some(u32::from(byte)), &[]);
-        let model = Model { tokenizer, vocab_size: 256, context: 4096, defaults: GenerationDefaults::default() };
+        let vocab_size = u32::try_from(tokenizer.vocab_size()).unwrap();
+        let model = Model { tokenizer, settings, vocab_size, context: 4096, defaults: GenerationDefaults::default() };
         let server = Server::start(options, model, registry, Arc::clone(&engine) as _, hall).await;
         Self { server, engine }
     }

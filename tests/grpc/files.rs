@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use pb::upload_adapter_request::Frame;
-use polydelta::adapters::{CONFIG_FILE, Sha256Digest, WEIGHTS_FILE};
+use polydelta::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Sha256Digest, WEIGHTS_FILE};
 use polydelta::server::pb;
 use polydelta::server::pb::adapter_service_client::AdapterServiceClient;
 use safetensors::tensor::TensorView;
@@ -21,6 +21,7 @@ pub(crate) const CHUNK: usize = 1000;
 /// Position of the files in the headers made here.
 pub(crate) const CONFIG: u32 = 0;
 pub(crate) const WEIGHTS: u32 = 1;
+const CHAT_TEMPLATE: u32 = 2;
 
 pub(crate) fn golden_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/llama")
@@ -31,6 +32,8 @@ pub(crate) fn golden_dir() -> PathBuf {
 pub(crate) struct AdapterFiles {
     pub(crate) config: Vec<u8>,
     pub(crate) weights: Vec<u8>,
+    /// The third file, where it brings one.
+    pub(crate) chat_template: Option<Vec<u8>>,
 }
 
 impl AdapterFiles {
@@ -38,12 +41,17 @@ impl AdapterFiles {
     pub(crate) fn golden(name: &str) -> Self {
         let dir = golden_dir().join("adapters").join(name);
         let read = |file| fs::read(dir.join(file)).unwrap();
-        Self { config: read(CONFIG_FILE), weights: read(WEIGHTS_FILE) }
+        Self { config: read(CONFIG_FILE), weights: read(WEIGHTS_FILE), chat_template: None }
     }
 
     /// Bytes that only a device which looks at nothing takes.
     pub(crate) fn opaque(config: &str, weights: &str) -> Self {
-        Self { config: config.into(), weights: weights.into() }
+        Self { config: config.into(), weights: weights.into(), chat_template: None }
+    }
+
+    /// With a chat template of its own.
+    pub(crate) fn chat_template(self, template: &[u8]) -> Self {
+        Self { chat_template: Some(template.to_owned()), ..self }
     }
 
     /// With another value of a field of its config.
@@ -80,7 +88,10 @@ impl AdapterFiles {
         };
         pb::UploadHeader {
             name: name.to_owned(),
-            files: vec![file(CONFIG_FILE, &self.config), file(WEIGHTS_FILE, &self.weights)],
+            files: [file(CONFIG_FILE, &self.config), file(WEIGHTS_FILE, &self.weights)]
+                .into_iter()
+                .chain(self.chat_template.as_ref().map(|template| file(CHAT_TEMPLATE_FILE, template)))
+                .collect(),
             ..pb::UploadHeader::default()
         }
     }
@@ -89,6 +100,7 @@ impl AdapterFiles {
     pub(crate) fn chunks(&self) -> Vec<pb::UploadAdapterRequest> {
         [(CONFIG, &self.config), (WEIGHTS, &self.weights)]
             .into_iter()
+            .chain(self.chat_template.as_ref().map(|template| (CHAT_TEMPLATE, template)))
             .flat_map(|(index, bytes)| {
                 let pieces = bytes.chunks(CHUNK).enumerate();
                 pieces.map(move |(position, data)| chunk(index, position * CHUNK, data))

@@ -260,7 +260,7 @@ async fn tokenize_says_what_generate_sees() {
     let server = GoldenServer::start().await;
     let mut client = server.generation().await;
     let input = Some(pb::tokenize_request::Input::Prompt("a b".into()));
-    let text = client.tokenize(pb::TokenizeRequest { input }).await.unwrap().into_inner();
+    let text = client.tokenize(pb::TokenizeRequest { input, ..Default::default() }).await.unwrap().into_inner();
     assert_eq!((text.token_ids.as_slice(), text.text.as_str()), ([1, 70, 5, 71].as_slice(), "a b"));
 
     let back = |skip_special_tokens| pb::DetokenizeRequest { token_ids: text.token_ids.clone(), skip_special_tokens };
@@ -276,7 +276,7 @@ async fn tokenize_says_what_generate_sees() {
         ..Default::default()
     };
     let input = Some(pb::tokenize_request::Input::Chat(chat.clone()));
-    let rendered = client.tokenize(pb::TokenizeRequest { input }).await.unwrap().into_inner();
+    let rendered = client.tokenize(pb::TokenizeRequest { input, ..Default::default() }).await.unwrap().into_inner();
     assert_eq!(rendered.text, "<user>hi");
     assert_eq!(rendered.token_ids.len(), 8, "a rendered chat brings its own special tokens");
     let options = pb::OutputOptions { echo: true, ..Default::default() };

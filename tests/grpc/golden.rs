@@ -17,7 +17,7 @@ use polydelta::ops::cpu::{CpuBackend, CpuOptions};
 use polydelta::scheduler::{SchedulerConfig, ShareConfig};
 use polydelta::server::pb;
 use polydelta::telemetry::Metrics;
-use polydelta::text::Tokenizer;
+use polydelta::text::{Tokenizer, TokenizerSettings};
 use polydelta::types::{AdapterSlot, EngineRequest, RequestId, ScheduledBatch, StepOutput};
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -274,7 +274,8 @@ impl GoldenServer {
         let defaults =
             GenerationDefaults::from_json(Some(&generation_config), &read("config.json"), vocab_size).unwrap();
         assert_eq!(defaults.eos_token_ids, [EOS]);
-        let model = Model { tokenizer: Arc::clone(&tokenizer), vocab_size, context: CONTEXT, defaults };
+        let settings = TokenizerSettings::default();
+        let model = Model { tokenizer: Arc::clone(&tokenizer), settings, vocab_size, context: CONTEXT, defaults };
         let server = Server::start(options, model, registry, Arc::clone(&engine) as _, Arc::new(hall)).await;
         Self { server, steps, engine, tokenizer }
     }

@@ -1,5 +1,6 @@
 //! A server on a free port, and clients of it.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use polydelta::adapters::{AdapterRegistry, FolderStore, RegistryLimits, ResidencyLimits, StoreLimits};
-use polydelta::admission::{AdapterHall, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits, PrefixSalting};
+use polydelta::admission::{
+    AdapterHall, AdapterTemplates, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits, PrefixSalting,
+};
 use polydelta::config::{Args, Command, Environment, ServeConfig, TransportConfig};
 use polydelta::server::pb::adapter_service_client::AdapterServiceClient;
 use polydelta::server::pb::generation_service_client::GenerationServiceClient;
@@ -50,7 +53,7 @@ pub(crate) struct Options {
     pub(crate) residency: ResidencyLimits,
     /// Requests the engine lets wait.
     pub(crate) max_queued: usize,
-    pub(crate) chat_template: Option<&'static str>,
+    pub(crate) chat_template: Option<Cow<'static, str>>,
     /// Events kept for watchers that read late.
     pub(crate) event_history: usize,
     /// Let fields of configs pass that are not known here.
@@ -72,7 +75,7 @@ impl Default for Options {
             store: StoreLimits::default(),
             residency: ResidencyLimits { max_resident_adapters: 16, device_bytes: 64 << 20 },
             max_queued: 64,
-            chat_template: Some(CHAT),
+            chat_template: Some(CHAT.into()),
             event_history: 256,
             allow_unknown_fields: false,
             folder: Arc::new(tempfile::tempdir().unwrap()),
@@ -83,6 +86,7 @@ impl Default for Options {
 /// Which model the gate believes to stand before.
 pub(crate) struct Model {
     pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) settings: TokenizerSettings,
     pub(crate) vocab_size: u32,
     pub(crate) context: u32,
     pub(crate) defaults: GenerationDefaults,
@@ -117,16 +121,17 @@ impl Server {
         engine: Arc<dyn GenerationEngine>,
         hall: Arc<dyn AdapterHall>,
     ) -> Self {
-        let Model { tokenizer, vocab_size, context, defaults: generation } = model;
-        let settings = TokenizerSettings::default();
+        let Model { tokenizer, settings, vocab_size, context, defaults: generation } = model;
         let template =
-            options.chat_template.map(|template| ChatTemplate::new(template, &settings, &tokenizer).unwrap());
+            options.chat_template.map(|template| ChatTemplate::new(&template, &settings, &tokenizer).unwrap());
+        let templates = Arc::new(AdapterTemplates::new(Arc::clone(&tokenizer), settings));
         let gate = Arc::new(Gate::new(GateParts {
             engine: Arc::clone(&engine),
             registry: Arc::clone(&registry),
             hall: Arc::clone(&hall),
             tokenizer,
             chat_template: template.map(Arc::new),
+            adapter_templates: Arc::clone(&templates),
             limits: Limits::new(&defaults().request_limits, context, vocab_size, generation),
             metrics: Metrics::disabled(),
             max_concurrent: options.max_concurrent,
@@ -143,6 +148,7 @@ impl Server {
             adapters: Adapters::new(
                 Arc::clone(&registry),
                 hall,
+                templates,
                 options.transport.upload_idle_timeout,
                 Metrics::disabled(),
             ),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // A failed unwrap is a failed test; clippy sees only functions marked as tests.
 
 mod adapters;
+mod chat_templates;
 mod clock;
 mod fakes;
 mod files;

@@ -154,7 +154,7 @@ async fn a_chat_without_a_template_cannot_be_answered() {
     let generate = client.generate(chat(&[("user", "hi")])).await.unwrap_err();
     let messages = vec![pb::ChatMessage { role: "user".into(), content: "hi".into() }];
     let input = Some(pb::tokenize_request::Input::Chat(pb::Chat { messages, ..Default::default() }));
-    let tokenize = client.tokenize(pb::TokenizeRequest { input }).await.unwrap_err();
+    let tokenize = client.tokenize(pb::TokenizeRequest { input, ..Default::default() }).await.unwrap_err();
     for status in [generate, tokenize] {
         assert_eq!(refusal(&status), (Code::FailedPrecondition, "NO_CHAT_TEMPLATE".into()));
         assert!(status.get_details_precondition_failure().is_some());
@@ -169,7 +169,7 @@ const FAULTS: &str = "{% if messages[0].content == 'fail' %}{{ messages[0].conte
 
 #[tokio::test]
 async fn a_template_at_fault_is_told_from_a_conversation_at_fault() {
-    let server = GoldenServer::with(Options { chat_template: Some(FAULTS), ..Options::default() }).await;
+    let server = GoldenServer::with(Options { chat_template: Some(FAULTS.into()), ..Options::default() }).await;
     let mut client = server.generation().await;
     for (content, code, reason) in [
         ("fail", Code::FailedPrecondition, "CHAT_TEMPLATE_FAILED"),
@@ -185,7 +185,7 @@ async fn a_template_at_fault_is_told_from_a_conversation_at_fault() {
 #[tokio::test]
 async fn a_chat_brings_variables_for_its_template() {
     use prost_types::value::Kind;
-    let server = GoldenServer::with(Options { chat_template: Some(FAULTS), ..Options::default() }).await;
+    let server = GoldenServer::with(Options { chat_template: Some(FAULTS.into()), ..Options::default() }).await;
     let mut client = server.generation().await;
     let value = |kind| prost_types::Value { kind: Some(kind) };
     let mut tokenize = async |fields: Vec<(&str, Kind)>| {
@@ -194,7 +194,10 @@ async fn a_chat_brings_variables_for_its_template() {
         let template_kwargs = Some(prost_types::Struct { fields });
         let chat = pb::Chat { messages, template_kwargs, ..Default::default() };
         let input = Some(pb::tokenize_request::Input::Chat(chat));
-        client.tokenize(pb::TokenizeRequest { input }).await.map(|answer| answer.into_inner().text)
+        client
+            .tokenize(pb::TokenizeRequest { input, ..Default::default() })
+            .await
+            .map(|answer| answer.into_inner().text)
     };
     assert_eq!(tokenize(vec![]).await.unwrap(), "hi");
     let given = vec![("enable_thinking", Kind::BoolValue(true)), ("n", Kind::NumberValue(3.0))];
@@ -207,10 +210,10 @@ async fn a_chat_brings_variables_for_its_template() {
 async fn what_cannot_be_tokenized_names_its_field() {
     let server = GoldenServer::start().await;
     let mut client = server.generation().await;
-    let status = client.tokenize(pb::TokenizeRequest { input: None }).await.unwrap_err();
+    let status = client.tokenize(pb::TokenizeRequest::default()).await.unwrap_err();
     assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "input"));
     let long = "x".repeat(defaults().request_limits.max_prompt_bytes as usize + 1);
     let input = Some(pb::tokenize_request::Input::Prompt(long));
-    let status = client.tokenize(pb::TokenizeRequest { input }).await.unwrap_err();
+    let status = client.tokenize(pb::TokenizeRequest { input, ..Default::default() }).await.unwrap_err();
     assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "prompt"));
 }

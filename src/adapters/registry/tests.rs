@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::adapters::events::AdapterObserver;
-use crate::adapters::residency::{Acquire, AdapterState};
+use crate::adapters::lease::AdapterLease;
+use crate::adapters::residency::{Acquire, AdapterState, Want};
 use crate::adapters::store::FolderStore;
 use crate::adapters::testing::{contents, facts, header, tree};
 use crate::types::AdapterFault;
@@ -384,27 +385,6 @@ fn pages_go_by_name_and_survive_changes_between_them() {
     registry.delete(&name("b"), Expected::Any).unwrap();
     assert_eq!(names(registry.list(Some(&name("b")), 9)), ["c", "d"]);
     assert_eq!(registry.len(), 3);
-}
-
-#[test]
-fn a_folder_is_imported_once() {
-    let (root, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let registry = open(&root);
-    let import = |pin| {
-        registry.import(&name("a"), folder.path(), pin, |staged| {
-            assert!(staged.dir().is_dir());
-            Ok::<_, AdapterError>(facts(100))
-        })
-    };
-    assert!(matches!(import(false), Err(AdapterError::MissingFile { .. })));
-    for (path, content) in contents(1) {
-        std::fs::write(folder.path().join(path), content).unwrap();
-    }
-    std::fs::write(folder.path().join("optimizer.pt"), b"left alone").unwrap();
-    assert!(import(false).unwrap().unwrap().created);
-    assert!(import(false).unwrap().is_none());
-    assert!(import(true).unwrap().unwrap().adapter.pinned);
-    assert_eq!(tree(&root.path().join("staging")).len(), 0);
 }
 
 #[derive(Clone, Debug)]

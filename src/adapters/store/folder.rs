@@ -22,7 +22,9 @@ use std::sync::{Arc, Mutex};
 
 use super::super::disk::Patience;
 use super::super::error::AdapterError;
-use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, Sha256Digest, StoreLimits, StoredFile, WEIGHTS_FILE};
+use super::super::files::{
+    CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, Sha256Digest, StoreLimits, StoredFile, WEIGHTS_FILE,
+};
 use super::super::fs::{DiskFs, FoundKind, StoreFs};
 use super::super::sync::lock;
 use super::layout::Layout;

@@ -286,7 +286,11 @@ pub(super) mod tests {
     #[test]
     fn a_chat_template_is_told_by_the_format_and_nothing_else_is() {
         let format = |adapter: &StoredAdapter| seal::format_of(&encode(adapter).unwrap()).unwrap();
-        assert_eq!((format(&adapter("a")), format(&chatting("a"))), (2, 3), "an earlier server leaves the latter alone");
+        assert_eq!(
+            (format(&adapter("a")), format(&chatting("a"))),
+            (2, 3),
+            "an earlier server leaves the latter alone"
+        );
     }
 
     #[test]

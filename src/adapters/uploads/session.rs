@@ -9,7 +9,8 @@ use sha2::{Digest, Sha256};
 
 use super::super::error::AdapterError;
 use super::super::files::{
-    CHAT_TEMPLATE_FILE, CheckedFile, CheckedHeader, Expected, FileRole, MAX_CHUNK_BYTES, Sha256Digest, StoredFile, UploadId,
+    CHAT_TEMPLATE_FILE, CheckedFile, CheckedHeader, Expected, FileRole, MAX_CHUNK_BYTES, Sha256Digest, StoredFile,
+    UploadId,
 };
 use super::super::fs::StoreFile;
 use super::super::registry::Published;
@@ -389,14 +390,19 @@ impl Staged {
         self.session.header.stored_files()
     }
 
+    /// One of the files is a chat template of the adapter's own.
+    #[must_use]
+    pub fn has_chat_template(&self) -> bool {
+        self.session.header.files.iter().any(|declared| declared.role == FileRole::ChatTemplate)
+    }
+
     /// The adapter's own chat template, where it has one. Blocks.
     ///
     /// # Errors
     /// The disk.
     pub fn chat_template(&self) -> Result<Option<Vec<u8>>, AdapterError> {
-        let stored = self.session.header.files.iter().any(|declared| declared.role == FileRole::ChatTemplate);
         let read = || std::fs::read(self.dir().join(CHAT_TEMPLATE_FILE));
-        stored.then(read).transpose().map_err(AdapterError::io("reading a staged file"))
+        self.has_chat_template().then(read).transpose().map_err(AdapterError::io("reading a staged file"))
     }
 
     /// The client wants to know whether it would be accepted, no more.

@@ -1,3 +1,5 @@
+mod chats;
+
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
@@ -68,12 +70,12 @@ async fn places_are_few_and_come_back() {
     assert!(matches!(refusal(&house, request("c")).await, AdmissionError::TooManyRequests { limit: 2 }));
     let text = || PromptInput::Text("a".into());
     assert!(matches!(
-        house.gate.tokenize(text(), ClientKey::LOCAL).await,
+        house.gate.tokenize(text(), None, ClientKey::LOCAL).await,
         Err(AdmissionError::TooManyRequests { limit: 2 })
     ));
     drop(first);
     assert!(house.gate.admit(request("c"), Arrival::now()).await.is_ok());
-    assert!(house.gate.tokenize(text(), ClientKey::LOCAL).await.is_ok(), "and gives its place back");
+    assert!(house.gate.tokenize(text(), None, ClientKey::LOCAL).await.is_ok(), "and gives its place back");
     assert!(house.gate.admit(request("c"), Arrival::now()).await.is_ok());
 }
 
@@ -180,14 +182,14 @@ async fn every_form_of_a_prompt_becomes_ids_and_text() {
     let template = template("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}");
     let house = House::with(|parts| parts.chat_template = Some(Arc::new(template)));
     let tokenizer = Arc::clone(&house.gate.parts.tokenizer);
-    let text = house.gate.tokenize(PromptInput::Text("hi".into()), ClientKey::LOCAL).await.unwrap();
+    let text = house.gate.tokenize(PromptInput::Text("hi".into()), None, ClientKey::LOCAL).await.unwrap();
     assert_eq!(text, TokenizedPrompt { ids: tokenizer.encode("hi", true).unwrap(), text: "hi".into() });
     let ids = vec![id("h"), id("i")];
-    let given = house.gate.tokenize(PromptInput::TokenIds(ids.clone()), ClientKey::LOCAL).await.unwrap();
+    let given = house.gate.tokenize(PromptInput::TokenIds(ids.clone()), None, ClientKey::LOCAL).await.unwrap();
     assert_eq!(given, TokenizedPrompt { ids, text: "hi".into() });
     let message = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
     let chat = PromptInput::Chat(vec![message("user", "hi"), message("assistant", "ho")].into());
-    let rendered = house.gate.tokenize(chat, ClientKey::LOCAL).await.unwrap();
+    let rendered = house.gate.tokenize(chat, None, ClientKey::LOCAL).await.unwrap();
     let wanted = "user:hi;assistant:ho;";
     let ids = tokenizer.encode(wanted, false).unwrap();
     assert_eq!(rendered, TokenizedPrompt { ids, text: wanted.into() }, "no special tokens are added");
@@ -217,11 +219,11 @@ async fn control_tokens_in_a_message_are_text_unless_the_request_allows_them() {
     let ends = |ids: &[u32]| ids.iter().filter(|id| **id == end).count();
     let message = ChatMessage { role: "user".into(), content: "hi</s>".into() };
     let mut chat = Chat::from(vec![message]);
-    let quoted = house.gate.tokenize(PromptInput::Chat(chat.clone()), ClientKey::LOCAL).await.unwrap();
+    let quoted = house.gate.tokenize(PromptInput::Chat(chat.clone()), None, ClientKey::LOCAL).await.unwrap();
     assert_eq!((ends(&quoted.ids), quoted.text.as_str()), (1, "hi</s></s>"));
     assert_eq!(tokenizer.decode(&quoted.ids, true).unwrap(), "hi</s>");
     chat.allow_special_tokens = true;
-    let allowed = house.gate.tokenize(PromptInput::Chat(chat), ClientKey::LOCAL).await.unwrap();
+    let allowed = house.gate.tokenize(PromptInput::Chat(chat), None, ClientKey::LOCAL).await.unwrap();
     assert_eq!((ends(&allowed.ids), allowed.text), (2, quoted.text));
 }
 
@@ -234,11 +236,11 @@ async fn hostile_renderings_leave_tokenizing_to_others() {
     let chat =
         |content: &str| PromptInput::Chat(vec![ChatMessage { role: "user".into(), content: content.into() }].into());
     let (hostile, polite) = tokio::join!(
-        house.gate.tokenize(chat("go"), ClientKey::LOCAL),
-        house.gate.tokenize(chat("hi"), ClientKey::LOCAL)
+        house.gate.tokenize(chat("go"), None, ClientKey::LOCAL),
+        house.gate.tokenize(chat("hi"), None, ClientKey::LOCAL)
     );
     let refused = hostile.unwrap_err();
-    assert!(matches!(refused, AdmissionError::Chat(ChatError::Limit { .. })), "{refused:?}");
+    assert!(matches!(refused, AdmissionError::Chat { source: ChatError::Limit { .. }, adapter: None }), "{refused:?}");
     assert_eq!(refused.reason(), "template");
     assert_eq!(polite.unwrap().text, "hi");
     assert_eq!((house.gate.free_places(), house.gate.tokenizing.free_turns()), (2, 1));
@@ -249,18 +251,18 @@ async fn prompts_that_cannot_be_tokenized_are_refused() {
     let house = House::new();
     let chat = |messages: Vec<ChatMessage>| PromptInput::Chat(messages.into());
     let user = ChatMessage { role: "user".into(), content: "hi".into() };
-    let refused = house.gate.tokenize(chat(vec![user.clone()]), ClientKey::LOCAL).await;
+    let refused = house.gate.tokenize(chat(vec![user.clone()]), None, ClientKey::LOCAL).await;
     assert!(matches!(refused, Err(AdmissionError::NoChatTemplate)));
-    let long = house.gate.tokenize(PromptInput::Text("a".repeat(1001)), ClientKey::LOCAL).await;
+    let long = house.gate.tokenize(PromptInput::Text("a".repeat(1001)), None, ClientKey::LOCAL).await;
     assert!(matches!(long, Err(AdmissionError::Invalid(InvalidRequest::TooLong { bytes: 1001, max: 1000, .. }))));
     let raising = template("{{ raise_exception('no system role') }}");
     let house = House::with(|parts| parts.chat_template = Some(Arc::new(raising)));
-    let refused = house.gate.tokenize(chat(vec![user.clone()]), ClientKey::LOCAL).await;
-    assert!(matches!(refused, Err(AdmissionError::Chat(_))));
+    let refused = house.gate.tokenize(chat(vec![user.clone()]), None, ClientKey::LOCAL).await;
+    assert!(matches!(refused, Err(AdmissionError::Chat { .. })));
     let silent = template("");
     let house = House::with(|parts| parts.chat_template = Some(Arc::new(silent)));
     assert!(matches!(
-        house.gate.tokenize(chat(vec![user]), ClientKey::LOCAL).await,
+        house.gate.tokenize(chat(vec![user]), None, ClientKey::LOCAL).await,
         Err(AdmissionError::EmptyPrompt { field: "chat.messages" })
     ));
 }
@@ -273,13 +275,13 @@ fn tokenizing_keeps_its_turn_when_its_client_leaves() {
         let house = House::new();
         let (release, released) = std::sync::mpsc::channel::<()>();
         let busy = tokio::task::spawn_blocking(move || released.recv());
-        let mut tokenizing = Box::pin(house.gate.tokenize(PromptInput::Text("hi".into()), ClientKey::LOCAL));
+        let mut tokenizing = Box::pin(house.gate.tokenize(PromptInput::Text("hi".into()), None, ClientKey::LOCAL));
         assert!(futures_poll(&mut tokenizing).await.is_none());
         drop(tokenizing);
         assert_eq!((house.gate.free_places(), house.gate.tokenizing.free_turns()), (2, 0));
         release.send(()).unwrap();
         busy.await.unwrap().unwrap();
-        house.gate.tokenize(PromptInput::Text("hi".into()), ClientKey::LOCAL).await.unwrap();
+        house.gate.tokenize(PromptInput::Text("hi".into()), None, ClientKey::LOCAL).await.unwrap();
         assert_eq!(house.gate.tokenizing.free_turns(), 1);
     });
 }
@@ -340,7 +342,7 @@ async fn an_id_that_the_model_has_no_row_for_is_refused_wherever_it_comes_from_a
     assert_eq!(house.hall.asked.load(SeqCst), 0, "no adapter is loaded for it");
     let unknown = refusal(&house, input(|input, _| input.prompt = PromptInput::TokenIds(vec![u32::MAX]))).await;
     assert!(unknown.to_string().contains(&format!("token id {} is not", u32::MAX)), "{unknown}");
-    let text = house.gate.tokenize(PromptInput::Text("</s>".into()), ClientKey::LOCAL).await.unwrap();
+    let text = house.gate.tokenize(PromptInput::Text("</s>".into()), None, ClientKey::LOCAL).await.unwrap();
     assert!(text.ids.contains(&id), "tokenizing says what the tokenizer says");
 }
 
@@ -436,7 +438,7 @@ async fn a_long_text_does_not_wait_for_short_ones_nor_they_for_it() {
         parts.limits.context_length = 1 << 20;
     });
     let long = "a b ".repeat(5000);
-    let tokenize = |text: &str| house.gate.tokenize(PromptInput::Text(text.to_owned()), ClientKey::LOCAL);
+    let tokenize = |text: &str| house.gate.tokenize(PromptInput::Text(text.to_owned()), None, ClientKey::LOCAL);
     let lane = house.gate.tokenizing.take_long_turn().await;
     let mut waiting = Box::pin(tokenize(&long));
     assert!(futures_poll(&mut waiting).await.is_none());

@@ -7,7 +7,7 @@ use super::super::base::OpenedBase;
 use super::super::error::AppError;
 use super::super::hall::compile_limits;
 use super::{InspectBase, InspectLimits, inspect, write_json, write_text};
-use crate::adapters::{CONFIG_FILE, StoreLimits};
+use crate::adapters::{CONFIG_FILE, Sha256Digest, StoreLimits};
 use crate::cli::{CliError, bring};
 use crate::config::{Environment, InspectArgs, ModelSource};
 use crate::delta::{NamedBase, named_base};
@@ -36,11 +36,17 @@ pub(in crate::app) async fn run(
         note: note.as_deref(),
     };
     let context = u32::try_from(base.spec.context_length).unwrap_or(u32::MAX);
+    let settings = base.tokenizer_settings()?;
+    let own = settings.chat_template().map(|template| Sha256Digest::of(template.as_bytes()));
     let limits = InspectLimits {
-        files: StoreLimits { max_adapter_bytes: limits.max_bytes, ..StoreLimits::default() },
+        files: StoreLimits {
+            max_adapter_bytes: limits.max_bytes,
+            base_chat_templates: own.into_iter().collect(),
+            ..StoreLimits::default()
+        },
         compile: compile_limits(&limits, context),
     };
-    let result = tokio::task::block_in_place(|| inspect(against, brought.dir(), &limits));
+    let result = tokio::task::block_in_place(|| inspect(against, brought.folder(), &limits));
     let written = if args.json { write_json(&result, against, out) } else { write_text(&result, against, out) };
     written.map_err(CliError::Output)?;
     Ok(result.map(drop)?)

@@ -1,7 +1,7 @@
 //! Golden adapters, as a person sees them.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::*;
 
@@ -29,7 +29,7 @@ impl Golden {
     }
 
     fn inspect(&self, name: &str) -> Result<Inspection, InspectError> {
-        inspect(self.base(), &self.adapter(name), &limits())
+        inspect(self.base(), plain(&self.adapter(name)), &limits())
     }
 
     fn text(&self, name: &str) -> String {
@@ -41,6 +41,10 @@ impl Golden {
     fn ops(&self, name: &str) -> Vec<String> {
         self.inspect(name).unwrap().sites.iter().map(ToString::to_string).collect()
     }
+}
+
+fn plain(dir: &Path) -> AdapterFolder<'_> {
+    AdapterFolder { dir, chat_template: None }
 }
 
 fn limits() -> InspectLimits {
@@ -158,7 +162,7 @@ fn every_way_to_fail_has_its_exit_code() {
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
         fs::copy(golden.adapter("lora_r4").join(file), copy.path().join(file)).unwrap();
     }
-    let exit = |limits: &InspectLimits| match inspect(golden.base(), copy.path(), limits) {
+    let exit = |limits: &InspectLimits| match inspect(golden.base(), plain(copy.path()), limits) {
         Ok(_) => Exit::Ok,
         Err(error) => error.exit(),
     };
@@ -183,7 +187,9 @@ fn every_way_to_fail_has_its_exit_code() {
 fn the_version_is_the_one_an_upload_gets() {
     let golden = Golden::open("llama");
     let folder = golden.adapter("lora_r4");
-    let files = crate::adapters::import::scan_folder(&folder).unwrap();
+    let template = Some(&b"{{ messages }}"[..]);
+    let folder = AdapterFolder { dir: &folder, chat_template: template };
+    let files = folder.scan().unwrap();
     let stored: Vec<_> = files
         .into_iter()
         .map(|file| crate::adapters::StoredFile {
@@ -192,6 +198,24 @@ fn the_version_is_the_one_an_upload_gets() {
             sha256: file.sha256.parse().unwrap(),
         })
         .collect();
-    let expected = crate::adapters::files::version_of(&stored).to_string();
-    assert_eq!(golden.inspect("lora_r4").unwrap().version, expected);
+    let version = |stored: &[_]| crate::adapters::files::version_of(stored).to_string();
+    let own = inspect(golden.base(), folder, &limits()).unwrap();
+    assert_eq!((own.version, own.has_chat_template), (version(&stored), true));
+    let plain = golden.inspect("lora_r4").unwrap();
+    assert_eq!((plain.version.as_str(), plain.has_chat_template), (version(&stored[..2]).as_str(), false));
+    let bases = StoreLimits { base_chat_templates: vec![stored[2].sha256], ..StoreLimits::default() };
+    let same = inspect(golden.base(), folder, &InspectLimits { files: bases, ..limits() }).unwrap();
+    assert_eq!((same.version, same.stored_bytes), (plain.version, plain.stored_bytes), "the base's is none of its own");
+}
+
+#[test]
+fn a_chat_template_that_does_not_compile_is_refused_by_name() {
+    let golden = Golden::open("llama");
+    let dir = golden.adapter("lora_r4");
+    for (template, said) in [(&b"{% for %}"[..], "does not compile"), (b"\xff", "UTF-8")] {
+        let refused = inspect(golden.base(), AdapterFolder { dir: &dir, chat_template: Some(template) }, &limits());
+        let refused = refused.unwrap_err();
+        assert!(refused.lines()[0].contains("chat template") && refused.lines()[0].contains(said), "{refused}");
+        assert_eq!(refused.exit(), Exit::Rejected);
+    }
 }

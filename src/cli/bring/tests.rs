@@ -31,6 +31,36 @@ fn an_adapter_as_peft_saves_it_stays_where_it_is() {
 }
 
 #[test]
+fn the_chat_template_that_was_saved_with_an_adapter_comes_with_it() {
+    let of = |files: &[(&str, &[u8])]| {
+        let plain: [(&str, &[u8]); 2] = [(CONFIG_FILE, b"{}"), (WEIGHTS_FILE, b"x")];
+        let brought = from(&folder(&[&plain, files].concat()))?;
+        Ok::<_, BringError>((brought.chat_template().map(<[u8]>::to_vec), brought.notes().join("\n")))
+    };
+    let (template, notes) = of(&[(CHAT_TEMPLATE_FILE, b"own"), ("tokenizer.json", b"")]).unwrap();
+    assert_eq!(template.as_deref(), Some(&b"own"[..]));
+    let said =
+        "left aside, as no part of the adapter: tokenizer.json\nthe chat template that was saved with it goes with it";
+    assert_eq!(notes, said);
+    let config = (r"tokenizer_config.json", &br#"{"chat_template": "said"}"#[..]);
+    assert_eq!(of(&[config]).unwrap().0.as_deref(), Some(&b"said"[..]));
+    assert_eq!(of(&[config, (CHAT_TEMPLATE_FILE, b"own")]).unwrap().0.as_deref(), Some(&b"own"[..]));
+    for none in [&[("tokenizer_config.json", &b"{}"[..])], &[(CHAT_TEMPLATE_FILE, &b""[..])]] {
+        assert_eq!(of(none).unwrap().0, None);
+    }
+    for wrong in [("tokenizer_config.json", &b"["[..]), (CHAT_TEMPLATE_FILE, b"\xff")] {
+        let refused = of(&[wrong]).unwrap_err();
+        assert!(refused.to_string().contains(wrong.0) && refused.exit() == Exit::Rejected, "{refused}");
+    }
+    // Of converted weights too.
+    let root = folder(&[(CONFIG_FILE, b"{}"), ("adapter_model.bin", &pickle()), (CHAT_TEMPLATE_FILE, b"own")]);
+    let mut brought = from(&root).unwrap();
+    assert_eq!(brought.folder().chat_template, Some(&b"own"[..]));
+    brought.without_chat_template();
+    assert_eq!(brought.folder().chat_template, None);
+}
+
+#[test]
 fn pickled_weights_are_converted_and_that_is_said() {
     let config = b"\xef\xbb\xbf{\"r\": 8}";
     let root = folder(&[(CONFIG_FILE, config), ("adapter_model.bin", &pickle())]);

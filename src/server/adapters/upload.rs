@@ -5,9 +5,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tonic::{Status, Streaming};
 
+use super::super::convert::BadMessage;
 use super::super::{convert, pb, status};
 use super::{Adapters, off_reactor};
-use crate::adapters::{Begin, Published, Staged, UploadHeader, UploadSession};
+use crate::adapters::{
+    Begin, CHAT_TEMPLATE_FILE, CONFIG_FILE, LoadFailure, Published, Staged, UploadHeader, UploadSession,
+};
 use crate::telemetry::metrics::{Metrics, UploadOutcome};
 use crate::types::ClientKey;
 use pb::upload_adapter_request::Frame;
@@ -98,23 +101,34 @@ async fn take(
     accept(adapters, client, staged, record).await
 }
 
-/// All that can be said from the header alone, its config included: a refusal that no weights would change comes before
-/// they are sent.
+/// All that can be said from the header alone, with what of the files it carries: a refusal that no weights would change
+/// comes before they are sent.
 async fn checked(
     adapters: &Adapters,
     mut message: pb::UploadHeader,
     client: ClientKey,
 ) -> Result<UploadHeader, Status> {
-    let config = std::mem::take(&mut message.config);
+    let (config, template) = (std::mem::take(&mut message.config), std::mem::take(&mut message.chat_template));
     let header = convert::upload_header(message, client).map_err(|bad| status::from_bad_message(&bad))?;
-    if config.is_empty() {
+    if config.is_empty() && template.is_empty() {
         return Ok(header);
     }
     header.validate(adapters.registry.uploads().limits()).map_err(|error| status::from_adapter(&error))?;
-    let hall = Arc::clone(&adapters.hall);
+    let (hall, templates) = (Arc::clone(&adapters.hall), Arc::clone(&adapters.templates));
     off_reactor(move || {
-        convert::declared_config(&header, &config).map_err(|bad| status::from_bad_message(&bad))?;
-        hall.check_config(&config).map_err(|failure| status::load_failed(failure.as_ref()))?;
+        let undeclared = |path, content: &[u8]| !content.is_empty() && !convert::declares(&header, path, content);
+        if undeclared(CONFIG_FILE, &config) {
+            return Err(status::from_bad_message(&BadMessage::Config));
+        }
+        if undeclared(CHAT_TEMPLATE_FILE, &template) {
+            return Err(status::from_bad_message(&BadMessage::ChatTemplate));
+        }
+        if !config.is_empty() {
+            hall.check_config(&config).map_err(|failure| status::load_failed(failure.as_ref()))?;
+        }
+        if !template.is_empty() {
+            templates.check(&template).map_err(|error| status::load_failed(&error))?;
+        }
         Ok(header)
     })
     .await?
@@ -165,10 +179,14 @@ async fn accept(
 ) -> Result<pb::UploadAdapterResponse, Status> {
     let turn = Arc::clone(&adapters.checks).acquire_owned().await;
     let turn = turn.map_err(|closed| status::internal_error("upload", &closed))?;
-    let hall = Arc::clone(&adapters.hall);
+    let (hall, templates) = (Arc::clone(&adapters.hall), Arc::clone(&adapters.templates));
     let check = off_reactor(move || {
         // The turn goes with the work and not with the client, who may leave before it is done.
         let _turn = turn;
+        let template = staged.chat_template().map_err(|error| Arc::new(error) as LoadFailure)?;
+        if let Some(template) = template {
+            templates.check(&template).map_err(|error| Arc::new(error) as LoadFailure)?;
+        }
         hall.check(staged.dir()).map(|facts| (staged, facts))
     })
     .await?;

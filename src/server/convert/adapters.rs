@@ -3,8 +3,8 @@
 use super::super::pb;
 use super::{BadMessage, adapter_name, adapter_version, saturate};
 use crate::adapters::{
-    AdapterInfo, AdapterState, CONFIG_FILE, Expected, FileHeader, Published, Sha256Digest, Staged, StoredAdapter,
-    UploadHeader, UploadStatus,
+    AdapterInfo, AdapterState, Expected, FileHeader, Published, Sha256Digest, Staged, StoredAdapter, UploadHeader,
+    UploadStatus,
 };
 use crate::types::{AdapterFacts, ClientKey};
 
@@ -12,7 +12,8 @@ pub(in crate::server) fn upload_header(
     header: pb::UploadHeader,
     client: ClientKey,
 ) -> Result<UploadHeader, BadMessage> {
-    let pb::UploadHeader { name, files, upload_id, expected_version, validate_only, pin, config: _ } = header;
+    let pb::UploadHeader { name, files, upload_id, expected_version, validate_only, pin, config: _, chat_template: _ } =
+        header;
     let upload_id = match upload_id.as_str() {
         "" => None,
         id => Some(id.parse().map_err(|_| BadMessage::UploadId)?),
@@ -66,12 +67,11 @@ pub(in crate::server) fn adapter(info: &AdapterInfo) -> pb::Adapter {
     }
 }
 
-/// Whether a config is the one that the header declares among its files.
-pub(in crate::server) fn declared_config(header: &UploadHeader, config: &[u8]) -> Result<(), BadMessage> {
-    let digest = Sha256Digest::of(config).to_string();
-    let is_it =
-        |file: &FileHeader| file.path == CONFIG_FILE && file.size == config.len() as u64 && file.sha256 == digest;
-    if header.files.iter().any(is_it) { Ok(()) } else { Err(BadMessage::Config) }
+/// Whether a header declares this content of a file.
+pub(in crate::server) fn declares(header: &UploadHeader, path: &str, content: &[u8]) -> bool {
+    let digest = Sha256Digest::of(content).to_string();
+    let is_it = |file: &FileHeader| file.path == path && file.size == content.len() as u64 && file.sha256 == digest;
+    header.files.iter().any(is_it)
 }
 
 /// An adapter as it was when its upload was acknowledged.
@@ -87,6 +87,7 @@ pub(in crate::server) fn preview(staged: &Staged, facts: &AdapterFacts) -> pb::A
         version: staged.version().to_string(),
         pinned: staged.pin(),
         stored_bytes: staged.files().iter().map(|file| file.size).sum(),
+        has_chat_template: staged.has_chat_template(),
         ..pb::Adapter::default()
     };
     described(adapter, Some(facts))
@@ -99,6 +100,7 @@ fn stored(stored: &StoredAdapter) -> pb::Adapter {
         version: stored.version.to_string(),
         pinned: stored.pinned,
         stored_bytes: stored.bytes(),
+        has_chat_template: stored.chat_template().is_some(),
         create_time: Some(created.into()),
         ..pb::Adapter::default()
     }

@@ -120,12 +120,17 @@ fn stopping_input(stopping: pb::StoppingParams) -> StoppingInput {
     StoppingInput { max_tokens, min_tokens, stop, stop_token_ids, ignore_eos }
 }
 
-pub(in crate::server) fn tokenize_input(request: pb::TokenizeRequest) -> Result<PromptInput, BadMessage> {
+/// What to tokenize, and for which adapter.
+pub(in crate::server) fn tokenize_input(
+    request: pb::TokenizeRequest,
+) -> Result<(PromptInput, Option<AdapterChoice>), BadMessage> {
     use pb::tokenize_request::Input;
-    match request.input.ok_or(BadMessage::Missing { field: "input" })? {
-        Input::Prompt(text) => Ok(PromptInput::Text(text)),
-        Input::Chat(messages) => Ok(PromptInput::Chat(chat(messages))),
-    }
+    let pb::TokenizeRequest { input, adapter, adapter_version } = request;
+    let input = match input.ok_or(BadMessage::Missing { field: "input" })? {
+        Input::Prompt(text) => PromptInput::Text(text),
+        Input::Chat(messages) => PromptInput::Chat(chat(messages)),
+    };
+    Ok((input, adapter_choice(&adapter, &adapter_version)?))
 }
 
 fn adapter_strings(info: &GenerationInfo) -> (String, String) {

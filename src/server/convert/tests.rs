@@ -110,10 +110,15 @@ fn the_forms_of_an_input_are_kept_apart() {
     let expected = PromptInput::Chat(vec![expected("system"), expected("user")].into());
     let request = pb::GenerateRequest { input: Some(Input::Chat(chat.clone())), ..Default::default() };
     assert_eq!(generate_request(request).unwrap().input.prompt, expected);
-    let tokenize = |input| tokenize_input(pb::TokenizeRequest { input });
-    assert_eq!(tokenize(Some(pb::tokenize_request::Input::Chat(chat))), Ok(expected));
+    let tokenize = |input| tokenize_input(pb::TokenizeRequest { input, ..Default::default() });
+    assert_eq!(tokenize(Some(pb::tokenize_request::Input::Chat(chat))), Ok((expected, None)));
     let text = tokenize(Some(pb::tokenize_request::Input::Prompt("hi".into())));
-    assert_eq!(text, Ok(PromptInput::Text("hi".into())));
+    assert_eq!(text, Ok((PromptInput::Text("hi".into()), None)));
+    let input = Some(pb::tokenize_request::Input::Prompt("hi".into()));
+    let named = pb::TokenizeRequest { input: input.clone(), adapter: "sql".into(), ..Default::default() };
+    assert_eq!(tokenize_input(named).unwrap().1.unwrap().name.as_str(), "sql");
+    let nameless = pb::TokenizeRequest { input, adapter_version: "0".repeat(64), ..Default::default() };
+    assert_eq!(tokenize_input(nameless), Err(BadMessage::VersionWithoutAdapter));
     assert_eq!(tokenize(None), Err(BadMessage::Missing { field: "input" }));
 }
 
@@ -134,7 +139,10 @@ fn the_variables_of_a_template_are_kept_with_their_kinds() {
     ]);
     let chat = pb::Chat { template_kwargs: Some(template_kwargs), allow_special_tokens: true, ..Default::default() };
     let input = Some(pb::tokenize_request::Input::Chat(chat));
-    let Ok(PromptInput::Chat(chat)) = tokenize_input(pb::TokenizeRequest { input }) else { panic!("a chat") };
+    let Ok((PromptInput::Chat(chat), None)) = tokenize_input(pb::TokenizeRequest { input, ..Default::default() })
+    else {
+        panic!("a chat")
+    };
     assert!(chat.allow_special_tokens);
     let expected = [
         ("a", TemplateValue::Null),

@@ -159,7 +159,11 @@ async fn a_refusal_comes_before_the_stream() {
 async fn tokenizing_says_what_generating_would_see() {
     let house = House::new();
     let input = Some(pb::tokenize_request::Input::Prompt("hi".into()));
-    let said = generator(&house).tokenize(Request::new(pb::TokenizeRequest { input })).await.unwrap().into_inner();
+    let said = generator(&house)
+        .tokenize(Request::new(pb::TokenizeRequest { input, ..Default::default() }))
+        .await
+        .unwrap()
+        .into_inner();
     let _stream = generator(&house).generate_stream(request(|_| ())).await.unwrap();
     assert_eq!(&house.engine.take().request.prompt[..], said.token_ids);
     assert_eq!(said.text, "hi");

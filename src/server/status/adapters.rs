@@ -8,11 +8,12 @@ use tonic::{Code, Status};
 use super::super::adapters::BadUploadStream;
 use super::refusal::Refusal;
 use super::{draining, internal, internal_error};
-use crate::adapters::{AdapterError, CONFIG_FILE, DiskFault, WEIGHTS_FILE};
+use crate::adapters::{AdapterError, CHAT_TEMPLATE_FILE, CONFIG_FILE, DiskFault, WEIGHTS_FILE};
 use crate::delta::DeltaError;
 use crate::delta::safetensors::SafetensorsError;
 use crate::engine::{InstallError, TooLargeToLoad};
 use crate::ops::OpsError;
+use crate::text::ChatError;
 
 /// A wait after which an upload slot, staging space or a slot on the device may be free.
 const RETRY: Duration = Duration::from_secs(1);
@@ -249,10 +250,29 @@ pub(in crate::server) fn load_failed(failure: &(dyn Error + Send + Sync + 'stati
             error => from_adapter(error),
         };
     }
+    if let Some(error) = failure.downcast_ref::<ChatError>() {
+        return from_chat_template(error);
+    }
     match (failure.downcast_ref::<InstallError>(), failure.downcast_ref::<DeltaError>()) {
         (Some(error), _) => from_install(error),
         (None, Some(error)) => from_delta(error),
         (None, None) => internal_error("loading an adapter", failure),
+    }
+}
+
+/// Why an adapter's own chat template is not taken.
+fn from_chat_template(error: &ChatError) -> Status {
+    match error {
+        ChatError::Template(_) | ChatError::NotText => {
+            Refusal::new(Code::InvalidArgument, "INVALID_CHAT_TEMPLATE", error)
+                .field(CHAT_TEMPLATE_FILE, error)
+                .into_status()
+        }
+        ChatError::Read { .. }
+        | ChatError::Tokens(_)
+        | ChatError::Refused { .. }
+        | ChatError::Render { .. }
+        | ChatError::Limit { .. } => internal_error("checking a chat template", error),
     }
 }
 

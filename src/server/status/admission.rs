@@ -64,6 +64,9 @@ pub(in crate::server) fn from_stats(error: &SubmitError) -> Status {
 pub(in crate::server) fn from_admission(error: &AdmissionError) -> Status {
     use AdmissionError as E;
     let bad = |reason, field: &str| Refusal::new(Code::InvalidArgument, reason, error).field(field, error);
+    let unmet = |reason, subject: &dyn std::fmt::Display| {
+        Refusal::new(Code::FailedPrecondition, reason, error).precondition("CHAT_TEMPLATE", subject, error)
+    };
     let refusal = match error {
         E::TooManyRequests { limit } => {
             Refusal::new(Code::ResourceExhausted, "QUEUE_FULL", error).with("limit", limit).retry_after(RETRY)
@@ -71,25 +74,29 @@ pub(in crate::server) fn from_admission(error: &AdmissionError) -> Status {
         E::ShareOfRequests { holder, held, limit } => share_full(error, *holder, *held).with("limit", limit),
         E::Invalid(invalid) => return from_invalid(invalid),
         E::EmptyPrompt { field } => bad("EMPTY_PROMPT", field),
-        E::NoChatTemplate => Refusal::new(Code::FailedPrecondition, "NO_CHAT_TEMPLATE", error).precondition(
-            "CHAT_TEMPLATE",
-            "model",
-            error,
-        ),
-        E::Chat(ChatError::Refused { .. }) => bad("CHAT_REFUSED", "chat.messages"),
-        // The model's template is at fault, not the client, and not for this server to mend.
-        E::Chat(ChatError::Render { .. }) => Refusal::new(Code::FailedPrecondition, "CHAT_TEMPLATE_FAILED", error)
-            .precondition("CHAT_TEMPLATE", "model", error),
-        E::Chat(ChatError::Limit { .. }) => Refusal::new(Code::FailedPrecondition, "CHAT_TEMPLATE_LIMIT", error)
-            .precondition("CHAT_TEMPLATE", "model", error),
+        E::NoChatTemplate => unmet("NO_CHAT_TEMPLATE", &"model"),
+        E::Chat { adapter, source } => match (source, adapter) {
+            (ChatError::Refused { .. }, _) => bad("CHAT_REFUSED", "chat.messages"),
+            // The template is at fault, not the client, and not for this server to mend.
+            (ChatError::Render { .. } | ChatError::Template(_) | ChatError::NotText, Some(name)) => {
+                unmet("CHAT_TEMPLATE_FAILED", name)
+            }
+            (ChatError::Render { .. }, None) => unmet("CHAT_TEMPLATE_FAILED", &"model"),
+            (ChatError::Limit { .. }, Some(name)) => unmet("CHAT_TEMPLATE_LIMIT", name),
+            (ChatError::Limit { .. }, None) => unmet("CHAT_TEMPLATE_LIMIT", &"model"),
+            // The model's own were read and compiled at start.
+            (ChatError::Template(_) | ChatError::NotText, None)
+            | (ChatError::Read { .. } | ChatError::Tokens(_), _) => {
+                return internal_error("admission", error);
+            }
+        },
         E::Tokenizer(TokenizerError::Control { .. }) => bad("CONTROL_TOKEN", "chat.messages"),
         E::Tokenizer(TokenizerError::Encode { .. }) => bad("TOKENIZER_FAILED", "prompt"),
         E::Tokenizer(TokenizerError::Decode { .. }) => bad("TOKENIZER_FAILED", "token_ids"),
         E::Adapter(error) => return from_adapter(error),
         E::Submit(error) => return from_submit(error),
         E::DeadlineExceeded => return deadline_exceeded(),
-        E::Chat(ChatError::Read { .. } | ChatError::Tokens(_) | ChatError::Template(_))
-        | E::Tokenizer(
+        E::Tokenizer(
             TokenizerError::Read { .. }
             | TokenizerError::Missing { .. }
             | TokenizerError::Settings { .. }

@@ -214,7 +214,7 @@ fn a_broken_machine_tells_the_client_nothing() {
         E::UnknownVersion { version: V },
         E::LoadFailed { version: V, source: Arc::new(io_error()) },
     ];
-    let chat = |error| from_admission(&AdmissionError::Chat(error));
+    let chat = |source| from_admission(&AdmissionError::Chat { adapter: None, source });
     let tokenizer = |error| from_admission(&AdmissionError::Tokenizer(error));
     let path = || std::path::PathBuf::from("/secret/path");
     let mut statuses: Vec<Status> = defects.iter().map(from_adapter).collect();
@@ -305,13 +305,19 @@ fn a_failed_load_is_what_its_cause_is() {
 #[test]
 fn requests_that_are_not_admitted() {
     use AdmissionError as E;
+    let own = || Some("sql".parse().unwrap());
+    let chat = |adapter, source| E::Chat { adapter, source };
     let cases = [
         (E::TooManyRequests { limit: 8 }, Code::ResourceExhausted, "QUEUE_FULL"),
         (E::EmptyPrompt { field: "chat.messages" }, Code::InvalidArgument, "EMPTY_PROMPT"),
         (E::NoChatTemplate, Code::FailedPrecondition, "NO_CHAT_TEMPLATE"),
-        (E::Chat(ChatError::Refused { message: "no system role".into() }), Code::InvalidArgument, "CHAT_REFUSED"),
-        (E::Chat(ChatError::Render { reason: "x".into() }), Code::FailedPrecondition, "CHAT_TEMPLATE_FAILED"),
-        (E::Chat(ChatError::Limit { limit: "x" }), Code::FailedPrecondition, "CHAT_TEMPLATE_LIMIT"),
+        (chat(None, ChatError::Refused { message: "no system role".into() }), Code::InvalidArgument, "CHAT_REFUSED"),
+        (chat(None, ChatError::Render { reason: "x".into() }), Code::FailedPrecondition, "CHAT_TEMPLATE_FAILED"),
+        (chat(None, ChatError::Limit { limit: "x" }), Code::FailedPrecondition, "CHAT_TEMPLATE_LIMIT"),
+        (chat(own(), ChatError::Refused { message: "no system role".into() }), Code::InvalidArgument, "CHAT_REFUSED"),
+        (chat(own(), ChatError::Render { reason: "x".into() }), Code::FailedPrecondition, "CHAT_TEMPLATE_FAILED"),
+        (chat(own(), ChatError::NotText), Code::FailedPrecondition, "CHAT_TEMPLATE_FAILED"),
+        (chat(own(), ChatError::Limit { limit: "x" }), Code::FailedPrecondition, "CHAT_TEMPLATE_LIMIT"),
         (E::Tokenizer(TokenizerError::Control { token: "<s>".into() }), Code::InvalidArgument, "CONTROL_TOKEN"),
         (
             E::Tokenizer(TokenizerError::Encode { bytes: 1, reason: "x".into() }),
@@ -483,7 +489,7 @@ fn what_a_handler_said_stays_as_it_is() {
 fn texts_of_a_client_come_back_short() {
     let long = "é".repeat(1 << 20);
     let statuses = [
-        from_admission(&AdmissionError::Chat(ChatError::Refused { message: long.clone() })),
+        from_admission(&AdmissionError::Chat { adapter: None, source: ChatError::Refused { message: long.clone() } }),
         load_failed(&DeltaError::UnknownTensor { tensor: long.clone(), kind: "LoRA", nearest: long.clone() }),
         load_failed(&DeltaError::UnsupportedField { field: long.clone(), found: long.clone(), hint: "" }),
         load_failed(&DeltaError::MissingTensor { module: long.clone(), missing: "lora_A.weight", found: long }),

@@ -1,6 +1,7 @@
 //! Adapters of other bases, what is known of those of this one, and names that cannot be read.
 
 use super::*;
+use crate::adapters::import::AdapterFolder;
 use crate::types::BaseDigest;
 
 fn with_base(root: &tempfile::TempDir, base: u8, weight_bytes: usize) -> AdapterRegistry {
@@ -66,13 +67,48 @@ fn an_adapter_of_another_base_is_listed_and_refused_until_it_comes_again() {
 }
 
 #[test]
+fn a_folder_is_imported_once() {
+    let (root, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let registry = open(&root);
+    let from = |chat_template| AdapterFolder { dir: folder.path(), chat_template };
+    let import = |pin| {
+        registry.import(&name("a"), from(None), pin, |staged| {
+            assert!(staged.dir().is_dir() && !staged.has_chat_template());
+            Ok::<_, AdapterError>(facts(100))
+        })
+    };
+    assert!(matches!(import(false), Err(AdapterError::MissingFile { .. })));
+    for (path, content) in contents(1) {
+        std::fs::write(folder.path().join(path), content).unwrap();
+    }
+    std::fs::write(folder.path().join("optimizer.pt"), b"left alone").unwrap();
+    assert!(import(false).unwrap().unwrap().created);
+    assert!(import(false).unwrap().is_none());
+    assert!(import(true).unwrap().unwrap().adapter.pinned);
+    let own = || {
+        registry.import(&name("a"), from(Some(b"own")), true, |staged| {
+            assert_eq!(staged.chat_template().unwrap().as_deref(), Some(&b"own"[..]));
+            Ok::<_, AdapterError>(facts(100))
+        })
+    };
+    assert!(own().unwrap().unwrap().replaced.is_some(), "another template, another version");
+    assert!(own().unwrap().is_none());
+    assert_eq!(registry.read_chat_template(&registry.lease(&name("a"), None).unwrap()).unwrap(), b"own");
+    assert_eq!(tree(&root.path().join("staging")).len(), 0);
+}
+
+#[test]
 fn a_folder_is_imported_again_for_another_base() {
     let (root, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for (path, content) in contents(1) {
         std::fs::write(folder.path().join(path), content).unwrap();
     }
     let import = |registry: &AdapterRegistry| {
-        registry.import(&name("a"), folder.path(), false, |_| Ok::<_, AdapterError>(facts(100))).unwrap()
+        registry
+            .import(&name("a"), AdapterFolder { dir: folder.path(), chat_template: None }, false, |_| {
+                Ok::<_, AdapterError>(facts(100))
+            })
+            .unwrap()
     };
     assert!(import(&with_base(&root, 1, 2)).is_some());
     assert!(import(&with_base(&root, 1, 2)).is_none());

@@ -34,6 +34,11 @@ impl http_body::Body for Wire {
     }
 }
 
+fn file((path, content): &(&str, Vec<u8>)) -> pb::UploadFile {
+    let sha256 = sha2::Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+    pb::UploadFile { path: (*path).to_owned(), size: content.len() as u64, sha256 }
+}
+
 impl Client {
     fn new() -> (Self, Streaming<pb::UploadAdapterRequest>) {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -51,12 +56,6 @@ impl Client {
     }
 
     fn header(&self, name: &str, seed: u8, change: impl FnOnce(&mut pb::UploadHeader)) {
-        let hex = |content: &[u8]| sha2::Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
-        let file = |(path, content): &(&str, Vec<u8>)| pb::UploadFile {
-            path: (*path).to_owned(),
-            size: content.len() as u64,
-            sha256: hex(content),
-        };
         let files = contents(seed).iter().map(file).collect();
         let mut header = pb::UploadHeader { name: name.to_owned(), files, ..Default::default() };
         change(&mut header);
@@ -90,7 +89,8 @@ impl Uploads {
         let (metrics, handle) = recorded();
         let house = House::new();
         let hall = Arc::clone(&house.hall) as Arc<dyn AdapterHall>;
-        let adapters = Adapters::new(Arc::clone(&house.registry), hall, IDLE, metrics);
+        let templates = Arc::clone(&house.templates);
+        let adapters = Adapters::new(Arc::clone(&house.registry), hall, templates, IDLE, metrics);
         Self { house, adapters, metrics: handle }
     }
 
@@ -231,4 +231,46 @@ async fn compiling_keeps_its_turn_when_its_client_leaves() {
     release.send(()).unwrap();
     drop(uploads.adapters.checks.acquire().await.unwrap());
     assert_eq!((uploads.house.registry.len(), uploads.counted("interrupted")), (0, 1.0));
+}
+
+#[tokio::test]
+async fn a_chat_template_that_does_not_compile_is_refused_before_anything_else_comes() {
+    let uploads = Uploads::new();
+    let refused = async |template: &'static [u8], change: fn(&mut pb::UploadHeader)| {
+        let only_header = |client: &Client| {
+            client.header("sql", 1, |header| {
+                header.files.push(file(&(CHAT_TEMPLATE_FILE, template.to_vec())));
+                header.chat_template = template.to_vec();
+                change(header);
+            });
+        };
+        let status = uploads.run(only_header).await.unwrap_err();
+        let field = status.get_details_bad_request().map(|bad| bad.field_violations[0].field.clone());
+        (reason(&status), field.unwrap_or_default())
+    };
+    let invalid = ("INVALID_CHAT_TEMPLATE".to_owned(), CHAT_TEMPLATE_FILE.to_owned());
+    assert_eq!(refused(b"{% for %}", |_| ()).await, invalid);
+    assert_eq!(refused(b"\xff", |_| ()).await, invalid);
+    let other = ("INVALID_FIELD".to_owned(), "header.chat_template".to_owned());
+    assert_eq!(refused(b"good", |header| header.chat_template.push(b'!')).await, other);
+    assert_eq!(refused(b"good", |header| drop(header.files.pop())).await, other);
+    assert_eq!(refused(b"good", |_| ()).await.0, "TRUNCATED", "nothing is wrong with it");
+    assert_eq!((uploads.house.registry.len(), uploads.bytes()), (0, 0.0));
+}
+
+#[tokio::test]
+async fn a_chat_template_that_comes_in_chunks_alone_is_checked_with_the_weights() {
+    let uploads = Uploads::new();
+    let with = |template: &'static [u8]| {
+        move |client: &Client| {
+            client.header("sql", 1, |header| header.files.push(file(&(CHAT_TEMPLATE_FILE, template.to_vec()))));
+            client.chunks(1);
+            client.chunk(2, template.to_vec());
+        }
+    };
+    assert_eq!(reason(&uploads.run(with(b"{% for %}")).await.unwrap_err()), "INVALID_CHAT_TEMPLATE");
+    assert_eq!(uploads.house.registry.len(), 0);
+    let adapter = uploads.run(with(b"good")).await.unwrap().adapter.unwrap();
+    assert!(adapter.has_chat_template);
+    assert_eq!(adapter.stored_bytes as f64, size(1) + 4.0);
 }

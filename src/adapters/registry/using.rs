@@ -1,0 +1,123 @@
+//! From a name to a version that somebody uses.
+
+use super::super::error::AdapterError;
+use super::super::files::{CHAT_TEMPLATE_FILE, Sha256Digest};
+use super::super::lease::AdapterLease;
+use super::super::residency::{SetAside, Want};
+use super::super::store::{AdapterBytes, StoredAdapter};
+use super::super::sync::lock;
+use super::{AdapterRegistry, Alias};
+use crate::types::{AdapterName, AdapterVersion, ClientKey};
+
+/// A chat template that an adapter brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnChatTemplate {
+    /// Of its content.
+    pub sha256: Sha256Digest,
+    /// Of its file.
+    pub bytes: u64,
+}
+
+/// A name resolved to a version, which is kept while this lives.
+#[derive(Clone, Debug)]
+pub struct ResolvedAdapter {
+    /// The name.
+    pub name: AdapterName,
+    /// A user of the version.
+    pub lease: AdapterLease,
+    /// The version's own chat template, where it has one.
+    pub chat_template: Option<OwnChatTemplate>,
+    /// Of the files.
+    bytes: u64,
+}
+
+impl AdapterRegistry {
+    /// Resolve a name and count a user of its version, in one step. With `version`, the name must stand for it.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotFound`], [`AdapterError::Unreadable`], [`AdapterError::NewerFormat`],
+    /// [`AdapterError::VersionMismatch`], [`AdapterError::BaseMismatch`].
+    pub fn lease(&self, name: &AdapterName, version: Option<AdapterVersion>) -> Result<AdapterLease, AdapterError> {
+        self.resolve(name, version).map(|resolved| resolved.lease)
+    }
+
+    /// As [`AdapterRegistry::lease`], with what a request must know of the version. Costs a look into a table.
+    ///
+    /// # Errors
+    /// As [`AdapterRegistry::lease`].
+    pub fn resolve(
+        &self,
+        name: &AdapterName,
+        version: Option<AdapterVersion>,
+    ) -> Result<ResolvedAdapter, AdapterError> {
+        // The guard on the alias is held until the lease is counted, so a version whose alias is gone gains no users.
+        let Some(alias) = self.aliases.get(name) else { return Err(self.absent(name)) };
+        let actual = alias.version;
+        if let Some(expected) = version.filter(|expected| *expected != actual) {
+            return Err(AdapterError::VersionMismatch { name: name.clone(), expected, actual: Some(actual) });
+        }
+        self.check_base(name, *alias)?;
+        let Alias { chat_template, bytes, .. } = *alias;
+        Ok(ResolvedAdapter { name: name.clone(), lease: self.leases.lease(actual), chat_template, bytes })
+    }
+
+    /// Resolve a name and ask for its version on the device, for a client.
+    ///
+    /// # Errors
+    /// As [`AdapterRegistry::lease`], and [`AdapterError::SetAside`].
+    pub fn want(
+        &self,
+        name: &AdapterName,
+        version: Option<AdapterVersion>,
+        client: ClientKey,
+    ) -> Result<Want, AdapterError> {
+        self.want_resolved(self.resolve(name, version)?, client)
+    }
+
+    /// Ask for a version on the device, for a client, whatever its name stands for by now. Until it has been compiled
+    /// once, its size there is taken to be that of its files.
+    ///
+    /// # Errors
+    /// [`AdapterError::SetAside`].
+    pub fn want_resolved(&self, adapter: ResolvedAdapter, client: ClientKey) -> Result<Want, AdapterError> {
+        let ResolvedAdapter { name, lease, bytes, .. } = adapter;
+        if let Some(SetAside { faults, fault }) = self.residency.set_aside(lease.version()) {
+            return Err(AdapterError::SetAside { name, version: lease.version(), faults, fault });
+        }
+        Ok(self.residency.want(lease, bytes, client))
+    }
+
+    /// Give the version that a name stands for another chance, if it was set aside.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotFound`].
+    pub fn reinstate(&self, name: &AdapterName) -> Result<(), AdapterError> {
+        let version = self.lease(name, None)?.version();
+        self.events.ring(self.residency.pardon(version));
+        Ok(())
+    }
+
+    /// Bytes of the files of a leased version: what [`AdapterRegistry::read`] will read. 0 for one whose last name is gone.
+    #[must_use]
+    pub fn file_bytes(&self, lease: &AdapterLease) -> u64 {
+        lock(&self.catalog).of_version(lease.version()).next().map_or(0, StoredAdapter::bytes)
+    }
+
+    /// Read the own chat template of a leased version, size and digest verified. Blocks.
+    ///
+    /// # Errors
+    /// As [`AdapterRegistry::read`]; [`AdapterError::Corrupt`] where it has none.
+    pub fn read_chat_template(&self, lease: &AdapterLease) -> Result<Vec<u8>, AdapterError> {
+        let version = lease.version();
+        let none = || AdapterError::Corrupt { version, path: CHAT_TEMPLATE_FILE.to_owned() };
+        self.store.read_chat_template(version)?.ok_or_else(none)
+    }
+
+    /// Read the files of a leased version, sizes and digests verified. Blocks.
+    ///
+    /// # Errors
+    /// [`AdapterError::Corrupt`], [`AdapterError::UnknownVersion`], the disk.
+    pub fn read(&self, lease: &AdapterLease) -> Result<AdapterBytes, AdapterError> {
+        self.store.read(lease.version())
+    }
+}

@@ -1,0 +1,79 @@
+use super::super::testing::House;
+use super::*;
+
+fn template(number: u64, bytes: u64) -> OwnChatTemplate {
+    let mut sha256 = [0; 32];
+    sha256[..8].copy_from_slice(&number.to_le_bytes());
+    OwnChatTemplate { sha256: Sha256Digest(sha256), bytes }
+}
+
+#[test]
+fn what_is_kept_is_bounded_and_the_least_used_goes_first() {
+    for bytes in [0, 1, 100 << 10] {
+        let mut kept = Kept::default();
+        let first = kept.cell(template(0, bytes));
+        for number in 1..5000 {
+            let cell = kept.cell(template(number, bytes));
+            assert!(Arc::ptr_eq(&cell, &kept.cell(template(number, bytes))), "it is kept");
+            assert!(Arc::ptr_eq(&first, &kept.cell(template(0, bytes))), "it is in use");
+            assert!(kept.bytes <= KEPT_BYTES);
+        }
+        let most = KEPT_BYTES / (bytes + EACH_BYTES);
+        assert_eq!((kept.entries.len() as u64, kept.bytes), (most, most * (bytes + EACH_BYTES)));
+    }
+    let mut kept = Kept::default();
+    kept.cell(template(0, u64::MAX));
+    kept.cell(template(1, 1));
+    assert_eq!(kept.entries.len(), 1, "however much one is said to have");
+}
+
+async fn of(house: &House, name: &str) -> Result<Arc<ChatTemplate>, AdmissionError> {
+    let resolved = house.registry.resolve(&name.parse().unwrap(), None).unwrap();
+    let template = resolved.chat_template.unwrap();
+    house.templates.of(&resolved, template, &house.registry, house.hall.as_ref()).await
+}
+
+#[tokio::test]
+async fn adapters_with_the_same_template_share_one_and_those_who_ask_at_once_wait_for_it() {
+    let house = House::new();
+    house.adapter("a", 2);
+    house.adapter("b", 2);
+    house.adapter("c", 4);
+    let (one, same, other) = tokio::join!(of(&house, "a"), of(&house, "b"), of(&house, "c"));
+    let (one, same, other) = (one.unwrap(), same.unwrap(), other.unwrap());
+    assert!(Arc::ptr_eq(&one, &same) && !Arc::ptr_eq(&one, &other));
+    assert!(Arc::ptr_eq(&one, &of(&house, "a").await.unwrap()));
+    assert_eq!(house.hall.background.load(std::sync::atomic::Ordering::SeqCst), 2, "each was compiled once");
+}
+
+#[tokio::test]
+async fn a_failure_is_not_kept() {
+    let house = House::new();
+    let version = house.adapter("a", 2).to_string();
+    let file = house.folder().join("objects").join(version).join(crate::adapters::CHAT_TEMPLATE_FILE);
+    let content = std::fs::read(&file).unwrap();
+    std::fs::write(&file, content.to_ascii_uppercase()).unwrap();
+    let damaged = of(&house, "a").await.unwrap_err();
+    assert!(matches!(damaged, AdmissionError::Adapter(crate::adapters::AdapterError::Corrupt { .. })), "{damaged:?}");
+    std::fs::write(&file, content).unwrap();
+    of(&house, "a").await.unwrap();
+}
+
+/// Whoever reads and compiles it may leave: another does it then.
+#[tokio::test]
+async fn a_client_that_leaves_keeps_nobody_waiting() {
+    let house = House::new();
+    house.adapter("a", 2);
+    let (release, hold) = std::sync::mpsc::channel();
+    *house.hall.hold_background.lock().unwrap() = Some(hold);
+    let mut first = Box::pin(of(&house, "a"));
+    tokio::select! {
+        biased;
+        _ = &mut first => panic!("it is held"),
+        () = tokio::task::yield_now() => {}
+    }
+    drop(first);
+    of(&house, "a").await.unwrap();
+    release.send(()).unwrap();
+    assert_eq!(house.hall.background.load(std::sync::atomic::Ordering::SeqCst), 2);
+}
