@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Instant;
 
 use super::fair_share::PartyId;
+use super::make_way::Blocked;
 use super::policy::Rank;
 use super::queue::{Flow, Place};
 use super::step::StepPlan;
@@ -86,7 +87,8 @@ impl Scheduler {
         }
         let missing = if set.is_none() { pages } else { None };
         let reused = self.find_reusable(id);
-        if !self.fits(rank, &reused, missing) {
+        if let Err(missing) = self.fit(rank, &reused, missing) {
+            self.blocked = Some(Blocked { rank, missing });
             return Admission::NoRoom;
         }
         let missing = missing.zip(self.sequences[id].slot);
@@ -130,9 +132,10 @@ impl Scheduler {
         found
     }
 
-    /// Make sure the blocks of a start are free, reclaiming pages if that is what it takes. All blocks for the known
-    /// tokens are counted, not only the first chunk's: a prefill under way never runs out.
-    fn fits(&mut self, rank: Rank, reused: &[BlockId], missing: Option<PagesKey>) -> bool {
+    /// Make sure the blocks of a start are free, reclaiming pages if that is what it takes; the error is how many are
+    /// missing. All blocks for the known tokens are counted, not only the first chunk's: a prefill under way never runs
+    /// out.
+    fn fit(&mut self, rank: Rank, reused: &[BlockId], missing: Option<PagesKey>) -> Result<(), usize> {
         let sequence = &self.sequences[rank.id()];
         let own = sequence.blocks_for(sequence.num_tokens()) - sequence.first_block() - reused.len();
         let revived = reused.iter().filter(|block| self.cache.is_free(**block)).count();
@@ -144,11 +147,12 @@ impl Scheduler {
 
         let free = self.cache.num_free();
         if free >= needed {
-            return true;
+            return Ok(());
         }
         let reclaimable = self.reclaimable_pages(rank, sequence.pages);
-        if free + reclaimable.iter().map(|(_, blocks)| blocks).sum::<usize>() < needed {
-            return false;
+        let available = free + reclaimable.iter().map(|(_, blocks)| blocks).sum::<usize>();
+        if available < needed {
+            return Err(needed - available);
         }
         for (key, _) in reclaimable {
             if self.cache.num_free() >= needed {
@@ -157,7 +161,7 @@ impl Scheduler {
             let blocks = self.pages.remove(key);
             self.release_pages(blocks);
         }
-        true
+        Ok(())
     }
 
     /// Allocate the pages of an adapter; they are written in this step, or prefilled from this step on.
@@ -173,7 +177,7 @@ impl Scheduler {
         self.pages.insert(key, PageSet { blocks, prefill, last_used: self.counters.steps });
     }
 
-    /// Give a waiting sequence its table: its adapter's pages, the `reused` blocks it holds already, new ones. `fits`
+    /// Give a waiting sequence its table: its adapter's pages, the `reused` blocks it holds already, new ones. `fit`
     /// has made sure of the blocks.
     fn start(&mut self, rank: Rank, reused: &[BlockId], plan: &mut StepPlan) {
         let sequence = &mut self.sequences[rank.id()];

@@ -302,6 +302,17 @@ impl FairShare {
         distance > 0 && self.running(from) >= self.running(to) + 2 * distance && self.level(to) <= self.level(from)
     }
 
+    /// What the accounts of these parties hold together.
+    pub(super) fn holdings(&self, held: impl Iterator<Item = (PartyId, usize)>) -> Holdings {
+        let mut holdings = BTreeMap::new();
+        for (party, amount) in held {
+            for account in party.accounts() {
+                *holdings.entry(account).or_default() += amount;
+            }
+        }
+        Holdings(holdings)
+    }
+
     // --- steps ----------------------------------------------------------------------------------------------------
 
     /// A new step is put together.
@@ -365,6 +376,31 @@ impl FairShare {
             let kind = account.key.kind();
             self.kinds[kind].recent[0] += rows as u64;
         }
+    }
+}
+
+/// What accounts hold, of something that moves between parties.
+pub(super) struct Holdings(BTreeMap<AccountId, usize>);
+
+impl Holdings {
+    fn of(&self, id: AccountId) -> usize {
+        self.0.get(&id).copied().unwrap_or(0)
+    }
+
+    /// Take `amount` from one party for another that comes to hold `total`, if the first still holds no less in the
+    /// accounts that only one of the two has. False where it would hold less, and where they are the same.
+    pub(super) fn moves(&mut self, from: PartyId, amount: usize, to: PartyId, total: usize) -> bool {
+        let pairs = [(from.client, to.client), (from.adapter, to.adapter)];
+        let differing: Vec<_> = pairs.into_iter().filter(|(from, to)| from != to).collect();
+        let left: usize = differing.iter().map(|(from, _)| self.of(*from).saturating_sub(amount)).sum();
+        let then: usize = differing.iter().map(|(_, to)| self.of(*to) + total).sum();
+        let moves = !differing.is_empty() && left >= then;
+        if moves {
+            for (from, _) in differing {
+                self.0.entry(from).and_modify(|held| *held = held.saturating_sub(amount));
+            }
+        }
+        moves
     }
 }
 

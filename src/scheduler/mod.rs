@@ -15,11 +15,13 @@
 //!
 //! Progress: the most senior running sequence never yields its KV to another and [`Scheduler::add`] refuses what would
 //! not fit the cache alone, so it always ends, and then the next is most senior. A waiting one is passed only by
-//! parties that have had less, and while it does not fit nobody passes, so it starts.
+//! parties that have had less, and while it does not fit nobody passes, so it starts; those who hold more and have had no
+//! less make way for it (`make_way`).
 
 mod admit;
 mod config;
 pub(crate) mod fair_share;
+mod make_way;
 mod park;
 pub mod places;
 mod policy;
@@ -47,6 +49,7 @@ use crate::types::{
     AdapterVersion, EngineRequest, RequestFailure, RequestId, ScheduledBatch, SequenceEvent, SequenceId, StepOutput,
 };
 use fair_share::FairShare;
+use make_way::Blocked;
 use queue::{PartyQueues, RankQueue};
 use request::Request;
 use sequence::SequenceMap;
@@ -114,6 +117,8 @@ pub struct Scheduler {
     running: RankQueue,
     fair: FairShare,
     deadlines: BTreeSet<(Instant, RequestId)>,
+    /// Of the last step.
+    blocked: Option<Blocked>,
     next_sequence: u64,
     num_parked: usize,
     draining: bool,
@@ -139,6 +144,7 @@ impl Scheduler {
             running: RankQueue::default(),
             fair: FairShare::new(config.share),
             deadlines: BTreeSet::new(),
+            blocked: None,
             next_sequence: 0,
             num_parked: 0,
             draining: false,

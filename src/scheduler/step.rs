@@ -55,6 +55,7 @@ impl Scheduler {
     pub(super) fn plan_step(&mut self, now: Instant) -> Scheduled {
         self.counters.steps += 1;
         self.fair.begin_step();
+        self.make_way();
         let preemptions = self.counters.preemptions;
         let mut plan = StepPlan {
             batch: ScheduledBatch::default(),
@@ -111,7 +112,7 @@ impl Scheduler {
     }
 
     /// Running sequences, the last to yield first.
-    fn yield_order(&self) -> Vec<Rank> {
+    pub(super) fn yield_order(&self) -> Vec<Rank> {
         let mut order: Vec<_> = self.running.iter().map(|rank| self.yield_key(rank)).collect();
         order.sort_unstable();
         order.into_iter().map(|(.., rank)| rank).collect()

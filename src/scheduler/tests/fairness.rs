@@ -314,3 +314,53 @@ proptest! {
         prop_assert_eq!(harness.scheduler.stats().preemptions, 0);
     }
 }
+
+/// 16 blocks of 4 tokens, which the sequences of a flood fill for long.
+fn crowded() -> SchedulerConfig {
+    SchedulerConfig { num_blocks: 16, max_model_len: 64, ..roomy() }
+}
+
+/// Four sequences of one adapter that hold nearly all blocks.
+fn crowd(max_tokens: u32) -> Harness {
+    let mut harness = Harness::new(crowded());
+    for id in 0..4 {
+        harness.add(of(1, 1, request(id, &[id as u32; 9], max_tokens)));
+    }
+    harness.run_until(|harness| harness.scheduler.stats().kv_blocks_used >= 13);
+    harness
+}
+
+#[test]
+fn sequences_that_fill_the_cache_make_way_for_a_party_that_holds_less() {
+    let mut harness = crowd(50);
+    harness.add(of(1, 2, request(100, &[7; 9], 3)));
+    let arrived = harness.steps;
+    harness.run_until(|harness| harness.log(100).cached_tokens.is_some());
+    assert!(harness.steps - arrived <= 2, "others go on for 40 steps");
+    harness.run();
+    for id in 0..4 {
+        assert_eq!(harness.log(id).output[&0].len(), 50, "who made way ends as well");
+    }
+}
+
+#[test]
+fn nobody_makes_way_for_its_own_party_nor_for_one_that_would_hold_more() {
+    for (what, prompt) in [(1, 9), (2, 55)] {
+        let mut harness = crowd(8);
+        let before = harness.scheduler.stats().preemptions;
+        harness.add(of(1, what, request(100, &vec![7; prompt], 3)));
+        harness.run();
+        assert_eq!(harness.scheduler.stats().preemptions, before, "adapter {what}");
+    }
+}
+
+#[test]
+fn two_parties_that_fill_the_cache_do_not_take_blocks_from_each_other_for_ever() {
+    let mut harness = Harness::new(crowded());
+    for id in 0..12 {
+        harness.add(of(1, 1 + (id % 2) as u8, request(id, &[id as u32; 9], 12)));
+    }
+    harness.run();
+    let stats = harness.scheduler.stats();
+    assert!(stats.preemptions <= 24, "{stats:?}");
+}
