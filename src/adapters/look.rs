@@ -228,11 +228,7 @@ fn check_file(folder: &Path, file: &'static str) -> Result<(), NotAnAdapter> {
         Err(source) => return Err(NotAnAdapter::Io { path: place, source }),
     }
     let start = start_of(&place).map_err(|source| NotAnAdapter::Io { path: place, source })?;
-    if start.starts_with(b"version https://git-lfs.github.com/") {
-        Err(NotAnAdapter::LfsPointer { path, file })
-    } else {
-        Ok(())
-    }
+    if start.starts_with(files::LFS_POINTER) { Err(NotAnAdapter::LfsPointer { path, file }) } else { Ok(()) }
 }
 
 fn start_of(file: &Path) -> io::Result<Vec<u8>> {

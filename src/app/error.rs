@@ -216,9 +216,7 @@ impl AppError {
             Self::GenerationDefaults(_) | Self::Tokenizer(_) | Self::Chat(_) => Exit::Rejected,
             Self::Engine(EngineError::Model(error)) => of_model(error),
             Self::DemoRequest { status, .. } => exit_of(status.code()),
-            Self::IdleStore(AdapterError::StoreLocked { .. })
-            | Self::Repair(RepairError::Store(AdapterError::StoreLocked { .. })) => Exit::Unavailable,
-            Self::IdleStore(AdapterError::NotAFolder { .. }) => Exit::NotFound,
+            Self::Store(error) | Self::IdleStore(error) | Self::Repair(RepairError::Store(error)) => of_store(error),
             Self::Repair(
                 RepairError::NotRemovable { .. } | RepairError::NotNameless { .. } | RepairError::NameTaken { .. },
             ) => Exit::Rejected,
@@ -229,9 +227,6 @@ impl AppError {
             | Self::Runtime(_)
             | Self::Ops(_)
             | Self::Engine(_)
-            | Self::Store(_)
-            | Self::IdleStore(_)
-            | Self::Repair(RepairError::Store(_))
             | Self::Temporary(_)
             | Self::Listen { .. }
             | Self::MetricsListen(_)
@@ -258,6 +253,14 @@ fn of_model(error: &ModelError) -> Exit {
         ModelError::NoWeights { .. } => Exit::NotFound,
         ModelError::Ops(_) => Exit::Failure,
         _ => Exit::Rejected,
+    }
+}
+
+fn of_store(error: &AdapterError) -> Exit {
+    match error {
+        AdapterError::StoreLocked { .. } => Exit::Unavailable,
+        AdapterError::NotAFolder { .. } => Exit::NotFound,
+        _ => Exit::Failure,
     }
 }
 

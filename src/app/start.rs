@@ -234,6 +234,13 @@ fn open_store(config: &ServeConfig, limits: &StoreLimits) -> Result<(FolderStore
     for fault in &report.faults {
         tracing::error!(entry = fault.entry, reason = fault.reason, "an entry of the store is not served");
     }
+    if report.lost > 0 {
+        tracing::error!(
+            objects = report.lost,
+            "the store has adapters whose names are lost: they are kept and not served. Restore `names`, or give them \
+             names with `polydelta store repair --bind NAME=VERSION`"
+        );
+    }
     for chore in &report.undone {
         tracing::warn!(
             entry = chore.entry,

@@ -19,7 +19,7 @@ pub const MAX_SETTINGS_BYTES: u64 = 16 << 20;
 pub const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// Why a path is not read, where the system itself would not mind. Comes inside an [`io::Error`], whose kind is
-/// [`io::ErrorKind::InvalidInput`] or [`io::ErrorKind::FileTooLarge`], so that callers keep one kind of error for a file.
+/// [`io::ErrorKind::InvalidInput`], [`io::ErrorKind::FileTooLarge`] or [`io::ErrorKind::InvalidData`], so that callers keep one kind of error for a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FileRefusal {
     /// Something else than a regular file (or a link to one).
@@ -36,7 +36,14 @@ pub enum FileRefusal {
         /// Allowed.
         max: u64,
     },
+    /// What Git leaves in the place of a large file where LFS was not there to fetch it. As a chat template it would even
+    /// render.
+    #[error("it is a Git LFS pointer and not the file: run `git lfs pull` in its folder")]
+    LfsPointer,
 }
+
+/// How every Git LFS pointer begins, whatever its version.
+pub const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/";
 
 impl FileRefusal {
     /// The refusal inside an error, if it is one.
@@ -51,6 +58,7 @@ impl From<FileRefusal> for io::Error {
         let kind = match refusal {
             FileRefusal::NotRegular { .. } => io::ErrorKind::InvalidInput,
             FileRefusal::TooLarge { .. } => io::ErrorKind::FileTooLarge,
+            FileRefusal::LfsPointer => io::ErrorKind::InvalidData,
         };
         Self::new(kind, refusal)
     }
@@ -120,7 +128,7 @@ pub fn read_if_there(path: &Path, max_bytes: u64) -> io::Result<Option<Vec<u8>>>
 /// is allowed.
 ///
 /// # Errors
-/// What the system says, [`FileRefusal::TooLarge`], and [`io::ErrorKind::OutOfMemory`].
+/// What the system says, [`FileRefusal::TooLarge`], [`FileRefusal::LfsPointer`], and [`io::ErrorKind::OutOfMemory`].
 pub fn read_open(file: File, max_bytes: u64) -> io::Result<Vec<u8>> {
     let bytes = file.metadata()?.len();
     if bytes > max_bytes {
@@ -131,7 +139,11 @@ pub fn read_open(file: File, max_bytes: u64) -> io::Result<Vec<u8>> {
     content.try_reserve_exact(size).map_err(|_| io::ErrorKind::OutOfMemory)?;
     // It may grow while it is read.
     let got = file.take(max_bytes.saturating_add(1)).read_to_end(&mut content)? as u64;
-    if got > max_bytes { Err(FileRefusal::TooLarge { bytes: got, max: max_bytes }.into()) } else { Ok(content) }
+    match got {
+        _ if got > max_bytes => Err(FileRefusal::TooLarge { bytes: got, max: max_bytes }.into()),
+        _ if content.starts_with(LFS_POINTER) => Err(FileRefusal::LfsPointer.into()),
+        _ => Ok(content),
+    }
 }
 
 fn require_regular(found: &Metadata) -> Result<(), FileRefusal> {

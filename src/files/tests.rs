@@ -57,6 +57,17 @@ fn no_more_is_read_than_allowed_even_from_what_has_no_size() {
 }
 
 #[test]
+fn a_pointer_of_git_lfs_is_not_taken_for_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("chat_template.jinja");
+    fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n").unwrap();
+    assert_eq!(refusal(read(&path, 1000)), FileRefusal::LfsPointer);
+    assert!(read_if_there(&path, 1000).unwrap_err().to_string().contains("git lfs pull"));
+    fs::write(&path, "version https://example.com/").unwrap();
+    assert!(read(&path, 1000).is_ok());
+}
+
+#[test]
 fn an_absent_file_is_absent_and_nothing_else_is() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(read_if_there(&dir.path().join("none"), 10).unwrap(), None);

@@ -13,7 +13,7 @@ use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Sha256Digest, StoredF
 use super::super::fs::{FoundKind, StoreFs};
 use super::layout::Layout;
 use super::manifest::{self, MAX_MANIFEST_BYTES};
-use super::survey::{Flaw, Survey};
+use super::survey::{Flaw, Survey, missing_files};
 use super::{StoreFault, StoredAdapter};
 use crate::types::AdapterVersion;
 
@@ -249,7 +249,7 @@ impl Inspection<'_> {
                         (Some(flaw), _) => flaw.clone(),
                         (None, Some(unlisted)) => Some(unlisted.clone()),
                         (None, None) => {
-                            self.problem(&path, format!("the files of {} are missing", adapter.name));
+                            self.problem(&path, missing_files(&adapter.name));
                             Some(Flaw::Missing("the object".to_owned()))
                         }
                     };

@@ -58,6 +58,8 @@ struct State {
     /// The base that is served.
     present: Option<BaseDigest>,
     removals: u64,
+    /// Objects moved out of the way that the disk would not let go.
+    leftovers: Vec<PathBuf>,
 }
 
 impl State {
@@ -108,6 +110,7 @@ impl FolderStore {
             record: recovered.record,
             present: None,
             removals: 0,
+            leftovers: Vec::new(),
         };
         let (limits, state, flawed) = (options.limits.clone(), Mutex::new(state), Mutex::new(recovered.flawed));
         Ok((Self { layout, fs, limits, state, flawed, _locks: locks }, recovered.report))
@@ -402,9 +405,10 @@ impl AdapterStore for FolderStore {
         let away = self.free_place(&mut state)?;
         self.fs.rename(&self.layout.object(version), &away).map_err(io("moving an object away"))?;
         state.objects.remove(&version);
+        state.leftovers.push(away);
+        let leftovers = std::mem::take(&mut state.leftovers);
         drop(state);
-        self.fs.sync_dir(&self.layout.objects).map_err(io("syncing the objects"))?;
-        self.fs.remove_dir_all(&away).map_err(io("removing an object"))?;
+        self.sweep(leftovers)?;
         Ok(true)
     }
 
@@ -450,6 +454,26 @@ impl FolderStore {
         let named = || state.names.values().find(|adapter| adapter.version == version);
         let files = state.objects.get(&version).cloned().or_else(|| named().map(|adapter| adapter.files.clone()));
         files.ok_or(AdapterError::UnknownVersion { version })
+    }
+
+    /// Remove what was moved out of the way, now and when the disk refused it. What cannot be removed is tried again with
+    /// the next, or at the next start.
+    fn sweep(&self, mut leftovers: Vec<PathBuf>) -> Result<(), AdapterError> {
+        let io = AdapterError::io;
+        let synced = self.fs.sync_dir(&self.layout.objects).map_err(io("syncing the objects"));
+        let swept = synced.and_then(|()| {
+            while let Some(path) = leftovers.last() {
+                match self.fs.remove_dir_all(path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(io("removing an object")(error));
+                    }
+                    _ => drop(leftovers.pop()),
+                }
+            }
+            Ok(())
+        });
+        lock(&self.state).leftovers.append(&mut leftovers);
+        swept
     }
 
     fn read_verified(&self, expected: &StoredFile, version: AdapterVersion) -> Result<Vec<u8>, AdapterError> {

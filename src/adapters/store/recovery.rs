@@ -14,7 +14,7 @@ use super::super::fs::{FoundKind, StoreFs};
 use super::StoredAdapter;
 use super::layout::Layout;
 use super::record::{Nameless, Record};
-use super::survey::{Flaw, Survey};
+use super::survey::{Flaw, Survey, missing_files};
 use super::{OnStoreError, StoreOptions};
 use crate::types::AdapterVersion;
 
@@ -49,6 +49,8 @@ pub struct RecoveryReport {
     pub undone: Vec<StoreFault>,
     /// Objects that no name refers to, kept.
     pub nameless: usize,
+    /// Those of them that have lost their names, with the folder of names: kept until somebody decides.
+    pub lost: usize,
     /// Objects that no name has referred to for a while, removed.
     pub removed_objects: usize,
     /// Unfinished uploads, removed.
@@ -128,7 +130,7 @@ impl Recovery<'_> {
                 Err(Flaw::Damaged(_)) => {}
                 Err(flaw) => faults.push((names.join(file), flaw.to_string())),
                 Ok(adapter) if !present.contains(&adapter.version) && survey.objects_unlisted.is_none() => {
-                    faults.push((names.join(file), format!("the files of {} are missing", adapter.name)));
+                    faults.push((names.join(file), missing_files(&adapter.name)));
                 }
                 Ok(_) => {}
             }
@@ -330,6 +332,11 @@ impl Recovery<'_> {
             .filter(|(version, _)| !objects.contains(version) && (doubt || is_left(version)))
             .map(|(version, bytes)| (*version, *bytes))
             .collect();
+        // A record that could not be written down does not make them less lost.
+        let kept = |version: &AdapterVersion| {
+            record.as_ref().is_ok_and(|record| record.nameless.get(version).is_some_and(|nameless| nameless.keep))
+        };
+        self.report.lost = nameless.keys().filter(|version| kept(version)).count();
         let held = match doubt {
             true if unlisted => Held::All,
             true => Held::These(there.into_keys().collect()),

@@ -13,7 +13,7 @@ use super::StoredAdapter;
 use super::layout::Layout;
 use super::manifest::{self, MAX_MANIFEST_BYTES, ManifestError, TEMPORARY};
 use super::record::{Record, RecordError};
-use crate::types::AdapterVersion;
+use crate::types::{AdapterName, AdapterVersion};
 
 /// The most a record may be.
 const MAX_RECORD_BYTES: u64 = 64 << 20;
@@ -246,6 +246,11 @@ impl Look<'_> {
 }
 
 /// Read the record of a store; an empty one where there is none.
+/// What is said of a name without files: it stays, for they may come back.
+pub(super) fn missing_files(name: &AdapterName) -> String {
+    format!("the files of {name} are missing: restore them, upload it again, or delete it")
+}
+
 pub(super) fn read_record(fs: &dyn StoreFs, patience: &mut Patience, path: &Path) -> Result<Record, Flaw> {
     let Some(found) = patience.look(fs, path).map_err(|error| unreadable(&error))? else {
         return Ok(Record::default());

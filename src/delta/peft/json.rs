@@ -43,7 +43,7 @@ pub(crate) fn without_mark(bytes: &[u8]) -> &[u8] {
 
 /// Why a text is no JSON, with a word on what Python and editors let pass.
 pub(crate) fn why_not(text: &[u8], error: &serde_json::Error) -> String {
-    if text.starts_with(b"version https://git-lfs.github.com/") {
+    if text.starts_with(crate::files::LFS_POINTER) {
         return format!("it is a Git LFS pointer and not the file: run `git lfs pull` ({error})");
     }
     let line = text.split(|byte| *byte == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();

@@ -114,6 +114,7 @@ fn missing_names_remove_no_object() {
     for _ in 0..3 {
         let (store, report) = later(&root);
         assert_eq!((report.adapters, report.nameless, report.removed_objects), (0, 2, 0));
+        assert_eq!(report.lost, 2, "told at every start");
         for (seed, removed) in [(1, false), (3, true)] {
             put(&store, "c", seed);
             store.unbind(&name("c"), Expected::Any).unwrap();
@@ -329,5 +330,28 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn what_the_disk_would_not_let_go_goes_with_the_next() {
+    for at in 0.. {
+        let root = two_adapters();
+        let fs = FaultyFs::new(Fault::None, 0);
+        let (store, _) = open_on(&root, &fs).unwrap();
+        store.unbind(&name("a"), Expected::Any).unwrap();
+        store.unbind(&name("b"), Expected::Any).unwrap();
+        fs.arm(Fault::ChangeErrno { number: EIO, times: 1 }, at);
+        let first = store.remove_object(adapter("a", 1).version);
+        fs.mend();
+        if first.is_ok() {
+            assert!(at >= 3, "moving, syncing and removing were made to fail");
+            break;
+        }
+        for version in [adapter("a", 1).version, adapter("b", 2).version] {
+            store.remove_object(version).unwrap();
+        }
+        assert!(tree(root.path()).iter().all(|(path, _)| !path.starts_with("staging/")), "{:?}", tree(root.path()));
+        assert!(!object_of(&root, 1).exists() && !object_of(&root, 2).exists());
     }
 }
