@@ -6,7 +6,11 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::exit::{CliError, UsageError};
+use crate::files;
 use crate::server::pb;
+
+/// Most bytes of a file with a conversation; what a server takes in one message is less.
+const MAX_BYTES: u64 = 256 << 20;
 
 /// One turn. Strict, so that nothing that was meant is left out in silence.
 #[derive(Deserialize)]
@@ -23,13 +27,13 @@ struct Turn {
 pub(super) fn read(path: &Path) -> Result<Vec<pb::ChatMessage>, CliError> {
     let stdin = path == Path::new("-");
     let shown = || if stdin { "standard input".to_owned() } else { path.display().to_string() };
-    let mut bytes = Vec::new();
     let read = if stdin {
-        std::io::stdin().lock().read_to_end(&mut bytes).map(drop)
+        let mut bytes = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut bytes).map(|_| bytes)
     } else {
-        std::fs::read(path).map(|content| bytes = content)
+        files::read(path, MAX_BYTES)
     };
-    read.map_err(|source| CliError::File { action: "reading", path: shown(), source })?;
+    let bytes = read.map_err(|source| CliError::File { action: "reading", path: shown(), source })?;
     parse(&bytes).map_err(|reason| UsageError::Messages { path: shown(), reason }.into())
 }
 

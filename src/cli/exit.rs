@@ -7,6 +7,7 @@ use tonic::Code;
 
 use super::bring::BringError;
 use crate::config::Exit;
+use crate::files::FileRefusal;
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +109,7 @@ impl CliError {
             Self::BadAddress { .. } | Self::Usage(_) => Exit::Usage,
             Self::Connect { .. } | Self::TimedOut => Exit::Unavailable,
             Self::File { source, .. } if source.kind() == ErrorKind::NotFound => Exit::NotFound,
+            Self::File { source, .. } if FileRefusal::of(source).is_some() => Exit::Rejected,
             Self::File { .. } | Self::Output(_) | Self::Incomplete { .. } => Exit::Failure,
             Self::Interrupted => Exit::Interrupted,
         }

@@ -195,11 +195,13 @@ struct Printer<'a, W: Write> {
     out: &'a mut W,
     texts: Vec<String>,
     logprobs: Vec<Vec<pb::TokenLogprob>>,
+    /// Text stands on a line that has not ended.
+    open: bool,
 }
 
 impl<'a, W: Write> Printer<'a, W> {
     fn new(out: &'a mut W, choices: usize) -> Self {
-        Self { out, texts: vec![String::new(); choices], logprobs: vec![Vec::new(); choices] }
+        Self { out, texts: vec![String::new(); choices], logprobs: vec![Vec::new(); choices], open: false }
     }
 
     fn print(&mut self, delta: pb::Delta) -> std::io::Result<()> {
@@ -208,6 +210,7 @@ impl<'a, W: Write> Printer<'a, W> {
             logprobs.extend(delta.logprobs);
         }
         if self.texts.len() == 1 {
+            self.open |= !delta.text.is_empty();
             self.out.write_all(delta.text.as_bytes())?;
             return self.out.flush();
         }
@@ -218,6 +221,7 @@ impl<'a, W: Write> Printer<'a, W> {
     }
 
     fn finish(&mut self) -> std::io::Result<()> {
+        self.open = false;
         if self.texts.len() == 1 {
             writeln!(self.out)?;
         } else {
@@ -225,6 +229,16 @@ impl<'a, W: Write> Printer<'a, W> {
         }
         let logprobs: Vec<_> = self.logprobs.iter().map(Vec::as_slice).collect();
         logprobs::write(&logprobs, self.out)
+    }
+}
+
+/// A text that breaks off does not share its line with what is said about it.
+impl<W: Write> Drop for Printer<'_, W> {
+    fn drop(&mut self) {
+        if self.open {
+            // Where it cannot be written there is nobody to read it either.
+            let _ = writeln!(self.out).and_then(|()| self.out.flush());
+        }
     }
 }
 
@@ -299,6 +313,24 @@ mod tests {
         for (given, meant) in cases {
             assert_eq!(unescaped(given), meant, "{given}");
         }
+    }
+
+    #[test]
+    fn a_text_that_breaks_off_ends_its_line() {
+        let delta = |text: &str| pb::Delta { text: text.to_owned(), ..pb::Delta::default() };
+        let printed = |texts: &[&str], finish: bool| {
+            let mut out = Vec::new();
+            let mut printer = Printer::new(&mut out, 1);
+            texts.iter().for_each(|text| printer.print(delta(text)).unwrap());
+            if finish {
+                printer.finish().unwrap();
+            }
+            drop(printer);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(printed(&["a", " b"], true), "a b\n");
+        assert_eq!(printed(&["a", " b"], false), "a b\n");
+        assert_eq!(printed(&[""], false), "");
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(super) fn model_source(checks: &mut Checks, model: &str) -> ModelSource {
     const EXPECTED: &str = "a folder or hf:ORG/NAME[@REVISION]";
     let invalid = || ConfigProblem::Invalid { flag: FLAG, value: model.to_owned(), expected: EXPECTED };
     let hint = |hint: String| ConfigProblem::Model { flag: FLAG, value: model.to_owned(), hint };
+    let not_served =
+        |hint: &str| ConfigProblem::NotServed { flag: FLAG, value: model.to_owned(), hint: hint.to_owned() };
     match model.strip_prefix("hf:").map(str::parse::<HubRepository>) {
         Some(Ok(repository)) => return ModelSource::Hub(repository),
         Some(Err(_)) => {
@@ -39,9 +41,9 @@ pub(super) fn model_source(checks: &mut Checks, model: &str) -> ModelSource {
         checks.report(hint(format!("a model of the hub is named hf:{repository}")));
     } else if is_gguf(&path) {
         let words = "GGUF files are not served; give the folder of the model as Hugging Face has it, or hf:ORG/NAME";
-        checks.report(hint(words.to_owned()));
+        checks.report(if path.exists() { not_served(words) } else { hint(words.to_owned()) });
     } else if path.is_file() {
-        checks.report(hint("this is a file; give the folder that has the model's config.json".to_owned()));
+        checks.report(not_served("this is a file; give the folder that has the model's config.json"));
     } else if !path.is_dir() {
         let hint = if is_repository(model) { format!("; hf:{model} fetches it from the hub") } else { String::new() };
         checks.report(ConfigProblem::NoFolder { flag: FLAG, path: path.clone(), hint });
@@ -69,6 +71,7 @@ fn is_gguf(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Exit;
 
     fn problem(model: &str) -> String {
         let mut checks = Checks::default();
@@ -82,6 +85,15 @@ mod tests {
         assert!(problem("Qwen/Qwen2.5-0.5B").contains("hf:Qwen/Qwen2.5-0.5B"));
         assert!(problem("https://huggingface.co/Qwen/Qwen3-8B/tree/main").contains("hf:Qwen/Qwen3-8B"));
         assert!(problem(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).contains("this is a file"));
+        let exit = |model: &str| {
+            let mut checks = Checks::default();
+            model_source(&mut checks, model);
+            checks.done(()).unwrap_err().exit()
+        };
+        let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+        assert_eq!(exit(file.path().to_str().unwrap()), Exit::Rejected, "as an adapter that is there and not served");
+        assert_eq!(exit("/does/not/exist"), Exit::NotFound);
+        assert_eq!(exit("https://huggingface.co/Qwen/Qwen3-8B"), Exit::Usage);
         let plain = problem("/does/not/exist");
         assert!(plain.ends_with("there is no folder /does/not/exist"), "{plain}");
     }

@@ -55,6 +55,7 @@ impl Refused {
 /// # Errors
 /// [`Refused`], with every problem there is.
 pub fn parse(words: Vec<OsString>, environment: &Environment) -> Result<Args, Refused> {
+    let words = with_whole_numbers(words);
     let mut reader = Reader { words, unread: BTreeSet::new(), problems: Vec::new(), after_unknown: false };
     // Each turn takes a word or a variable away.
     loop {
@@ -71,6 +72,24 @@ pub fn parse(words: Vec<OsString>, environment: &Environment) -> Result<Args, Re
             }
         }
     }
+}
+
+/// `-.5` behind a flag as `-0.5`, which clap knows to be a number.
+fn with_whole_numbers(mut words: Vec<OsString>) -> Vec<OsString> {
+    for at in 1..words.len() {
+        let before = words[at - 1].to_string_lossy();
+        if before == "--" {
+            break;
+        }
+        let fraction = words[at]
+            .to_str()
+            .and_then(|word| word.strip_prefix("-."))
+            .filter(|rest| before.starts_with('-') && rest.starts_with(|first: char| first.is_ascii_digit()));
+        if let Some(fraction) = fraction {
+            words[at] = format!("-0.{fraction}").into();
+        }
+    }
+    words
 }
 
 /// Whether anything can be said of what follows.
@@ -290,5 +309,30 @@ fn reason(error: &clap::Error) -> String {
     match texts(error, ContextKind::SuggestedValue).first() {
         Some(meant) => format!("{expected}; is {meant} meant?"),
         None => expected,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fraction_below_zero_is_a_number_behind_a_flag_and_a_word_elsewhere() {
+        let read = |line: &str| {
+            let words = with_whole_numbers(line.split(' ').map(OsString::from).collect());
+            words.join(OsString::from(" ").as_os_str()).into_string().unwrap()
+        };
+        assert_eq!(
+            read("polydelta generate --presence-penalty -.5 hi"),
+            "polydelta generate --presence-penalty -0.5 hi"
+        );
+        for same in
+            ["polydelta generate -.5", "polydelta generate --n 1 -- -.5", "polydelta generate --temperature -.x"]
+        {
+            assert_eq!(read(same), same);
+        }
+        let line = ["polydelta", "generate", "--frequency-penalty", "-.25", "hi"];
+        let empty = Environment::default();
+        assert!(parse(line.iter().map(OsString::from).collect(), &empty).is_ok());
     }
 }

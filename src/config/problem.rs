@@ -134,6 +134,16 @@ pub enum ConfigProblem {
         /// What to do.
         hint: String,
     },
+    /// Something that is there and is not served.
+    #[error("{flag} is {value:?}: {hint}")]
+    NotServed {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        value: String,
+        /// What to do.
+        hint: String,
+    },
     /// A default of this program is not a value of its own flag.
     #[error("a built-in default does not parse: {reason}")]
     Defaults {
@@ -164,6 +174,7 @@ impl ConfigProblem {
             | Self::Conflict { flag, .. }
             | Self::Needs { flag, .. }
             | Self::Model { flag, .. }
+            | Self::NotServed { flag, .. }
             | Self::NoDefault { flag, .. } => Some(flag),
             Self::Unreadable { flag, .. } | Self::NoValue { flag } | Self::Repeated { flag } => Some(flag),
             Self::Unknown { .. } | Self::Missing { .. } | Self::Defaults { .. } => None,
@@ -176,11 +187,19 @@ impl ConfigProblem {
 pub struct ConfigProblems(pub Vec<ConfigProblem>);
 
 impl ConfigProblems {
-    /// The exit code: [`Exit::NotFound`] where nothing is wrong but that what was named does not exist.
+    /// The exit code: [`Exit::NotFound`] where nothing is wrong but that what was named does not exist, and
+    /// [`Exit::Rejected`] where it exists and is not served.
     #[must_use]
     pub fn exit(&self) -> Exit {
-        let missing = |problem: &ConfigProblem| matches!(problem, ConfigProblem::NoFolder { .. });
-        if !self.0.is_empty() && self.0.iter().all(missing) { Exit::NotFound } else { Exit::Usage }
+        let of = |problem: &ConfigProblem| match problem {
+            ConfigProblem::NoFolder { .. } => Exit::NotFound,
+            ConfigProblem::NotServed { .. } => Exit::Rejected,
+            _ => Exit::Usage,
+        };
+        match self.0.split_first() {
+            Some((first, rest)) if rest.iter().all(|problem| of(problem) == of(first)) => of(first),
+            _ => Exit::Usage,
+        }
     }
 }
 

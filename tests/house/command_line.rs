@@ -139,6 +139,7 @@ fn a_model_that_is_none_is_told_what_to_do() {
         }
     };
     refused("/does/not/model.gguf", "GGUF files are not served", 2);
+    refused(path(&root("Cargo.toml")), "this is a file", 5);
     refused("some-org/some-name", "hf:some-org/some-name fetches it", 3);
     refused("/does/not/exist", "there is no folder", 3);
     refused(path(&root("models/demo/adapters/severity")), "holds an adapter, not a model", 5);
