@@ -395,6 +395,8 @@ impl<E: StepExecutor> Engine<E> {
             running: scheduler.running,
             waiting: scheduler.waiting,
             parked: scheduler.parked,
+            parties: scheduler.parties,
+            rows_held_back: scheduler.held_back,
             kv_blocks_used: scheduler.kv_blocks_used,
             kv_blocks_total: scheduler.kv_blocks_total,
             preemptions: scheduler.preemptions,

@@ -21,6 +21,10 @@ pub struct EngineStats {
     pub waiting: usize,
     /// Sequences laid aside until their reader has caught up.
     pub parked: usize,
+    /// Clients and adapters, by pairs, that have live sequences.
+    pub parties: usize,
+    /// Rows that sequences did not get since start, because others had had less.
+    pub rows_held_back: u64,
     /// KV blocks in use by sequences and adapters' virtual tokens (cached but unreferenced blocks count as free).
     pub kv_blocks_used: usize,
     /// KV blocks in all.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A failed one is a failed test; clippy sees only test functions.
 
 mod connections;
+mod floods;
 mod harness;
 mod log;
 mod messages;

@@ -65,6 +65,8 @@ pub(in crate::server) fn stats(
         running_sequences: saturate(engine.running),
         waiting_sequences: saturate(engine.waiting),
         parked_sequences: saturate(engine.parked),
+        parties: saturate(engine.parties),
+        rows_held_back: engine.rows_held_back,
         kv_blocks_used: saturate(engine.kv_blocks_used),
         kv_blocks_total: saturate(engine.kv_blocks_total),
         steps: engine.steps,
