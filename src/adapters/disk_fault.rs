@@ -3,6 +3,7 @@
 use std::io;
 
 use super::disk;
+use super::error::AdapterError;
 
 /// The kinds of failure of a disk that call for different reactions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,13 @@ impl DiskFault {
             _ if disk::is_input_output(error) => Self::Device,
             _ => Self::Other,
         }
+    }
+}
+
+impl AdapterError {
+    /// Sort a failure of the disk.
+    pub(super) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, fault: DiskFault::of(&source), source }
     }
 }
 

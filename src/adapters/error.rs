@@ -1,8 +1,6 @@
 //! Everything that can go wrong in this room, with the numbers a person needs to act.
 
-use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::{io, path::PathBuf, sync::Arc};
 
 use super::disk_fault::DiskFault;
 use super::files::{Sha256Digest, UploadId};
@@ -86,6 +84,14 @@ pub enum AdapterError {
         /// Declared.
         bytes: u64,
         /// Allowed.
+        max: u64,
+    },
+    /// There is no memory to load it.
+    #[error("the adapter has {bytes} bytes, there is memory to load {max} (--load-memory)")]
+    LargerThanMemory {
+        /// Declared.
+        bytes: u64,
+        /// The most that can be loaded.
         max: u64,
     },
     /// An upload id outside `[A-Za-z0-9._:-]{1,128}`.
@@ -300,7 +306,7 @@ pub enum AdapterError {
         actual: AdapterVersion,
     },
     /// The name is bound to another version than expected.
-    #[error("adapter {name} was expected at version {expected}, it is {}", display_version(actual.as_ref()))]
+    #[error("adapter {name} was expected at version {expected}, it is {}", actual.map_or_else(|| "absent".to_owned(), |actual| actual.to_string()))]
     VersionMismatch {
         /// Given.
         name: AdapterName,
@@ -490,15 +496,4 @@ pub enum AdapterError {
         /// Given.
         version: AdapterVersion,
     },
-}
-
-impl AdapterError {
-    /// Sort a failure of the disk.
-    pub(super) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { action, fault: DiskFault::of(&source), source }
-    }
-}
-
-fn display_version(version: Option<&AdapterVersion>) -> String {
-    version.map_or_else(|| "absent".to_owned(), ToString::to_string)
 }

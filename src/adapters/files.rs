@@ -158,6 +158,8 @@ pub struct UploadHeader {
 pub struct StoreLimits {
     /// Declared bytes of one upload, all files.
     pub max_adapter_bytes: u64,
+    /// Declared bytes of one upload that there is memory to load.
+    pub max_loaded_bytes: u64,
     /// Declared bytes of `adapter_config.json`.
     pub max_config_bytes: u64,
     /// Declared bytes of `chat_template.jinja`.
@@ -186,6 +188,7 @@ impl Default for StoreLimits {
     fn default() -> Self {
         Self {
             max_adapter_bytes: 1 << 30,
+            max_loaded_bytes: u64::MAX,
             max_config_bytes: 8 << 20,
             max_chat_template_bytes: 256 << 10,
             base_chat_templates: Vec::new(),
@@ -282,6 +285,10 @@ impl UploadHeader {
         }
         if bytes > limits.max_adapter_bytes {
             return Err(AdapterError::AdapterTooLarge { bytes, max: limits.max_adapter_bytes });
+        }
+        let loaded = files.iter().filter(|file| file.role != FileRole::Ignored).map(|file| file.file.size).sum();
+        if loaded > limits.max_loaded_bytes {
+            return Err(AdapterError::LargerThanMemory { bytes: loaded, max: limits.max_loaded_bytes });
         }
         let version = version_of(&stored(&files));
         let Self { name, expected, validate_only, pin, .. } = self.clone();

@@ -95,6 +95,9 @@ pub fn read_folder(
     if bytes > limits.max_adapter_bytes {
         return Err(AdapterError::AdapterTooLarge { bytes, max: limits.max_adapter_bytes });
     }
+    if bytes > limits.max_loaded_bytes {
+        return Err(AdapterError::LargerThanMemory { bytes, max: limits.max_loaded_bytes });
+    }
     let [config, weights] = parts.map(|(path, max)| read_file(folder, path, max));
     let mut read = ReadAdapter { config: config?, weights: weights?, chat_template: None };
     let mut files = vec![stored(CONFIG_FILE, &read.config), stored(WEIGHTS_FILE, &read.weights)];

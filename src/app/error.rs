@@ -135,15 +135,18 @@ pub enum AppError {
     },
     /// Sizes that were asked for and memory does not hold beside the base model.
     #[error(
-        "memory: {} are available, but --kv-cache-bytes {}, --adapter-memory {} and the base model's {} are {} together",
-        format_bytes(*available), format_bytes(*kv_bytes), format_bytes(*adapter_bytes), format_bytes(*weight_bytes),
-        format_bytes(kv_bytes.saturating_add(*adapter_bytes).saturating_add(*weight_bytes))
+        "memory: {} are available, but --kv-cache-bytes {}, --adapter-memory {}, --load-memory {} and the base model's {} \
+         are {} together", format_bytes(*available), format_bytes(*kv_bytes), format_bytes(*adapter_bytes),
+        format_bytes(*load_bytes), format_bytes(*weight_bytes),
+        format_bytes([kv_bytes, adapter_bytes, load_bytes, weight_bytes].into_iter().fold(0, |a, b| a.saturating_add(*b)))
     )]
     MemoryTooSmall {
         /// `--kv-cache-bytes`; 0 where it was not given.
         kv_bytes: u64,
         /// `--adapter-memory`; 0 where it was not given.
         adapter_bytes: u64,
+        /// `--load-memory`; 0 where it was not given.
+        load_bytes: u64,
         /// The base model on the device.
         weight_bytes: u64,
         /// What this process may take.

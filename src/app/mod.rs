@@ -2,6 +2,7 @@
 //!
 //! | part | job |
 //! |---|---|
+//! | `address_space` | what the process sets aside where that is limited |
 //! | `base` | the base model's folder, opened and read |
 //! | `bundled` | the model in the binary |
 //! | `descriptors` | how many files may be open, and for what |
@@ -17,6 +18,7 @@
 //!
 //! It is the only room that knows all the others. It decides nothing about requests and computes nothing.
 
+mod address_space;
 mod base;
 mod bundled;
 mod demo;
@@ -51,6 +53,7 @@ const LOG_FLUSH: Duration = Duration::from_millis(500);
 /// Run one command to its end.
 #[must_use]
 pub fn run(args: &Args, environment: &Environment) -> Exit {
+    address_space::confine_allocator();
     let log = match LogSink::stderr() {
         Ok(log) => log,
         Err(error) => {
@@ -78,7 +81,9 @@ fn run_logged(args: &Args, environment: &Environment, log: &LogSink) -> Exit {
     let terminal = Terminal::of_process(environment);
     let result = set_up_log(&args.log, terminal, log).and_then(|()| {
         report_unknown_variables(environment);
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(AppError::Runtime)?;
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        runtime.enable_all().max_blocking_threads(address_space::blocking_threads());
+        let runtime = runtime.build().map_err(AppError::Runtime)?;
         let result = runtime.block_on(dispatch(&args.command, environment, terminal, log));
         // A blocking read of standard input, say, must not hold up the end.
         runtime.shutdown_background();

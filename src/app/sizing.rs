@@ -86,17 +86,17 @@ pub(super) fn decide(demand: &Demand<'_>) -> Result<Sizes, AppError> {
 fn check_memory(demand: &Demand<'_>) -> Result<(), AppError> {
     let Some(available) = demand.available else { return Ok(()) };
     let kv = demand.cache.kv_cache_bytes;
-    let adapters = demand.adapters.memory_bytes;
-    if kv.is_none() && adapters.is_none() {
-        return Ok(());
-    }
-    let (kv_bytes, adapter_bytes) = (kv.unwrap_or(0), adapters.unwrap_or(0));
-    let needed = demand.weight_bytes.saturating_add(kv_bytes).saturating_add(adapter_bytes);
-    if needed <= available {
+    let (adapters, load) = (demand.adapters.memory_bytes, demand.adapters.load_bytes);
+    if [kv, adapters, load].iter().all(Option::is_none) {
         return Ok(());
     }
     let weight_bytes = demand.weight_bytes;
-    Err(AppError::MemoryTooSmall { kv_bytes, adapter_bytes, weight_bytes, available })
+    let [kv_bytes, adapter_bytes, load_bytes] = [kv, adapters, load].map(|asked| asked.unwrap_or(0));
+    let needed = weight_bytes.saturating_add(kv_bytes).saturating_add(adapter_bytes).saturating_add(load_bytes);
+    if needed <= available {
+        return Ok(());
+    }
+    Err(AppError::MemoryTooSmall { kv_bytes, adapter_bytes, load_bytes, weight_bytes, available })
 }
 
 /// Bytes of K and V of one token in all layers.
@@ -202,6 +202,8 @@ mod tests {
             demand.weight_bytes = 600 << 20;
         });
         assert!(adapters.contains("--adapter-memory 900.0 MiB"), "{adapters}");
+        let load = error(|demand| demand.adapters.load_bytes = Some(2 << 30));
+        assert!(load.contains("--load-memory 2.0 GiB"), "{load}");
         let fits = |demand: &mut Demand<'_>| {
             demand.cache.kv_cache_bytes = Some(512 << 20);
             demand.adapters.memory_bytes = Some(256 << 20);

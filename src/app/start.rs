@@ -265,7 +265,8 @@ fn open_store(config: &ServeConfig, limits: &StoreLimits) -> Result<(FolderStore
 /// An adapter that could not be loaded is not taken either.
 fn store_limits(config: &ServeConfig, sizes: Sizes, own_template: Option<Sha256Digest>) -> StoreLimits {
     StoreLimits {
-        max_adapter_bytes: config.adapter_limits.max_bytes.min(HostMemory::max_file_bytes(sizes.load_bytes)),
+        max_adapter_bytes: config.adapter_limits.max_bytes,
+        max_loaded_bytes: HostMemory::max_file_bytes(sizes.load_bytes),
         base_chat_templates: own_template.into_iter().collect(),
         max_uploads_per_client: config.fair_share.max_uploads_per_client as usize,
         idle: config.transport.upload_idle_timeout.max(StoreLimits::default().idle),

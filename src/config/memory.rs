@@ -11,6 +11,16 @@ pub fn available_memory() -> Option<u64> {
     System { root: Path::new("/") }.available()
 }
 
+/// Memory for messages where nothing else is asked for. A fixed amount is plenty anywhere; where there is little memory, a
+/// part of it.
+pub(super) fn default_message_memory() -> u64 {
+    message_memory(available_memory())
+}
+
+fn message_memory(available: Option<u64>) -> u64 {
+    available.map_or(u64::MAX, |bytes| bytes / 8).min(256 << 20)
+}
+
 /// The kernel's files, below a folder that tests choose.
 struct System<'a> {
     root: &'a Path,
@@ -136,6 +146,11 @@ mod tests {
         let status = "Name: x\nVmSize:   1024 kB\nVmData:   8 kB\n";
         let files = [meminfo, ("proc/self/limits", limits), ("proc/self/status", status)];
         assert_eq!(available(&files), Some(536_870_912 - (1 << 20)));
+    }
+
+    #[test]
+    fn messages_have_a_fixed_amount_or_a_part_of_little_memory() {
+        assert_eq!([None, Some(64 << 30), Some(512 << 20)].map(message_memory), [256 << 20, 256 << 20, 64 << 20]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::client::InspectArgs;
 use super::environment::Environment;
 use super::fair_share::{FairShareConfig, fair_share};
 use super::listen::ListenAddress;
+use super::memory::default_message_memory;
 use super::model_source::{ModelSource, model_source};
 use super::problem::{ConfigProblem, ConfigProblems};
 use super::serve_args::{
@@ -444,7 +445,8 @@ fn transport(checks: &mut Checks, args: &NetworkArgs) -> TransportConfig {
     checks.range("--max-header-bytes", args.max_header_bytes, 1024, 1 << 20);
     // One address has half of it, and the largest message must fit that.
     let least = args.max_message_bytes.saturating_mul(2).min(1 << 40);
-    checks.range("--message-memory", args.message_memory, least, 1 << 46);
+    let message_memory = args.message_memory.unwrap_or_else(|| default_message_memory().max(least));
+    checks.range("--message-memory", message_memory, least, 1 << 46);
     let max_connections = checks.count("--max-connections", args.max_connections, 1, 1 << 20);
     let max_calls = checks.count("--max-calls", args.max_calls, 1, 1 << 20);
     TransportConfig {
@@ -469,7 +471,7 @@ fn transport(checks: &mut Checks, args: &NetworkArgs) -> TransportConfig {
             None => half(max_calls),
         },
         message_timeout: checks.duration("--message-timeout", args.message_timeout, DAY),
-        message_memory: args.message_memory,
+        message_memory,
         max_header_bytes: u32::try_from(args.max_header_bytes).unwrap_or(u32::MAX),
         max_message_bytes: usize::try_from(args.max_message_bytes).unwrap_or(usize::MAX),
     }

@@ -279,9 +279,9 @@ pub struct NetworkArgs {
     #[arg(long, env = "POLYDELTA_MESSAGE_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub message_timeout: Duration,
     /// Memory for messages that are arriving or not yet answered, of all connections together; one address has half of
-    /// it at most
-    #[arg(long, env = "POLYDELTA_MESSAGE_MEMORY", value_name = "SIZE", default_value = "256MiB", value_parser = parse_bytes)]
-    pub message_memory: u64,
+    /// it at most [default: 256MiB, or an eighth of the available memory where that is less]
+    #[arg(long, env = "POLYDELTA_MESSAGE_MEMORY", value_name = "SIZE", value_parser = parse_bytes)]
+    pub message_memory: Option<u64>,
     /// End an upload that sends nothing for this time
     #[arg(long, env = "POLYDELTA_UPLOAD_IDLE_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub upload_idle_timeout: Duration,

@@ -7,6 +7,7 @@ mod connections;
 mod floods;
 mod harness;
 mod log;
+mod memory;
 mod messages;
 #[allow(dead_code)] // Frames that only the tests of the protocol send.
 #[path = "../grpc/raw.rs"]

@@ -4,15 +4,43 @@ use std::fs;
 use std::path::Path;
 
 use pb::upload_adapter_request::Frame;
-use polydelta::adapters::{CONFIG_FILE, Sha256Digest, WEIGHTS_FILE};
+use polydelta::adapters::{CONFIG_FILE, MAX_CHUNK_BYTES, Sha256Digest, WEIGHTS_FILE};
 use polydelta::server::pb;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::Value;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Status};
 
 use super::harness::{ATTACKER, POLITE, Victim, within};
 
 fn read(file: &str) -> Vec<u8> {
-    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/adapters/severity").join(file)).unwrap()
+    read_of("severity", file)
+}
+
+fn read_of(adapter: &str, file: &str) -> Vec<u8> {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/adapters").join(adapter).join(file)).unwrap()
+}
+
+/// A LoRA of zeros for the demo's model whose rank makes its file have some `bytes`.
+pub(crate) fn lora_of(bytes: usize) -> (Vec<u8>, Vec<u8>) {
+    const RANK: usize = 16;
+    let mut config: Value = serde_json::from_slice(&read_of("json-extract", CONFIG_FILE)).unwrap();
+    let model = read_of("json-extract", WEIGHTS_FILE);
+    let model = SafeTensors::deserialize(&model).unwrap();
+    let numbers: usize = model.iter().map(|(_, tensor)| tensor.shape().iter().product::<usize>()).sum();
+    let rank = RANK * bytes / (4 * numbers);
+    (config["r"], config["lora_alpha"]) = (rank.into(), rank.into());
+    let shapes = model.iter().map(|(name, tensor)| {
+        let shape: Vec<usize> = tensor.shape().iter().map(|dim| if *dim == RANK { rank } else { *dim }).collect();
+        (name.to_owned(), shape)
+    });
+    let shapes: Vec<_> = shapes.collect();
+    let zeros = vec![0; bytes];
+    let tensors = shapes.iter().map(|(name, shape)| {
+        let data = &zeros[..4 * shape.iter().product::<usize>()];
+        (name, TensorView::new(Dtype::F32, shape.clone(), data).unwrap())
+    });
+    (serde_json::to_vec(&config).unwrap(), safetensors::serialize(tensors, None).unwrap())
 }
 
 fn header(name: &str, config: &[u8], weights: (u64, String)) -> Frame {
@@ -24,7 +52,18 @@ fn header(name: &str, config: &[u8], weights: (u64, String)) -> Frame {
 }
 
 fn chunk(file_index: u32, data: Vec<u8>) -> Frame {
-    Frame::Chunk(pb::UploadChunk { file_index, offset: 0, data: data.into() })
+    chunk_at(file_index, 0, data)
+}
+
+fn chunk_at(file_index: u32, offset: u64, data: Vec<u8>) -> Frame {
+    Frame::Chunk(pb::UploadChunk { file_index, offset, data: data.into() })
+}
+
+/// Both files, whole.
+fn chunks(config: &[u8], weights: &[u8]) -> impl Iterator<Item = Frame> {
+    let weights = weights.chunks(MAX_CHUNK_BYTES).enumerate();
+    let weights = weights.map(|(index, data)| chunk_at(1, (index * MAX_CHUNK_BYTES) as u64, data.to_vec()));
+    std::iter::once(chunk(0, config.to_vec())).chain(weights)
 }
 
 fn requests(frames: Vec<Frame>) -> Vec<pb::UploadAdapterRequest> {
@@ -33,9 +72,18 @@ fn requests(frames: Vec<Frame>) -> Vec<pb::UploadAdapterRequest> {
 
 /// A polite client uploads a small adapter of the demo.
 pub(crate) async fn upload_severity(victim: &Victim, name: &str) -> Result<pb::UploadAdapterResponse, Status> {
-    let (config, weights) = (read(CONFIG_FILE), read(WEIGHTS_FILE));
-    let header = header(name, &config, (weights.len() as u64, Sha256Digest::of(&weights).to_string()));
-    let frames = requests(vec![header, chunk(0, config), chunk(1, weights)]);
+    upload(victim, name, &read(CONFIG_FILE), &read(WEIGHTS_FILE)).await
+}
+
+/// A polite client uploads an adapter.
+pub(crate) async fn upload(
+    victim: &Victim,
+    name: &str,
+    config: &[u8],
+    weights: &[u8],
+) -> Result<pb::UploadAdapterResponse, Status> {
+    let header = header(name, config, (weights.len() as u64, Sha256Digest::of(weights).to_string()));
+    let frames = requests(std::iter::once(header).chain(chunks(config, weights)).collect());
     let mut client = victim.adapters_from(POLITE).await;
     within(client.upload_adapter(tokio_stream::iter(frames))).await.map(tonic::Response::into_inner)
 }
@@ -95,7 +143,7 @@ async fn an_adapter_larger_than_the_memory_for_it_is_refused_by_its_header() {
     let victim = Victim::start("", &["--load-memory", "1MiB"]);
     let config = read(CONFIG_FILE);
     let refused = said_early(&victim, vec![header("large", &config, (400_000, "0".repeat(64)))]).await;
-    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
     upload_severity(&victim, "small").await.unwrap();
     victim.terminate().await;
 }

@@ -110,6 +110,13 @@ fn sizes_are_checked_without_overflow() {
     })
     .unwrap_err();
     assert!(matches!(error, AdapterError::AdapterTooLarge { .. }));
+    let little = StoreLimits { max_loaded_bytes: 20, ..StoreLimits::default() };
+    let mut large = header("sql", &contents(1), None);
+    (large.files[0].size, large.files[1].size) = (8, 12);
+    large.files.push(file("README.md", 1000));
+    assert!(large.check(&little).is_ok(), "what is thrown away is not loaded");
+    large.files[1].size = 13;
+    assert!(matches!(large.check(&little), Err(AdapterError::LargerThanMemory { bytes: 21, max: 20 })));
     let error = check(|header| header.files.extend((0..40).map(|i| file(&format!("tokenizer{i}"), 1)))).unwrap_err();
     assert!(matches!(error, AdapterError::TooManyFiles { files: 42, max: 32 }));
 }

@@ -1,4 +1,4 @@
-//! Allocations that can be refused, and activation buffers.
+//! Allocations that can be refused, activation buffers, and how the allocator takes address space.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
@@ -106,6 +106,21 @@ fn ask_for_huge_pages(start: *mut u8, layout: Layout) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = (start, layout);
+}
+
+/// Have the C library's allocator share so many arenas among all threads. By default each of the first threads gets one
+/// of its own, for which 64 MiB of address space are set aside: where that is limited, a dozen threads leave none for
+/// anything else. To be called before there are threads; another C library is left as it is.
+pub fn limit_arenas(count: u32) {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        /// Of malloc.h.
+        const M_ARENA_MAX: libc::c_int = -8;
+        // SAFETY: sets a number of the allocator, under its own lock.
+        unsafe { libc::mallopt(M_ARENA_MAX, count.min(i32::MAX as u32) as libc::c_int) };
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    let _ = count;
 }
 
 fn refused<T>(what: &'static str, len: usize) -> OpsError {

@@ -26,7 +26,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use isa::Isa;
 pub use kv::KvCache;
-pub use memory::Buffer;
+pub use memory::{Buffer, limit_arenas};
 pub use pack::PackedWeight;
 
 use attention::{Item, Pass, attend};

@@ -11,7 +11,7 @@ use super::{draining, internal, internal_error};
 use crate::adapters::{AdapterError, CHAT_TEMPLATE_FILE, CONFIG_FILE, DiskFault, WEIGHTS_FILE};
 use crate::delta::DeltaError;
 use crate::delta::safetensors::SafetensorsError;
-use crate::engine::{InstallError, TooLargeToLoad};
+use crate::engine::{InstallError, StepError, TooLargeToLoad};
 use crate::ops::OpsError;
 use crate::text::ChatError;
 
@@ -51,6 +51,9 @@ pub(in crate::server) fn from_adapter(error: &AdapterError) -> Status {
         }
         E::AdapterTooLarge { bytes, max } => {
             bad("UPLOAD_TOO_LARGE", "header.files.size", error).with("bytes", bytes).with("max", max)
+        }
+        E::LargerThanMemory { bytes, max } => {
+            exhausted("LOAD_MEMORY_TOO_SMALL", "load_memory", error).with("bytes", bytes).with("max", max)
         }
         E::BadUploadId { upload_id } => bad("INVALID_FIELD", "upload_id", error).with("upload_id", upload_id),
         E::UnknownFileIndex { index, files } => {
@@ -281,6 +284,12 @@ fn from_install(error: &InstallError) -> Status {
         InstallError::Adapter(AdapterError::LoadFailed { .. }) => internal(),
         InstallError::Adapter(error) => from_adapter(error),
         InstallError::Delta(error) => from_delta(error),
+        InstallError::Step(StepError::Ops(OpsError::OutOfMemory { what, bytes })) => {
+            exhausted("DEVICE_OUT_OF_MEMORY", "device_bytes", error)
+                .with("what", what)
+                .with("bytes", bytes)
+                .into_status()
+        }
         InstallError::Step(_) => internal(),
         InstallError::Memory(TooLargeToLoad { bytes, limit }) => {
             exhausted("LOAD_MEMORY_TOO_SMALL", "load_memory", error)

@@ -10,7 +10,7 @@ use crate::adapters::{AdapterError, DiskFault, LoadFailure, Sha256Digest};
 use crate::admission::validate::Interval;
 use crate::admission::{AdmissionError, GenerationError, InvalidRequest};
 use crate::delta::DeltaError;
-use crate::engine::{InstallError, SubmitError};
+use crate::engine::{InstallError, StepError, SubmitError};
 use crate::ops::OpsError;
 use crate::scheduler::places::Holder;
 use crate::text::{ChatError, TokenizerError};
@@ -267,8 +267,15 @@ fn adapters_that_do_not_compile() {
         assert_eq!(field(&status), wanted);
     }
     expect(&load_failed(&E::BaseMismatch { tensor: "t".into() }), Code::FailedPrecondition, "BASE_MISMATCH");
-    let memory = || E::Ops(OpsError::OutOfMemory { what: "lora", bytes: 9 });
-    expect(&load_failed(&memory()), Code::ResourceExhausted, "DEVICE_OUT_OF_MEMORY");
+    let memory = || OpsError::OutOfMemory { what: "lora", bytes: 9 };
+    expect(&load_failed(&E::Ops(memory())), Code::ResourceExhausted, "DEVICE_OUT_OF_MEMORY");
+    expect(
+        &load_failed(&InstallError::from(StepError::from(memory()))),
+        Code::ResourceExhausted,
+        "DEVICE_OUT_OF_MEMORY",
+    );
+    let larger = AdapterError::LargerThanMemory { bytes: 9, max: 8 };
+    expect(&from_adapter(&larger), Code::ResourceExhausted, "LOAD_MEMORY_TOO_SMALL");
     for defect in [
         OpsError::Shape { rows: 1, cols: 2, expected: 3 },
         OpsError::Thread { index: 1, reason: "x".into() },
