@@ -138,9 +138,13 @@ impl Gate {
         self.parts.limits.check_tokens(field, &prompt.ids).map_err(|invalid| self.named(invalid))?;
         // Once more when the adapter's virtual tokens are known; no adapter is loaded for a prompt that is too long.
         self.parts.limits.room(&input, prompt.ids.len(), 0)?;
-        let lease = match resolved {
-            Some(resolved) => Some(self.lease(resolved, arrival.client).await?),
-            None => None,
+        let (lease, lora) = match resolved {
+            Some(resolved) => {
+                // Counted while it waits for its adapter, too.
+                let lora = self.parts.metrics.lora_requests().waiting(&resolved.name);
+                (Some(self.lease(resolved, arrival.client).await?), Some(lora))
+            }
+            None => (None, None),
         };
         let binding = lease.as_ref().map(ResidentLease::binding);
         let virtual_tokens = binding.and_then(|binding| binding.virtual_tokens).map_or(0, |tokens| tokens.count);
@@ -178,6 +182,7 @@ impl Gate {
             engine: Arc::clone(&self.parts.engine),
             events,
             lease,
+            lora,
             texts,
             stop: input.stopping.stop,
             prompt_tokens: u32::try_from(ids.len()).unwrap_or(u32::MAX),

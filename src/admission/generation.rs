@@ -11,6 +11,7 @@ use super::gate::Arrival;
 use super::lease::SharedLease;
 use crate::engine::EventReceiver;
 use crate::scheduler::places::Place;
+use crate::telemetry::LoraRequest;
 use crate::telemetry::metrics::{Metrics, QueueCause, RequestFacts, RequestOutcome};
 use crate::text::{ChoiceText, TokenizerError};
 use crate::types::{
@@ -148,6 +149,7 @@ pub(super) struct Admitted {
     pub engine: Arc<dyn GenerationEngine>,
     pub events: EventReceiver,
     pub lease: Option<SharedLease>,
+    pub lora: Option<LoraRequest>,
     pub texts: Vec<ChoiceText>,
     pub stop: Vec<String>,
     pub prompt_tokens: u32,
@@ -198,13 +200,26 @@ struct Times {
 
 impl Generation {
     pub(super) fn new(admitted: Admitted) -> Self {
-        let Admitted { info, id, engine, events, lease, texts, stop, prompt_tokens, echo, arrival, place, metrics } =
-            admitted;
+        let Admitted {
+            info,
+            id,
+            engine,
+            events,
+            lease,
+            lora,
+            texts,
+            stop,
+            prompt_tokens,
+            echo,
+            arrival,
+            place,
+            metrics,
+        } = admitted;
         let Arrival { arrived, deadline, client: _, connection: _ } = arrival;
         Self {
             record: Record { metrics, deadline, outcome: None },
             info,
-            request: Running { id, engine, events, lease, over: false },
+            request: Running { id, engine, events, lease, lora, over: false },
             choices: texts.into_iter().map(|text| Choice { text, open: true, last_token: None }).collect(),
             stop,
             usage: Usage { prompt_tokens, ..Usage::default() },
@@ -271,6 +286,9 @@ impl Generation {
         match event {
             SequenceEvent::Started { at, cached_tokens } => {
                 self.times.started = Some(at);
+                if let Some(lora) = &mut self.request.lora {
+                    lora.started();
+                }
                 let waited = at.saturating_duration_since(self.times.submitted);
                 self.record.metrics.record_queue_wait(QueueCause::Engine, waited);
                 self.usage.cached_tokens = cached_tokens;
@@ -364,13 +382,16 @@ struct Running {
     events: EventReceiver,
     /// Its adapter's.
     lease: Option<SharedLease>,
+    /// As the metrics count it, until every choice has ended.
+    lora: Option<LoraRequest>,
     /// The engine has ended it, or will without being asked.
     over: bool,
 }
 
 impl Running {
     /// Only once the end of every choice has been ordered.
-    fn release(&self) {
+    fn release(&mut self) {
+        self.lora = None;
         if let Some(lease) = &self.lease {
             lease.release();
         }

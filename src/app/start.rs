@@ -304,7 +304,7 @@ async fn metrics(config: &ServeConfig, model: &str) -> Result<(Metrics, Option<E
     let listener = bind_metrics(listen::first(address).await?, *explicit).await?;
     let failed = |source| AppError::Listen { address: address.to_string(), source };
     let address = listener.local_addr().map_err(failed)?;
-    let (metrics, page) = recorded(model)?;
+    let (metrics, page) = recorded(model, config.adapter_limits.max_resident)?;
     Ok((metrics, Some(Exporter { listener, address, page })))
 }
 

@@ -226,7 +226,7 @@ mod tests {
     use crate::telemetry::recorded;
 
     fn page() -> (Metrics, SharedPage) {
-        let (metrics, page) = recorded("tiny").unwrap();
+        let (metrics, page) = recorded("tiny", 64).unwrap();
         (metrics, SharedPage::new(page))
     }
 

@@ -1,5 +1,7 @@
 //! Metrics in Prometheus' text form. Who asks for them, and how often, is the business of whoever serves them.
 
+use std::time::SystemTime;
+
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::metrics::Metrics;
@@ -15,6 +17,7 @@ pub struct MetricsError(#[from] BuildError);
 pub struct MetricsPage {
     handle: PrometheusHandle,
     metrics: Metrics,
+    max_lora: u32,
 }
 
 impl MetricsPage {
@@ -22,7 +25,9 @@ impl MetricsPage {
     #[must_use]
     pub fn render(&self) -> String {
         self.metrics.record_process();
-        self.handle.render()
+        let mut page = self.handle.render();
+        page.push_str(&self.metrics.lora_requests().render(self.max_lora, SystemTime::now()));
+        page
     }
 
     /// Sum up what was recorded since last time. Histograms grow until this or [`MetricsPage::render`] is called.
@@ -31,11 +36,12 @@ impl MetricsPage {
     }
 }
 
-/// Metrics and the page on which they appear; `model_name` is the label that vLLM's metrics carry.
+/// Metrics and the page on which they appear; `model_name` is the label that vLLM's metrics carry, `max_lora` how many
+/// adapters the device may hold.
 ///
 /// # Errors
 /// [`MetricsError`].
-pub fn recorded(model_name: &str) -> Result<(Metrics, MetricsPage), MetricsError> {
+pub fn recorded(model_name: &str, max_lora: u32) -> Result<(Metrics, MetricsPage), MetricsError> {
     let mut builder = PrometheusBuilder::new();
     for metric in names::ALL {
         if let Kind::Histogram(bounds) = metric.kind {
@@ -45,5 +51,5 @@ pub fn recorded(model_name: &str) -> Result<(Metrics, MetricsPage), MetricsError
     let recorder = builder.build_recorder();
     let handle = recorder.handle();
     let metrics = Metrics::new(Box::new(recorder), model_name);
-    Ok((metrics.clone(), MetricsPage { handle, metrics }))
+    Ok((metrics.clone(), MetricsPage { handle, metrics, max_lora }))
 }

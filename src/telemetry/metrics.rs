@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, NoopRecorder, Recorder, Unit};
 
 use super::log_sink::LostLines;
+use super::lora::LoraRequests;
 use super::names::{self, Kind, Metric};
 use crate::types::Usage;
 
@@ -146,6 +147,7 @@ struct Inner {
     steps: StepSeries,
     requests: RequestSeries,
     adapters: Mutex<HashMap<String, AdapterSeries>>,
+    lora: LoraRequests,
     lost_lines: OnceLock<LostLines>,
 }
 
@@ -295,8 +297,8 @@ impl Metrics {
         registrar.gauge(names::PROCESS_START, &[]).set(started.as_secs_f64());
         registrar.counter(names::LOG_LOST, &[]).absolute(0);
         let model_name = model_name.to_owned();
-        let (adapters, lost_lines) = (Mutex::default(), OnceLock::new());
-        Self { inner: Arc::new(Inner { recorder, model_name, steps, requests, adapters, lost_lines }) }
+        let (adapters, lora, lost_lines) = (Mutex::default(), LoraRequests::default(), OnceLock::new());
+        Self { inner: Arc::new(Inner { recorder, model_name, steps, requests, adapters, lora, lost_lines }) }
     }
 
     /// Record nothing.
@@ -422,6 +424,12 @@ impl Metrics {
         ];
         self.registrar().counter(names::GRPC_HANDLED, &labels).increment(1);
         self.registrar().histogram(names::GRPC_SECONDS, &labels[..3]).record(facts.duration.as_secs_f64());
+    }
+
+    /// Which adapters have requests now.
+    #[must_use]
+    pub fn lora_requests(&self) -> &LoraRequests {
+        &self.inner.lora
     }
 
     /// The layout of the KV cache, once at start.

@@ -6,6 +6,7 @@
 pub mod exporter;
 pub mod log_sink;
 pub mod logging;
+pub mod lora;
 pub mod metrics;
 pub mod names;
 pub mod progress;
@@ -16,6 +17,7 @@ mod tests;
 pub use exporter::{MetricsError, MetricsPage, recorded};
 pub use log_sink::{LogSink, LostLines};
 pub use logging::{LogSettings, LoggingError, init_logging};
+pub use lora::{LoraRequest, LoraRequests};
 pub use metrics::{
     AdapterGauges, EngineGauges, LoadStage, Metrics, RequestFacts, RequestOutcome, RpcFacts, StepCulprit, StepFacts,
     UploadOutcome,

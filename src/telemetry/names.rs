@@ -2,8 +2,8 @@
 //!
 //! Two families come from the same facts: vLLM's names, so that dashboards, autoscalers and routers made for vLLM work
 //! unchanged, and our own `polydelta_*` for what only this server has. Prometheus allows the colon of vLLM's names and
-//! the exporter keeps it. One vLLM metric is left out: `vllm:lora_requests_info` has the *set* of running adapters as
-//! a label value, a new series for every combination; `polydelta_adapter_requests_total` is bounded.
+//! the exporter keeps it. `vllm:lora_requests_info`, whose
+//! labels change from line to line, is not among these: [`lora`](super::lora) writes it.
 
 /// Kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq)]

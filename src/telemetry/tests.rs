@@ -11,7 +11,7 @@ use super::*;
 use crate::types::Usage;
 
 fn recorder() -> (Metrics, MetricsPage) {
-    recorded("tiny").unwrap()
+    recorded("tiny", 64).unwrap()
 }
 
 fn request(adapter: Option<&str>) -> RequestFacts<'_> {

@@ -361,3 +361,37 @@ async fn an_adapter_is_free_before_the_last_word_of_its_answer_is_out() {
     assert!(running.house.registry.unload(&"a".parse().unwrap()).unwrap());
     drop(submitted.lease);
 }
+
+#[tokio::test]
+async fn the_metrics_say_which_adapters_have_requests() {
+    let metrics = crate::telemetry::Metrics::disabled();
+    let house = House::with(|parts| parts.metrics = metrics.clone());
+    house.adapter("a", 1);
+    let labels = |waiting: &str, running: &str| {
+        let wanted = format!("waiting_lora_adapters=\"{waiting}\",running_lora_adapters=\"{running}\"");
+        let found = metrics.lora_requests().render(2, std::time::UNIX_EPOCH);
+        assert!(found.contains(&wanted), "{wanted}: {found}");
+    };
+    labels("", "");
+    let adapter = AdapterChoice { name: "a".parse().unwrap(), version: None };
+    let mut running = Running::of(house, |request| request.adapter = Some(adapter.clone())).await;
+    labels("a", "");
+    running.events().started(1, 0);
+    running.events().token(2, 0, id("x"));
+    running.delta().await;
+    labels("", "a");
+    running.events().last(3, 0, id("x"));
+    running.delta().await;
+    labels("", "");
+    // One that is given up, and one whose adapter never comes.
+    let running = Running::of(running.house, |request| request.adapter = Some(adapter.clone())).await;
+    labels("a", "");
+    let house = running.house;
+    drop(running.generation);
+    labels("", "");
+    house.hall.broken.store(true, std::sync::atomic::Ordering::SeqCst);
+    house.adapter("b", 3);
+    let adapter = Some(AdapterChoice { name: "b".parse().unwrap(), version: None });
+    assert!(house.gate.admit(GenerateRequest { adapter, ..request("prompt") }, Arrival::now()).await.is_err());
+    labels("", "");
+}
