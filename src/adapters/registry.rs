@@ -93,7 +93,6 @@ pub struct AdapterRegistry {
     aliases: DashMap<AdapterName, Alias>,
     /// The same names with their particulars, in order.
     catalog: Mutex<Catalog>,
-    /// Taken with `changes` held.
     pins: Mutex<Pins>,
     /// Held through every change of a name: changes are durable and visible in one order. First in the lock order (see
     /// [`super::sync`]).
