@@ -1,7 +1,7 @@
 //! Adapters from a local folder, as `peft` saves them: for `--adapter NAME=DIR` and for clients that upload a folder.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::time::{Instant, SystemTime};
 
@@ -14,6 +14,7 @@ use super::files::{
 };
 use super::registry::{AdapterInfo, AdapterRegistry, Published};
 use super::uploads::{Begin, Staged};
+use crate::files;
 use crate::types::{AdapterFacts, AdapterName, AdapterVersion, ClientKey};
 
 /// An adapter on a local disk.
@@ -85,20 +86,8 @@ pub fn read_folder(
     limits: &StoreLimits,
 ) -> Result<(AdapterVersion, ReadAdapter), AdapterError> {
     let AdapterFolder { dir: folder, chat_template } = folder;
-    let parts = [(CONFIG_FILE, limits.max_config_bytes), (WEIGHTS_FILE, limits.max_adapter_bytes)];
-    let mut bytes = 0;
-    for (path, max) in parts {
-        let size = size_of(folder, path)?;
-        check_size(path, size, max)?;
-        bytes += size;
-    }
-    if bytes > limits.max_adapter_bytes {
-        return Err(AdapterError::AdapterTooLarge { bytes, max: limits.max_adapter_bytes });
-    }
-    if bytes > limits.max_loaded_bytes {
-        return Err(AdapterError::LargerThanMemory { bytes, max: limits.max_loaded_bytes });
-    }
-    let [config, weights] = parts.map(|(path, max)| read_file(folder, path, max));
+    check_sizes(folder, limits)?;
+    let [config, weights] = parts(limits).map(|(path, max)| read_file(folder, path, max));
     let mut read = ReadAdapter { config: config?, weights: weights?, chat_template: None };
     let mut files = vec![stored(CONFIG_FILE, &read.config), stored(WEIGHTS_FILE, &read.weights)];
     if let Some(template) = chat_template {
@@ -112,12 +101,37 @@ pub fn read_folder(
     Ok((version_of(&files), read))
 }
 
+/// The files, and the most bytes of each.
+fn parts(limits: &StoreLimits) -> [(&'static str, u64); 2] {
+    [(CONFIG_FILE, limits.max_config_bytes), (WEIGHTS_FILE, limits.max_adapter_bytes)]
+}
+
+/// Refuse what is too large without reading it.
+fn check_sizes(folder: &Path, limits: &StoreLimits) -> Result<(), AdapterError> {
+    let mut bytes = 0;
+    for (path, max) in parts(limits) {
+        let size = size_of(folder, path)?;
+        check_size(path, size, max)?;
+        bytes += size;
+    }
+    if bytes > limits.max_adapter_bytes {
+        return Err(AdapterError::AdapterTooLarge { bytes, max: limits.max_adapter_bytes });
+    }
+    if bytes > limits.max_loaded_bytes {
+        return Err(AdapterError::LargerThanMemory { bytes, max: limits.max_loaded_bytes });
+    }
+    Ok(())
+}
+
 /// A file whole; it may have grown since its size was looked at, but never beyond `max`.
 fn read_file(folder: &Path, path: &'static str, max: u64) -> Result<Vec<u8>, AdapterError> {
     let mut content = Vec::new();
     each_chunk(folder, path, |chunk| {
+        check_size(path, (content.len() + chunk.len()) as u64, max)?;
+        let refused = |_| AdapterError::io("reading an adapter's file")(ErrorKind::OutOfMemory.into());
+        content.try_reserve(chunk.len()).map_err(refused)?;
         content.extend_from_slice(chunk);
-        check_size(path, content.len() as u64, max)
+        Ok(())
     })?;
     Ok(content)
 }
@@ -136,7 +150,7 @@ fn size_of(folder: &Path, path: &'static str) -> Result<u64, AdapterError> {
     match fs::metadata(folder.join(path)) {
         Ok(found) if found.is_file() => Ok(found.len()),
         Ok(_) => Err(AdapterError::MissingFile { path }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(AdapterError::MissingFile { path }),
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(AdapterError::MissingFile { path }),
         Err(error) => Err(AdapterError::io("looking at an adapter's file")(error)),
     }
 }
@@ -147,7 +161,7 @@ fn each_chunk(
     mut take: impl FnMut(&[u8]) -> Result<(), AdapterError>,
 ) -> Result<(), AdapterError> {
     size_of(folder, path)?;
-    let mut file = File::open(folder.join(path)).map_err(AdapterError::io("opening an adapter's file"))?;
+    let mut file = files::open(&folder.join(path)).map_err(AdapterError::io("opening an adapter's file"))?;
     let mut chunk = vec![0; MAX_CHUNK_BYTES];
     loop {
         match file.read(&mut chunk).map_err(AdapterError::io("reading an adapter's file"))? {
@@ -170,6 +184,7 @@ impl AdapterRegistry {
         pin: bool,
         compile: impl FnOnce(&Staged) -> Result<AdapterFacts, E>,
     ) -> Result<Option<Published>, E> {
+        check_sizes(folder.dir, self.uploads().limits())?;
         let header = UploadHeader {
             name: name.clone(),
             files: folder.scan()?,
@@ -204,3 +219,6 @@ impl AdapterRegistry {
         Ok(Some(self.publish(staged, facts, SystemTime::now())?))
     }
 }
+
+#[cfg(test)]
+mod tests;

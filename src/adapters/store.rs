@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::error::AdapterError;
-use super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, StoreLimits, StoredFile, WEIGHTS_FILE};
+use super::files::{CHAT_TEMPLATE_FILE, Expected, StoreLimits, StoredFile};
 use crate::types::{AdapterFacts, AdapterName, AdapterVersion, BaseDigest};
 
 /// What to do when parts of a store cannot be read.
@@ -122,26 +122,6 @@ pub struct AdapterBytes {
     pub weights: Vec<u8>,
 }
 
-impl AdapterBytes {
-    /// How many bytes [`AdapterBytes::read_staged`] will read.
-    ///
-    /// # Errors
-    /// The disk.
-    pub fn staged_bytes(dir: &Path) -> Result<u64, AdapterError> {
-        let size = |path: &str| std::fs::metadata(dir.join(path)).map_err(AdapterError::io("looking at a staged file"));
-        Ok(size(CONFIG_FILE)?.len().saturating_add(size(WEIGHTS_FILE)?.len()))
-    }
-
-    /// The two files of a staged upload, whose sizes and digests have been verified. Blocks.
-    ///
-    /// # Errors
-    /// The disk.
-    pub fn read_staged(dir: &Path) -> Result<Self, AdapterError> {
-        let read = |path: &str| std::fs::read(dir.join(path)).map_err(AdapterError::io("reading a staged file"));
-        Ok(Self { config: read(CONFIG_FILE)?, weights: read(WEIGHTS_FILE)? })
-    }
-}
-
 impl std::fmt::Debug for AdapterBytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("AdapterBytes")
@@ -202,6 +182,9 @@ pub trait AdapterStore: Send + Sync {
 
     /// Why a name without binding may have one all the same: it cannot be read.
     fn trouble(&self, name: &AdapterName) -> Option<AdapterError>;
+
+    /// How many names there are, or may be, of which [`AdapterStore::trouble`] knows.
+    fn troubled(&self) -> usize;
 
     /// Try to read what could not be read; returns the names that are bound now.
     fn heal(&self) -> Vec<AdapterName>;

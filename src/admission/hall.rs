@@ -1,11 +1,9 @@
 //! What the gate needs of the hall beside the engine: weights checked and brought to the device.
 
 use std::future::Future;
-use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
 
-use crate::adapters::{AdapterBytes, AdapterError, LoadFailure, ResidentLease, UploadHead, Want};
+use crate::adapters::{AdapterError, LoadFailure, ResidentLease, Staged, UploadHead, Want};
 use crate::engine::{DeltaLoader, EngineInstaller, InstallError};
 use crate::types::AdapterFacts;
 
@@ -20,11 +18,11 @@ pub trait AdapterHall: Send + Sync {
     /// Why the adapter is refused.
     fn check_config(&self, config: &[u8]) -> Result<(), LoadFailure>;
 
-    /// Compile the adapter in the folder `dir` against the base and throw the result away. Blocks.
+    /// Compile an upload against the base and throw the result away. Blocks.
     ///
     /// # Errors
     /// Why the adapter is refused, or what failed.
-    fn check(&self, dir: &Path) -> Result<AdapterFacts, LoadFailure>;
+    fn check(&self, staged: &Staged) -> Result<AdapterFacts, LoadFailure>;
 
     /// Check the beginning of an upload as far as it goes: its config, the header of its weights, and where both are
     /// there, that names and shapes are those of an adapter of the base. Reads no weights.
@@ -46,9 +44,8 @@ impl<L: DeltaLoader> AdapterHall for EngineInstaller<L> {
         Self::check_config(self, config).map_err(InstallError::into_failure)
     }
 
-    fn check(&self, dir: &Path) -> Result<AdapterFacts, LoadFailure> {
-        let file_bytes = AdapterBytes::staged_bytes(dir).map_err(|error| Arc::new(error) as LoadFailure)?;
-        Self::check(self, file_bytes, || AdapterBytes::read_staged(dir)).map_err(InstallError::into_failure)
+    fn check(&self, staged: &Staged) -> Result<AdapterFacts, LoadFailure> {
+        Self::check(self, staged.bytes_to_read(), || staged.read()).map_err(InstallError::into_failure)
     }
 
     fn check_head(&self, head: &UploadHead) -> Result<(), LoadFailure> {

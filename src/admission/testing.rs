@@ -14,7 +14,7 @@ use super::{
 };
 use crate::adapters::testing::{contents, facts, header};
 use crate::adapters::{
-    Acquire, AdapterError, AdapterRegistry, Begin, FolderStore, LoadFailure, RegistryLimits, ResidencyLimits,
+    Acquire, AdapterError, AdapterRegistry, Begin, FolderStore, LoadFailure, RegistryLimits, ResidencyLimits, Staged,
     StoreLimits, UploadHead, Want,
 };
 use crate::engine::{EngineStats, EventReceiver, Lease, SubmitError};
@@ -191,7 +191,7 @@ impl AdapterHall for FakeHall {
         if self.broken.load(Ordering::SeqCst) { Err(Arc::new(Broken)) } else { Ok(()) }
     }
 
-    fn check(&self, _: &Path) -> Result<AdapterFacts, LoadFailure> {
+    fn check(&self, _: &Staged) -> Result<AdapterFacts, LoadFailure> {
         self.checks.fetch_add(1, Ordering::SeqCst);
         let hold = self.hold.lock().unwrap().take();
         if let Some(hold) = hold {

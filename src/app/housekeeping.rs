@@ -69,6 +69,7 @@ fn gauges(registry: &AdapterRegistry) -> AdapterGauges {
         registered: registry.len(),
         resident: residency.resident,
         resident_bytes: residency.bytes_used,
+        unreadable: registry.unreadable(),
         set_aside: residency.set_aside,
         stored_bytes: registry.list(None, usize::MAX).iter().map(|info| info.stored.bytes()).sum(),
     }

@@ -353,8 +353,7 @@ fn import(
     name: &AdapterName,
     adapter: &Brought,
 ) -> Result<(), AppError> {
-    let imported =
-        registry.import(name, adapter.folder(), false, |staged| hall.check(staged.dir()).map_err(ImportFailure));
+    let imported = registry.import(name, adapter.folder(), false, |staged| hall.check(staged).map_err(ImportFailure));
     match imported {
         Ok(Some(published)) => tracing::info!(
             adapter = %name,

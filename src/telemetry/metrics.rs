@@ -92,6 +92,8 @@ pub struct AdapterGauges {
     pub resident_bytes: u64,
     /// Bytes in the store.
     pub stored_bytes: u64,
+    /// Names that cannot be read from the store.
+    pub unreadable: usize,
     /// Versions set aside for their faults.
     pub set_aside: usize,
 }
@@ -358,6 +360,7 @@ impl Metrics {
     pub fn record_adapters(&self, gauges: &AdapterGauges) {
         let registrar = self.registrar();
         registrar.gauge(names::ADAPTERS_REGISTERED, &[]).set(gauges.registered as f64);
+        registrar.gauge(names::ADAPTERS_UNREADABLE, &[]).set(gauges.unreadable as f64);
         registrar.gauge(names::ADAPTERS_SET_ASIDE, &[]).set(gauges.set_aside as f64);
         registrar.gauge(names::ADAPTERS_RESIDENT, &[("tier", "device")]).set(gauges.resident as f64);
         registrar.gauge(names::ADAPTER_BYTES, &[("tier", "device")]).set(gauges.resident_bytes as f64);

@@ -113,6 +113,11 @@ pub const ADAPTER_TOKENS: Metric = counter("polydelta_adapter_tokens_total", "To
 pub const ADAPTER_TTFT: Metric = histogram("polydelta_adapter_ttft_seconds", FIRST_TOKEN, "Time to first token.");
 /// Adapters a client can name.
 pub const ADAPTERS_REGISTERED: Metric = gauge("polydelta_adapters_registered", "Adapters registered.");
+/// Names that the store has and cannot serve.
+pub const ADAPTERS_UNREADABLE: Metric = gauge(
+    "polydelta_adapters_unreadable",
+    "Names of the store that cannot be served: they cannot be read now, or a later version wrote them.",
+);
 /// Versions that failed too many requests in a row.
 pub const ADAPTERS_SET_ASIDE: Metric =
     gauge("polydelta_adapters_set_aside", "Adapter versions set aside: too many requests in a row failed on them.");
@@ -208,6 +213,7 @@ pub const ALL: &[Metric] = &[
     ADAPTER_TOKENS,
     ADAPTER_TTFT,
     ADAPTERS_REGISTERED,
+    ADAPTERS_UNREADABLE,
     ADAPTERS_SET_ASIDE,
     ADAPTERS_RESIDENT,
     ADAPTER_BYTES,

@@ -127,6 +127,7 @@ fn every_other_fact_shows_up() {
         resident: 2,
         resident_bytes: 10,
         stored_bytes: 20,
+        unreadable: 2,
         set_aside: 1,
     });
     metrics.record_adapter_load(LoadStage::Compile, Duration::from_millis(3));

@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use polydelta::adapters::{
-    Acquire, AdapterError, AdapterObserver, AdapterRegistry, LoadFailure, ResidentLease, UploadHead, Want,
+    Acquire, AdapterError, AdapterObserver, AdapterRegistry, LoadFailure, ResidentLease, Staged, UploadHead, Want,
 };
 use polydelta::admission::{AdapterHall, GenerationDefaults, GenerationEngine, ResidentFuture, StatsFuture};
 use polydelta::engine::{EngineStats, EventReceiver, Lease, SubmitError};
@@ -239,8 +238,8 @@ impl AdapterHall for FakeHall {
         Ok(())
     }
 
-    fn check(&self, dir: &Path) -> Result<AdapterFacts, LoadFailure> {
-        let config = std::fs::read(dir.join("adapter_config.json")).unwrap();
+    fn check(&self, staged: &Staged) -> Result<AdapterFacts, LoadFailure> {
+        let config = staged.read().unwrap().config;
         assert_ne!(config, b"panic", "a defect of the compiler");
         Ok(facts())
     }

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use polydelta::adapters::{AdapterRegistry, FolderStore, RegistryLimits, ResidencyLimits, StoreLimits};
+use polydelta::adapters::{
+    AdapterRegistry, DiskFs, FolderStore, RegistryLimits, ResidencyLimits, StoreFs, StoreLimits, StoreOptions,
+};
 use polydelta::admission::{
     AdapterHall, AdapterTemplates, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits, PrefixSalting,
 };
@@ -60,6 +62,8 @@ pub(crate) struct Options {
     pub(crate) allow_unknown_fields: bool,
     /// Where adapters are kept.
     pub(crate) folder: Arc<TempDir>,
+    /// The disk it lies on.
+    pub(crate) disk: Arc<dyn StoreFs>,
 }
 
 const CHAT: &str = "{% for m in messages %}{% if m.role == 'nobody' %}{{ raise_exception('who?') }}{% endif %}\
@@ -79,6 +83,7 @@ impl Default for Options {
             event_history: 256,
             allow_unknown_fields: false,
             folder: Arc::new(tempfile::tempdir().unwrap()),
+            disk: Arc::new(DiskFs),
         }
     }
 }
@@ -93,7 +98,8 @@ pub(crate) struct Model {
 }
 
 pub(crate) fn registry(options: &Options) -> Arc<AdapterRegistry> {
-    let (folder, _) = FolderStore::open(options.folder.path(), options.store.clone()).unwrap();
+    let store = StoreOptions::new(options.store.clone());
+    let (folder, _) = FolderStore::open_with(options.folder.path(), &store, Arc::clone(&options.disk)).unwrap();
     let limits = RegistryLimits {
         store: options.store.clone(),
         residency: options.residency,

@@ -5,6 +5,7 @@
 mod adapters;
 mod chat_templates;
 mod clock;
+mod disk;
 mod fakes;
 mod files;
 mod generation;

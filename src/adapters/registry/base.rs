@@ -57,6 +57,12 @@ impl AdapterRegistry {
         }
     }
 
+    /// Names that the store has and cannot serve now: it cannot read them, or a later version of the server wrote them.
+    #[must_use]
+    pub fn unreadable(&self) -> usize {
+        self.store.troubled()
+    }
+
     /// Try again to read what the store could not read; returns how many names came back. Blocks.
     pub fn heal(&self) -> usize {
         let mut signals = Signals::default();

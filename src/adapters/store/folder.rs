@@ -357,6 +357,10 @@ impl AdapterStore for FolderStore {
         })
     }
 
+    fn troubled(&self) -> usize {
+        lock(&self.flawed).len()
+    }
+
     fn heal(&self) -> Vec<AdapterName> {
         let flawed: Vec<_> = lock(&self.flawed).keys().cloned().collect();
         if flawed.is_empty() {

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
+use super::super::disk::Patience;
 use super::super::error::AdapterError;
 use super::super::files::{
-    CHAT_TEMPLATE_FILE, CheckedFile, CheckedHeader, Expected, FileRole, MAX_CHUNK_BYTES, Sha256Digest, StoredFile,
-    UploadId,
+    CHAT_TEMPLATE_FILE, CONFIG_FILE, CheckedFile, CheckedHeader, Expected, FileRole, MAX_CHUNK_BYTES, Sha256Digest,
+    StoredFile, UploadId, WEIGHTS_FILE,
 };
 use super::super::fs::StoreFile;
 use super::super::registry::Published;
+use super::super::store::AdapterBytes;
 use super::super::sync::lock;
 use super::head::{HeadKeeper, UploadHead};
 use super::table::Leftover;
@@ -401,8 +403,28 @@ impl Staged {
     /// # Errors
     /// The disk.
     pub fn chat_template(&self) -> Result<Option<Vec<u8>>, AdapterError> {
-        let read = || std::fs::read(self.dir().join(CHAT_TEMPLATE_FILE));
-        self.has_chat_template().then(read).transpose().map_err(AdapterError::io("reading a staged file"))
+        self.has_chat_template().then(|| self.read_file(CHAT_TEMPLATE_FILE)).transpose()
+    }
+
+    /// Bytes that [`Staged::read`] reads.
+    #[must_use]
+    pub fn bytes_to_read(&self) -> u64 {
+        self.files().iter().filter(|file| file.path != CHAT_TEMPLATE_FILE).map(|file| file.size).sum()
+    }
+
+    /// Config and weights, as they were verified. Blocks.
+    ///
+    /// # Errors
+    /// The disk; a lack of memory is one of its failures.
+    pub fn read(&self) -> Result<AdapterBytes, AdapterError> {
+        Ok(AdapterBytes { config: self.read_file(CONFIG_FILE)?, weights: self.read_file(WEIGHTS_FILE)? })
+    }
+
+    fn read_file(&self, name: &'static str) -> Result<Vec<u8>, AdapterError> {
+        let declared = self.session.header.files.iter().find(|declared| declared.file.path == name);
+        let size = declared.ok_or(AdapterError::MissingFile { path: name })?.file.size;
+        let read = Patience::short().read(self.desk.fs.as_ref(), &self.dir().join(name), size);
+        read.map_err(AdapterError::io("reading a staged file"))
     }
 
     /// The client wants to know whether it would be accepted, no more.

@@ -2,10 +2,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::*;
-use crate::adapters::DiskFault;
 use crate::adapters::files::{CONFIG_FILE, MAX_CHUNK_BYTES, WEIGHTS_FILE};
 use crate::adapters::fs::DiskFs;
-use crate::adapters::testing::{EIO, ENOSPC, Fault, FaultyFs, contents, header, tree};
+use crate::adapters::testing::{EIO, EMFILE, ENOSPC, Fault, FaultyFs, contents, header, tree};
+use crate::adapters::{AdapterBytes, DiskFault};
 use crate::types::ClientKey;
 
 struct Desk {
@@ -282,4 +282,37 @@ fn one_client_cannot_hold_all_uploads_nor_all_staged_bytes() {
     let refused = desk.begin(of(1, "b"));
     assert!(matches!(refused, Err(AdapterError::UploadsOfClient { open: 1, staged, .. }) if staged == bytes));
     let _other = desk.begin(of(2, "b")).unwrap();
+}
+
+#[test]
+fn what_is_staged_is_read_with_patience_and_a_disk_that_fails_is_named() {
+    let fs = FaultyFs::new(Fault::None, 0);
+    let desk = Desk::with_fs(StoreLimits::default(), Arc::new(fs.clone()));
+    let files = contents(7);
+    let mut session = desk.begin(header("a", &files, None)).unwrap();
+    desk.send(&mut session, &files).unwrap();
+    let staged = session.finish().unwrap();
+    assert_eq!(staged.bytes_to_read(), files.iter().map(|(_, content)| content.len() as u64).sum::<u64>());
+    let right = |read: Result<AdapterBytes, AdapterError>| {
+        read.is_ok_and(|read| (read.config, read.weights) == (files[0].1.clone(), files[1].1.clone()))
+    };
+    for unlucky in [Fault::once(EIO), Fault::once(EMFILE), Fault::ShortRead] {
+        for at in 0..2 {
+            fs.arm(unlucky, at);
+            assert!(right(staged.read()), "{unlucky:?} at {at}");
+        }
+    }
+    for (number, expected) in [(EIO, DiskFault::Device), (EMFILE, DiskFault::TooManyFiles), (12, DiskFault::Memory)] {
+        fs.deny(staged.dir(), number);
+        let failed = staged.read();
+        assert!(matches!(&failed, Err(AdapterError::Io { fault, .. }) if *fault == expected), "{failed:?}");
+        fs.mend();
+    }
+    // Something else in the place of a file is not waited for.
+    let weights = staged.dir().join(WEIGHTS_FILE);
+    std::fs::remove_file(&weights).unwrap();
+    crate::files::testing::fifo(&weights);
+    assert!(matches!(staged.read(), Err(AdapterError::Io { .. })));
+    drop(staged);
+    assert!(desk.is_clean());
 }

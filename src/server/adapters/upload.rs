@@ -187,7 +187,7 @@ async fn accept(
         if let Some(template) = template {
             templates.check(&template).map_err(|error| Arc::new(error) as LoadFailure)?;
         }
-        hall.check(staged.dir()).map(|facts| (staged, facts))
+        hall.check(&staged).map(|facts| (staged, facts))
     })
     .await?;
     let (staged, facts) = check.map_err(|failure| status::load_failed(failure.as_ref()))?;
