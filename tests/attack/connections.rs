@@ -1,5 +1,6 @@
 //! Connections that come in floods, say nothing, or take every file descriptor.
 
+use std::io::{BufRead, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use polydelta::server::pb;
@@ -60,6 +61,26 @@ async fn a_process_with_few_descriptors_keeps_some_for_everybody() {
     assert!(victim.metric("polydelta_connections_refused_total", &[]) > 300.0);
     let log = victim.terminate().await;
     assert!(log.len() < 60, "{} lines: {log:#?}", log.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_without_descriptors_says_so_now_and_then_and_goes_on_when_there_are_some() {
+    let mut victim = Victim::start("", &[]);
+    victim.serves().await;
+    victim.limit_files(8);
+    let silent = flood(ATTACKER, victim.grpc, 100).await;
+    let told = tokio::task::spawn_blocking(move || {
+        let told = victim.log.by_ref().lines().map(Result::unwrap).find(|line| line.contains("cannot accept"));
+        (victim, told)
+    });
+    let (victim, told) = within(told).await.unwrap();
+    assert!(told.is_some());
+    drop(silent);
+    victim.serves().await;
+    // It ends as it should while there are none, too.
+    let _silent = flood(ATTACKER, victim.grpc, 100).await;
+    let log = victim.terminate().await;
+    assert!(log.len() < 20, "{} lines: {log:#?}", log.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use polydelta::server::pb;
 use polydelta::server::pb::adapter_service_client::AdapterServiceClient;
 use polydelta::server::pb::generation_service_client::GenerationServiceClient;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 use tonic::Status;
@@ -130,6 +131,14 @@ impl Victim {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.0.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().strip_suffix("kB").unwrap().trim().parse::<u64>().unwrap() * 1024
+    }
+
+    /// From now on it has `more` descriptors beside those that are open, and no further ones.
+    pub(crate) fn limit_files(&self, more: usize) {
+        let pid = self.process.0.id();
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        let limit = Rlimit { current: Some((open + more) as u64), maximum: Some((open + more) as u64) };
+        prlimit(Pid::from_raw(pid as i32), Resource::Nofile, limit).unwrap();
     }
 
     /// The page of metrics, asked for by a polite client.

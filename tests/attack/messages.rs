@@ -1,6 +1,10 @@
 //! Messages that are never finished.
 
-use super::harness::{ATTACKER, Victim};
+use polydelta::server::pb;
+use polydelta::server::pb::generation_service_client::GenerationServiceClient;
+use tonic::Code;
+
+use super::harness::{ATTACKER, Victim, within};
 use super::raw::{DATA, Frame, GOAWAY, Raw, frame};
 
 const GENERATE: &str = "/polydelta.v1.GenerationService/Generate";
@@ -84,5 +88,49 @@ async fn a_message_that_drips_ends_and_its_neighbours_do_not() {
     assert_eq!(ended.stream, 1);
     assert!(raw.answers().await, "the connection stays");
     victim.serves().await;
+    victim.terminate().await;
+}
+
+/// A chat with so many messages, and a variable that is nested so deep.
+fn chat(messages: usize, depth: usize) -> pb::TokenizeRequest {
+    let message = |index| pb::ChatMessage { role: "user".into(), content: format!("hello {index}") };
+    let kind = |kind| Some(prost_types::Value { kind: Some(kind) });
+    let mut value = prost_types::Value { kind: Some(prost_types::value::Kind::NumberValue(1.0)) };
+    for _ in 0..depth {
+        let list = prost_types::ListValue { values: vec![value] };
+        value = kind(prost_types::value::Kind::ListValue(list)).unwrap();
+    }
+    let kwargs = prost_types::Struct { fields: [("x".to_owned(), value)].into() };
+    let chat = pb::Chat {
+        messages: (0..messages).map(message).collect(),
+        template_kwargs: Some(kwargs),
+        ..pb::Chat::default()
+    };
+    pb::TokenizeRequest { input: Some(pb::tokenize_request::Input::Chat(chat)), ..pb::TokenizeRequest::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chats_of_any_size_and_depth_are_answered_and_take_nothing_from_others() {
+    let victim = Victim::start("", &[]);
+    victim.serves().await;
+    let before = victim.resident();
+    let channel = victim.channel_from(ATTACKER).await;
+    let ask = |request: pb::TokenizeRequest| {
+        let mut client = GenerationServiceClient::new(channel.clone());
+        tokio::spawn(async move { within(client.tokenize(request)).await.map_err(|refused| refused.code()).err() })
+    };
+    // The largest that a message holds, and all that is close to a limit.
+    let sizes = [(100_000, 0), (4096, 0), (4097, 0), (1, 16), (1, 31), (1, 48), (1, 2000), (4096, 31)];
+    let asked: Vec<_> =
+        sizes.into_iter().cycle().take(80).map(|(messages, depth)| ask(chat(messages, depth))).collect();
+    for answer in asked {
+        let code = answer.await.unwrap().unwrap_or(Code::Ok);
+        let fine =
+            [Code::Ok, Code::InvalidArgument, Code::FailedPrecondition, Code::ResourceExhausted, Code::OutOfRange];
+        assert!(fine.contains(&code), "{code:?}");
+    }
+    victim.serves().await;
+    let grown = victim.resident().saturating_sub(before);
+    assert!(grown < 256 << 20, "{} MiB more", grown >> 20);
     victim.terminate().await;
 }
