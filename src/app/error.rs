@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::inspect::InspectError;
+use super::listen::MetricsListenError;
 use super::model_folder::NoModel;
 use crate::adapters::{AdapterError, LoadFailure, RepairError};
 use crate::admission::GenerationDefaultsError;
@@ -16,7 +17,7 @@ use crate::files::FileRefusal;
 use crate::model::ModelError;
 use crate::model::hub::HubError;
 use crate::ops::OpsError;
-use crate::server::{InvalidHeaderName, MetricsListenError};
+use crate::server::InvalidHeaderName;
 use crate::telemetry::{LoggingError, MetricsError};
 use crate::text::{ChatError, TokenizerError};
 use crate::types::AdapterName;

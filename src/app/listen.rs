@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tokio::net::{TcpListener, lookup_host};
 
 use super::error::AppError;
-use crate::config::ListenAddress;
+use crate::config::{ListenAddress, MetricsListen};
 
 /// The addresses that `address` stands for, IPv4 first where it is a name.
 pub(super) async fn resolve(address: &ListenAddress) -> io::Result<Vec<SocketAddr>> {
@@ -22,14 +22,53 @@ pub(super) async fn resolve(address: &ListenAddress) -> io::Result<Vec<SocketAdd
     Ok(found)
 }
 
-/// The first address that `address` stands for.
+/// Why metrics cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsListenError {
+    /// The address that was asked for cannot be had.
+    #[error("metrics cannot be served on {address}: {source}")]
+    Bind {
+        /// As it was written.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Neither the default port nor one near it is free.
+    #[error("no port from {first} to {last} is free for metrics")]
+    NoFreePort {
+        /// First tried.
+        first: u16,
+        /// Last tried.
+        last: u16,
+    },
+}
+
+/// Ports tried after the default one.
+const FALLBACK_PORTS: u16 = 100;
+
+/// Listen for readers of metrics as [`bind`] does for clients. Where nobody asked for the address, a taken port is no
+/// error: the next free one is bound, with a log line.
 ///
 /// # Errors
-/// [`AppError::Listen`]: the name is unknown.
-pub(super) async fn first(address: &ListenAddress) -> Result<SocketAddr, AppError> {
-    let failed = |source| AppError::Listen { address: address.to_string(), source };
-    let found = resolve(address).await.map_err(failed)?;
-    found.first().copied().ok_or_else(|| failed(ErrorKind::NotFound.into()))
+/// [`MetricsListenError`].
+pub(super) async fn bind_metrics(listen: &MetricsListen) -> Result<Vec<TcpListener>, MetricsListenError> {
+    let MetricsListen { address, explicit } = listen;
+    let first = address.port();
+    let last = if *explicit { first } else { first.saturating_add(FALLBACK_PORTS) };
+    for port in first..=last {
+        match try_bind(&address.clone().with_port(port)).await {
+            Ok(sockets) => {
+                if port != first {
+                    tracing::info!(taken = %address, port, "the metrics port is taken, moved to a free one");
+                }
+                return Ok(sockets);
+            }
+            Err(error) if !explicit && error.kind() == ErrorKind::AddrInUse => {}
+            // Another port would not help.
+            Err(source) => return Err(MetricsListenError::Bind { address: address.to_string(), source }),
+        }
+    }
+    Err(MetricsListenError::NoFreePort { first, last })
 }
 
 /// Listen on every address that `address` stands for, at the same port. An address of a family that this machine does
@@ -38,11 +77,14 @@ pub(super) async fn first(address: &ListenAddress) -> Result<SocketAddr, AppErro
 /// # Errors
 /// [`AppError::Listen`]: the name is unknown, or an address cannot be had.
 pub(super) async fn bind(address: &ListenAddress) -> Result<Vec<TcpListener>, AppError> {
-    let failed = |source| AppError::Listen { address: address.to_string(), source };
+    try_bind(address).await.map_err(|source| AppError::Listen { address: address.to_string(), source })
+}
+
+async fn try_bind(address: &ListenAddress) -> io::Result<Vec<TcpListener>> {
     let mut sockets: Vec<TcpListener> = Vec::new();
     let mut missing = None;
-    for mut at in resolve(address).await.map_err(failed)? {
-        let first = sockets.first().map(TcpListener::local_addr).transpose().map_err(failed)?;
+    for mut at in resolve(address).await? {
+        let first = sockets.first().map(TcpListener::local_addr).transpose()?;
         if let Some(first) = first {
             if address.is_any() {
                 break;
@@ -59,11 +101,11 @@ pub(super) async fn bind(address: &ListenAddress) -> Result<Vec<TcpListener>, Ap
             Err(error) if address.port() == 0 && first.is_some() && error.kind() == ErrorKind::AddrInUse => {
                 tracing::info!(address = %at, "the port is taken on this address, which is left out");
             }
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(error),
         }
     }
     match missing {
-        Some(error) if sockets.is_empty() => Err(failed(error)),
+        Some(error) if sockets.is_empty() => Err(error),
         _ => Ok(sockets),
     }
 }
@@ -109,5 +151,26 @@ mod tests {
         let port = taken[0].local_addr().unwrap().port();
         let error = bind(&format!("localhost:{port}").parse().unwrap()).await.unwrap_err();
         assert!(error.to_string().contains(&format!("localhost:{port}")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn metrics_are_served_on_all_addresses_of_a_name_at_one_port() {
+        let listen = |address: &str| MetricsListen { address: address.parse().unwrap(), explicit: true };
+        let sockets = bind_metrics(&listen("localhost:0")).await.unwrap();
+        let addresses: Vec<_> = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
+        assert!(addresses.iter().all(|address| address.ip().is_loopback() && address.port() == addresses[0].port()));
+        let taken = format!("localhost:{}", addresses[0].port());
+        let refused = bind_metrics(&listen(&taken)).await.unwrap_err();
+        assert!(matches!(&refused, MetricsListenError::Bind { address, .. } if *address == taken), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_taken_metrics_port_moves_the_default_alone() {
+        let taken = bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = taken[0].local_addr().unwrap();
+        let listen = |explicit| MetricsListen { address: address.into(), explicit };
+        assert!(bind_metrics(&listen(true)).await.is_err());
+        let moved = bind_metrics(&listen(false)).await.unwrap();
+        assert_ne!(moved[0].local_addr().unwrap(), address);
     }
 }

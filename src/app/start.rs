@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::base::OpenedBase;
@@ -28,17 +27,17 @@ use crate::admission::validate::MAX_REQUEST_TOKENS;
 use crate::admission::{
     AdapterHall, AdapterTemplates, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits, PrefixSalting,
 };
-use crate::cli::{Brought, bring};
+use crate::cli::{Brought, SavedTemplate, bring};
 use crate::config::units::format_bytes;
 use crate::config::{
-    AdapterSource, Environment, MetricsListen, PrefixCache, ServeConfig, StoreErrors, StoreLocation, available_memory,
+    AdapterSource, Environment, PrefixCache, ServeConfig, StoreErrors, StoreLocation, available_memory,
 };
 use crate::delta::SERVED_KINDS;
 use crate::engine::{EngineHandle, HostMemory};
 use crate::ops::Dtype;
 use crate::server::{
     Adapters, ClientIdentity, Generator, Informer, Lifecycle, Listeners, ModelInfo, ServerInfo, ServerLimits, Services,
-    bind_metrics, serve, serve_metrics,
+    serve, serve_metrics,
 };
 use crate::telemetry::{Metrics, MetricsPage, recorded};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -129,8 +128,8 @@ impl Server {
         let drain = config.drain_timeout;
         let serving = serve(listeners, routes, transport, drain, identity, lifecycle.clone(), metrics.clone());
         let serving = tokio::spawn(serving);
-        if let Some(Exporter { listener, page, .. }) = exporter {
-            tokio::spawn(serve_metrics(listener, page, metrics_connections, lifecycle.clone(), metrics.clone()));
+        if let Some(Exporter { listeners, page, .. }) = exporter {
+            tokio::spawn(serve_metrics(listeners, page, metrics_connections, lifecycle.clone(), metrics.clone()));
         }
         let vigil = Vigil::begin(hall.ended.clone(), hall.engine.pulse(), config.watchdog, &lifecycle);
         let server = Self {
@@ -294,18 +293,19 @@ fn registry_limits(config: &ServeConfig, sizes: Sizes, store: StoreLimits) -> Re
 
 /// Where metrics are to be served, bound already.
 struct Exporter {
-    listener: TcpListener,
+    listeners: Listeners,
     address: SocketAddr,
     page: MetricsPage,
 }
 
 async fn metrics(config: &ServeConfig, model: &str) -> Result<(Metrics, Option<Exporter>), AppError> {
-    let Some(MetricsListen { address, explicit }) = &config.metrics else { return Ok((Metrics::disabled(), None)) };
-    let listener = bind_metrics(listen::first(address).await?, *explicit).await?;
-    let failed = |source| AppError::Listen { address: address.to_string(), source };
-    let address = listener.local_addr().map_err(failed)?;
+    let Some(listen) = &config.metrics else { return Ok((Metrics::disabled(), None)) };
+    let listeners = Listeners::from(listen::bind_metrics(listen).await?);
+    let failed = |source| AppError::Listen { address: listen.address.to_string(), source };
+    let address = listeners.addresses().map_err(failed)?.first().copied();
+    let address = address.ok_or_else(|| failed(ErrorKind::AddrNotAvailable.into()))?;
     let (metrics, page) = recorded(model, config.adapter_limits.max_resident)?;
-    Ok((metrics, Some(Exporter { listener, address, page })))
+    Ok((metrics, Some(Exporter { listeners, address, page })))
 }
 
 fn sizes(config: &ServeConfig, base: &OpenedBase, dtype: Dtype) -> Result<Sizes, AppError> {
@@ -338,7 +338,7 @@ fn bring_adapters(
 ) -> Result<Vec<(AdapterName, Brought)>, AppError> {
     let bring_one = |(name, source): &(AdapterName, AdapterSource)| {
         let failed = |source| AppError::Bring { name: name.clone(), source };
-        let brought = bring(source, environment).map_err(failed)?;
+        let brought = bring(source, SavedTemplate::Take, environment).map_err(failed)?;
         brought.notes().iter().for_each(|note| tracing::info!(adapter = %name, "{note}"));
         let template = brought.chat_template().map_or(Ok(()), |template| front.adapter_templates.check(template));
         template.map_err(|error| AppError::Import { name: name.clone(), source: Arc::new(error) })?;

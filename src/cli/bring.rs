@@ -52,16 +52,20 @@ impl Brought {
         AdapterFolder { dir: &self.dir, chat_template: self.chat_template() }
     }
 
-    /// Leave the chat template aside.
-    pub fn without_chat_template(&mut self) {
-        self.chat_template = None;
-    }
-
     /// What was done to it and what was left aside, for people.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
+}
+
+/// What to do with the chat template that was saved with an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SavedTemplate {
+    /// It goes with the adapter.
+    Take,
+    /// It stays where it is, whatever it is.
+    Leave,
 }
 
 /// Why an adapter cannot be brought.
@@ -119,10 +123,14 @@ pub fn exit_of_hub(error: &HubError) -> Exit {
 ///
 /// # Errors
 /// [`BringError`].
-pub fn bring(source: &AdapterSource, environment: &Environment) -> Result<Brought, BringError> {
+pub fn bring(
+    source: &AdapterSource,
+    template: SavedTemplate,
+    environment: &Environment,
+) -> Result<Brought, BringError> {
     match source {
-        AdapterSource::Dir(dir) => from_folder(dir),
-        AdapterSource::Hub(repository) => from_folder(&fetch(repository, Wanted::Adapter, environment)?),
+        AdapterSource::Dir(dir) => from_folder(dir, template),
+        AdapterSource::Hub(repository) => from_folder(&fetch(repository, Wanted::Adapter, environment)?, template),
     }
 }
 
@@ -146,10 +154,15 @@ pub fn fetch(repository: &HubRepository, wanted: Wanted, environment: &Environme
     Ok(folder)
 }
 
-fn from_folder(folder: &Path) -> Result<Brought, BringError> {
+fn from_folder(folder: &Path, template: SavedTemplate) -> Result<Brought, BringError> {
     let FoundAdapter { weights, mut others } = look(folder)?;
     // An empty one is none to transformers either.
-    let chat_template = chat_template_in(folder)?.filter(|template| !template.is_empty()).map(String::into_bytes);
+    let chat_template = match template {
+        SavedTemplate::Take => {
+            chat_template_in(folder)?.filter(|template| !template.is_empty()).map(String::into_bytes)
+        }
+        SavedTemplate::Leave => None,
+    };
     others.retain(|name| name != CHAT_TEMPLATE_FILE || chat_template.is_none());
     let mut notes = left_aside(&others);
     notes.extend(chat_template.is_some().then(|| "the chat template that was saved with it goes with it".to_owned()));

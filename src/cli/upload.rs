@@ -13,7 +13,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 use tonic_types::StatusExt;
 
-use super::bring::bring;
+use super::bring::{BringError, SavedTemplate, bring};
 use super::client::{connect, request};
 use super::exit::CliError;
 use super::interrupt::unless_interrupted;
@@ -25,6 +25,8 @@ use crate::telemetry::{Progress, Spinner};
 use pb::adapter_service_client::AdapterServiceClient;
 use pb::upload_adapter_request::Frame;
 
+/// The way out for an adapter with a chat template that is not taken.
+const WITHOUT_TEMPLATE: &str = "its chat template is not taken; --no-chat-template uploads it without";
 const CHUNK: usize = 512 * 1024;
 /// Most bytes of a config that goes with the header.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -42,11 +44,13 @@ pub(super) async fn run(
     terminal: Terminal,
 ) -> Result<Option<pb::Adapter>, CliError> {
     let (source, environment) = (args.source.clone(), environment.clone());
-    let mut brought = blocking(move || bring(&source, &environment)).await??;
+    let saved = if args.no_chat_template { SavedTemplate::Leave } else { SavedTemplate::Take };
+    let brought = blocking(move || bring(&source, saved, &environment)).await?.inspect_err(|error| {
+        if matches!(error, BringError::ChatTemplate(_)) {
+            tracing::error!("{WITHOUT_TEMPLATE}");
+        }
+    })?;
     brought.notes().iter().for_each(|note| tracing::info!("{note}"));
-    if args.no_chat_template {
-        brought.without_chat_template();
-    }
     let template = brought.chat_template().map(<[u8]>::to_vec);
     let folder = brought.dir().to_owned();
     let mut spinner = Spinner::start(&format!("reading {}", folder.display()), terminal.progress);
@@ -59,7 +63,7 @@ pub(super) async fn run(
             tracing::error!("the upload broke off; to go on: --upload-id {upload_id}");
         }
         if template_refused(error) {
-            tracing::error!("its chat template is not taken; --no-chat-template uploads it without");
+            tracing::error!("{WITHOUT_TEMPLATE}");
         }
     })
 }

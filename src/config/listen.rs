@@ -49,6 +49,12 @@ impl ListenAddress {
         self.port
     }
 
+    /// At another port.
+    #[must_use]
+    pub fn with_port(self, port: u16) -> Self {
+        Self { port, ..self }
+    }
+
     /// The addresses it stands for, where no resolver is needed: `localhost` is the loopback of both families
     /// (RFC 6761), and every interface is IPv6's wildcard, which takes IPv4 too, and IPv4's for systems without IPv6.
     #[must_use]

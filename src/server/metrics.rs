@@ -5,7 +5,6 @@
 //! who wait for it at once.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -24,6 +23,7 @@ use tokio::time::Instant;
 use super::accept::Acceptor;
 use super::lifecycle::{Lifecycle, Phase};
 use super::limits::Shares;
+use super::listeners::Listeners;
 use super::peer::Peer;
 use crate::telemetry::MetricsPage;
 use crate::telemetry::metrics::Metrics;
@@ -41,62 +41,10 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 const LISTENER: &str = "metrics";
 const TEXT_FORMAT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
-/// Why metrics cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum MetricsListenError {
-    /// The address that was asked for cannot be bound.
-    #[error("metrics cannot be served on {address}: {source}")]
-    Bind {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Neither the default port nor one near it is free.
-    #[error("no port from {first} to {last} is free for metrics")]
-    NoFreePort {
-        /// First tried.
-        first: u16,
-        /// Last tried.
-        last: u16,
-    },
-}
-
-/// Ports tried after the default one.
-const FALLBACK_PORTS: u16 = 100;
-
-/// Bind `address`. Where `explicit` is false a taken port is no error: the next free one is bound, with a log line.
-///
-/// # Errors
-/// [`MetricsListenError`].
-pub async fn bind_metrics(address: SocketAddr, explicit: bool) -> Result<TcpListener, MetricsListenError> {
-    let failed = |source| MetricsListenError::Bind { address, source };
-    if explicit {
-        return TcpListener::bind(address).await.map_err(failed);
-    }
-    let first = address.port();
-    let last = first.saturating_add(FALLBACK_PORTS);
-    for port in first..=last {
-        let candidate = SocketAddr::new(address.ip(), port);
-        match TcpListener::bind(candidate).await {
-            Ok(listener) => {
-                if port != first {
-                    tracing::info!(taken = %address, metrics = %candidate, "the metrics port is taken, moved to a free one");
-                }
-                return Ok(listener);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
-            // Another port would not help.
-            Err(source) => return Err(failed(source)),
-        }
-    }
-    Err(MetricsListenError::NoFreePort { first, last })
-}
-
 /// Serve `page` until the server has ended, on at most `max_connections` at a time, of which one address has at most
 /// half.
 pub async fn serve_metrics(
-    listener: TcpListener,
+    listeners: Listeners,
     page: MetricsPage,
     max_connections: u32,
     lifecycle: Lifecycle,
@@ -104,7 +52,7 @@ pub async fn serve_metrics(
 ) {
     let max = u64::from(max_connections.max(1));
     let places = Shares::new(max, max.div_ceil(2));
-    let mut acceptor = Acceptor::new(listener.into(), LISTENER);
+    let mut acceptor = Acceptor::new(listeners, LISTENER);
     let page = Arc::new(SharedPage::new(page));
     let mut upkeep = tokio::time::interval(UPKEEP_INTERVAL);
     upkeep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -264,15 +212,5 @@ mod tests {
         }
         // Both of a pair ask at the same moment; the second shares the first one's.
         assert_eq!(began.elapsed(), RENDER_INTERVAL * 3);
-    }
-
-    #[tokio::test]
-    async fn a_taken_port_moves_the_default_but_refuses_an_explicit_address() {
-        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = taken.local_addr().unwrap();
-        let refused = bind_metrics(address, true).await.err();
-        assert!(matches!(refused, Some(MetricsListenError::Bind { address: bad, .. }) if bad == address));
-        let moved = bind_metrics(address, false).await.unwrap();
-        assert_ne!(moved.local_addr().unwrap(), address);
     }
 }

@@ -41,7 +41,7 @@ pub use identity::{ClientIdentity, InvalidHeaderName};
 pub use info::{Informer, ModelInfo, ServerInfo, ServerLimits};
 pub use lifecycle::{Lifecycle, Phase};
 pub use listeners::Listeners;
-pub use metrics::{MetricsListenError, bind_metrics, serve_metrics};
+pub use metrics::serve_metrics;
 pub use services::Services;
 pub use transport::serve;
 

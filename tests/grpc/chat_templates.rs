@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use polydelta::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Sha256Digest, StoreLimits, WEIGHTS_FILE};
-use polydelta::cli::bring;
+use polydelta::cli::{SavedTemplate, bring};
 use polydelta::config::{AdapterSource, Environment};
 use polydelta::server::pb;
 use polydelta::text::{Tokenizer, TokenizerSettings};
@@ -94,7 +94,8 @@ impl Case {
         for (name, content) in &self.files {
             fs::write(folder.path().join(name), content).unwrap();
         }
-        let brought = bring(&AdapterSource::Dir(folder.path().to_owned()), &Environment::default()).unwrap();
+        let brought =
+            bring(&AdapterSource::Dir(folder.path().to_owned()), SavedTemplate::Take, &Environment::default()).unwrap();
         AdapterFiles { chat_template: brought.chat_template().map(<[u8]>::to_vec), ..plain }
     }
 }

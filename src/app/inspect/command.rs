@@ -8,7 +8,7 @@ use super::super::error::AppError;
 use super::super::hall::compile_limits;
 use super::{InspectBase, InspectLimits, inspect, write_json, write_text};
 use crate::adapters::{CONFIG_FILE, Sha256Digest, StoreLimits};
-use crate::cli::{CliError, bring};
+use crate::cli::{CliError, SavedTemplate, bring};
 use crate::config::{Environment, InspectArgs, ModelSource};
 use crate::delta::{NamedBase, named_base};
 use crate::files;
@@ -21,7 +21,8 @@ pub(in crate::app) async fn run(
     out: &mut impl Write,
 ) -> Result<(), AppError> {
     let (named, limits) = args.resolve()?;
-    let brought = tokio::task::block_in_place(|| bring(&args.source, environment)).map_err(CliError::from)?;
+    let brought = tokio::task::block_in_place(|| bring(&args.source, SavedTemplate::Take, environment))
+        .map_err(CliError::from)?;
     brought.notes().iter().for_each(|note| tracing::info!("{note}"));
     let (source, note) = match named {
         Some(source) => (source, None),

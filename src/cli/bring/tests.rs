@@ -17,7 +17,7 @@ fn folder(files: &[(&str, &[u8])]) -> TempDir {
 }
 
 fn from(folder: &TempDir) -> Result<Brought, BringError> {
-    bring(&AdapterSource::Dir(folder.path().to_owned()), &Environment::default())
+    bring(&AdapterSource::Dir(folder.path().to_owned()), SavedTemplate::Take, &Environment::default())
 }
 
 #[test]
@@ -54,10 +54,14 @@ fn the_chat_template_that_was_saved_with_an_adapter_comes_with_it() {
     }
     // Of converted weights too.
     let root = folder(&[(CONFIG_FILE, b"{}"), ("adapter_model.bin", &pickle()), (CHAT_TEMPLATE_FILE, b"own")]);
-    let mut brought = from(&root).unwrap();
+    let brought = from(&root).unwrap();
     assert_eq!(brought.folder().chat_template, Some(&b"own"[..]));
-    brought.without_chat_template();
+    // Left where it is, whatever it is.
+    fs::write(root.path().join("tokenizer_config.json"), "[").unwrap();
+    let source = AdapterSource::Dir(root.path().to_owned());
+    let brought = bring(&source, SavedTemplate::Leave, &Environment::default()).unwrap();
     assert_eq!(brought.folder().chat_template, None);
+    assert!(brought.notes()[0].contains("left aside") && brought.notes()[0].contains(CHAT_TEMPLATE_FILE));
 }
 
 #[test]
@@ -100,11 +104,12 @@ fn what_cannot_be_brought_is_named_with_its_exit_code() {
         assert_eq!(error.exit(), exit, "{error}");
         assert!(error.to_string().contains(words), "{error}");
     }
-    let missing = bring(&AdapterSource::Dir("/does/not/exist".into()), &Environment::default()).unwrap_err();
+    let missing =
+        bring(&AdapterSource::Dir("/does/not/exist".into()), SavedTemplate::Take, &Environment::default()).unwrap_err();
     assert_eq!(missing.exit(), Exit::NotFound);
     let offline = Environment { home: Some("/does/not/exist".into()), ..Environment::default() };
     let mut offline = offline;
     offline.hub.offline = true;
-    let uncached = bring(&AdapterSource::Hub("org/name".parse().unwrap()), &offline).unwrap_err();
+    let uncached = bring(&AdapterSource::Hub("org/name".parse().unwrap()), SavedTemplate::Take, &offline).unwrap_err();
     assert_eq!(uncached.exit(), Exit::NotFound, "{uncached}");
 }
