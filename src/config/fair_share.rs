@@ -11,28 +11,28 @@ use super::serve::Checks;
 pub struct FairShareArgs {
     /// Header that names the client of a request, as in `x-client-id`. Only for a server that nobody but a trusted
     /// gateway reaches: whoever writes the header chooses whose share is used. Without it a client is its address
-    #[arg(long, env = "POLYDELTA_CLIENT_HEADER", value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     pub client_header: Option<String>,
     /// What a prompt token weighs in the share of a client or an adapter
-    #[arg(long, env = "POLYDELTA_FAIR_INPUT_WEIGHT", value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     pub fair_input_weight: u32,
     /// What a generated token weighs
-    #[arg(long, env = "POLYDELTA_FAIR_OUTPUT_WEIGHT", value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 2)]
     pub fair_output_weight: u32,
     /// Most tokens in a step for a client or an adapter that has had more than its share, while others are active; half
     /// of --max-num-seqs where it is not given. Less makes others wait less for the step in progress
-    #[arg(long, env = "POLYDELTA_FAIR_STEP_TOKENS", value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS")]
     pub fair_step_tokens: Option<u32>,
     /// Most adapters that may be pinned to the device, with the same share of --adapter-memory, one client at most three
     /// quarters of them; half of --max-resident-adapters where it is not given, at least 1
-    #[arg(long, env = "POLYDELTA_MAX_PINNED_ADAPTERS", value_name = "N")]
+    #[arg(long, value_name = "N")]
     pub max_pinned_adapters: Option<u32>,
     /// Most uploads of one client that may be open at a time
-    #[arg(long, env = "POLYDELTA_MAX_UPLOADS_PER_CLIENT", value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32)]
     pub max_uploads_per_client: u32,
     /// Largest priority of a request, up and down; beyond is refused. A priority is a head start over a bounded number
     /// of requests and tokens, never an absolute order
-    #[arg(long, env = "POLYDELTA_MAX_PRIORITY", value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10)]
     pub max_priority: u32,
 }
 

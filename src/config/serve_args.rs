@@ -42,7 +42,7 @@ impl ServeArgs {
     /// # Errors
     /// Where a default written below does not parse.
     pub(super) fn defaults() -> Result<Self, clap::Error> {
-        let command = Self::augment_args(clap::Command::new("serve")).mut_args(|arg| arg.env(None::<&str>));
+        let command = Self::augment_args(clap::Command::new("serve"));
         let matches = command.try_get_matches_from(["serve", "--model", "/", "--store", "/"])?;
         Self::from_arg_matches(&matches)
     }
@@ -99,25 +99,25 @@ pub enum PrefixCache {
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
     /// Folder of a Hugging Face model, or hf:ORG/NAME to fetch one, at a branch, tag or commit as in hf:ORG/NAME@v1.0
-    #[arg(long, env = "POLYDELTA_MODEL", value_name = "DIR|hf:ORG/NAME[@REV]")]
+    #[arg(long, value_name = "DIR|hf:ORG/NAME[@REV]")]
     pub model: Option<String>,
     /// Chat template (Jinja) in the place of the model's own; adapters that bring one of their own keep it
-    #[arg(long, env = "POLYDELTA_CHAT_TEMPLATE", value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
     /// Type of weights and KV cache: auto takes bf16 for a 16-bit checkpoint, else f32
-    #[arg(long, env = "POLYDELTA_DTYPE", value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t)]
     pub dtype: DtypeChoice,
     /// What computes: auto or cpu
-    #[arg(long, env = "POLYDELTA_DEVICE", value_name = "DEVICE", default_value = "auto")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
     /// Which implementation computes; the reference is slow and obvious
-    #[arg(long, env = "POLYDELTA_KERNELS", value_enum, default_value_t, hide = true)]
+    #[arg(long, value_enum, default_value_t, hide = true)]
     pub kernels: Kernels,
     /// Compute threads; all cores where it is not given
-    #[arg(long, env = "POLYDELTA_THREADS", value_name = "N")]
+    #[arg(long, value_name = "N")]
     pub threads: Option<u32>,
     /// Longest sequence, prompt and output together; the model's own limit where it is not given
-    #[arg(long, env = "POLYDELTA_MAX_MODEL_LEN", value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS")]
     pub max_model_len: Option<u32>,
 }
 
@@ -126,43 +126,38 @@ pub struct ModelArgs {
 #[command(next_help_heading = "Adapters")]
 pub struct AdapterArgs {
     /// Adapter to serve from the start; may be given several times, in the variable separated by commas
-    #[arg(
-        long = "adapter",
-        env = "POLYDELTA_ADAPTER",
-        value_name = "NAME=DIR|NAME=hf:ORG/REPO[@REV]",
-        value_delimiter = ','
-    )]
+    #[arg(long = "adapter", value_name = "NAME=DIR|NAME=hf:ORG/REPO[@REV]", value_delimiter = ',')]
     pub adapters: Vec<String>,
     /// Folder that keeps uploaded adapters; $XDG_DATA_HOME/polydelta where it is not given
-    #[arg(long, env = "POLYDELTA_STORE", value_name = "DIR")]
+    #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
     /// Where parts of the store cannot be read: serve the rest, while those answer UNAVAILABLE until they can be read
     /// again, or do not start
     #[arg(long, value_enum, default_value_t)]
     pub store_errors: StoreErrors,
     /// Most adapters on the device at a time
-    #[arg(long, env = "POLYDELTA_MAX_RESIDENT_ADAPTERS", value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64)]
     pub max_resident_adapters: u32,
     /// Memory for the adapters on the device, as in `2GiB`; by default 25 % of the available memory
-    #[arg(long, env = "POLYDELTA_ADAPTER_MEMORY", value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub adapter_memory: Option<u64>,
     /// Host memory for adapters that are being checked or loaded, about three times their files; larger adapters are
     /// refused, others wait for their turn; by default 25 % of the available memory
-    #[arg(long, env = "POLYDELTA_LOAD_MEMORY", value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub load_memory: Option<u64>,
     /// Most bytes of one adapter's files
-    #[arg(long, env = "POLYDELTA_MAX_ADAPTER_BYTES", value_name = "SIZE", default_value = "2GiB", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = parse_bytes)]
     pub max_adapter_bytes: u64,
     /// Largest rank of a low-rank op
-    #[arg(long, env = "POLYDELTA_MAX_LORA_RANK", value_name = "RANK", default_value_t = 512)]
+    #[arg(long, value_name = "RANK", default_value_t = 512)]
     pub max_lora_rank: u32,
     /// Accept fields of adapter_config.json that are not known here; the adapter shows which. Known ones that change what
     /// an adapter computes and are not served are refused all the same
-    #[arg(long, env = "POLYDELTA_ALLOW_UNKNOWN_ADAPTER_FIELDS", value_parser = BoolishValueParser::new())]
+    #[arg(long, value_parser = BoolishValueParser::new())]
     pub allow_unknown_adapter_fields: bool,
     /// Set an adapter aside when so many requests in a row have failed on it, its rows not finite or failing their step:
     /// new ones are refused until it is loaded by name or uploaded anew; 0 never does
-    #[arg(long, env = "POLYDELTA_MAX_ADAPTER_FAULTS", value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3)]
     pub max_adapter_faults: u32,
 }
 
@@ -171,32 +166,32 @@ pub struct AdapterArgs {
 #[command(next_help_heading = "Scheduler")]
 pub struct SchedulerArgs {
     /// Most sequences in a step
-    #[arg(long, env = "POLYDELTA_MAX_NUM_SEQS", value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64)]
     pub max_num_seqs: u32,
     /// Most tokens in a step; a longer prompt is prefilled in chunks
-    #[arg(long, env = "POLYDELTA_MAX_NUM_BATCHED_TOKENS", value_name = "TOKENS", default_value_t = 512)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     pub max_num_batched_tokens: u32,
     /// Tokens in a block of the KV cache: a power of two
-    #[arg(long, env = "POLYDELTA_BLOCK_SIZE", value_name = "TOKENS", default_value_t = 16)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 16)]
     pub block_size: u32,
     /// Size of the KV cache, as in `4GiB`; by default 20 % of the available memory, or what --max-num-seqs sequences
     /// of full length need where that is less
-    #[arg(long, env = "POLYDELTA_KV_CACHE_BYTES", value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub kv_cache_bytes: Option<u64>,
     /// A step that takes longer hangs: health says NOT_SERVING until it has ended after all
-    #[arg(long, env = "POLYDELTA_STEP_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     pub step_timeout: Duration,
     /// A step that takes longer than this is not coming back: the server ends, for its supervisor to start it again; 0s
     /// waits for ever
-    #[arg(long, env = "POLYDELTA_STEP_ABORT_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
     pub step_abort_timeout: Duration,
     /// Who reuses the KV of equal prompt beginnings: nobody (off), each client what it sent itself (salted), everybody
     /// (shared). Where all share, the time of an answer tells whether somebody else has asked the same. Behind a gateway
     /// clients are told apart by --client-header
-    #[arg(long, env = "POLYDELTA_PREFIX_CACHE", value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t)]
     pub prefix_cache: PrefixCache,
     /// The same as --prefix-cache off
-    #[arg(long, env = "POLYDELTA_NO_PREFIX_CACHE", value_parser = BoolishValueParser::new())]
+    #[arg(long, value_parser = BoolishValueParser::new())]
     pub no_prefix_cache: bool,
 }
 
@@ -205,28 +200,28 @@ pub struct SchedulerArgs {
 #[command(next_help_heading = "Request limits")]
 pub struct RequestArgs {
     /// Most tokens to generate where a request does not say
-    #[arg(long, env = "POLYDELTA_DEFAULT_MAX_TOKENS", value_name = "TOKENS", default_value_t = 1024)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 1024)]
     pub default_max_tokens: u32,
     /// Most requests in the server at a time, running and queued
-    #[arg(long, env = "POLYDELTA_MAX_CONCURRENT_REQUESTS", value_name = "N", default_value_t = 1024)]
+    #[arg(long, value_name = "N", default_value_t = 1024)]
     pub max_concurrent_requests: u32,
     /// Most requests waiting for their first step; more are refused with RESOURCE_EXHAUSTED
-    #[arg(long, env = "POLYDELTA_MAX_QUEUED_REQUESTS", value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512)]
     pub max_queued_requests: u32,
     /// Most choices of a request
-    #[arg(long, env = "POLYDELTA_MAX_CHOICES", value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16)]
     pub max_choices: u32,
     /// Most bytes of a prompt, checked before it is tokenized
-    #[arg(long, env = "POLYDELTA_MAX_PROMPT_BYTES", value_name = "SIZE", default_value = "1MiB", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = parse_bytes)]
     pub max_prompt_bytes: u64,
     /// Most stop strings of a request
-    #[arg(long, env = "POLYDELTA_MAX_STOP_STRINGS", value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16)]
     pub max_stop_strings: u32,
     /// Most bytes of one stop string
-    #[arg(long, env = "POLYDELTA_MAX_STOP_BYTES", value_name = "SIZE", default_value = "256", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "256", value_parser = parse_bytes)]
     pub max_stop_bytes: u64,
     /// Most alternatives reported with log-probabilities
-    #[arg(long, env = "POLYDELTA_MAX_LOGPROBS", value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20)]
     pub max_logprobs: u32,
 }
 
@@ -236,75 +231,69 @@ pub struct RequestArgs {
 pub struct NetworkArgs {
     /// Where to serve gRPC: HOST:PORT, where the host is an IP address or a name such as localhost, which is the loopback
     /// of both families; :PORT is every interface, port 0 a free port
-    #[arg(long, env = "POLYDELTA_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
     pub listen: ListenAddress,
     /// Serve reflection, which grpcurl and ghz ask for
-    #[arg(long, env = "POLYDELTA_REFLECTION", value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = BoolishValueParser::new())]
+    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub reflection: bool,
     /// After SIGTERM, running requests may take this long to finish
-    #[arg(long, env = "POLYDELTA_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub drain_timeout: Duration,
     /// Most connections
-    #[arg(long, env = "POLYDELTA_MAX_CONNECTIONS", value_name = "N", default_value_t = 1024)]
+    #[arg(long, value_name = "N", default_value_t = 1024)]
     pub max_connections: u32,
     /// Most connections from one IPv4 address or IPv6 /64; half of --max-connections, but no more than 256, where it is
     /// not given
-    #[arg(long, env = "POLYDELTA_MAX_CONNECTIONS_PER_PEER", value_name = "N")]
+    #[arg(long, value_name = "N")]
     pub max_connections_per_peer: Option<u32>,
     /// Most calls at a time, streams included
-    #[arg(long, env = "POLYDELTA_MAX_CALLS", value_name = "N", default_value_t = 4096)]
+    #[arg(long, value_name = "N", default_value_t = 4096)]
     pub max_calls: u32,
     /// Most calls at a time from one address; half of --max-calls where it is not given
-    #[arg(long, env = "POLYDELTA_MAX_CALLS_PER_PEER", value_name = "N")]
+    #[arg(long, value_name = "N")]
     pub max_calls_per_peer: Option<u32>,
     /// Most streams of a connection at a time
-    #[arg(long, env = "POLYDELTA_MAX_CONCURRENT_STREAMS", value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_concurrent_streams: u32,
     /// Close a connection that has not finished its handshake after this time
-    #[arg(long, env = "POLYDELTA_HANDSHAKE_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     pub handshake_timeout: Duration,
     /// Ping a silent connection after this time
-    #[arg(long, env = "POLYDELTA_KEEPALIVE_INTERVAL", value_name = "DURATION", default_value = "20s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = parse_duration)]
     pub keepalive_interval: Duration,
     /// Close it where the answer takes longer than this
-    #[arg(long, env = "POLYDELTA_KEEPALIVE_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     pub keepalive_timeout: Duration,
     /// Ask a connection to go away after this time
-    #[arg(long, env = "POLYDELTA_MAX_CONNECTION_AGE", value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
     pub max_connection_age: Duration,
     /// and close it after this much more
-    #[arg(long, env = "POLYDELTA_MAX_CONNECTION_AGE_GRACE", value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
     pub max_connection_age_grace: Duration,
     /// End a call whose message takes longer than this to arrive; every 32 KiB of it are worth a second more
-    #[arg(long, env = "POLYDELTA_MESSAGE_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub message_timeout: Duration,
     /// Memory for messages that are arriving or not yet answered, of all connections together; one address has half of
     /// it at most [default: 256MiB, or an eighth of the available memory where that is less]
-    #[arg(long, env = "POLYDELTA_MESSAGE_MEMORY", value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub message_memory: Option<u64>,
     /// End an upload that sends nothing for this time
-    #[arg(long, env = "POLYDELTA_UPLOAD_IDLE_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub upload_idle_timeout: Duration,
     /// End a stream whose client takes nothing for this time
-    #[arg(long, env = "POLYDELTA_STREAM_STALL_TIMEOUT", value_name = "DURATION", default_value = "1m", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = parse_duration)]
     pub stream_stall_timeout: Duration,
     /// Most streams of a connection reset for its errors, over its life (a guard against MadeYouReset)
-    #[arg(
-        long,
-        env = "POLYDELTA_MAX_LOCAL_ERROR_RESETS",
-        value_name = "N",
-        default_value_t = 1024,
-        hide_short_help = true
-    )]
+    #[arg(long, value_name = "N", default_value_t = 1024, hide_short_help = true)]
     pub max_local_error_resets: u32,
     /// Most streams reset by the peer before they were accepted (a guard against rapid reset)
-    #[arg(long, env = "POLYDELTA_MAX_PENDING_RESETS", value_name = "N", default_value_t = 20, hide_short_help = true)]
+    #[arg(long, value_name = "N", default_value_t = 20, hide_short_help = true)]
     pub max_pending_resets: u32,
     /// Most bytes of a request's headers
-    #[arg(long, env = "POLYDELTA_MAX_HEADER_BYTES", value_name = "SIZE", default_value = "16KiB", value_parser = parse_bytes, hide_short_help = true)]
+    #[arg(long, value_name = "SIZE", default_value = "16KiB", value_parser = parse_bytes, hide_short_help = true)]
     pub max_header_bytes: u64,
     /// Most bytes of a message, either way
-    #[arg(long, env = "POLYDELTA_MAX_MESSAGE_BYTES", value_name = "SIZE", default_value = "4MiB", value_parser = parse_bytes, hide_short_help = true)]
+    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = parse_bytes, hide_short_help = true)]
     pub max_message_bytes: u64,
 }
 
@@ -313,9 +302,9 @@ pub struct NetworkArgs {
 #[command(next_help_heading = "Observability")]
 pub struct ObservabilityArgs {
     /// Where to serve Prometheus metrics, as --listen; 127.0.0.1:9464 where it is not given, or the next free port if that is taken
-    #[arg(long, env = "POLYDELTA_METRICS_LISTEN", value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS")]
     pub metrics_listen: Option<ListenAddress>,
     /// Serve no metrics
-    #[arg(long, env = "POLYDELTA_NO_METRICS", value_parser = BoolishValueParser::new())]
+    #[arg(long, value_parser = BoolishValueParser::new())]
     pub no_metrics: bool,
 }
