@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from idioms import EXPRESSIONS, REFUSED, WHITE_SPACE
+from idioms import EXPRESSIONS, OPERATORS, REFUSED, WHITE_SPACE
 
 HERE = Path(__file__).parent
 OUT = HERE.parents[1] / "tests/fixtures/templates/renderings.json"
@@ -42,6 +42,20 @@ def expressions():
             text = ""
 
 
+def precedence():
+    """Every pair of operators, plain and with `not` before an operand, as far as the result is no error."""
+    right = {"in": "[9, 3, 1, true]", "not in": "[9, 3, 1, true]"}
+    for first in OPERATORS:
+        tags = []
+        for second in OPERATORS:
+            b, c = right.get(first, "2"), right.get(second, "3")
+            for expression in (f"7 {first} {b} {second} {c}", f"not 7 {first} {b} {second} {c}", f"-7 {first} {b} {second} {c}"):
+                tag = f"{{{{ {expression} }}}}"
+                if "text" in render(tag, 0, {}):
+                    tags.append(tag)
+        yield " ".join(tags)
+
+
 def render(template, conversation, variables):
     messages = CONVERSATIONS[conversation]
     given = {"messages": messages, "m": messages, "tools": None, "documents": None, "add_generation_prompt": True}
@@ -62,6 +76,8 @@ def main():
         for conversation in range(len(CONVERSATIONS)):
             for variables in VARIABLES:
                 cases.append({"template": template, "conversation": conversation, "variables": variables})
+    for template in precedence():
+        cases.append({"template": template, "conversation": 0, "variables": {}})
     for case in cases:
         case.update(render(case["template"], case["conversation"], case["variables"]))
     OUT.parent.mkdir(parents=True, exist_ok=True)

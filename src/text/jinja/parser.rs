@@ -8,7 +8,7 @@ use super::SyntaxError;
 use super::ast::{For, Macro, Name, Statement, StatementKind, Target};
 use super::lexer::{self, Located, Token};
 
-/// Most levels of tags and of expressions inside each other. A level takes a dozen stack frames.
+/// Most levels of tags and of expressions inside each other. A level takes a few stack frames.
 const MAX_DEPTH: u32 = 80;
 
 /// Most operators, attributes, calls and filters in one tag: chained, they are a tree as deep as they are many.

@@ -7,6 +7,62 @@ use super::super::lexer::Token;
 use super::super::{SyntaxError, checks, filters, methods};
 use super::Parser;
 
+const OR: u8 = 0;
+const AND: u8 = 1;
+/// `not` stands before its operand, and is none of [`INFIX`].
+const NOT: u8 = 2;
+const COMPARISON: u8 = 3;
+const SUM: u8 = 4;
+const CONCAT: u8 = 5;
+const PRODUCT: u8 = 6;
+const POWER: u8 = 7;
+
+const NOT_IN: &str = "not in";
+
+/// An operator between two operands.
+struct Infix {
+    written: &'static str,
+    /// How tightly it binds. Of two of one level the left one binds first, powers included, as in Jinja and unlike Python.
+    level: u8,
+    joins: Joins,
+}
+
+#[derive(Clone, Copy)]
+enum Joins {
+    Or,
+    And,
+    /// With its neighbours, as in `a < b < c`.
+    Comparison(Comparison),
+    Arithmetic(Arithmetic),
+    /// With its neighbours.
+    Concat,
+}
+
+const fn infix(written: &'static str, level: u8, joins: Joins) -> Infix {
+    Infix { written, level, joins }
+}
+
+static INFIX: [Infix; 18] = [
+    infix("or", OR, Joins::Or),
+    infix("and", AND, Joins::And),
+    infix("==", COMPARISON, Joins::Comparison(Comparison::Eq)),
+    infix("!=", COMPARISON, Joins::Comparison(Comparison::Ne)),
+    infix("<", COMPARISON, Joins::Comparison(Comparison::Lt)),
+    infix("<=", COMPARISON, Joins::Comparison(Comparison::Le)),
+    infix(">", COMPARISON, Joins::Comparison(Comparison::Gt)),
+    infix(">=", COMPARISON, Joins::Comparison(Comparison::Ge)),
+    infix("in", COMPARISON, Joins::Comparison(Comparison::In)),
+    infix(NOT_IN, COMPARISON, Joins::Comparison(Comparison::NotIn)),
+    infix("+", SUM, Joins::Arithmetic(Arithmetic::Add)),
+    infix("-", SUM, Joins::Arithmetic(Arithmetic::Sub)),
+    infix("~", CONCAT, Joins::Concat),
+    infix("*", PRODUCT, Joins::Arithmetic(Arithmetic::Mul)),
+    infix("/", PRODUCT, Joins::Arithmetic(Arithmetic::Div)),
+    infix("//", PRODUCT, Joins::Arithmetic(Arithmetic::FloorDiv)),
+    infix("%", PRODUCT, Joins::Arithmetic(Arithmetic::Mod)),
+    infix("**", POWER, Joins::Arithmetic(Arithmetic::Pow)),
+];
+
 impl Parser {
     /// One or several expressions with commas; several are a tuple.
     pub(super) fn tuple(&mut self, conditionals: bool, parenthesized: bool) -> Result<Expr, SyntaxError> {
@@ -36,10 +92,10 @@ impl Parser {
 
     pub(super) fn expression(&mut self) -> Result<Expr, SyntaxError> {
         self.enter()?;
-        let mut value = self.or()?;
+        let mut value = self.operators(OR)?;
         while self.skip_word("if") {
             self.operator()?;
-            let condition = self.or()?;
+            let condition = self.operators(OR)?;
             self.conditional += 1;
             let otherwise = if self.skip_word("else") { Some(Box::new(self.expression()?)) } else { None };
             self.conditional -= 1;
@@ -51,112 +107,72 @@ impl Parser {
 
     fn without_conditional(&mut self) -> Result<Expr, SyntaxError> {
         self.enter()?;
-        let value = self.or()?;
+        let value = self.operators(OR)?;
         self.depth -= 1;
         Ok(value)
     }
 
-    fn or(&mut self) -> Result<Expr, SyntaxError> {
-        let mut left = self.and()?;
-        while self.skip_word("or") {
-            self.operator()?;
-            left = Expr::Or(Box::new(left), Box::new(self.and()?));
+    /// Operands and the operators between them that bind no looser than `least`.
+    fn operators(&mut self, least: u8) -> Result<Expr, SyntaxError> {
+        let mut left = if least <= NOT && self.skip_word("not") {
+            self.enter()?;
+            let operand = self.operators(NOT)?;
+            self.depth -= 1;
+            Expr::Not(Box::new(operand))
+        } else {
+            self.unary(true)?
+        };
+        while let Some(infix) = self.infix(least) {
+            left = self.infixed(left, infix)?;
         }
         Ok(left)
     }
 
-    fn and(&mut self) -> Result<Expr, SyntaxError> {
-        let mut left = self.not()?;
-        while self.skip_word("and") {
-            self.operator()?;
-            left = Expr::And(Box::new(left), Box::new(self.not()?));
-        }
-        Ok(left)
+    /// The operator at the current place, if it binds no looser than `least`.
+    fn infix(&self, least: u8) -> Option<&'static Infix> {
+        let written = match self.current() {
+            Token::Operator(operator) => operator,
+            Token::Name(name) if name == "not" && matches!(self.ahead(), Token::Name(next) if next == "in") => NOT_IN,
+            Token::Name(name) => name.as_str(),
+            _ => return None,
+        };
+        INFIX.iter().find(|infix| infix.written == written && infix.level >= least)
     }
 
-    fn not(&mut self) -> Result<Expr, SyntaxError> {
-        if !self.skip_word("not") {
-            return self.comparison();
-        }
-        self.enter()?;
-        let operand = self.not()?;
-        self.depth -= 1;
-        Ok(Expr::Not(Box::new(operand)))
-    }
-
-    fn comparison(&mut self) -> Result<Expr, SyntaxError> {
-        let left = self.sum()?;
-        let mut operands = Vec::new();
-        loop {
-            let comparison = match self.current() {
-                Token::Operator("==") => Comparison::Eq,
-                Token::Operator("!=") => Comparison::Ne,
-                Token::Operator("<") => Comparison::Lt,
-                Token::Operator("<=") => Comparison::Le,
-                Token::Operator(">") => Comparison::Gt,
-                Token::Operator(">=") => Comparison::Ge,
-                Token::Name(name) if name == "in" => Comparison::In,
-                Token::Name(name) if name == "not" && matches!(self.ahead(), Token::Name(next) if next == "in") => {
-                    self.at += 1;
-                    Comparison::NotIn
+    /// `left` with the operator at the current place, and with those of its level that follow where they are one chain.
+    fn infixed(&mut self, left: Expr, infix: &'static Infix) -> Result<Expr, SyntaxError> {
+        let left = Box::new(left);
+        Ok(match infix.joins {
+            Joins::Or => Expr::Or(left, self.right(infix)?),
+            Joins::And => Expr::And(left, self.right(infix)?),
+            Joins::Arithmetic(operator) => Expr::Arithmetic(operator, left, self.right(infix)?),
+            Joins::Comparison(_) => {
+                let mut operands = Vec::new();
+                while let Some(infix @ Infix { joins: Joins::Comparison(comparison), .. }) = self.infix(infix.level) {
+                    operands.push((*comparison, self.operand(infix)?));
                 }
-                _ if operands.is_empty() => return Ok(left),
-                _ => return Ok(Expr::Compare(Box::new(left), operands)),
-            };
-            self.at += 1;
-            operands.push((comparison, self.sum()?));
-        }
+                Expr::Compare(left, operands)
+            }
+            Joins::Concat => {
+                let mut parts = vec![*left];
+                while let Some(infix @ Infix { joins: Joins::Concat, .. }) = self.infix(infix.level) {
+                    parts.push(self.operand(infix)?);
+                }
+                Expr::Concat(parts)
+            }
+        })
     }
 
-    fn sum(&mut self) -> Result<Expr, SyntaxError> {
-        let mut left = self.concatenation()?;
-        loop {
-            let operator = match self.current() {
-                Token::Operator("+") => Arithmetic::Add,
-                Token::Operator("-") => Arithmetic::Sub,
-                _ => return Ok(left),
-            };
-            self.operator()?;
-            self.at += 1;
-            left = Expr::Arithmetic(operator, Box::new(left), Box::new(self.concatenation()?));
-        }
+    /// What is right of an operator that makes the tree deeper.
+    fn right(&mut self, infix: &Infix) -> Result<Box<Expr>, SyntaxError> {
+        self.operator()?;
+        self.operand(infix).map(Box::new)
     }
 
-    fn concatenation(&mut self) -> Result<Expr, SyntaxError> {
-        let first = self.product()?;
-        if !self.is_operator("~") {
-            return Ok(first);
-        }
-        let mut parts = vec![first];
-        while self.skip_operator("~") {
-            parts.push(self.product()?);
-        }
-        Ok(Expr::Concat(parts))
-    }
-
-    fn product(&mut self) -> Result<Expr, SyntaxError> {
-        let mut left = self.power()?;
-        loop {
-            let operator = match self.current() {
-                Token::Operator("*") => Arithmetic::Mul,
-                Token::Operator("/") => Arithmetic::Div,
-                Token::Operator("//") => Arithmetic::FloorDiv,
-                Token::Operator("%") => Arithmetic::Mod,
-                _ => return Ok(left),
-            };
-            self.operator()?;
-            self.at += 1;
-            left = Expr::Arithmetic(operator, Box::new(left), Box::new(self.power()?));
-        }
-    }
-
-    fn power(&mut self) -> Result<Expr, SyntaxError> {
-        let mut left = self.unary(true)?;
-        while self.skip_operator("**") {
-            self.operator()?;
-            left = Expr::Arithmetic(Arithmetic::Pow, Box::new(left), Box::new(self.unary(true)?));
-        }
-        Ok(left)
+    /// What is right of the operator at the current place.
+    fn operand(&mut self, infix: &Infix) -> Result<Expr, SyntaxError> {
+        self.at += infix.written.split(' ').count();
+        self.operators(infix.level + 1)
     }
 
     fn unary(&mut self, filters: bool) -> Result<Expr, SyntaxError> {
