@@ -17,6 +17,7 @@ mod clock;
 mod control;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod tokenizer_class;
 
 pub use chat::{ChatError, ChatTemplate, RenderedChat};
 pub use choice::{ChoiceText, TextDelta};

@@ -12,7 +12,8 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use super::tokenizer::TokenizerError;
-use crate::files::{self, MAX_SETTINGS_BYTES};
+use super::tokenizer_class::TokenizerClass;
+use crate::files::{self, MAX_SETTINGS_BYTES, MAX_TOKENIZER_BYTES};
 
 /// Names that transformers gives to special tokens, in its order. A model may have more, which end in `_token`.
 const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -34,6 +35,8 @@ pub struct TokenizerSettings {
     pub(super) split_special_tokens: bool,
     /// `chat_template.jinja`, else `chat_template` of the config.
     pub(super) chat_template: Option<String>,
+    /// What transformers makes of `tokenizer.json`.
+    pub(super) class: TokenizerClass,
     /// Added tokens that the model takes for control tokens beside the special ones; unset: those its template writes.
     pub(super) control_tokens: Option<Vec<String>>,
 }
@@ -68,6 +71,11 @@ impl TokenizerSettings {
             for (name, value) in object(&dir.join("special_tokens_map.json"))?.unwrap_or_default() {
                 config.insert(name, value);
             }
+        }
+        let model = object(&dir.join("config.json"))?.unwrap_or_default();
+        settings.class = TokenizerClass::of(&model, &config, || written_in_bytes(&dir.join("tokenizer.json")))?;
+        for (name, token) in settings.class.names() {
+            config.entry(*name).or_insert_with(|| Value::String((*token).to_owned()));
         }
         settings.take_named(&config);
         if !settings.described {
@@ -177,6 +185,14 @@ fn chat_template_beside(dir: &Path, config: &Map<String, Value>) -> Result<Optio
     }
     let said = template_of(config.get("chat_template").unwrap_or(&Value::Null));
     said.map_err(|reason| TokenizerError::Settings { path: dir.join(CONFIG), reason: reason.to_owned() })
+}
+
+/// As transformers finds it out.
+fn written_in_bytes(path: &Path) -> Result<bool, TokenizerError> {
+    let failed = |source| TokenizerError::Read { path: path.to_owned(), source };
+    let file = files::read_if_there(path, MAX_TOKENIZER_BYTES).map_err(failed)?.unwrap_or_default();
+    const MARK: &[u8] = b"\"ByteLevel\"";
+    Ok(file.windows(MARK.len()).any(|part| part == MARK))
 }
 
 fn text(path: &Path) -> Result<Option<String>, TokenizerError> {

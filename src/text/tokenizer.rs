@@ -135,6 +135,7 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(format)?;
         inner.with_truncation(None).map_err(format)?;
         inner.with_padding(None);
+        settings.class.apply(&mut inner).map_err(format)?;
         let missing = settings.missing(&inner);
         inner.add_tokens(missing).map_err(format)?;
         inner.set_encode_special_tokens(settings.split_special_tokens);

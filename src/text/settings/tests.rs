@@ -5,19 +5,33 @@ use super::super::tokenizer::Tokenizer;
 use super::*;
 use crate::types::generate::{Chat, ChatMessage, TemplateValue};
 
-/// What transformers made of the same files (`tools/text/tokens.py`).
-const EXPECTED: [(&str, &str, &str); 2] = [
+/// What transformers made of the same files (`tools/text/tokens.py` and `classes.py`).
+const EXPECTED: [(&str, &str, [&str; 2]); 2] = [
     (
         "bytes",
         include_str!("../../../tests/fixtures/tokenizers/bytes/tokenizer.json"),
-        include_str!("../../../tests/fixtures/tokenizers/bytes/expected.json"),
+        [
+            include_str!("../../../tests/fixtures/tokenizers/bytes/expected.json"),
+            include_str!("../../../tests/fixtures/tokenizers/bytes/classes.json"),
+        ],
     ),
     (
         "pieces",
         include_str!("../../../tests/fixtures/tokenizers/pieces/tokenizer.json"),
-        include_str!("../../../tests/fixtures/tokenizers/pieces/expected.json"),
+        [
+            include_str!("../../../tests/fixtures/tokenizers/pieces/expected.json"),
+            include_str!("../../../tests/fixtures/tokenizers/pieces/classes.json"),
+        ],
     ),
 ];
+
+/// Tokenizers with what is expected of them.
+fn expected() -> impl Iterator<Item = (&'static str, &'static str, Value)> {
+    let parsed = |text: &str| serde_json::from_str(text).unwrap();
+    EXPECTED
+        .into_iter()
+        .flat_map(move |(kind, tokenizer, files)| files.into_iter().map(move |file| (kind, tokenizer, parsed(file))))
+}
 
 fn folder(tokenizer: &str, files: &Value) -> (tempfile::TempDir, TokenizerSettings, Tokenizer) {
     let dir = tempfile::tempdir().unwrap();
@@ -36,8 +50,7 @@ fn ids(value: &Value) -> Vec<u32> {
 
 #[test]
 fn special_and_added_tokens_are_those_of_transformers() {
-    for (kind, tokenizer, expected) in EXPECTED {
-        let expected: Value = serde_json::from_str(expected).unwrap();
+    for (kind, tokenizer, expected) in expected() {
         for case in expected["cases"].as_array().unwrap() {
             let name = format!("{kind}/{}", case["name"].as_str().unwrap());
             let (_dir, settings, tokenizer) = folder(tokenizer, &case["files"]);
@@ -57,8 +70,7 @@ fn special_and_added_tokens_are_those_of_transformers() {
 
 #[test]
 fn control_tokens_of_a_client_are_text_as_transformers_sanitizes_them_unless_it_asks_for_them() {
-    for (kind, tokenizer, expected) in EXPECTED {
-        let expected: Value = serde_json::from_str(expected).unwrap();
+    for (kind, tokenizer, expected) in expected() {
         let (_dir, settings, tokenizer) = folder(tokenizer, &expected["chat_files"]);
         for case in expected["chats"].as_array().unwrap() {
             let template = ChatTemplate::new(case["template"].as_str().unwrap(), &settings, &tokenizer).unwrap();
