@@ -29,8 +29,14 @@ const ENDPOINT: &str = "https://huggingface.co";
 /// Files a server cannot do without.
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 /// Files that are taken where a repository has them.
-const OPTIONAL: [&str; 4] =
-    ["generation_config.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"];
+const OPTIONAL: [&str; 6] = [
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
+];
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Where an adapter may have a chat template.

@@ -60,6 +60,8 @@ pub struct ChatTemplate {
     template: Template,
     variables: Vec<(String, String)>,
     control: ControlTokens,
+    /// Takes the place of this one where a chat has tools.
+    with_tools: Option<Box<ChatTemplate>>,
 }
 
 /// A rendered conversation. Its special tokens are part of it; [`Tokenizer::encode_chat`] knows which of them the client
@@ -93,7 +95,7 @@ impl ChatTemplate {
         let template = Template::compile(source)?;
         let variables = settings.variables().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
         let control = ControlTokens::new(tokenizer, settings.control_tokens.as_deref(), template.literals())?;
-        Ok(Self { template, variables, control })
+        Ok(Self { template, variables, control, with_tools: None })
     }
 
     /// As [`ChatTemplate::new`], of the content of a file.
@@ -122,11 +124,15 @@ impl ChatTemplate {
         settings: &TokenizerSettings,
         tokenizer: &Tokenizer,
     ) -> Result<Option<Self>, ChatError> {
-        let source = match file {
-            Some(path) => Some(read(path)?),
-            None => settings.chat_template.clone(),
+        let (source, with_tools) = match file {
+            Some(path) => (Some(read(path)?), None),
+            None => (settings.chat_template.clone(), settings.tool_template.as_deref()),
         };
-        source.map(|source| Self::new(&source, settings, tokenizer)).transpose()
+        let Some(source) = source else { return Ok(None) };
+        let mut template = Self::new(&source, settings, tokenizer)?;
+        let with_tools = with_tools.map(|source| Self::new(source, settings, tokenizer)).transpose()?;
+        template.with_tools = with_tools.map(Box::new);
+        Ok(Some(template))
     }
 
     /// The prompt for a conversation, ending where the assistant is to speak. `now` (UTC) is what templates that print a
@@ -136,6 +142,10 @@ impl ChatTemplate {
     /// [`ChatError::Refused`] where the template raises an exception, else [`ChatError::Render`] and
     /// [`ChatError::Limit`].
     pub fn render(&self, chat: &Chat, now: SystemTime) -> Result<RenderedChat, ChatError> {
+        let has_tools = |(name, value): &(String, TemplateValue)| name == "tools" && *value != TemplateValue::Null;
+        if let Some(with_tools) = self.with_tools.as_deref().filter(|_| chat.template_kwargs.iter().any(has_tools)) {
+            return with_tools.render(chat, now);
+        }
         let too_deep = || ChatError::Limit { limit: "the nesting of values" };
         let text = |text: &str| match chat.allow_special_tokens {
             true => Value::text(text),

@@ -35,6 +35,8 @@ pub struct TokenizerSettings {
     pub(super) split_special_tokens: bool,
     /// `chat_template.jinja`, else `chat_template` of the config.
     pub(super) chat_template: Option<String>,
+    /// The one called `tool_use`, for chats with tools.
+    pub(super) tool_template: Option<String>,
     /// What transformers makes of `tokenizer.json`.
     pub(super) class: TokenizerClass,
     /// Added tokens that the model takes for control tokens beside the special ones; unset: those its template writes.
@@ -51,6 +53,7 @@ impl TokenizerSettings {
         let mut settings = Self::default();
         let within = |reason: String| TokenizerError::Settings { path: dir.join(CONFIG), reason };
         settings.chat_template = chat_template_beside(dir, &config)?;
+        settings.tool_template = tool_template_beside(dir, &config)?;
         settings.split_special_tokens = config.get("split_special_tokens") == Some(&Value::Bool(true));
         settings.control_tokens = config
             .get("chat_control_tokens")
@@ -225,6 +228,17 @@ fn token_of(value: &Value, special: bool) -> Option<AddedToken> {
         Some(normalized) => token.normalized(normalized),
         None => token,
     })
+}
+
+/// The template for chats with tools. Files of templates go before those of the config, all of them.
+fn tool_template_beside(dir: &Path, config: &Map<String, Value>) -> Result<Option<String>, TokenizerError> {
+    let file = text(&dir.join("additional_chat_templates").join("tool_use.jinja"))?;
+    if file.is_some() || dir.join("chat_template.jinja").exists() {
+        return Ok(file);
+    }
+    let named = config.get("chat_template").and_then(Value::as_array).into_iter().flatten();
+    let template = named.filter(|entry| entry["name"] == "tool_use").find_map(|entry| entry["template"].as_str());
+    Ok(template.map(str::to_owned))
 }
 
 fn template_of(value: &Value) -> Result<Option<String>, &'static str> {

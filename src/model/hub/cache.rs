@@ -83,8 +83,9 @@ impl Snapshot {
 
     /// Note that the repository has no such file.
     pub(super) fn note_absent(&self, file: &str) -> io::Result<()> {
-        fs::create_dir_all(&self.absent)?;
-        fs::write(self.absent.join(file), b"")
+        let place = self.absent.join(file);
+        place.parent().map_or(Ok(()), fs::create_dir_all)?;
+        fs::write(place, b"")
     }
 
     /// Take a bad file away, and the blob behind it.

@@ -32,6 +32,9 @@ fn model() -> Hub {
         .small("config.json", "{\"model_type\": \"llama\"}")
         .small("tokenizer.json", "{}")
         .small("generation_config.json", "{\"eos_token_id\": 2}")
+        .small("special_tokens_map.json", "{\"pad_token\": \"<pad>\"}")
+        .small("added_tokens.json", "{\"<pad>\": 9}")
+        .small("additional_chat_templates/tool_use.jinja", "{{ tools }}")
         .small("README.md", "about")
         .large("model.safetensors", &[7; 100_000])
 }
@@ -87,7 +90,10 @@ fn a_model_comes_with_what_it_has_and_a_second_start_asks_for_nothing() {
     assert!(seen.is_sorted() && seen.last() == Some(&100_000), "{seen:?}");
     let asked = server.take_requests();
     assert_eq!(asked[0], "/api/models/org/name/revision/main?blobs=true");
-    assert!(!asked.iter().any(|path| path.contains("chat_template")), "{asked:?}");
+    assert!(!asked.iter().any(|path| path.contains("/chat_template")), "{asked:?}");
+    for file in ["special_tokens_map.json", "added_tokens.json", "additional_chat_templates/tool_use.jinja"] {
+        assert!(dir.join(file).is_file(), "{file}");
+    }
 
     assert_eq!(quietly(&options).unwrap(), dir);
     assert_eq!(server.take_requests(), [""; 0]);

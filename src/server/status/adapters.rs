@@ -4,6 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
 use super::super::adapters::BadUploadStream;
 use super::refusal::Refusal;
@@ -183,7 +184,7 @@ pub(in crate::server) fn from_adapter(error: &AdapterError) -> Status {
             .precondition("IN_USE", version, error)
             .with("version", version)
             .with("leases", leases),
-        E::LoadFailed { source, .. } => return load_failed(source.as_ref()),
+        E::LoadFailed { source, .. } => return of_stored(&load_failed(source.as_ref())),
         E::LoadAbandoned { version } => {
             Refusal::new(Code::Unavailable, "ADAPTER_LOADING", error).with("version", version).retry_after(RETRY)
         }
@@ -261,6 +262,28 @@ pub(in crate::server) fn load_failed(failure: &(dyn Error + Send + Sync + 'stati
         (None, Some(error)) => from_delta(error),
         (None, None) => internal_error("loading an adapter", failure),
     }
+}
+
+/// A stored adapter was accepted once. That this server does not take it, with a lower limit than then or another
+/// version of the program, is not in the request that names it.
+fn of_stored(status: &Status) -> Status {
+    if status.code() != Code::InvalidArgument {
+        return status.clone();
+    }
+    let known = status.get_error_details();
+    let mut details = ErrorDetails::new();
+    if let Some(info) = known.error_info() {
+        details.set_error_info(&info.reason, &info.domain, info.metadata.clone());
+    }
+    for field in known.bad_request().iter().flat_map(|bad| &bad.field_violations) {
+        details.add_precondition_failure_violation("ADAPTER", &field.field, &field.description);
+    }
+    Status::with_error_details_and_metadata(
+        Code::FailedPrecondition,
+        status.message(),
+        details,
+        status.metadata().clone(),
+    )
 }
 
 /// Why an adapter's own chat template is not taken.

@@ -238,3 +238,33 @@ fn a_file_that_was_named_replaces_the_models_template() {
     assert_eq!((said(None).unwrap().as_str(), said(Some(&file)).unwrap().as_str()), ("own", "file"));
     assert!(matches!(said(Some(&dir.path().join("none"))), Err(ChatError::Read { .. })));
 }
+
+#[test]
+fn a_chat_with_tools_has_the_template_for_tools_where_there_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let rendered = |file: Option<&Path>, tools: Option<TemplateValue>| {
+        let settings = TokenizerSettings::from_dir(dir.path()).unwrap();
+        let template = ChatTemplate::load(file, &settings, &byte_level()).unwrap().unwrap();
+        let mut chat = chat(&[("user", "hi")]);
+        chat.template_kwargs.extend(tools.map(|tools| ("tools".to_owned(), tools)));
+        template.render(&chat, NOW).unwrap().text()
+    };
+    let tools = || Some(TemplateValue::List(vec![TemplateValue::Text("calc".to_owned())]));
+    write(
+        "tokenizer_config.json",
+        r#"{"chat_template": [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "with {{ tools }}"}]}"#,
+    );
+    assert_eq!(rendered(None, tools()), "with ['calc']");
+    assert_eq!(rendered(None, None), "plain");
+    assert_eq!(rendered(None, Some(TemplateValue::Null)), "plain");
+    assert_eq!(rendered(None, Some(TemplateValue::List(Vec::new()))), "with []");
+    // Files go before the config, all of them.
+    write("chat_template.jinja", "file");
+    assert_eq!(rendered(None, tools()), "file");
+    std::fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
+    write("additional_chat_templates/tool_use.jinja", "tools of a file");
+    assert_eq!((rendered(None, tools()), rendered(None, None)), ("tools of a file".to_owned(), "file".to_owned()));
+    write("own.jinja", "own");
+    assert_eq!(rendered(Some(&dir.path().join("own.jinja")), tools()), "own", "the operator's is for all");
+}

@@ -221,7 +221,7 @@ fn a_failed_load_is_what_its_cause_is() {
     let load = |source: LoadFailure| from_adapter(&AdapterError::LoadFailed { version: V, source });
     expect(
         &load(Arc::new(DeltaError::NothingMatched { shown: String::new() })),
-        Code::InvalidArgument,
+        Code::FailedPrecondition,
         "NOTHING_MATCHED",
     );
     let full = AdapterError::Io { action: "reading", fault: DiskFault::Full, source: io_error() };
@@ -229,7 +229,7 @@ fn a_failed_load_is_what_its_cause_is() {
     let install = |error| load(Arc::new(error));
     expect(
         &install(InstallError::Delta(DeltaError::NothingMatched { shown: String::new() })),
-        Code::InvalidArgument,
+        Code::FailedPrecondition,
         "NOTHING_MATCHED",
     );
     let corrupt = AdapterError::Corrupt { version: V, path: path() };
