@@ -112,7 +112,7 @@ impl BringError {
 #[must_use]
 pub fn exit_of_hub(error: &HubError) -> Exit {
     match error {
-        HubError::NotFound { .. } | HubError::NotCached { .. } => Exit::NotFound,
+        HubError::NotFound { .. } | HubError::NoRevision { .. } | HubError::NotCached { .. } => Exit::NotFound,
         HubError::Unreachable { .. } => Exit::Unavailable,
         HubError::NoAdapter { .. } | HubError::NoSafetensors { .. } | HubError::MissingFile { .. } => Exit::Rejected,
         _ => Exit::Failure,

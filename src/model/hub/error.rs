@@ -39,6 +39,14 @@ pub enum HubError {
         /// `ORG/NAME`.
         repository: String,
     },
+    /// A repository without the branch, tag or commit that was asked for.
+    #[error("{endpoint} has {repository}, but not the branch, tag or commit that is asked for behind the @")]
+    NoRevision {
+        /// Address of the hub.
+        endpoint: String,
+        /// `ORG/NAME`.
+        repository: String,
+    },
     /// Its owner asks for consent.
     #[error("{repository} is gated: ask for access at {endpoint}/{repository} and set HF_TOKEN to a token that has it")]
     Gated {
@@ -167,6 +175,7 @@ pub(super) fn of_api(error: ApiError, endpoint: &str, repository: &str, file: Op
             match (status, response.header("x-error-code")) {
                 (_, Some("GatedRepo")) => HubError::Gated { endpoint, repository },
                 (_, Some("RepoNotFound")) => HubError::NotFound { endpoint, repository },
+                (_, Some("RevisionNotFound")) => HubError::NoRevision { endpoint, repository },
                 (404, _) => match file {
                     Some(file) => HubError::MissingFile { repository, file: file.to_owned() },
                     None => HubError::NotFound { endpoint, repository },

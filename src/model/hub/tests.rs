@@ -148,7 +148,7 @@ fn a_body_that_breaks_off_is_no_file_and_is_gone_on_with() {
         }
         let dir = cache.path().join("models--org--name/snapshots").join(SHA);
         assert!(!dir.join(WEIGHTS).exists());
-        assert_eq!(whole_files(cache.path()).len(), 3, "the small files alone");
+        assert_eq!(whole_files(cache.path()).len(), 6, "the small files alone");
         assert!(!cache.path().join("models--org--name/refs/main").exists());
 
         server.hub.lock().unwrap().files.get_mut(WEIGHTS).unwrap().sent = 100_000;
@@ -170,7 +170,7 @@ fn other_bytes_than_the_hub_lists_are_not_kept() {
     let options = options(cache.path(), &server);
     let error = quietly(&options).unwrap_err();
     assert!(matches!(&error, HubError::WrongDigest { file, .. } if file == WEIGHTS), "{error}");
-    assert_eq!(whole_files(cache.path()).len(), 3);
+    assert_eq!(whole_files(cache.path()).len(), 6);
     server.hub.lock().unwrap().files.get_mut(WEIGHTS).unwrap().forged = None;
     assert_eq!(fs::read(quietly(&options).unwrap().join(WEIGHTS)).unwrap(), [7; 100_000]);
 }
@@ -198,6 +198,14 @@ fn what_the_hub_refuses_is_said_in_words() {
     let ask = "org/name is gated: ask for access at http://HUB/org/name and set HF_TOKEN to a token that has it";
     assert_eq!(refusal(gated.clone(), None), ask);
     assert_eq!(refusal(Hub { gate: Some((403, "GatedRepo")), ..gated }, Some("hf_other")), ask);
+}
+
+#[test]
+fn a_revision_that_is_not_there_is_not_a_missing_repository() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(Hub { listing: Some((404, "RevisionNotFound")), ..model() });
+    let said = quietly(&options(cache.path(), &server)).unwrap_err();
+    assert!(matches!(said, HubError::NoRevision { .. }) && said.to_string().contains("org/name"), "{said}");
 }
 
 #[test]
