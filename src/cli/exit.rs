@@ -104,6 +104,7 @@ impl CliError {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
+            Self::Status(status) if is_a_strangers(status) => Exit::Unavailable,
             Self::Status(status) => exit_of(status.code()),
             Self::Bring(error) => error.exit(),
             Self::BadAddress { .. } | Self::Usage(_) => Exit::Usage,
@@ -144,8 +145,21 @@ pub fn exit_of(code: Code) -> Exit {
     }
 }
 
+/// The answer of a web server, a proxy or another gRPC service. Our own say why, always.
+fn is_a_strangers(status: &tonic::Status) -> bool {
+    let not_grpc = status.message().starts_with("grpc-status header missing");
+    not_grpc || (status.code() == Code::Unimplemented && status.details().is_empty())
+}
+
 fn describe(status: &tonic::Status) -> String {
     use tonic_types::StatusExt;
+    if is_a_strangers(status) {
+        return format!(
+            "what answers there is no polydelta server, or one that does not know this call ({}); --server or \
+             POLYDELTA_SERVER names another address",
+            if status.message().is_empty() { "unimplemented" } else { status.message() }
+        );
+    }
     let reason = status.get_details_error_info().map_or_else(|| format!("{:?}", status.code()), |info| info.reason);
     format!("{} [{reason}]", status.message())
 }
@@ -165,6 +179,12 @@ mod tests {
         let file = |kind: ErrorKind| CliError::File { action: "reading", path: "x".into(), source: kind.into() };
         assert_eq!(file(ErrorKind::NotFound).exit(), Exit::NotFound);
         assert_eq!(file(ErrorKind::PermissionDenied).exit(), Exit::Failure);
+        let web = "grpc-status header missing, mapped from HTTP status code 404";
+        for stranger in [tonic::Status::unimplemented(web), tonic::Status::unimplemented("")] {
+            let error = CliError::from(stranger);
+            assert_eq!(error.exit(), Exit::Unavailable);
+            assert!(error.to_string().contains("--server"), "{error}");
+        }
         assert_eq!(CliError::Interrupted.exit() as u8, 130);
     }
 }

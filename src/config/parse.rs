@@ -9,7 +9,8 @@ use std::error::Error as _;
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, Command, CommandFactory, FromArgMatches};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 
 use super::args::Args;
 use super::environment::Environment;
@@ -62,7 +63,7 @@ pub fn parse(words: Vec<OsString>, environment: &Environment) -> Result<Args, Re
         match reader.command().try_get_matches_from(&reader.words) {
             Ok(matches) => {
                 let args = Args::from_arg_matches(&matches).map_err(|error| Refused::Shown(Box::new(error)))?;
-                reader.check(&args, environment);
+                reader.check(&args, environment, &matches);
                 return if reader.problems.is_empty() { Ok(args) } else { Err(reader.refused()) };
             }
             Err(error) => {
@@ -133,14 +134,32 @@ impl Reader {
         Refused::Problems { verb: verb.join(" "), problems: ConfigProblems(self.problems) }
     }
 
-    fn check(&mut self, args: &Args, environment: &Environment) {
+    /// The variable that a flag's value is from, if it is from one.
+    fn variable_of(&self, flag: &str, matches: &ArgMatches) -> Option<String> {
+        let command = self.command();
+        let (mut command, mut matches) = (&command, matches);
+        while let Some((verb, below)) = matches.subcommand() {
+            (command, matches) = (command.find_subcommand(verb)?, below);
+        }
+        let argument = command.get_arguments().find(|arg| arg.get_long() == flag.strip_prefix("--"))?;
+        let from = matches.value_source(argument.get_id().as_str())?;
+        let variable = argument.get_env()?.to_str()?.to_owned();
+        (from == ValueSource::EnvVariable).then_some(variable)
+    }
+
+    fn check(&mut self, args: &Args, environment: &Environment, matches: &ArgMatches) {
         let Err(found) = args.check(environment) else { return };
         for problem in found.0 {
             // What could not be read has its default now, about which there is nothing to say.
             let named = |known: &ConfigProblem| problem.flag().is_some() && known.flag() == problem.flag();
-            if !self.problems.iter().any(named) {
-                self.problems.push(problem);
+            if self.problems.iter().any(named) {
+                continue;
             }
+            let variable = problem.flag().and_then(|flag| self.variable_of(flag, matches));
+            self.problems.push(match variable {
+                Some(variable) => ConfigProblem::OfVariable { variable, problem: Box::new(problem) },
+                None => problem,
+            });
         }
     }
 

@@ -144,6 +144,14 @@ pub enum ConfigProblem {
         /// What to do.
         hint: String,
     },
+    /// A problem of a value that a variable has.
+    #[error("{variable}: {problem}")]
+    OfVariable {
+        /// The variable.
+        variable: String,
+        /// What is wrong, as it is said of the flag.
+        problem: Box<ConfigProblem>,
+    },
     /// A default of this program is not a value of its own flag.
     #[error("a built-in default does not parse: {reason}")]
     Defaults {
@@ -161,6 +169,15 @@ pub enum ConfigProblem {
 }
 
 impl ConfigProblem {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::NoFolder { .. } => Exit::NotFound,
+            Self::NotServed { .. } => Exit::Rejected,
+            Self::OfVariable { problem, .. } => problem.exit(),
+            _ => Exit::Usage,
+        }
+    }
+
     /// The flag it is about, where it is about one.
     #[must_use]
     pub fn flag(&self) -> Option<&str> {
@@ -176,6 +193,7 @@ impl ConfigProblem {
             | Self::Model { flag, .. }
             | Self::NotServed { flag, .. }
             | Self::NoDefault { flag, .. } => Some(flag),
+            Self::OfVariable { problem, .. } => problem.flag(),
             Self::Unreadable { flag, .. } | Self::NoValue { flag } | Self::Repeated { flag } => Some(flag),
             Self::Unknown { .. } | Self::Missing { .. } | Self::Defaults { .. } => None,
         }
@@ -191,13 +209,8 @@ impl ConfigProblems {
     /// [`Exit::Rejected`] where it exists and is not served.
     #[must_use]
     pub fn exit(&self) -> Exit {
-        let of = |problem: &ConfigProblem| match problem {
-            ConfigProblem::NoFolder { .. } => Exit::NotFound,
-            ConfigProblem::NotServed { .. } => Exit::Rejected,
-            _ => Exit::Usage,
-        };
         match self.0.split_first() {
-            Some((first, rest)) if rest.iter().all(|problem| of(problem) == of(first)) => of(first),
+            Some((first, rest)) if rest.iter().all(|problem| problem.exit() == first.exit()) => first.exit(),
             _ => Exit::Usage,
         }
     }

@@ -119,6 +119,16 @@ fn a_variable_is_read_by_one_verb_alone() {
 }
 
 #[test]
+fn what_is_wrong_with_a_variables_value_names_the_variable() {
+    let mut serve = polydelta(&["serve", "--model", path(&root("models/demo")), "--max-num-seqs", "0"]);
+    let output = serve.env("POLYDELTA_BLOCK_SIZE", "7").output().unwrap();
+    let said = said(&output);
+    assert!(said.contains("POLYDELTA_BLOCK_SIZE: --block-size is \"7\""), "{said}");
+    assert!(said.contains("  --max-num-seqs is 0"), "{said}");
+    assert_eq!(code(&output), 2);
+}
+
+#[test]
 fn a_variable_of_no_flag_is_reported_once() {
     let mut list = polydelta(&["adapter", "list", "--server", NOBODY]);
     let output = list.env("POLYDELTA_MAX_NUM_SEQ", "8").output().unwrap();
