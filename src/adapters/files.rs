@@ -190,7 +190,7 @@ impl Default for StoreLimits {
             max_adapter_bytes: 1 << 30,
             max_loaded_bytes: u64::MAX,
             max_config_bytes: 8 << 20,
-            max_chat_template_bytes: 256 << 10,
+            max_chat_template_bytes: 128 << 10,
             base_chat_templates: Vec::new(),
             max_files: 32,
             max_staged_bytes: 4 << 30,

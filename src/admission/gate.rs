@@ -237,19 +237,23 @@ impl Gate {
         party: Party,
     ) -> Result<TokenizedPrompt, AdmissionError> {
         let template = match prompt {
-            PromptInput::Chat(_) => self.template(adapter).await?,
+            PromptInput::Chat(_) => self.template(adapter, party).await?,
             PromptInput::Text(_) | PromptInput::TokenIds(_) => None,
         };
         self.tokenizing.tokenize(prompt, template, party).await
     }
 
     /// The template of a chat: the adapter's own, else the model's.
-    async fn template(&self, adapter: Option<&ResolvedAdapter>) -> Result<Option<Chosen>, AdmissionError> {
+    async fn template(
+        &self,
+        adapter: Option<&ResolvedAdapter>,
+        party: Party,
+    ) -> Result<Option<Chosen>, AdmissionError> {
         let Some((adapter, own)) = adapter.and_then(|adapter| Some((adapter, adapter.chat_template?))) else {
             return Ok(self.parts.chat_template.clone().map(|template| Chosen { template, adapter: None }));
         };
         let GateParts { adapter_templates, registry, hall, .. } = &self.parts;
-        let template = adapter_templates.of(adapter, own, registry, hall.as_ref()).await?;
+        let template = adapter_templates.of(adapter, own, party, registry, hall.as_ref()).await?;
         Ok(Some(Chosen { template, adapter: Some(adapter.name.clone()) }))
     }
 

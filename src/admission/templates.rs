@@ -8,19 +8,30 @@ use tokio::sync::OnceCell;
 
 use super::error::AdmissionError;
 use super::hall::AdapterHall;
+use super::turns::Turns;
 use crate::adapters::{AdapterRegistry, OwnChatTemplate, ResolvedAdapter, Sha256Digest};
 use crate::text::{ChatError, ChatTemplate, Tokenizer, TokenizerSettings};
-use crate::types::AdapterName;
+use crate::types::{AdapterName, ClientKey, Party};
 
 /// Most bytes of templates that are kept compiled, as they cost.
 const KEPT_BYTES: u64 = 4 << 20;
 /// What a template costs beside its text, however short it is.
 const EACH_BYTES: u64 = 4 << 10;
 
+/// Templates that are compiled at a time for uploads, and for chats. Anybody may bring one, and a long one takes a part
+/// of a second: some of the threads that bring adapters in are always left to adapters.
+const UPLOADS: usize = 1;
+const CHATS: usize = 2;
+
+/// How long compiling is likely to take, for those who wait for a turn.
+const MICROSECONDS_PER_BYTE: u64 = 2;
+
 /// Compiles the templates of adapters for the base's tokenizer, and keeps what is in use. One per server.
 pub struct AdapterTemplates {
     tokenizer: Arc<Tokenizer>,
     settings: TokenizerSettings,
+    uploads: Turns,
+    chats: Turns,
     kept: Mutex<Kept>,
 }
 
@@ -28,10 +39,27 @@ impl AdapterTemplates {
     /// Special tokens are those of the base, whatever an adapter's own tokenizer says: its rows are the base's.
     #[must_use]
     pub fn new(tokenizer: Arc<Tokenizer>, settings: TokenizerSettings) -> Self {
-        Self { tokenizer, settings, kept: Mutex::default() }
+        let (uploads, chats) = (Turns::new(UPLOADS), Turns::new(CHATS));
+        Self { tokenizer, settings, uploads, chats, kept: Mutex::default() }
     }
 
-    /// Compile a template and throw the result away.
+    /// Compile a template that a client uploads and throw the result away, in the background when its turn has come.
+    ///
+    /// # Errors
+    /// [`AdmissionError::Chat`] with [`ChatError::NotText`] or [`ChatError::Template`].
+    pub async fn check_in_turn(
+        self: &Arc<Self>,
+        template: Vec<u8>,
+        client: ClientKey,
+        hall: &dyn AdapterHall,
+    ) -> Result<(), AdmissionError> {
+        let (templates, party) = (Arc::clone(self), Party { client, adapter: None });
+        let work = move |template: &[u8]| templates.check(template);
+        let checked = in_turn(&self.uploads, party, template.len() as u64, hall, move || work(&template)).await?;
+        checked.map_err(|source| AdmissionError::Chat { adapter: None, source })
+    }
+
+    /// Compile a template and throw the result away. Takes a part of a second where it is long.
     ///
     /// # Errors
     /// [`ChatError::NotText`], [`ChatError::Template`].
@@ -49,6 +77,7 @@ impl AdapterTemplates {
         self: &Arc<Self>,
         adapter: &ResolvedAdapter,
         template: OwnChatTemplate,
+        party: Party,
         registry: &Arc<AdapterRegistry>,
         hall: &dyn AdapterHall,
     ) -> Result<Arc<ChatTemplate>, AdmissionError> {
@@ -56,17 +85,12 @@ impl AdapterTemplates {
         let compiled = cell.get_or_try_init(|| async {
             let (registry, lease, templates) = (Arc::clone(registry), adapter.lease.clone(), Arc::clone(self));
             let name = adapter.name.clone();
-            let (done, compiled) = tokio::sync::oneshot::channel();
-            hall.in_background(Box::new(move || {
-                let compile = || {
-                    let bytes = registry.read_chat_template(&lease)?;
-                    let failed = |source| AdmissionError::Chat { adapter: Some(name), source };
-                    templates.compile(&bytes).map(Arc::new).map_err(failed)
-                };
-                // The client may have left meanwhile.
-                let _ = done.send(compile());
-            }));
-            compiled.await.map_err(|_| AdmissionError::TokenizerPanicked)?
+            let compile = move || {
+                let bytes = registry.read_chat_template(&lease)?;
+                let failed = |source| AdmissionError::Chat { adapter: Some(name), source };
+                templates.compile(&bytes).map(Arc::new).map_err(failed)
+            };
+            in_turn(&self.chats, party, template.bytes, hall, compile).await?
         });
         compiled.await.cloned()
     }
@@ -74,6 +98,26 @@ impl AdapterTemplates {
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Work at so many bytes, in the background when its turn has come.
+async fn in_turn<T: Send + 'static>(
+    turns: &Turns,
+    party: Party,
+    bytes: u64,
+    hall: &dyn AdapterHall,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, AdmissionError> {
+    let turn = turns.take(party, bytes.saturating_mul(MICROSECONDS_PER_BYTE)).await;
+    let (done, result) = tokio::sync::oneshot::channel();
+    hall.in_background(Box::new(move || {
+        // The turn goes with the work and not with the client, who may leave before it is done.
+        let _turn = turn;
+        if !done.is_closed() {
+            drop(done.send(work()));
+        }
+    }));
+    result.await.map_err(|_| AdmissionError::TokenizerPanicked)
 }
 
 /// A chat template, and the adapter whose own it is; `None`: the model's.

@@ -173,7 +173,8 @@ impl TokenizerSettings {
     }
 }
 
-/// The chat template that transformers takes from a folder with the files of a tokenizer. `None`: it has none.
+/// The chat template that transformers takes from a folder with the files of a tokenizer, the default one of several.
+/// `None`: it has none.
 ///
 /// # Errors
 /// [`TokenizerError::Read`] and [`TokenizerError::Settings`].

@@ -1,6 +1,8 @@
 use super::super::testing::House;
 use super::*;
 
+const PARTY: Party = Party { client: ClientKey::LOCAL, adapter: None };
+
 fn template(number: u64, bytes: u64) -> OwnChatTemplate {
     let mut sha256 = [0; 32];
     sha256[..8].copy_from_slice(&number.to_le_bytes());
@@ -30,7 +32,7 @@ fn what_is_kept_is_bounded_and_the_least_used_goes_first() {
 async fn of(house: &House, name: &str) -> Result<Arc<ChatTemplate>, AdmissionError> {
     let resolved = house.registry.resolve(&name.parse().unwrap(), None).unwrap();
     let template = resolved.chat_template.unwrap();
-    house.templates.of(&resolved, template, &house.registry, house.hall.as_ref()).await
+    house.templates.of(&resolved, template, PARTY, &house.registry, house.hall.as_ref()).await
 }
 
 #[tokio::test]
@@ -76,4 +78,31 @@ async fn a_client_that_leaves_keeps_nobody_waiting() {
     of(&house, "a").await.unwrap();
     release.send(()).unwrap();
     assert_eq!(house.hall.background.load(std::sync::atomic::Ordering::SeqCst), 2);
+}
+
+/// However many bring templates, some of the threads that bring adapters in are left to adapters.
+#[tokio::test]
+async fn few_templates_are_compiled_at_a_time() {
+    let house = House::new();
+    let (release, hold) = std::sync::mpsc::channel();
+    *house.hall.hold_background.lock().unwrap() = Some(hold);
+    let check = |text: &str| {
+        let (templates, hall, text) = (Arc::clone(&house.templates), Arc::clone(&house.hall), text.as_bytes().to_vec());
+        tokio::spawn(async move { templates.check_in_turn(text, ClientKey::LOCAL, hall.as_ref()).await })
+    };
+    let begun = || house.hall.background.load(std::sync::atomic::Ordering::SeqCst);
+    let checks: Vec<_> = ["{{ a }}", "{% for %}", "{{ b }}"].into_iter().map(check).collect();
+    while house.templates.uploads.waiting() < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(begun(), 1, "the others wait for their turn");
+    house.adapter("a", 2);
+    of(&house, "a").await.unwrap();
+    assert_eq!(begun(), 2, "chats have turns of their own");
+    release.send(()).unwrap();
+    let mut outcomes = Vec::new();
+    for check in checks {
+        outcomes.push(check.await.unwrap().is_ok());
+    }
+    assert_eq!(outcomes, [true, false, true]);
 }

@@ -8,9 +8,8 @@ use tonic::{Status, Streaming};
 use super::super::convert::BadMessage;
 use super::super::{convert, pb, status};
 use super::{Adapters, off_reactor};
-use crate::adapters::{
-    Begin, CHAT_TEMPLATE_FILE, CONFIG_FILE, LoadFailure, Published, Staged, UploadHeader, UploadSession,
-};
+use crate::adapters::{Begin, CHAT_TEMPLATE_FILE, CONFIG_FILE, Published, Staged, UploadHeader, UploadSession};
+use crate::admission::AdmissionError;
 use crate::telemetry::metrics::{Metrics, UploadOutcome};
 use crate::types::ClientKey;
 use pb::upload_adapter_request::Frame;
@@ -114,8 +113,8 @@ async fn checked(
         return Ok(header);
     }
     header.validate(adapters.registry.uploads().limits()).map_err(|error| status::from_adapter(&error))?;
-    let (hall, templates) = (Arc::clone(&adapters.hall), Arc::clone(&adapters.templates));
-    off_reactor(move || {
+    let hall = Arc::clone(&adapters.hall);
+    let (header, template) = off_reactor(move || {
         let undeclared = |path, content: &[u8]| !content.is_empty() && !convert::declares(&header, path, content);
         if undeclared(CONFIG_FILE, &config) {
             return Err(status::from_bad_message(&BadMessage::Config));
@@ -126,12 +125,21 @@ async fn checked(
         if !config.is_empty() {
             hall.check_config(&config).map_err(|failure| status::load_failed(failure.as_ref()))?;
         }
-        if !template.is_empty() {
-            templates.check(&template).map_err(|error| status::load_failed(&error))?;
-        }
-        Ok(header)
+        Ok((header, template))
     })
-    .await?
+    .await??;
+    if !template.is_empty() {
+        check_template(adapters, template, client).await?;
+    }
+    Ok(header)
+}
+
+async fn check_template(adapters: &Adapters, template: Vec<u8>, client: ClientKey) -> Result<(), Status> {
+    let checked = adapters.templates.check_in_turn(template, client, adapters.hall.as_ref()).await;
+    checked.map_err(|error| match error {
+        AdmissionError::Chat { source, .. } => status::load_failed(&source),
+        error => status::from_admission(&error),
+    })
 }
 
 async fn next(frames: &mut Streaming<pb::UploadAdapterRequest>, idle: Duration) -> Result<Option<Frame>, Status> {
@@ -177,16 +185,17 @@ async fn accept(
     staged: Staged,
     record: &mut Record,
 ) -> Result<pb::UploadAdapterResponse, Status> {
+    let read = off_reactor(move || staged.chat_template().map(|template| (staged, template))).await?;
+    let (staged, template) = read.map_err(|error| status::from_adapter(&error))?;
+    if let Some(template) = template {
+        check_template(adapters, template, client).await?;
+    }
     let turn = Arc::clone(&adapters.checks).acquire_owned().await;
     let turn = turn.map_err(|closed| status::internal_error("upload", &closed))?;
-    let (hall, templates) = (Arc::clone(&adapters.hall), Arc::clone(&adapters.templates));
+    let hall = Arc::clone(&adapters.hall);
     let check = off_reactor(move || {
         // The turn goes with the work and not with the client, who may leave before it is done.
         let _turn = turn;
-        let template = staged.chat_template().map_err(|error| Arc::new(error) as LoadFailure)?;
-        if let Some(template) = template {
-            templates.check(&template).map_err(|error| Arc::new(error) as LoadFailure)?;
-        }
         hall.check(&staged).map(|facts| (staged, facts))
     })
     .await?;
