@@ -13,4 +13,5 @@ mod messages;
 #[path = "../grpc/raw.rs"]
 mod raw;
 mod streams;
+mod templates;
 mod uploads;
