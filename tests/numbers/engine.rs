@@ -5,9 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use polydelta::engine::{DeltaLoader, EngineHandle, EventReceiver, ModelExecutor, ModelLoader, StartedEngine, start};
+use polydelta::delta::PreparedDelta;
+use polydelta::engine::{
+    DeltaLoader, EngineHandle, EngineStats, EventReceiver, ModelExecutor, ModelLoader, StartedEngine, StepExecutor,
+    start,
+};
 use polydelta::model::{BaseModel, Decoder, DecoderLimits, base_layout};
-use polydelta::ops::{Dtype, reference::ReferenceBackend};
+use polydelta::ops::{Backend, Dtype, reference::ReferenceBackend};
 use polydelta::scheduler::{SchedulerConfig, ShareConfig};
 use polydelta::types::{
     AdapterBinding, AdapterSlot, AdapterVersion, ClientKey, ConnectionId, EngineRequest, RequestId, SamplingParams,
@@ -17,7 +21,7 @@ use polydelta::types::{
 use crate::fixture::{Case, Family, LIMITS};
 
 /// Refused by this server.
-fn served(case: &&Case) -> bool {
+pub(crate) fn served(case: &&Case) -> bool {
     let adapter = case.adapter.as_deref().unwrap_or_default();
     !adapter.starts_with("save_") && !adapter.ends_with("_tokens")
 }
@@ -29,7 +33,17 @@ pub(crate) struct Hall {
 }
 
 pub(crate) fn hall(family: &Family, adapters: &[String], config: SchedulerConfig) -> Hall {
-    let backend = Arc::new(ReferenceBackend::new(Dtype::F32));
+    hall_of(family, adapters, config, Arc::new(ReferenceBackend::new(Dtype::F32)), |executor| executor)
+}
+
+/// With the executor inside of another.
+pub(crate) fn hall_of<B: Backend, E: StepExecutor<Prepared = PreparedDelta<B>>>(
+    family: &Family,
+    adapters: &[String],
+    config: SchedulerConfig,
+    backend: Arc<B>,
+    wrap: impl FnOnce(ModelExecutor<B>) -> E,
+) -> Hall {
     let context = config.max_model_len as usize;
     let base = BaseModel::load(backend.as_ref(), &family.spec, &family.checkpoint, context, &|_, _| {}).unwrap();
     let limits = DecoderLimits {
@@ -38,7 +52,7 @@ pub(crate) fn hall(family: &Family, adapters: &[String], config: SchedulerConfig
         block_size: config.block_size as usize,
     };
     let decoder = Decoder::new(Arc::clone(&backend), family.spec.clone(), base, limits).unwrap();
-    let executor = ModelExecutor::new(decoder, family.spec.vocab_size, config.block_size);
+    let executor = wrap(ModelExecutor::new(decoder, family.spec.vocab_size, config.block_size));
     let checkpoint = Arc::new(polydelta::model::Checkpoint::open(&family.dir.join("base")).unwrap());
     let loader = ModelLoader::new(backend, base_layout(&family.spec), checkpoint, LIMITS);
     let StartedEngine { handle, installs, .. } = start(executor, config, usize::MAX, Box::new(|_| {})).unwrap();
@@ -56,7 +70,12 @@ pub(crate) fn hall(family: &Family, adapters: &[String], config: SchedulerConfig
 }
 
 impl Hall {
-    fn submit(&mut self, case: &Case) -> EventReceiver {
+    pub(crate) fn stats(&self) -> EngineStats {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(self.handle.stats()).unwrap()
+    }
+
+    pub(crate) fn submit(&mut self, case: &Case) -> EventReceiver {
         self.next += 1;
         let request = EngineRequest {
             id: RequestId(self.next),
@@ -127,8 +146,7 @@ fn golden_requests_come_out_of_the_engine_with_and_without_room() {
             hall.check(&family, &cases);
             // Again, with the prompts' blocks in the prefix cache.
             hall.check(&family, &cases);
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            let stats = runtime.block_on(hall.handle.stats()).unwrap();
+            let stats = hall.stats();
             assert_eq!(stats.running + stats.waiting, 0, "{name}");
             assert_eq!(stats.preemptions > 0, num_blocks == 40, "{name}: {stats:?}");
             assert!(num_blocks == 40 || stats.prefix_hits > 0, "{name}: {stats:?}");

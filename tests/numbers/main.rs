@@ -6,5 +6,6 @@ mod engine;
 mod fixture;
 mod golden;
 mod invariance;
+mod isolation;
 mod oracle;
 mod spellings;
