@@ -139,6 +139,38 @@ async fn what_can_never_be_accepted_is_refused_as_soon_as_it_shows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn configs_of_millions_of_values_are_refused_without_being_built() {
+    let victim = Victim::start("", &[]);
+    victim.serves().await;
+    let before = victim.peak();
+    let values = |value: &str| {
+        let list = [value].repeat(3_900_000 / (value.len() + 1)).join(",");
+        format!(r#"{{"peft_type":"LORA","r":4,"lora_alpha":4,"target_modules":[{list}]}}"#).into_bytes()
+    };
+    let mut client = victim.adapters_from(ATTACKER).await;
+    let mut sent = Vec::new();
+    for value in ["0", "[]", "\"q\"", "{}"] {
+        let config = values(value);
+        let Frame::Header(header) = header("wide", &config, (1000, "0".repeat(64))) else { panic!() };
+        let header = pb::UploadHeader { config, upload_id: String::new(), ..header };
+        for _ in 0..10 {
+            let (mut client, frames) = (client.clone(), requests(vec![Frame::Header(header.clone())]));
+            sent.push(tokio::spawn(async move { within(client.upload_adapter(tokio_stream::iter(frames))).await }));
+        }
+    }
+    for refused in sent {
+        let refused = refused.await.unwrap().unwrap_err();
+        assert!(matches!(refused.code(), Code::InvalidArgument | Code::ResourceExhausted), "{refused:?}");
+    }
+    let missing = client.get_adapter(pb::GetAdapterRequest { name: "wide".into() }).await.unwrap_err();
+    assert_eq!(missing.code(), Code::NotFound);
+    victim.serves().await;
+    let grown = victim.peak() - before;
+    assert!(grown < 400 << 20, "{} MiB more", grown >> 20);
+    victim.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_adapter_larger_than_the_memory_for_it_is_refused_by_its_header() {
     let victim = Victim::start("", &["--load-memory", "1MiB"]);
     let config = read(CONFIG_FILE);

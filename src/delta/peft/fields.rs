@@ -111,6 +111,7 @@ impl Fields {
     /// Parse the file. A byte order mark, as editors put it there, is passed over.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, DeltaError> {
         let bytes = super::json::without_mark(bytes);
+        super::json::check_size(bytes).map_err(|reason| DeltaError::Json { reason })?;
         match serde_json::from_slice(bytes) {
             Ok(Json::Object(fields)) => Ok(Self { fields, used: RefCell::default() }),
             Ok(_) => Err(DeltaError::Json { reason: "it is not an object".to_owned() }),

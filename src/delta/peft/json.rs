@@ -36,6 +36,17 @@ impl Json {
     }
 }
 
+/// Most values of a config. One that names every linear module of a large model of experts, with a rank and an alpha for
+/// each, has about a hundred thousand; each takes some hundred bytes once it is parsed, where the text has two.
+const MAX_VALUES: usize = 1 << 18;
+
+/// Refuse a text that may hold more values than a config has, without parsing it: each but the first comes behind one of
+/// these bytes, which a string may hold too.
+pub(crate) fn check_size(text: &[u8]) -> Result<(), String> {
+    let most = text.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{' | b':')).count();
+    if most <= MAX_VALUES { Ok(()) } else { Err(format!("it may have {most} values, the limit is {MAX_VALUES}")) }
+}
+
 /// The text without the byte order mark that editors of some systems put in front.
 pub(crate) fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)

@@ -114,7 +114,7 @@ async fn checked(
     }
     header.validate(adapters.registry.uploads().limits()).map_err(|error| status::from_adapter(&error))?;
     let hall = Arc::clone(&adapters.hall);
-    let (header, template) = off_reactor(move || {
+    let check = move || {
         let undeclared = |path, content: &[u8]| !content.is_empty() && !convert::declares(&header, path, content);
         if undeclared(CONFIG_FILE, &config) {
             return Err(status::from_bad_message(&BadMessage::Config));
@@ -126,8 +126,9 @@ async fn checked(
             hall.check_config(&config).map_err(|failure| status::load_failed(failure.as_ref()))?;
         }
         Ok((header, template))
-    })
-    .await??;
+    };
+    // A few at a time: a config takes many times its size while it is read.
+    let (header, template) = adapters.in_background(check).await??;
     if !template.is_empty() {
         check_template(adapters, template, client).await?;
     }

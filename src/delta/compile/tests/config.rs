@@ -281,6 +281,10 @@ fn what_is_no_object_is_no_config() {
     assert!(config_refusals(&marked, &toy.layout, LIMITS).is_empty());
     let lines = String::from_utf8(Upload::lora().config_bytes()).unwrap().replace(',', ",\r\n");
     assert!(config_refusals(lines.as_bytes(), &toy.layout, LIMITS).is_empty());
+    let wide = |values: usize| format!(r#"{{"target_modules": [{}0]}}"#, "0,".repeat(values));
+    let refused = refusals(&wide(300_000));
+    assert!(matches!(refused.as_slice(), [error] if error.to_string().contains("the limit is")), "{refused:?}");
+    assert!(!matches!(refusals(&wide(200_000)).as_slice(), [DeltaError::Json { .. }]), "a list of its own limit");
     let deep = format!("{}{}", r#"{"a":"#.repeat(5000), "}".repeat(5000));
     assert!(matches!(refusals(&deep).as_slice(), [DeltaError::Json { .. }]));
 }
