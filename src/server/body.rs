@@ -6,14 +6,16 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::PollSemaphore;
 use tonic::Status;
 
+use super::decoding::{DecodingTurns, SMALL, Turn};
 use super::limits::{Exhausted, Share, Shares};
 use super::peer::Peer;
 use super::status;
@@ -33,6 +35,8 @@ pub(super) struct MessageLimits {
     pub(super) timeout: Duration,
     /// Longer messages are left to tonic, which refuses them by their prefix.
     pub(super) max_bytes: usize,
+    /// Who may decode a large one now.
+    pub(super) turns: DecodingTurns,
 }
 
 /// Why a request is read no further.
@@ -90,6 +94,12 @@ pub(super) struct RequestBody<B> {
     arrival: Arrival,
     framing: Framing,
     held: HeldBytes,
+    /// The message that is arriving is not small.
+    large: bool,
+    /// With this such a message is whole; it is passed on when its turn has come.
+    whole: Option<Frame<Bytes>>,
+    turns: PollSemaphore,
+    turn: Turn,
     /// When what is due began; `None` while nothing is.
     due_since: Option<Instant>,
     /// Bytes of it.
@@ -99,10 +109,31 @@ pub(super) struct RequestBody<B> {
 }
 
 impl<B> RequestBody<B> {
-    pub(super) fn new(inner: B, peer: Peer, limits: MessageLimits, arrival: Arrival, held: HeldBytes) -> Self {
+    /// A turn at decoding begins as `turn` when a message that needs one is whole.
+    pub(super) fn new(
+        inner: B,
+        peer: Peer,
+        limits: MessageLimits,
+        arrival: Arrival,
+        held: HeldBytes,
+        turn: Turn,
+    ) -> Self {
         let due_since = (arrival == Arrival::AtOnce).then(Instant::now);
-        let framing = Framing::default();
-        Self { inner, peer, limits, arrival, framing, held, due_since, received: 0, timer: None }
+        Self {
+            inner,
+            peer,
+            arrival,
+            framing: Framing::default(),
+            held,
+            large: false,
+            whole: None,
+            turns: limits.turns.wait(),
+            turn,
+            limits,
+            due_since,
+            received: 0,
+            timer: None,
+        }
     }
 
     fn deadline(&self, since: Instant) -> Instant {
@@ -122,9 +153,9 @@ impl<B> RequestBody<B> {
         timer.as_mut().poll(cx).map(|()| BodyRefused::TooSlow { limit: deadline - since, received })
     }
 
-    /// Follow the messages in `data`.
-    fn follow(&mut self, data: &[u8]) -> Result<(), BodyRefused> {
-        let mut rest = data;
+    /// Follow the messages in `data`; true where a large one has become whole.
+    fn follow(&mut self, data: &[u8]) -> Result<bool, BodyRefused> {
+        let (mut rest, mut large_is_whole) = (data, false);
         while !rest.is_empty() {
             if self.framing.between() && self.arrival == Arrival::OneByOne {
                 (self.due_since, self.received) = (Some(Instant::now()), 0);
@@ -132,6 +163,8 @@ impl<B> RequestBody<B> {
             let (taken, began) = self.framing.advance(rest);
             self.received = self.received.saturating_add(taken as u64);
             rest.advance(taken);
+            self.large = began.map_or(self.large, |bytes| bytes > SMALL);
+            large_is_whole |= self.large && self.framing.between();
             if let Some(bytes) = began.filter(|bytes| *bytes <= self.limits.max_bytes as u64) {
                 // First, so that the message before it does not count against it.
                 self.held.replace(None);
@@ -142,7 +175,16 @@ impl<B> RequestBody<B> {
                 self.due_since = None;
             }
         }
-        Ok(())
+        Ok(large_is_whole)
+    }
+
+    /// Pass on what makes a large message whole, when its turn has come.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
+        // Never closed.
+        if let Some(permit) = ready!(self.turns.poll_acquire(cx)) {
+            self.turn.begin(permit);
+        }
+        Poll::Ready(self.whole.take())
     }
 }
 
@@ -155,13 +197,20 @@ where
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.whole.is_some() {
+            return self.poll_turn(cx).map(|frame| frame.map(Ok));
+        }
         let frame = match Pin::new(&mut self.inner).poll_frame(cx) {
             Poll::Pending => return self.poll_due(cx).map(|late| Some(Err(status::from_body(&late)))),
             Poll::Ready(frame) => frame,
         };
         Poll::Ready(match frame {
-            Some(Ok(frame)) => match frame.data_ref().map_or(Ok(()), |data| self.follow(data)) {
-                Ok(()) => Some(Ok(frame)),
+            Some(Ok(frame)) => match frame.data_ref().map_or(Ok(false), |data| self.follow(data)) {
+                Ok(false) => Some(Ok(frame)),
+                Ok(true) => {
+                    self.whole = Some(frame);
+                    return self.poll_turn(cx).map(|frame| frame.map(Ok));
+                }
                 Err(refused) => Some(Err(status::from_body(&refused))),
             },
             Some(Err(error)) => Some(Err(Status::from_error(error.into()))),
@@ -173,7 +222,7 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.whole.is_none() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -260,7 +309,8 @@ mod tests {
     }
 
     fn limits(bytes: u64, max_bytes: usize) -> MessageLimits {
-        MessageLimits { bytes: Shares::new(bytes, bytes), timeout: TIMEOUT, max_bytes }
+        let turns = DecodingTurns::new(1);
+        MessageLimits { bytes: Shares::new(bytes, bytes), timeout: TIMEOUT, max_bytes, turns }
     }
 
     fn body(
@@ -269,7 +319,8 @@ mod tests {
     ) -> (mpsc::UnboundedSender<Vec<u8>>, RequestBody<Sent>, HeldBytes) {
         let (sender, receiver) = mpsc::unbounded_channel();
         let held = HeldBytes::default();
-        (sender, RequestBody::new(Sent(receiver), peer(), limits.clone(), arrival, held.clone()), held)
+        let body = RequestBody::new(Sent(receiver), peer(), limits.clone(), arrival, held.clone(), Turn::default());
+        (sender, body, held)
     }
 
     fn prefix(length: u32) -> Vec<u8> {
@@ -317,6 +368,31 @@ mod tests {
         assert_eq!(free(&limits, 100), 20);
         drop(body);
         assert_eq!(free(&limits, 100), 100);
+    }
+
+    #[tokio::test]
+    async fn large_messages_are_passed_on_by_turns_and_small_ones_at_once() {
+        let limits = limits(8 << 20, 4 << 20);
+        let whole = |bytes: u64| [prefix(bytes as u32), vec![0; bytes as usize]].concat();
+        let send = |bytes| {
+            let (sender, body, _) = body(&limits, Arrival::OneByOne);
+            sender.send(whole(bytes)).unwrap();
+            (sender, body)
+        };
+        let ((_one, mut first), (_two, mut second), (_three, mut small)) =
+            (send(SMALL + 1), send(SMALL + 1), send(SMALL));
+        let turn = first.turn.clone();
+        let decodes = turn.during(async {
+            first.frame().await.unwrap().unwrap();
+            let waits = tokio::select! {
+                biased;
+                _ = second.frame() => false,
+                frame = small.frame() => frame.unwrap().is_ok(),
+            };
+            assert!(waits, "the turn is the first one's, and the small one needs none");
+        });
+        decodes.await;
+        second.frame().await.unwrap().expect("its turn");
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,6 +21,7 @@ use tracing::{Instrument, Span};
 
 use super::body::{Arrival, HeldBytes, MessageLimits, RequestBody};
 use super::deadline::deadline;
+use super::decoding::{DecodingTurns, Turn};
 use super::identity::{self, ClientIdentity};
 use super::lifecycle::{Lifecycle, Phase, RunningCall};
 use super::limits::{ActiveCall, Activity, Share, Shares};
@@ -80,6 +81,7 @@ impl CallShared {
             bytes: Shares::new(config.message_memory, config.message_memory.div_ceil(2)),
             timeout: config.message_timeout,
             max_bytes: config.max_message_bytes,
+            turns: DecodingTurns::default(),
         };
         let calls = Shares::new(u64::from(config.max_calls), u64::from(config.max_calls_per_peer));
         Self { lifecycle, ids: RequestIds::new(), identity, metrics, calls, messages }
@@ -159,12 +161,12 @@ where
             Err(bad) => return refuse(status::bad_timeout(&bad), &request_id, record),
         };
         let hold = CallHold { _running: running, _active: active, _place: place };
-        let held = HeldBytes::default();
+        let (held, turn) = (HeldBytes::default(), Turn::default());
         let arrival = if method.streams_requests() { Arrival::OneByOne } else { Arrival::AtOnce };
         let peer = self.peer;
         let client = identity.of(request.headers(), self.client);
-        let mut request =
-            request.map(|body| Body::new(RequestBody::new(body, peer, messages.clone(), arrival, held.clone())));
+        let mut request = request
+            .map(|body| Body::new(RequestBody::new(body, peer, messages.clone(), arrival, held.clone(), turn.clone())));
         request.extensions_mut().insert(CallContext {
             arrived,
             deadline,
@@ -179,7 +181,7 @@ where
         let head = catch_unwind(AssertUnwindSafe(|| span.in_scope(|| self.inner.call(request))));
         let answer = async move {
             let outcome = match head {
-                Ok(head) => limits.guard(head).await,
+                Ok(head) => limits.guard(turn.during(head)).await,
                 Err(panic) => Err(Interrupted::panicked(panic.as_ref())),
             };
             let mut response = match outcome {

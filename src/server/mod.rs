@@ -20,6 +20,7 @@ mod call;
 mod connection;
 mod convert;
 mod deadline;
+mod decoding;
 pub mod generation;
 mod identity;
 pub mod info;
