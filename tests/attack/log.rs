@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::process::Stdio;
+use std::process::{ChildStdout, Stdio};
 
 use tonic::transport::Endpoint;
 
@@ -35,21 +35,22 @@ async fn a_log_whose_reader_has_stopped_holds_up_neither_calls_nor_the_end() {
 }
 
 /// A demo, and where it serves: it says so on its standard output.
-fn demo(stderr: Stdio) -> (Process, String) {
+fn demo(stderr: Stdio) -> (Process, String, BufReader<ChildStdout>) {
     let mut command = command("", &["demo", "--log", "debug"]);
     let mut process = Process(command.stderr(stderr).stdout(Stdio::piped()).spawn().unwrap());
-    let stdout = BufReader::new(process.0.stdout.take().unwrap());
-    let address = stdout.lines().find_map(|line| {
+    let mut stdout = BufReader::new(process.0.stdout.take().unwrap());
+    let address = stdout.by_ref().lines().find_map(|line| {
         let line = line.unwrap();
         let from = line.find("127.0.0.1:")?;
         let address: String = line[from..].chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect();
         Some(address)
     });
-    (process, format!("http://{}", address.expect("the demo says where it serves")))
+    (process, format!("http://{}", address.expect("the demo says where it serves")), stdout)
 }
 
 async fn is_served_to_the_end(stderr: Stdio) {
-    let (process, url) = tokio::task::spawn_blocking(|| demo(stderr)).await.unwrap();
+    // Its output stays open: a demo that nobody listens to ends.
+    let (process, url, _output) = tokio::task::spawn_blocking(|| demo(stderr)).await.unwrap();
     for _ in 0..CALLS {
         let channel = Endpoint::from_shared(url.clone()).unwrap().connect().await.unwrap();
         within(generate(channel, "x")).await.unwrap();
