@@ -186,7 +186,7 @@ pub enum SafetensorsError {
         dtype: String,
     },
     /// No dimension, or more than allowed.
-    #[error("tensor {tensor} has {dims} dimensions or more, 1 to {max} are allowed")]
+    #[error("tensor {tensor} has {dims} dimensions{}, 1 to {max} are allowed", if dims > max { " or more" } else { "" })]
     BadRank {
         /// Name.
         tensor: String,

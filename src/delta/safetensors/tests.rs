@@ -243,3 +243,10 @@ proptest! {
         prop_assert_eq!(found(TensorDtype::BF16), first(|bits| half::bf16::from_bits(bits).is_finite()));
     }
 }
+
+#[test]
+fn a_number_alone_is_said_to_have_no_dimension() {
+    let said = |dims| SafetensorsError::BadRank { tensor: "t".into(), dims, max: 2 }.to_string();
+    assert_eq!(said(0), "tensor t has 0 dimensions, 1 to 2 are allowed");
+    assert_eq!(said(3), "tensor t has 3 dimensions or more, 1 to 2 are allowed");
+}
