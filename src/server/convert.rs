@@ -4,6 +4,7 @@
 mod adapters;
 mod generation;
 mod info;
+mod template_json;
 
 use std::time::Duration;
 
@@ -50,6 +51,18 @@ pub(super) enum BadMessage {
     /// A config beside the files of another.
     #[error("header.config is not what header.files declares for adapter_config.json")]
     Config,
+    /// Template variables that are no JSON object.
+    #[error("chat.template_kwargs_json: {reason}")]
+    TemplateJson {
+        /// What is wrong with the text.
+        reason: String,
+    },
+    /// A template variable in both forms.
+    #[error("chat.template_kwargs_json: {name:?} is in chat.template_kwargs too")]
+    TemplateVariableTwice {
+        /// The variable, shortened to 64 characters.
+        name: String,
+    },
     /// A chat template beside the files of another.
     #[error("header.chat_template is not what header.files declares for chat_template.jinja")]
     ChatTemplate,
@@ -64,6 +77,7 @@ impl BadMessage {
             Self::RequestId => "request_id",
             Self::UploadId => "header.upload_id",
             Self::Config => "header.config",
+            Self::TemplateJson { .. } | Self::TemplateVariableTwice { .. } => "chat.template_kwargs_json",
             Self::ChatTemplate => "header.chat_template",
         }
     }

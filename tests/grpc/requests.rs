@@ -206,6 +206,36 @@ async fn a_chat_brings_variables_for_its_template() {
     assert_eq!((refused.code(), field(&refused).as_str()), (Code::InvalidArgument, "chat.template_kwargs.messages"));
 }
 
+/// As transformers' `json.dumps` prints a tool: in the order in which its author wrote it.
+#[tokio::test]
+async fn tools_are_printed_in_the_order_in_which_they_are_written() {
+    let template = "{{ messages[0].content }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}";
+    let server = GoldenServer::with(Options { chat_template: Some(template.into()), ..Options::default() }).await;
+    let mut client = server.generation().await;
+    let mut tokenize = async |json: &str, fields: &[&str]| {
+        let null = |name: &&str| ((*name).to_owned(), prost_types::Value { kind: None });
+        let chat = pb::Chat {
+            messages: vec![pb::ChatMessage { role: "user".into(), content: "hi".into() }],
+            template_kwargs: Some(prost_types::Struct { fields: fields.iter().map(null).collect() }),
+            template_kwargs_json: json.to_owned(),
+            ..Default::default()
+        };
+        let input = Some(pb::tokenize_request::Input::Chat(chat));
+        let answer = client.tokenize(pb::TokenizeRequest { input, ..Default::default() }).await;
+        answer.map(|answer| answer.into_inner().text)
+    };
+    let tool = r#"{"type": "function", "function": {"name": "sum", "args": [1, 2.5, null]}}"#;
+    assert_eq!(tokenize(&format!("{{\"tools\": [{tool}]}}"), &[]).await.unwrap(), format!("hi{tool}"));
+    for (json, fields) in [("[]", &[][..]), ("{", &[]), (r#"{"tools": []}"#, &["tools"])] {
+        let refused = tokenize(json, fields).await.unwrap_err();
+        assert_eq!(
+            (refused.code(), field(&refused).as_str()),
+            (Code::InvalidArgument, "chat.template_kwargs_json"),
+            "{json}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn what_cannot_be_tokenized_names_its_field() {
     let server = GoldenServer::start().await;

@@ -1,6 +1,9 @@
 //! Requests to generate, and what becomes of them.
 
+use std::collections::HashSet;
+
 use super::super::pb;
+use super::template_json::template_variables;
 use super::{BadMessage, adapter_name, adapter_version, milliseconds};
 use crate::admission::{
     AdapterChoice, ChoiceDelta, GenerateRequest, GenerationInfo, OutputLogprob, OutputToken, StopMatch, Timings,
@@ -32,7 +35,7 @@ pub(in crate::server) fn generate_request(request: pb::GenerateRequest) -> Resul
     let prompt = match input.ok_or(BadMessage::Missing { field: "input" })? {
         Input::Prompt(text) => PromptInput::Text(text),
         Input::TokenIds(pb::TokenIds { ids }) => PromptInput::TokenIds(ids),
-        Input::Chat(messages) => PromptInput::Chat(chat(messages)),
+        Input::Chat(messages) => PromptInput::Chat(chat(messages)?),
     };
     let options = options.unwrap_or_default();
     Ok(GenerateRequest {
@@ -61,13 +64,20 @@ fn adapter_choice(name: &str, version: &str) -> Result<Option<AdapterChoice>, Ba
     }
 }
 
-fn chat(chat: pb::Chat) -> Chat {
-    let pb::Chat { messages, template_kwargs, allow_special_tokens } = chat;
-    Chat {
-        messages: messages.into_iter().map(|pb::ChatMessage { role, content }| ChatMessage { role, content }).collect(),
-        template_kwargs: template_kwargs.map(template_entries).unwrap_or_default(),
-        allow_special_tokens,
+fn chat(chat: pb::Chat) -> Result<Chat, BadMessage> {
+    let pb::Chat { messages, template_kwargs, allow_special_tokens, template_kwargs_json } = chat;
+    let mut variables = template_kwargs.map(template_entries).unwrap_or_default();
+    let ordered = template_variables(&template_kwargs_json)?;
+    let known: HashSet<&str> = variables.iter().map(|(name, _)| name.as_str()).collect();
+    if let Some((twice, _)) = ordered.iter().find(|(name, _)| known.contains(name.as_str())) {
+        return Err(BadMessage::TemplateVariableTwice { name: twice.chars().take(64).collect() });
     }
+    variables.extend(ordered);
+    Ok(Chat {
+        messages: messages.into_iter().map(|pb::ChatMessage { role, content }| ChatMessage { role, content }).collect(),
+        template_kwargs: variables,
+        allow_special_tokens,
+    })
 }
 
 fn template_entries(fields: prost_types::Struct) -> Vec<(String, TemplateValue)> {
@@ -128,7 +138,7 @@ pub(in crate::server) fn tokenize_input(
     let pb::TokenizeRequest { input, adapter, adapter_version } = request;
     let input = match input.ok_or(BadMessage::Missing { field: "input" })? {
         Input::Prompt(text) => PromptInput::Text(text),
-        Input::Chat(messages) => PromptInput::Chat(chat(messages)),
+        Input::Chat(messages) => PromptInput::Chat(chat(messages)?),
     };
     Ok((input, adapter_choice(&adapter, &adapter_version)?))
 }
