@@ -42,7 +42,9 @@ struct Shared<L: DeltaLoader> {
     registry: Arc<AdapterRegistry>,
     installs: InstallHandle<L::Prepared>,
     capacity: watch::Receiver<u64>,
-    loads: Semaphore,
+    /// Turns of small adapters, and of large ones.
+    small_loads: Semaphore,
+    large_loads: Semaphore,
     loaders: Loaders,
     memory: HostMemory,
     metrics: Metrics,
@@ -68,8 +70,11 @@ impl<L: DeltaLoader> EngineInstaller<L> {
     ) -> Self {
         let (bell, capacity) = watch::channel(0);
         registry.events().observe(Arc::new(CapacityBell(bell)));
-        let loads = Semaphore::new(CONCURRENT_LOADS);
-        let shared = Arc::new(Shared { loader, registry, installs, capacity, loads, loaders, memory, metrics });
+        let turns = || Semaphore::new(CONCURRENT_LOADS);
+        let (small_loads, large_loads) = (turns(), turns());
+        let shared =
+            Shared { loader, registry, installs, capacity, small_loads, large_loads, loaders, memory, metrics };
+        let shared = Arc::new(shared);
         tokio::spawn(remove_retired(Arc::clone(&shared)));
         Self { shared }
     }
@@ -86,7 +91,7 @@ impl<L: DeltaLoader> EngineInstaller<L> {
     ) -> Result<AdapterFacts, InstallError> {
         let Shared { loader, loaders, memory, .. } = &*self.shared;
         let _share = memory.take(file_bytes)?;
-        loaders.run(|| {
+        loaders.run(file_bytes, || {
             let files = read()?;
             Ok(loader.check(&files.config, &files.weights)?.facts(loader.weight_bytes()))
         })
@@ -139,8 +144,10 @@ impl<L: DeltaLoader> EngineInstaller<L> {
 impl<L: DeltaLoader> Shared<L> {
     async fn load(self: Arc<Self>, ticket: LoadTicket) {
         let version = ticket.version();
+        let small = Loaders::is_small(self.registry.file_bytes(ticket.lease()));
+        let turns = if small { &self.small_loads } else { &self.large_loads };
         // The semaphore is never closed.
-        let _permit = self.loads.acquire().await.ok();
+        let _permit = turns.acquire().await.ok();
         let shared = Arc::clone(&self);
         let compiled = tokio::task::spawn_blocking(move || shared.compile(ticket)).await;
         let Ok(Some((ticket, compiled))) = compiled else { return };
@@ -158,13 +165,14 @@ impl<L: DeltaLoader> Shared<L> {
 
     /// Read and compile, within the memory there is for it.
     fn read_and_compile(&self, lease: &AdapterLease) -> Result<Compiled, InstallError> {
-        let share = self.memory.take(self.registry.file_bytes(lease))?;
-        let program = self.loaders.run(|| {
+        let bytes = self.registry.file_bytes(lease);
+        let share = self.memory.take(bytes)?;
+        let program = self.loaders.run(bytes, || {
             let files = self.timed(LoadStage::Read, || self.registry.read(lease))?;
             let compiled = self.timed(LoadStage::Compile, || self.loader.compile(&files.config, &files.weights));
             compiled.map_err(InstallError::from)
         })?;
-        Ok(Compiled { program, share })
+        Ok(Compiled { program, bytes, share })
     }
 
     /// Read, compile and reserve. A failure is reported through the ticket to all who wait.
@@ -189,28 +197,20 @@ impl<L: DeltaLoader> Shared<L> {
         }
     }
 
-    /// Give memory of the device back, where that takes no time from steps.
-    async fn free(self: &Arc<Self>, leftovers: Vec<Leftover>) {
-        let shared = Arc::clone(self);
-        let freed = tokio::task::spawn_blocking(move || shared.loaders.run(move || drop(leftovers))).await;
-        if let Err(error) = freed {
-            tracing::error!(%error, "freeing an adapter");
-        }
-    }
-
     async fn install(self: &Arc<Self>, mut ticket: InstallTicket, compiled: Compiled) -> Result<(), InstallError> {
         let slots: Vec<_> = ticket.evict().iter().map(|(slot, _)| *slot).collect();
         if !slots.is_empty() {
             slots.iter().for_each(|_| self.metrics.record_eviction("room"));
             let leftovers = self.installs.engine().remove(slots).await.map_err(|_| InstallError::Stopped)?;
             // Freed before room is made anew: both at once would be more than the budget of the device.
-            self.free(leftovers).await;
+            free(leftovers).await;
             ticket.evicted();
         }
         let shared = Arc::clone(self);
         let prepare = move || {
-            let Compiled { program, share } = compiled;
-            let prepared = shared.loaders.run(|| shared.timed(LoadStage::Install, || shared.loader.prepare(program)));
+            let Compiled { program, bytes, share } = compiled;
+            let prepare = || shared.timed(LoadStage::Install, || shared.loader.prepare(program));
+            let prepared = shared.loaders.run(bytes, prepare);
             drop(share);
             prepared
         };
@@ -232,9 +232,19 @@ impl<L: DeltaLoader> Shared<L> {
     }
 }
 
+/// Give memory of the device back, off the engine's thread. It takes no time to speak of, but a load waits for it.
+async fn free(leftovers: Vec<Leftover>) {
+    let freed = tokio::task::spawn_blocking(move || drop(leftovers)).await;
+    if let Err(error) = freed {
+        tracing::error!(%error, "freeing an adapter");
+    }
+}
+
 /// An adapter on its way in, and the host memory it was given.
 struct Compiled {
     program: DeltaProgram,
+    /// Of its files.
+    bytes: u64,
     share: HostShare,
 }
 
@@ -250,7 +260,7 @@ async fn remove_retired<L: DeltaLoader>(shared: Arc<Shared<L>>) {
         }
         while let Some(removal) = shared.registry.residency().take_removal() {
             let Ok(leftovers) = shared.installs.engine().remove(vec![removal.slot()]).await else { return };
-            shared.free(leftovers).await;
+            free(leftovers).await;
             shared.metrics.record_eviction("retired");
             removal.done();
         }
