@@ -2,16 +2,13 @@
 //! is in nobody's way.
 //!
 //! Short texts take microseconds and have as many turns as there are compute threads. Chats have as many again: a
-//! template is a program, and may take far longer than its messages look. Long texts take up to seconds: they go one
-//! after the other through a thread of their own, so that one core at most is taken from the steps. A text that cannot
-//! fit the context is refused by its length in bytes where the tokenizer's parts allow it, before it waits for a turn;
-//! else its tokens are counted no further than needed.
+//! template is a program, and may take far longer than its messages look. Long texts take up to seconds: there is one
+//! turn for all of them, so that one core at most is taken from the steps. A text that cannot fit the context is refused
+//! by its length in bytes where the tokenizer's parts allow it, before it waits for a turn; else its tokens are counted
+//! no further than needed.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
-
-use tokio::sync::oneshot;
 
 use super::error::AdmissionError;
 use super::templates::Chosen;
@@ -41,20 +38,12 @@ pub struct TokenizedPrompt {
     pub text: String,
 }
 
-/// Where work waits for its turn.
-#[derive(Clone, Copy)]
-enum Lane {
-    Short,
-    Chats,
-    Long,
-}
-
 /// Tokenizes prompts. One per gate.
 pub(super) struct Tokenizing {
     work: Arc<Work>,
     short: Turns,
     chats: Turns,
-    long: LongLane,
+    long: Turns,
     metrics: Metrics,
 }
 
@@ -81,7 +70,7 @@ impl Tokenizing {
 
     /// The turn of the lane for long texts.
     pub(super) async fn take_long_turn(&self) -> super::turns::Turn {
-        self.long.turns.take(NOBODY, 1).await
+        self.long.take(NOBODY, 1).await
     }
 }
 
@@ -96,7 +85,7 @@ impl Tokenizing {
     pub(super) fn new(tokenizer: Arc<Tokenizer>, limits: &Limits, threads: usize, metrics: Metrics) -> Self {
         let work = Work { tokenizer, context_length: limits.context_length };
         let (short, chats) = (Turns::new(threads.max(1)), Turns::new(threads.max(1)));
-        Self { work: Arc::new(work), short, chats, long: LongLane::start(), metrics }
+        Self { work: Arc::new(work), short, chats, long: Turns::new(1), metrics }
     }
 
     /// Token ids of a prompt that was checked, a chat rendered with `template`. Dropping the future gives the place in
@@ -111,8 +100,11 @@ impl Tokenizing {
             self.work.check_bytes(prompt_field(&prompt), text)?;
         }
         let work = Arc::clone(&self.work);
-        let (bytes, lane) = (prompt.bytes(), self.lane(&prompt));
-        self.in_turn(lane, bytes, party, move || work.tokenize(prompt, template)).await
+        let lane = match prompt {
+            PromptInput::Chat(_) => &self.chats,
+            PromptInput::Text(_) | PromptInput::TokenIds(_) => &self.short,
+        };
+        self.in_turn(lane, prompt.bytes(), party, move || work.tokenize(prompt, template)).await
     }
 
     /// The text of token ids that were checked.
@@ -124,42 +116,26 @@ impl Tokenizing {
     ) -> Result<String, AdmissionError> {
         let work = Arc::clone(&self.work);
         let bytes = size_of_val(ids.as_slice()) as u64;
-        let lane = if bytes > LONG_TEXT { Lane::Long } else { Lane::Short };
-        self.in_turn(lane, bytes, party, move || Ok(work.tokenizer.decode(&ids, skip_special)?)).await
+        self.in_turn(&self.short, bytes, party, move || Ok(work.tokenizer.decode(&ids, skip_special)?)).await
     }
 
-    fn lane(&self, prompt: &PromptInput) -> Lane {
-        match prompt {
-            _ if prompt.bytes() > LONG_TEXT => Lane::Long,
-            PromptInput::Chat(_) => Lane::Chats,
-            PromptInput::Text(_) | PromptInput::TokenIds(_) => Lane::Short,
-        }
-    }
-
-    /// Work off the reactor, at what is so long.
+    /// Work off the reactor, at what is so long; `lane` is where it waits for its turn unless it is too long for that.
     async fn in_turn<T: Send + 'static>(
         &self,
-        lane: Lane,
+        lane: &Turns,
         bytes: u64,
         party: Party,
         work: impl FnOnce() -> Result<T, AdmissionError> + Send + 'static,
     ) -> Result<T, AdmissionError> {
         let asked = Instant::now();
-        let turns = match lane {
-            Lane::Short => &self.short,
-            Lane::Chats => &self.chats,
-            Lane::Long => &self.long.turns,
-        };
-        let turn = turns.take(party, bytes / BYTES_PER_MICROSECOND).await;
+        let lane = if bytes > LONG_TEXT { &self.long } else { lane };
+        let turn = lane.take(party, bytes / BYTES_PER_MICROSECOND).await;
         self.metrics.record_queue_wait(QueueCause::Tokenizing, asked.elapsed());
         let run = move || {
             // The turn goes with the work and not with the client, who may leave before it is done.
             let _turn = turn;
             work()
         };
-        if let Lane::Long = lane {
-            return self.long.run(run).await;
-        }
         tokio::task::spawn_blocking(run).await.map_err(|_| AdmissionError::TokenizerPanicked)?
     }
 }
@@ -214,41 +190,5 @@ impl Work {
             }
             _ => Ok(()),
         }
-    }
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// One thread for long texts.
-struct LongLane {
-    turns: Turns,
-    jobs: mpsc::Sender<Job>,
-}
-
-impl LongLane {
-    fn start() -> Self {
-        let (jobs, received) = mpsc::channel::<Job>();
-        let run = move || received.into_iter().for_each(|job| job());
-        if let Err(error) = std::thread::Builder::new().name("polydelta-texts".to_owned()).spawn(run) {
-            tracing::warn!(%error, "no thread for long texts: they are refused");
-        }
-        Self { turns: Turns::new(1), jobs }
-    }
-
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T, AdmissionError> + Send + 'static,
-    ) -> Result<T, AdmissionError> {
-        let (reply, result) = oneshot::channel();
-        let job = move || {
-            if reply.is_closed() {
-                return;
-            }
-            let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(AdmissionError::TokenizerPanicked));
-            // The party may have gone away meanwhile.
-            drop(reply.send(result));
-        };
-        self.jobs.send(Box::new(job)).map_err(|_| AdmissionError::TokenizerPanicked)?;
-        result.await.map_err(|_| AdmissionError::TokenizerPanicked)?
     }
 }
