@@ -384,9 +384,9 @@ impl<E: StepExecutor> Engine<E> {
         if self.scheduler.contains(id) {
             return;
         }
-        let Some(mut live) = self.live.remove(&id) else { return };
-        live.queued = None;
-        live.let_go();
+        if let Some(mut live) = self.live.remove(&id) {
+            live.let_go();
+        }
     }
 
     fn snapshot(&self) -> EngineStats {
