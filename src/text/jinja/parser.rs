@@ -5,7 +5,7 @@ mod expressions;
 use std::sync::Arc;
 
 use super::SyntaxError;
-use super::ast::{For, Macro, Name, Statement, StatementKind, Target};
+use super::ast::{Expr, For, Macro, Name, Statement, StatementKind, Target};
 use super::lexer::{self, Located, Token};
 
 /// Most levels of tags and of expressions inside each other. A level takes a few stack frames.
@@ -299,6 +299,11 @@ impl Parser {
                 parameters.push((parameter, default));
             }
         }
+        self.macro_of(name, parameters, end)
+    }
+
+    /// A macro whose signature has been read: its body, up to the tag that ends it.
+    fn macro_of(&mut self, name: Name, parameters: Vec<(Name, Option<Expr>)>, end: &str) -> Result<Macro, SyntaxError> {
         let (loops, names) = (std::mem::take(&mut self.loops), self.names.len());
         let (body, _) = self.block(&[end])?;
         self.loops = loops;
@@ -320,15 +325,10 @@ impl Parser {
             }
         }
         let call = self.expression()?;
-        if !matches!(call, super::ast::Expr::Call(..)) {
+        if !matches!(call, Expr::Call(..)) {
             return self.fail("expected a call");
         }
-        let (loops, names) = (std::mem::take(&mut self.loops), self.names.len());
-        let (body, _) = self.block(&["endcall"])?;
-        self.loops = loops;
-        let takes = |what: &str| self.names[names..].iter().any(|name| &**name == what);
-        let (takes_positional, takes_named) = (takes("varargs"), takes("kwargs"));
-        let caller = Macro { name: Arc::from("caller"), parameters, body, takes_positional, takes_named };
+        let caller = self.macro_of(Arc::from("caller"), parameters, "endcall")?;
         Ok(StatementKind::Call(call, Arc::new(caller)))
     }
 

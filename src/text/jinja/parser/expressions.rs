@@ -240,35 +240,37 @@ impl Parser {
     }
 
     fn list(&mut self) -> Result<Expr, SyntaxError> {
-        self.expect_operator("[")?;
-        let mut elements = Vec::new();
-        while !self.skip_operator("]") {
-            if !elements.is_empty() {
-                self.expect_operator(",")?;
-                if self.skip_operator("]") {
-                    break;
-                }
-            }
-            elements.push(self.expression()?);
-        }
-        Ok(Expr::List(elements))
+        self.between("[", "]", Self::expression).map(Expr::List)
     }
 
     fn dict(&mut self) -> Result<Expr, SyntaxError> {
-        self.expect_operator("{")?;
-        let mut entries = Vec::new();
-        while !self.skip_operator("}") {
-            if !entries.is_empty() {
+        let entry = |parser: &mut Self| {
+            let key = parser.expression()?;
+            parser.expect_operator(":")?;
+            Ok((key, parser.expression()?))
+        };
+        self.between("{", "}", entry).map(Expr::Dict)
+    }
+
+    /// What stands between brackets, with commas between and perhaps one behind.
+    fn between<T>(
+        &mut self,
+        open: &str,
+        close: &str,
+        mut item: impl FnMut(&mut Self) -> Result<T, SyntaxError>,
+    ) -> Result<Vec<T>, SyntaxError> {
+        self.expect_operator(open)?;
+        let mut items = Vec::new();
+        while !self.skip_operator(close) {
+            if !items.is_empty() {
                 self.expect_operator(",")?;
-                if self.skip_operator("}") {
+                if self.skip_operator(close) {
                     break;
                 }
             }
-            let key = self.expression()?;
-            self.expect_operator(":")?;
-            entries.push((key, self.expression()?));
+            items.push(item(self)?);
         }
-        Ok(Expr::Dict(entries))
+        Ok(items)
     }
 
     fn postfix(&mut self, mut value: Expr) -> Result<Expr, SyntaxError> {
@@ -320,39 +322,33 @@ impl Parser {
     }
 
     fn arguments(&mut self) -> Result<Arguments, SyntaxError> {
-        self.expect_operator("(")?;
         let mut arguments = Arguments::default();
-        let mut first = true;
-        while !self.skip_operator(")") {
-            if !first {
-                self.expect_operator(",")?;
-                if self.skip_operator(")") {
-                    break;
-                }
-            }
-            first = false;
-            let (more, named) = (arguments.more_positional.is_some(), arguments.more_named.is_some());
-            if self.skip_operator("*") {
-                if more || named {
-                    return self.fail("invalid syntax for function call expression");
-                }
-                arguments.more_positional = Some(self.expression()?);
-            } else if self.skip_operator("**") {
-                if named {
-                    return self.fail("invalid syntax for function call expression");
-                }
-                arguments.more_named = Some(self.expression()?);
-            } else if matches!(self.current(), Token::Name(_)) && matches!(self.ahead(), Token::Operator("=")) {
-                let name: Name = self.name()?;
-                self.at += 1;
-                arguments.named.push((name, self.expression()?));
-            } else if more || named || !arguments.named.is_empty() {
-                return self.fail("positional argument follows keyword argument");
-            } else {
-                arguments.positional.push(self.expression()?);
-            }
-        }
+        self.between("(", ")", |parser| parser.argument(&mut arguments))?;
         Ok(arguments)
+    }
+
+    fn argument(&mut self, arguments: &mut Arguments) -> Result<(), SyntaxError> {
+        let (more, named) = (arguments.more_positional.is_some(), arguments.more_named.is_some());
+        if self.skip_operator("*") {
+            if more || named {
+                return self.fail("invalid syntax for function call expression");
+            }
+            arguments.more_positional = Some(self.expression()?);
+        } else if self.skip_operator("**") {
+            if named {
+                return self.fail("invalid syntax for function call expression");
+            }
+            arguments.more_named = Some(self.expression()?);
+        } else if matches!(self.current(), Token::Name(_)) && matches!(self.ahead(), Token::Operator("=")) {
+            let name: Name = self.name()?;
+            self.at += 1;
+            arguments.named.push((name, self.expression()?));
+        } else if more || named || !arguments.named.is_empty() {
+            return self.fail("positional argument follows keyword argument");
+        } else {
+            arguments.positional.push(self.expression()?);
+        }
+        Ok(())
     }
 
     /// `| filter | filter(…)`; `inline` where the first has no bar before it.
