@@ -64,7 +64,7 @@ pub struct ChatTemplate {
     with_tools: Option<Box<ChatTemplate>>,
 }
 
-/// A rendered conversation. Its special tokens are part of it; [`Tokenizer::encode_chat`] knows which of them the client
+/// A rendered conversation. Its special tokens are part of it; [`Tokenizer::encode_chat_at_most`] knows which of them the client
 /// wrote.
 #[derive(Debug)]
 pub struct RenderedChat {

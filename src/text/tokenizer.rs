@@ -185,16 +185,8 @@ impl Tokenizer {
             .map_err(|error: tokenizers::Error| TokenizerError::Encode { bytes: text.len(), reason: error.to_string() })
     }
 
-    /// Token ids of a rendered conversation. Control tokens that the template wrote are control tokens; those of the
-    /// client are text, unless it asked for them.
-    ///
-    /// # Errors
-    /// [`TokenizerError::Encode`] and [`TokenizerError::Control`].
-    pub fn encode_chat(&self, chat: &RenderedChat) -> Result<Vec<u32>, TokenizerError> {
-        Ok(self.encode_chat_at_most(chat, usize::MAX)?.unwrap_or_default())
-    }
-
-    /// As [`Tokenizer::encode_chat`]; `None` where there are more than `most` ids, as [`Tokenizer::encode_at_most`].
+    /// Token ids of a rendered conversation; `None` where there are more than `most`, as [`Tokenizer::encode_at_most`].
+    /// Control tokens that the template wrote are control tokens; those of the client are text, unless it asked for them.
     ///
     /// # Errors
     /// [`TokenizerError::Encode`] and [`TokenizerError::Control`].
