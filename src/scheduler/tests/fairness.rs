@@ -35,6 +35,17 @@ fn rows_of(harness: &Harness, batch: &ScheduledBatch) -> BTreeMap<u64, usize> {
     rows
 }
 
+/// A request that has its first token has a row in every step after it.
+#[track_caller]
+fn ends_in_two_steps(harness: &mut Harness, id: u64) {
+    for _ in 0..2 {
+        let batch = harness.schedule();
+        assert_eq!(rows_of(harness, &batch).get(&id), Some(&1), "request {id}: every step after it");
+        harness.finish(&batch);
+    }
+    assert!(!harness.scheduler.contains(RequestId(id)));
+}
+
 #[test]
 fn beside_a_flood_of_one_adapter_a_request_of_another_has_its_first_row_in_the_next_step() {
     let mut harness = Harness::new(roomy());
@@ -48,12 +59,7 @@ fn beside_a_flood_of_one_adapter_a_request_of_another_has_its_first_row_in_the_n
         let batch = harness.schedule();
         assert_eq!(rows_of(&harness, &batch).get(&id), Some(&3), "round {round}");
         harness.finish(&batch);
-        for _ in 0..2 {
-            let batch = harness.schedule();
-            assert_eq!(rows_of(&harness, &batch).get(&id), Some(&1), "round {round}: every step after it");
-            harness.finish(&batch);
-        }
-        assert!(!harness.scheduler.contains(RequestId(id)));
+        ends_in_two_steps(&mut harness, id);
     }
     assert_eq!(harness.scheduler.stats().preemptions, 0, "a seat is given up, its KV is not");
     assert!(harness.scheduler.stats().held_back > 0);
@@ -131,12 +137,7 @@ fn beside_a_flood_of_its_own_party_a_request_of_another_connection_has_its_first
         let batch = harness.schedule();
         assert!(rows_of(&harness, &batch).contains_key(&id), "round {round}");
         harness.finish(&batch);
-        for _ in 0..2 {
-            let batch = harness.schedule();
-            assert_eq!(rows_of(&harness, &batch).get(&id), Some(&1), "round {round}: every step after it");
-            harness.finish(&batch);
-        }
-        assert!(!harness.scheduler.contains(RequestId(id)));
+        ends_in_two_steps(&mut harness, id);
     }
     assert_eq!(harness.scheduler.stats().preemptions, 0, "a seat is given up, its KV is not");
 }
