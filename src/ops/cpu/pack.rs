@@ -116,6 +116,16 @@ impl PackedWeight {
         lines_per_panel(self.dtype, self.stack.depth)
     }
 
+    /// The first word of a panel; beyond the last, a place that must not be read.
+    pub(super) fn words_of(&self, panel: usize) -> *const u32 {
+        self.lines().as_ptr().wrapping_add(panel * self.panel_stride()).cast()
+    }
+
+    /// The line of a panel that an even k starts.
+    pub(super) fn line_of(&self, k: usize) -> usize {
+        lines_per_panel(self.dtype, k)
+    }
+
     /// Cut a range of panels where a segment ends.
     pub(super) fn runs(&self, panels: Range<usize>) -> impl Iterator<Item = Run> + '_ {
         self.stack.segments.iter().filter_map(move |segment| {

@@ -1,23 +1,35 @@
-//! Tiles of 256-bit FMA: up to 6 rows by 16 columns in twelve accumulators, or few rows by several panels, so that
-//! at least eight sums are in flight (two FMA a cycle of four cycles' latency).
+//! Tiles of 256-bit FMA, with at least eight sums in flight (two FMA a cycle of four cycles' latency), better twelve.
+//!
+//! A tile that has its panels to itself waits for memory: it reads few rows of several panels, or up to 6 rows by one.
+//! Tiles that take turns at their panels are bound by arithmetic (`avx2_lines`): up to 4 rows by three *stripes*, half
+//! panels of one register each, or 6 rows by two.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Store, Tile, WORDS, by_shape};
+use super::avx2_lines::{self, Operands, SUMS, add_lines};
+use super::{Ahead, Kernel, Store, Tile, WORDS, by_shape};
 
 /// f32 weights, or bf16 ones widened by a shift (lower k) and a mask (upper k).
 pub(in crate::ops::cpu) struct Avx2<const BF16: bool>;
 
 impl<const BF16: bool> Kernel for Avx2<BF16> {
-    const ROWS: usize = 6;
+    const ROWS: usize = avx2_lines::ROWS;
+    const ROW_BLOCK: usize = 48;
+    const K_BLOCK: usize = if BF16 { 1024 } else { 512 };
 
     fn panels(rows: usize) -> usize {
         match rows {
             1 => 4,
-            2 | 3 => 2,
+            2 => 2,
+            // Three rows by two panels of bf16 take more registers than there are.
+            3 => 2 - BF16 as usize,
             _ => 1,
         }
+    }
+
+    fn shared_panels(rows: usize) -> usize {
+        if rows <= THREE_STRIPES { 3 } else { 1 }
     }
 
     #[inline]
@@ -33,6 +45,77 @@ impl<const BF16: bool> Kernel for Avx2<BF16> {
             )
         }
     }
+
+    #[inline]
+    unsafe fn shared_tile(rows: usize, panels: usize, tile: &Tile, ahead: &Ahead) {
+        let stripes = if rows <= THREE_STRIPES && panels == 3 { 3 } else { 2 };
+        for first in (0..2 * panels).step_by(stripes) {
+            // SAFETY: the caller keeps the contract of `Kernel::shared_tile`, AVX2 and FMA included. Several tiles have
+            // more rows than one of 6, so none has fewer than 3.
+            unsafe {
+                match (rows, stripes) {
+                    (3, 2) => stripes_of::<BF16, 3, 2>(tile, ahead, first),
+                    (4, 2) => stripes_of::<BF16, 4, 2>(tile, ahead, first),
+                    (5, 2) => stripes_of::<BF16, 5, 2>(tile, ahead, first),
+                    (6, 2) => stripes_of::<BF16, 6, 2>(tile, ahead, first),
+                    (3, 3) => stripes_of::<BF16, 3, 3>(tile, ahead, first),
+                    (4, 3) => stripes_of::<BF16, 4, 3>(tile, ahead, first),
+                    _ => unreachable!("no tile of {rows} rows and {stripes} stripes"),
+                }
+            }
+        }
+    }
+}
+
+/// Most rows of a tile of three stripes.
+const THREE_STRIPES: usize = 4;
+/// Numbers of a stripe.
+const LANES: usize = 8;
+
+/// Some stripes of a tile, from the `first` on.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn stripes_of<const BF16: bool, const R: usize, const S: usize>(tile: &Tile, ahead: &Ahead, first: usize) {
+    // SAFETY: the contract of `Kernel::shared_tile`: x and w are readable over k, y has `width` columns, ours alone.
+    unsafe {
+        let k_of_line = 1 + BF16 as usize;
+        let line = tile.k.start / k_of_line;
+        let lines = tile.k.len() / k_of_line;
+        let stripe = |stripe: usize| {
+            let stripe = first + stripe;
+            tile.w[stripe / 2].add(line * WORDS + stripe % 2 * LANES)
+        };
+        // The panel in the middle of three belongs to both halves of them; the first asks for it.
+        let ahead_of = [ahead.w[first.div_ceil(2)], ahead.w[if first == 0 { 1 } else { first.div_ceil(2) }]];
+        let operands = Operands {
+            x: std::array::from_fn(|row| if row < R { tile.x[row].add(tile.k.start) } else { std::ptr::null() }),
+            w: std::array::from_fn(|index| if index < S { stripe(index) } else { std::ptr::null() }),
+            ahead: ahead_of,
+            step: ahead.step,
+            lines,
+        };
+        let mut sums = [_mm256_setzero_ps(); SUMS];
+        for row in 0..R {
+            for index in 0..S {
+                sums[row * S + index] = begin(tile, row, first + index);
+            }
+        }
+        add_lines::<BF16, R, S>(&operands, &mut sums);
+        if lines * k_of_line < tile.k.len() {
+            // An odd last k of bf16.
+            for index in 0..S {
+                let w = widen::<LOW>(_mm256_loadu_si256(stripe(index).add(lines * WORDS).cast()));
+                for row in 0..R {
+                    let x = _mm256_broadcast_ss(&*tile.x[row].add(tile.k.end - 1).cast::<f32>());
+                    sums[row * S + index] = _mm256_fmadd_ps(w, x, sums[row * S + index]);
+                }
+            }
+        }
+        for row in 0..R {
+            for index in 0..S {
+                finish(tile, row, first + index, sums[row * S + index]);
+            }
+        }
+    }
 }
 
 type Sums<const R: usize, const P: usize> = [[[__m256; 2]; P]; R];
@@ -44,7 +127,12 @@ const AHEAD: usize = 1024;
 unsafe fn tile_of<const BF16: bool, const R: usize, const P: usize>(tile: &Tile) {
     // SAFETY: the contract of `Kernel::tile`, for this function and all it calls.
     unsafe {
-        let mut sums = begin::<R, P>(tile);
+        let mut sums: Sums<R, P> = [[[_mm256_setzero_ps(); 2]; P]; R];
+        for row in 0..R {
+            for stripe in 0..2 * P {
+                sums[row][stripe / 2][stripe % 2] = begin(tile, row, stripe);
+            }
+        }
         let (mut k, end) = (tile.k.start, tile.k.end);
         if BF16 {
             if k % 2 == 1 && k < end {
@@ -67,17 +155,20 @@ unsafe fn tile_of<const BF16: bool, const R: usize, const P: usize>(tile: &Tile)
                 k += 1;
             }
         }
-        finish::<R, P>(tile, &sums);
+        for row in 0..R {
+            for stripe in 0..2 * P {
+                finish(tile, row, stripe, sums[row][stripe / 2][stripe % 2]);
+            }
+        }
     }
 }
 
-/// Ask for the weights some lines further on, where a tile neither leaves that to hardware, as that of one row does, nor
-/// hides the wait behind its sums.
+/// Ask for the weights some lines further on, unless a tile leaves that to hardware, as that of one row does.
 #[inline(always)]
 unsafe fn ask_ahead<const R: usize, const P: usize>(tile: &Tile, line: usize) {
     // SAFETY: the contract of `Kernel::tile`: the instruction set; a prefetch may go anywhere.
     unsafe {
-        if (2..=4).contains(&R) {
+        if R > 1 {
             for panel in 0..P {
                 let words = tile.w[panel].wrapping_add(line * WORDS);
                 _mm_prefetch::<_MM_HINT_T0>(words.cast::<i8>().wrapping_add(AHEAD));
@@ -90,6 +181,19 @@ unsafe fn ask_ahead<const R: usize, const P: usize>(tile: &Tile, line: usize) {
 const WHOLE: u8 = 0;
 const LOW: u8 = 1;
 const HIGH: u8 = 2;
+
+/// One number of each word.
+#[inline(always)]
+unsafe fn widen<const PART: u8>(words: __m256i) -> __m256 {
+    // SAFETY: the instruction set, by the contract of `Kernel::tile`.
+    unsafe {
+        _mm256_castsi256_ps(match PART {
+            LOW => _mm256_slli_epi32::<16>(words),
+            HIGH => _mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32)),
+            _ => words,
+        })
+    }
+}
 
 /// One k of all rows and panels.
 #[inline(always)]
@@ -104,13 +208,8 @@ unsafe fn step<const PART: u8, const R: usize, const P: usize>(
         let mut w = [[_mm256_setzero_ps(); 2]; P];
         for (panel, w) in w.iter_mut().enumerate() {
             for (half, w) in w.iter_mut().enumerate() {
-                let words = tile.w[panel].add(line * WORDS + half * 8);
-                let words = _mm256_loadu_si256(words.cast());
-                *w = _mm256_castsi256_ps(match PART {
-                    LOW => _mm256_slli_epi32::<16>(words),
-                    HIGH => _mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32)),
-                    _ => words,
-                });
+                let words = tile.w[panel].add(line * WORDS + half * LANES);
+                *w = widen::<PART>(_mm256_loadu_si256(words.cast()));
             }
         }
         for row in 0..R {
@@ -124,48 +223,32 @@ unsafe fn step<const PART: u8, const R: usize, const P: usize>(
     }
 }
 
-/// The sums before the first k.
+/// The sum of a row and stripe before the first k.
 #[inline(always)]
-unsafe fn begin<const R: usize, const P: usize>(tile: &Tile) -> Sums<R, P> {
+unsafe fn begin(tile: &Tile, row: usize, stripe: usize) -> __m256 {
     // SAFETY: the contract of `Kernel::tile`: y has `width` columns.
     unsafe {
-        let mut sums: Sums<R, P> = [[[_mm256_setzero_ps(); 2]; P]; R];
         if tile.store == Store::Continue {
-            for row in 0..R {
-                for panel in 0..P {
-                    for half in 0..2 {
-                        let start = panel * WORDS + half * 8;
-                        let valid = tile.width.saturating_sub(start).min(8);
-                        sums[row][panel][half] = load(tile.y[row].wrapping_add(start), valid);
-                    }
-                }
-            }
+            let valid = tile.width.saturating_sub(stripe * LANES).min(LANES);
+            load(tile.y[row].wrapping_add(stripe * LANES), valid)
+        } else {
+            _mm256_setzero_ps()
         }
-        sums
     }
 }
 
-/// Bring the sums to y.
+/// Bring a sum to y.
 #[inline(always)]
-unsafe fn finish<const R: usize, const P: usize>(tile: &Tile, sums: &Sums<R, P>) {
+unsafe fn finish(tile: &Tile, row: usize, stripe: usize, sum: __m256) {
     // SAFETY: the contract of `Kernel::tile`: y has `width` columns, ours alone.
     unsafe {
-        for row in 0..R {
-            for panel in 0..P {
-                for half in 0..2 {
-                    let start = panel * WORDS + half * 8;
-                    let valid = tile.width.saturating_sub(start).min(8);
-                    let y = tile.y[row].wrapping_add(start);
-                    let sum = match tile.store {
-                        Store::Overwrite | Store::Continue => sums[row][panel][half],
-                        Store::AddScaled(scale) => {
-                            _mm256_fmadd_ps(_mm256_set1_ps(scale), sums[row][panel][half], load(y, valid))
-                        }
-                    };
-                    store(y, valid, sum);
-                }
-            }
-        }
+        let valid = tile.width.saturating_sub(stripe * LANES).min(LANES);
+        let y = tile.y[row].wrapping_add(stripe * LANES);
+        let sum = match tile.store {
+            Store::Overwrite | Store::Continue => sum,
+            Store::AddScaled(scale) => _mm256_fmadd_ps(_mm256_set1_ps(scale), sum, load(y, valid)),
+        };
+        store(y, valid, sum);
     }
 }
 
@@ -178,11 +261,11 @@ unsafe fn mask(valid: usize) -> __m256i {
 #[inline(always)]
 unsafe fn load(y: *const f32, valid: usize) -> __m256 {
     // SAFETY: `valid` numbers are readable; a masked load touches no others.
-    unsafe { if valid == 8 { _mm256_loadu_ps(y) } else { _mm256_maskload_ps(y, mask(valid)) } }
+    unsafe { if valid == LANES { _mm256_loadu_ps(y) } else { _mm256_maskload_ps(y, mask(valid)) } }
 }
 
 #[inline(always)]
 unsafe fn store(y: *mut f32, valid: usize, numbers: __m256) {
     // SAFETY: `valid` numbers are writable; a masked store touches no others.
-    unsafe { if valid == 8 { _mm256_storeu_ps(y, numbers) } else { _mm256_maskstore_ps(y, mask(valid), numbers) } }
+    unsafe { if valid == LANES { _mm256_storeu_ps(y, numbers) } else { _mm256_maskstore_ps(y, mask(valid), numbers) } }
 }

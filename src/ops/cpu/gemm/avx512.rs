@@ -67,6 +67,8 @@ macro_rules! shapes {
 
 impl<const BF16: bool> Kernel for Avx512<BF16> {
     const ROWS: usize = 8;
+    const ROW_BLOCK: usize = 96;
+    const K_BLOCK: usize = 256;
 
     fn panels(rows: usize) -> usize {
         panels_for(rows)
@@ -81,6 +83,8 @@ impl<const BF16: bool> Kernel for Avx512<BF16> {
 
 impl Kernel for Avx512Dot {
     const ROWS: usize = 8;
+    const ROW_BLOCK: usize = 96;
+    const K_BLOCK: usize = 256;
 
     fn panels(rows: usize) -> usize {
         panels_for(rows)

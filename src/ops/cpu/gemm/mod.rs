@@ -5,11 +5,16 @@
 //! they carry side by side, and blocks of k park the accumulator in y between them; neither changes that sequence.
 //! So a row gives the same bits alone or among others, stacked or not, on any number of threads.
 //!
+//! Up to the rows of one tile, memory is the floor and a tile streams its panels. With more, several tiles take turns at
+//! a block of panels that the first of them brought in; arithmetic is the floor, and all of them ask for the next block.
+//!
 //! Threads are given panels; this file computes the panels it is told to.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2_lines;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod input;
@@ -26,7 +31,7 @@ pub(super) use avx512::{Avx512, Avx512Dot};
 pub(super) use portable::Portable;
 
 use super::isa::{DetectedIsa, Isa, Plain};
-use super::pack::{Line, PANEL, PackedWeight};
+use super::pack::{Line, PANEL, PackedWeight, Run};
 use crate::ops::Dtype;
 
 /// Most rows of a tile on any instruction set.
@@ -64,13 +69,31 @@ pub(super) struct Tile {
     pub(super) store: Store,
 }
 
+/// The weights of the block that comes next. Each tile over the panels of a block asks memory for its share of them, so
+/// that memory is busy all the time and not only while the first tile reads.
+pub(super) struct Ahead {
+    /// Where the share begins in each panel.
+    pub(super) w: [*const u8; MAX_PANELS],
+    /// How far a tile goes on in it with every line of its own, in bytes.
+    pub(super) step: usize,
+}
+
 /// The register tiles of one instruction set and weight type.
 pub(super) trait Kernel {
     /// Most rows of a tile.
     const ROWS: usize;
+    /// Most rows of a block, between whose tiles panels are still in a near cache.
+    const ROW_BLOCK: usize;
+    /// k of a block, even.
+    const K_BLOCK: usize;
 
     /// Panels side by side in a tile of `rows` rows, so that enough sums are in flight.
     fn panels(rows: usize) -> usize;
+
+    /// The same where several tiles, of `rows` rows at most, take turns at the panels.
+    fn shared_panels(rows: usize) -> usize {
+        Self::panels(rows)
+    }
 
     /// Compute one tile.
     ///
@@ -80,6 +103,16 @@ pub(super) trait Kernel {
     /// for `width` columns and no other thread touches them; w is readable over k for every panel;
     /// `(panels - 1) * 16 < width <= panels * 16`.
     unsafe fn tile(rows: usize, panels: usize, tile: &Tile);
+
+    /// Compute one of several tiles that take turns at the panels.
+    ///
+    /// # Safety
+    /// As [`Kernel::tile`], with `panels <= Self::shared_panels(rows)` and an even first k. `ahead` may point anywhere.
+    unsafe fn shared_tile(rows: usize, panels: usize, tile: &Tile, ahead: &Ahead) {
+        let _ = ahead;
+        // SAFETY: handed on.
+        unsafe { Self::tile(rows, panels, tile) };
+    }
 }
 
 /// Where the rows of a result go.
@@ -172,8 +205,13 @@ impl<'a> Chunks<'a> {
         threads: usize,
     ) -> Self {
         // Several chunks per thread, so that one that is held up does not hold up all; whole groups of panels, which
-        // tiles of few rows take side by side.
-        let each = panels.len().div_ceil(threads * 8).next_multiple_of(if rows == 1 { 8 } else { 4 });
+        // tiles take side by side.
+        let group = match rows {
+            1 => 8,
+            2..=4 => 4,
+            _ => 6,
+        };
+        let each = panels.len().div_ceil(threads * 8).next_multiple_of(group).min(panels.len().div_ceil(threads));
         Self { x, rows, w, panels, each, y }
     }
 
@@ -270,82 +308,106 @@ impl Part<'_> {
     }
 }
 
-/// Rows from which on k is walked in blocks over many panels, so that x stays in the second-level cache.
+/// Rows from which on all panels of a part are walked for one block of k after the other, so that x stays in the
+/// second-level cache; with fewer, all of k for one group of panels after the other.
 const MANY_ROWS: usize = 24;
-/// Rows of such a block.
-const ROW_BLOCK: usize = 96;
-/// k of a block: 16 columns of it are 8 KiB in bf16, 16 KiB in f32.
-const K_BLOCK: usize = 256;
 
 /// # Safety
 /// As [`multiply`], with `part` checked and the machine having the instruction set of `K`.
 unsafe fn blocks<K: Kernel>(part: &Part<'_>) {
-    let depth = part.w.depth();
     let rows = part.rows.len();
     if rows == 0 {
         return;
     }
-    let one_tile = rows <= K::ROWS;
-    // A scaled sum is added once, so its k is never cut.
-    let k_block = if one_tile || matches!(part.store, Store::AddScaled(_)) { depth } else { K_BLOCK };
+    let rows_each = rows.div_ceil(rows.div_ceil(K::ROW_BLOCK));
     for run in part.w.runs(part.panels.clone()) {
-        let group = if rows < MANY_ROWS { K::panels(rows.div_ceil(rows.div_ceil(K::ROWS))) } else { run.panels.len() };
-        for row in (0..rows).step_by(ROW_BLOCK) {
-            let block_rows = part.rows.start + row..part.rows.start + (row + ROW_BLOCK).min(rows);
-            for first in run.panels.clone().step_by(group) {
-                let panels = first..(first + group).min(run.panels.end);
-                let column = run.columns.start + (first - run.panels.start) * PANEL;
-                let columns = column..run.columns.end.min(column + panels.len() * PANEL);
-                for k in (0..depth).step_by(k_block) {
-                    let k = k..(k + k_block).min(depth);
-                    // SAFETY: handed on.
-                    unsafe { panels_of_block::<K>(part, block_rows.clone(), panels.clone(), columns.clone(), k) };
-                }
-            }
+        for row in part.rows.clone().step_by(rows_each) {
+            let rows = row..(row + rows_each).min(part.rows.end);
+            // SAFETY: handed on; the run and the rows lie within `part`.
+            unsafe { walk::<K>(part, rows, &run) };
         }
     }
 }
 
-/// One block of rows and k against neighbouring panels.
+/// One block of rows against neighbouring panels.
 ///
 /// # Safety
-/// As [`blocks`]; the ranges lie within `part`.
-unsafe fn panels_of_block<K: Kernel>(
+/// As [`blocks`]; `rows` and `run` lie within `part`.
+unsafe fn walk<K: Kernel>(part: &Part<'_>, rows: Range<usize>, run: &Run) {
+    let depth = part.w.depth();
+    let tiles = rows.len().div_ceil(K::ROWS);
+    let tile_rows = rows.len().div_ceil(tiles);
+    let side = if tiles == 1 { K::panels(tile_rows) } else { K::shared_panels(tile_rows) };
+    // A scaled sum is added once, so its k is never cut.
+    let k_block = if tiles == 1 || matches!(part.store, Store::AddScaled(_)) { depth } else { K::K_BLOCK };
+    let (groups, cuts) = (run.panels.len().div_ceil(side), depth.div_ceil(k_block));
+    let block = |index: usize| {
+        let (group, cut) =
+            if rows.len() < MANY_ROWS { (index / cuts, index % cuts) } else { (index % groups, index / groups) };
+        let first = run.panels.start + group * side;
+        let k = cut * k_block;
+        Block { panels: first..(first + side).min(run.panels.end), k: k..(k + k_block).min(depth) }
+    };
+    let last = groups * cuts - 1;
+    for index in 0..=last {
+        let (this, next) = (block(index), block((index + 1).min(last)));
+        let column = run.columns.start + (this.panels.start - run.panels.start) * PANEL;
+        let columns = column..run.columns.end.min(column + this.panels.len() * PANEL);
+        // SAFETY: handed on.
+        unsafe { block_of::<K>(part, rows.clone(), tiles, &this, &next, columns) };
+    }
+}
+
+/// Panels side by side over a range of k.
+struct Block {
+    panels: Range<usize>,
+    k: Range<usize>,
+}
+
+/// One block of rows and k against the panels of a group.
+///
+/// # Safety
+/// As [`blocks`]; the ranges lie within `part`, and `tiles` is how many tiles the rows take.
+unsafe fn block_of<K: Kernel>(
     part: &Part<'_>,
     rows: Range<usize>,
-    panels: Range<usize>,
+    tiles: usize,
+    this: &Block,
+    next: &Block,
     columns: Range<usize>,
-    k: Range<usize>,
 ) {
-    let tiles = rows.len().div_ceil(K::ROWS);
-    let side = K::panels(rows.len().div_ceil(tiles));
-    let stride = part.w.panel_stride() * WORDS;
-    let words = part.w.lines().as_ptr().cast::<u32>();
-    let store = if k.start == 0 { part.store } else { Store::Continue };
-    for first in panels.clone().step_by(side) {
-        let count = side.min(panels.end - first);
-        let column = columns.start + (first - panels.start) * PANEL;
-        let width = (columns.end - column).min(count * PANEL);
-        let mut tile = Tile {
-            x: [std::ptr::null(); MAX_ROWS],
-            w: std::array::from_fn(|panel| words.wrapping_add((first + panel) * stride)),
-            k: k.clone(),
-            y: [std::ptr::null_mut(); MAX_ROWS],
-            width,
-            store,
-        };
-        let mut row = rows.start;
-        for index in 0..tiles {
-            let tile_rows = (rows.end - row).div_ceil(tiles - index);
-            for i in 0..tile_rows {
-                tile.x[i] = part.x.row(row + i);
-                tile.y[i] = part.y.at(row + i, part.column + column, width);
-            }
-            // SAFETY: `Inputs::row` covers the depth, `Outputs::at` asserted the columns, the panels lie in the weight;
-            // the caller answers for threads and for the instruction set.
-            unsafe { K::tile(tile_rows, count, &tile) };
-            row += tile_rows;
+    let width = columns.len();
+    let mut tile = Tile {
+        x: [std::ptr::null(); MAX_ROWS],
+        w: std::array::from_fn(|panel| part.w.words_of(this.panels.start + panel)),
+        k: this.k.clone(),
+        y: [std::ptr::null_mut(); MAX_ROWS],
+        width,
+        store: if this.k.start == 0 { part.store } else { Store::Continue },
+    };
+    let share = size_of::<Line>().div_ceil(tiles);
+    let lines = part.w.line_of(this.k.end) - part.w.line_of(this.k.start);
+    let next_line = part.w.line_of(next.k.start) * size_of::<Line>();
+    let next: [*const u8; MAX_PANELS] =
+        std::array::from_fn(|panel| part.w.words_of(next.panels.start + panel).cast::<u8>().wrapping_add(next_line));
+    let mut row = rows.start;
+    for index in 0..tiles {
+        let tile_rows = (rows.end - row).div_ceil(tiles - index);
+        for i in 0..tile_rows {
+            tile.x[i] = part.x.row(row + i);
+            tile.y[i] = part.y.at(row + i, part.column + columns.start, width);
         }
+        // SAFETY: `Inputs::row` covers the depth, `Outputs::at` asserted the columns, the panels lie in the weight;
+        // the caller answers for threads and for the instruction set.
+        unsafe {
+            if tiles == 1 {
+                K::tile(tile_rows, this.panels.len(), &tile);
+            } else {
+                let ahead = Ahead { w: next.map(|w| w.wrapping_add(index * lines * share)), step: share };
+                K::shared_tile(tile_rows, this.panels.len(), &tile, &ahead);
+            }
+        }
+        row += tile_rows;
     }
 }
 

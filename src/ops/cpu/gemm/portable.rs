@@ -11,6 +11,8 @@ pub(in crate::ops::cpu) struct Portable<A, const BF16: bool>(PhantomData<A>);
 
 impl<const BF16: bool> Kernel for Portable<Plain, BF16> {
     const ROWS: usize = 4;
+    const ROW_BLOCK: usize = 96;
+    const K_BLOCK: usize = 256;
 
     fn panels(_rows: usize) -> usize {
         1
