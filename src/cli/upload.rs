@@ -169,7 +169,7 @@ fn digest(name: &'static str, content: Content) -> Result<LocalFile, CliError> {
     let mut hasher = Sha256::new();
     let read = io::copy(&mut content.read_from(0)?, &mut hasher);
     let size = read.map_err(|source| file_error("reading", content.shown(), source))?;
-    let sha256 = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = hex::encode(hasher.finalize());
     Ok(LocalFile { content, name, size, sha256 })
 }
 

@@ -310,7 +310,7 @@ fn digest(mut file: std::fs::File) -> std::io::Result<String> {
     let mut chunk = vec![0; 1 << 20];
     loop {
         match file.read(&mut chunk)? {
-            0 => return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+            0 => return Ok(hex::encode(hasher.finalize())),
             got => hasher.update(&chunk[..got]),
         }
     }

@@ -35,23 +35,15 @@ pub(super) fn after(token: &str) -> Result<Option<AdapterName>, BadPage> {
     if token.is_empty() {
         return Ok(None);
     }
-    let digits = token.as_bytes();
-    let bytes: Option<Vec<u8>> =
-        if digits.len().is_multiple_of(2) { digits.chunks(2).map(byte_of).collect() } else { Default::default() };
-    let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or(BadPage::BadToken)?;
+    let bytes = hex::decode(token).map_err(|_| BadPage::BadToken)?;
+    let text = String::from_utf8(bytes).map_err(|_| BadPage::BadToken)?;
     let name = text.strip_prefix(TOKEN_PREFIX).ok_or(BadPage::BadToken)?;
     name.parse().map(Some).map_err(|_| BadPage::BadToken)
 }
 
-fn byte_of(pair: &[u8]) -> Option<u8> {
-    // `from_str_radix` would take a sign.
-    let digits = pair.iter().all(u8::is_ascii_hexdigit).then(|| std::str::from_utf8(pair).ok()).flatten()?;
-    u8::from_str_radix(digits, 16).ok()
-}
-
 /// The token of the page after `last`.
 pub(super) fn token(last: &AdapterName) -> String {
-    format!("{TOKEN_PREFIX}{last}").bytes().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(format!("{TOKEN_PREFIX}{last}"))
 }
 
 #[cfg(test)]

@@ -1,138 +1,55 @@
 //! `strftime` in UTC for the date that some chat templates print. Context is an argument: the time comes from the caller.
+//!
+//! What a template may write is what Python's `datetime.strftime` does with a time that knows no zone, in the C locale:
+//! transformers calls that. The calendar is a library's.
 
-use std::fmt::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+use jiff::Timestamp;
+use jiff::fmt::strtime::{BrokenDownTime, Config, PosixCustom};
+use jiff::tz::TimeZone;
 
-/// A moment in the proleptic Gregorian calendar, UTC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Civil {
-    year: i64,
-    /// 1 to 12.
-    month: usize,
-    /// 1 to 31.
-    day: i64,
-    /// 0 is Sunday.
-    weekday: usize,
-    /// 1 to 366.
-    day_of_year: i64,
-    hour: i64,
-    minute: i64,
-    second: i64,
-}
+/// Conversions that mean the same in Python and in the library.
+const CONVERSIONS: &str = "AaBbCcDdeFGgHhIjklMmnPpRrSsTtUuVWwXxYy%";
 
-impl Civil {
-    /// Days to dates as in H. Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
-    fn from_time(time: SystemTime) -> Self {
-        let seconds = match time.duration_since(UNIX_EPOCH) {
-            Ok(after) => i64::try_from(after.as_secs()).unwrap_or(i64::MAX / 2),
-            Err(before) => -i64::try_from(before.duration().as_secs()).unwrap_or(i64::MAX / 2),
-        };
-        let (days, of_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-        let shifted = days + 719_468;
-        let era = shifted.div_euclid(146_097);
-        let of_era = shifted.rem_euclid(146_097);
-        let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-        // Day of a year that begins on 1 March, so that the leap day comes last.
-        let from_march = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let march_month = (5 * from_march + 2) / 153;
-        let day = from_march - (153 * march_month + 2) / 5 + 1;
-        let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
-        let year = year_of_era + era * 400 + i64::from(month <= 2);
-        let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-        let day_of_year = if month <= 2 { from_march - 305 } else { from_march + 60 + i64::from(leap) };
-        Self {
-            year,
-            month: month as usize,
-            day,
-            weekday: (days + 4).rem_euclid(7) as usize,
-            day_of_year,
-            hour: of_day / 3600,
-            minute: of_day / 60 % 60,
-            second: of_day % 60,
-        }
-    }
-}
-
-/// C's `strftime` for the conversions templates use; `None` names nothing this function knows.
+/// Python's `strftime`; `None` where the format asks for what neither Python nor C knows, or the year is none of
+/// either's.
 pub(super) fn strftime(time: SystemTime, format: &str) -> Option<String> {
-    let civil = Civil::from_time(time);
-    let mut out = String::new();
+    let format = for_library(format)?;
+    let zoned = Timestamp::try_from(time).ok()?.to_zoned_datetime(TimeZone::UTC);
+    let config = Config::new().custom(PosixCustom::new());
+    BrokenDownTime::from(&zoned).to_string_with_config(&config, format).ok()
+}
+
+/// The format with what the library spells otherwise. Widths are refused: a few digits would ask for gigabytes.
+fn for_library(format: &str) -> Option<String> {
+    let mut out = String::with_capacity(format.len());
     let mut characters = format.chars();
     while let Some(character) = characters.next() {
         if character != '%' {
             out.push(character);
             continue;
         }
-        let mut conversion = characters.next()?;
-        let padded = conversion != '-';
-        if !padded {
-            conversion = characters.next()?;
+        let next = characters.next()?;
+        let flag = (next == '-').then_some(next);
+        match flag.map_or(Some(next), |_| characters.next())? {
+            'f' => out.push_str("%6f"),
+            // A time that knows no zone has none to print.
+            'z' | 'Z' => {}
+            conversion if CONVERSIONS.contains(conversion) => {
+                out.push('%');
+                out.extend(flag);
+                out.push(conversion);
+            }
+            _ => return None,
         }
-        convert(&civil, conversion, padded, &mut out)?;
     }
     Some(out)
 }
 
-fn convert(civil: &Civil, conversion: char, padded: bool, out: &mut String) -> Option<()> {
-    let month = *MONTHS.get(civil.month - 1)?;
-    let weekday = *DAYS.get(civil.weekday)?;
-    let twelve = (civil.hour + 11) % 12 + 1;
-    let (value, width) = match conversion {
-        'Y' => (civil.year, 4),
-        'y' => (civil.year.rem_euclid(100), 2),
-        'm' => (civil.month as i64, 2),
-        'd' => (civil.day, 2),
-        'j' => (civil.day_of_year, 3),
-        'H' => (civil.hour, 2),
-        'I' => (twelve, 2),
-        'M' => (civil.minute, 2),
-        'S' => (civil.second, 2),
-        text => {
-            match text {
-                'B' => out.push_str(month),
-                'b' => out.push_str(month.get(..3)?),
-                'A' => out.push_str(weekday),
-                'a' => out.push_str(weekday.get(..3)?),
-                'p' => out.push_str(if civil.hour < 12 { "AM" } else { "PM" }),
-                'Z' => out.push_str("UTC"),
-                'z' => out.push_str("+0000"),
-                '%' => out.push('%'),
-                'F' => return ["Y", "-m", "-d"].iter().try_for_each(|part| dashed(civil, part, out)),
-                'T' => write!(out, "{:02}:{:02}:{:02}", civil.hour, civil.minute, civil.second).ok()?,
-                _ => return None,
-            }
-            return Some(());
-        }
-    };
-    write!(out, "{value:0width$}", width = if padded { width } else { 0 }).ok()
-}
-
-/// One part of `%F`, with its dash in front.
-fn dashed(civil: &Civil, part: &str, out: &mut String) -> Option<()> {
-    let (dash, conversion) = part.split_at(part.len() - 1);
-    out.push_str(dash);
-    convert(civil, conversion.chars().next()?, true, out)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
 
@@ -151,26 +68,45 @@ mod tests {
     }
 
     #[test]
-    fn every_day_of_a_century_follows_the_day_before() {
-        let mut before = Civil::from_time(UNIX_EPOCH);
-        for day in 1..36_525u64 {
-            let civil = Civil::from_time(UNIX_EPOCH + Duration::from_secs(day * 86_400));
-            assert_eq!(civil.weekday, (before.weekday + 1) % 7);
-            let next = civil.day == before.day + 1 && civil.day_of_year == before.day_of_year + 1;
-            let first = civil.day == 1 && civil.month == before.month % 12 + 1;
-            let new_year = civil.day_of_year == 1 && civil.month == 1 && civil.year == before.year + 1;
-            assert!(
-                next || (first && (new_year || civil.day_of_year == before.day_of_year + 1)),
-                "{before:?} {civil:?}"
-            );
-            before = civil;
+    fn every_conversion_is_pythons() {
+        const ALL: &str = concat!(
+            "%A|%a|%B|%b|%C|%c|%D|%d|%e|%F|%f|%G|%g|%H|%h|%I|%j|%k|%l|%M|%m|%P|%p|%R|%r|%S|%T|%U|%u|%V|%W|%w|%X|%",
+            "x|%Y|%y|%z|%Z|%%|%-d|%-m|%-H|%-I|%-M|%-S|%-j|%-y|%n|%t|%-e|%-k|%-l|%-U|%-V|%-Y",
+        );
+        // `datetime.strftime` of CPython 3.11 on glibc, without a zone, in the C locale.
+        let expected = [
+            (
+                0,
+                "Thursday|Thu|January|Jan|19|Thu Jan  1 00:00:00 1970|01/01/70|01| 1|1970-01-01|000000|1970|70|00|Jan|12|001| 0|12|00|01|am|AM|00:00|12:00:00 AM|00|00:00:00|00|4|01|00|4|00:00:00|01/01/70|1970|70|||%|1|1|0|12|0|0|1|70|\n|\t|1|0|12|0|1|1970",
+            ),
+            (
+                1735603199,
+                "Monday|Mon|December|Dec|20|Mon Dec 30 23:59:59 2024|12/30/24|30|30|2024-12-30|000000|2025|25|23|Dec|11|365|23|11|59|12|pm|PM|23:59|11:59:59 PM|59|23:59:59|52|1|01|53|1|23:59:59|12/30/24|2024|24|||%|30|12|23|11|59|59|365|24|\n|\t|30|23|11|52|1|2024",
+            ),
+            (
+                1609459200,
+                "Friday|Fri|January|Jan|20|Fri Jan  1 00:00:00 2021|01/01/21|01| 1|2021-01-01|000000|2020|20|00|Jan|12|001| 0|12|00|01|am|AM|00:00|12:00:00 AM|00|00:00:00|00|5|53|00|5|00:00:00|01/01/21|2021|21|||%|1|1|0|12|0|0|1|21|\n|\t|1|0|12|0|53|2021",
+            ),
+            (
+                1767272405,
+                "Thursday|Thu|January|Jan|20|Thu Jan  1 13:00:05 2026|01/01/26|01| 1|2026-01-01|000000|2026|26|13|Jan|01|001|13| 1|00|01|pm|PM|13:00|01:00:05 PM|05|13:00:05|00|4|01|00|4|13:00:05|01/01/26|2026|26|||%|1|1|13|1|0|5|1|26|\n|\t|1|13|1|0|1|2026",
+            ),
+            (
+                1483228799,
+                "Saturday|Sat|December|Dec|20|Sat Dec 31 23:59:59 2016|12/31/16|31|31|2016-12-31|000000|2016|16|23|Dec|11|366|23|11|59|12|pm|PM|23:59|11:59:59 PM|59|23:59:59|52|6|52|52|6|23:59:59|12/31/16|2016|16|||%|31|12|23|11|59|59|366|16|\n|\t|31|23|11|52|52|2016",
+            ),
+        ];
+        for (seconds, text) in expected {
+            assert_eq!(at(seconds, ALL).as_deref(), Some(text));
         }
     }
 
     #[test]
-    fn an_unknown_conversion_is_refused() {
-        assert_eq!(at(0, "%Q"), None);
-        assert_eq!(at(0, "%"), None);
+    fn what_python_does_not_know_is_refused() {
+        for unknown in ["%Q", "%", "%-", "%10Y", "%4294967295d", "%:z", "%q", "%N", "%.f", "%é", "%-é"] {
+            assert_eq!(at(0, unknown), None, "{unknown:?}");
+        }
         assert_eq!(at(0, "100%%").as_deref(), Some("100%"));
+        assert_eq!(strftime(UNIX_EPOCH + Duration::from_secs(u64::from(u32::MAX) << 20), "%Y"), None);
     }
 }

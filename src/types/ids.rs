@@ -84,7 +84,7 @@ pub struct InvalidAdapterVersion;
 
 impl fmt::Display for AdapterVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(self.0))
     }
 }
 
@@ -98,19 +98,12 @@ impl FromStr for AdapterVersion {
     type Err = InvalidAdapterVersion;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let digit = |byte: u8| match byte {
-            b'0'..=b'9' => Ok(byte - b'0'),
-            b'a'..=b'f' => Ok(byte - b'a' + 10),
-            _ => Err(InvalidAdapterVersion),
-        };
-        if text.len() != 64 {
-            return Err(InvalidAdapterVersion);
-        }
         let mut digest = [0u8; 32];
-        for (byte, pair) in digest.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        match hex::decode_to_slice(text, &mut digest) {
+            // One spelling for one digest: versions are compared as texts by people and scripts.
+            Ok(()) if !text.bytes().any(|byte| byte.is_ascii_uppercase()) => Ok(Self(digest)),
+            Ok(()) | Err(_) => Err(InvalidAdapterVersion),
         }
-        Ok(Self(digest))
     }
 }
 
@@ -123,13 +116,13 @@ impl BaseDigest {
     /// Enough of it to tell bases apart, for people.
     #[must_use]
     pub fn short(&self) -> String {
-        self.0.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(&self.0[..6])
     }
 }
 
 impl fmt::Display for BaseDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(self.0))
     }
 }
 

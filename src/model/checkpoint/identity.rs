@@ -67,7 +67,7 @@ impl Checkpoint {
         for shard in &self.shards {
             shard.stamps()?.iter().for_each(|number| digest.update(number.to_le_bytes()));
         }
-        Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex::encode(digest.finalize()))
     }
 
     /// The sha256 of each piece, in order.

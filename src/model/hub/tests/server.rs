@@ -162,7 +162,7 @@ fn etag(file: &RepositoryFile) -> String {
 }
 
 fn hex(content: &[u8]) -> String {
-    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(content))
 }
 
 fn listing(hub: &Hub) -> String {

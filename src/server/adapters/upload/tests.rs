@@ -35,7 +35,7 @@ impl http_body::Body for Wire {
 }
 
 fn file((path, content): &(&str, Vec<u8>)) -> pb::UploadFile {
-    let sha256 = sha2::Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = hex::encode(sha2::Sha256::digest(content));
     pb::UploadFile { path: (*path).to_owned(), size: content.len() as u64, sha256 }
 }
 
