@@ -5,14 +5,20 @@
 //! one by one; who computes a chunk must not matter to its result. This file knows nothing of matrices.
 #![allow(unsafe_code)]
 
+mod handoff;
+#[cfg(test)]
+mod model;
+mod sync;
+
 use std::any::Any;
-use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use handoff::Handoff;
 
 use crate::ops::OpsError;
 
@@ -22,10 +28,6 @@ const SPIN: Duration = Duration::from_micros(200);
 /// Multiply-adds (or work of that order) below which a job is not worth waking anyone for.
 const MIN_WORK: usize = 48 * 1024;
 
-/// [`Shared::state`] is generation (upper half), this bit, and the number of workers inside the job (below it).
-const OPEN: u64 = 1 << 31;
-const GENERATION: u64 = 1 << 32;
-
 type Body = dyn Fn(usize) + Sync;
 
 #[derive(Clone, Copy)]
@@ -34,23 +36,14 @@ struct Job {
     chunks: usize,
 }
 
-struct Shared {
-    state: AtomicU64,
-    next: AtomicUsize,
-    /// Written by the caller of `run` only while no job is open and no worker is inside one.
-    job: UnsafeCell<Option<Job>>,
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
-    sleepers: AtomicUsize,
-    sleep: Mutex<()>,
-    wake: Condvar,
-    shutdown: AtomicBool,
-}
+// SAFETY: the pointer is to a `Sync` closure and is used only while `Pool::run` keeps that closure borrowed.
+unsafe impl Send for Job {}
 
-// SAFETY: `job` is the only field that is not already shareable. It is written while `state` is closed with no worker
-// inside (checked by `run`), and read only by workers that have entered an open job, which `run` waits for.
-unsafe impl Sync for Shared {}
-// SAFETY: the pointer in `job` is to a `Sync` closure and is used only while `run` keeps that closure borrowed.
-unsafe impl Send for Shared {}
+struct Shared {
+    handoff: Handoff<Job>,
+    next: AtomicUsize,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
 
 impl Shared {
     /// Take chunks until none is left. A panic ends the job early and is kept for the caller of `run`.
@@ -72,61 +65,24 @@ impl Shared {
         }
     }
 
-    /// Enter the open job unless it is the one of generation `seen`; returns it and its generation.
-    fn enter(&self, seen: u64) -> Option<(Job, u64)> {
-        let state = self.state.load(Ordering::SeqCst);
-        if state & OPEN == 0 || state / GENERATION == seen {
-            return None;
-        }
-        self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).ok()?;
-        // SAFETY: the exchange saw the job open and counted us in, so the caller's write of `job` happened before and
-        // it will not write again until we leave.
-        let job = unsafe { *self.job.get() };
-        job.map(|job| (job, state / GENERATION))
-    }
-
-    fn leave(&self) {
-        self.state.fetch_sub(1, Ordering::Release);
-    }
-
     fn worker(&self) {
         let mut seen = 0;
         let mut idle_since = Instant::now();
         let mut spins = 0_u32;
-        while !self.shutdown.load(Ordering::Relaxed) {
-            if let Some((job, generation)) = self.enter(seen) {
+        while !self.handoff.is_stopped() {
+            if let Some((job, generation)) = self.handoff.enter(seen) {
                 seen = generation;
                 self.work(job);
-                self.leave();
+                self.handoff.leave();
                 idle_since = Instant::now();
                 continue;
             }
             std::hint::spin_loop();
             spins = spins.wrapping_add(1);
             if spins.is_multiple_of(64) && idle_since.elapsed() > SPIN {
-                self.park(seen);
+                self.handoff.park(seen);
                 idle_since = Instant::now();
             }
-        }
-    }
-
-    /// Sleep until a job other than `seen` is open. The count of sleepers is raised before the state is looked at,
-    /// and `run` opens the state before it looks at the count, so one of the two sees the other.
-    fn park(&self, seen: u64) {
-        let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
-        let nothing_to_do = |state: u64| state & OPEN == 0 || state / GENERATION == seen;
-        if nothing_to_do(self.state.load(Ordering::SeqCst)) && !self.shutdown.load(Ordering::SeqCst) {
-            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
-        }
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
-        drop(guard);
-    }
-
-    fn wake_sleepers(&self) {
-        if self.sleepers.load(Ordering::SeqCst) > 0 {
-            drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
-            self.wake.notify_all();
         }
     }
 }
@@ -144,16 +100,7 @@ impl Pool {
         if threads == 0 {
             return Err(OpsError::Thread { index: 0, reason: "at least one thread is needed".to_owned() });
         }
-        let shared = Arc::new(Shared {
-            state: AtomicU64::new(0),
-            next: AtomicUsize::new(0),
-            job: UnsafeCell::new(None),
-            panic: Mutex::new(None),
-            sleepers: AtomicUsize::new(0),
-            sleep: Mutex::new(()),
-            wake: Condvar::new(),
-            shutdown: AtomicBool::new(false),
-        });
+        let shared = Arc::new(Shared { handoff: Handoff::new(), next: AtomicUsize::new(0), panic: Mutex::new(None) });
         let mut pool = Self { shared, workers: Vec::new(), busy: AtomicBool::new(false) };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
@@ -182,33 +129,16 @@ impl Pool {
         }
         let body: &(dyn Fn(usize) + Sync + '_) = &body;
         // SAFETY: only the lifetime changes. The pointer is used by this call and by workers inside the job, and
-        // `finish` below waits for all of them before this frame ends; `work` does not unwind.
+        // `close` below waits for all of them before this frame ends; `work` does not unwind.
         let body: *const Body = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const Body>(body) };
         let job = Job { body, chunks };
         let shared = &*self.shared;
         shared.next.store(0, Ordering::Relaxed);
-        // SAFETY: `busy` makes us the only caller, and the last `finish` left the state closed with no worker inside.
-        unsafe { *shared.job.get() = Some(job) };
-        let generation = (shared.state.load(Ordering::Relaxed) / GENERATION).wrapping_add(1) & (u64::MAX / GENERATION);
-        shared.state.store((generation * GENERATION) | OPEN, Ordering::SeqCst);
-        shared.wake_sleepers();
+        // SAFETY: `busy` makes us the only giver, and every job is closed below before another may begin.
+        unsafe { shared.handoff.open(job) };
         shared.work(job);
-        self.finish();
-    }
-
-    /// Close the job, wait until no worker is inside, and raise the panic of the job if there was one.
-    fn finish(&self) {
-        self.shared.state.fetch_and(!OPEN, Ordering::AcqRel);
-        let mut spins = 0_u32;
-        while !self.shared.state.load(Ordering::Acquire).is_multiple_of(OPEN) {
-            std::hint::spin_loop();
-            spins = spins.saturating_add(1);
-            if spins > 4096 {
-                // More threads than processors: let the worker have this one.
-                std::thread::yield_now();
-            }
-        }
-        let panic = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        shared.handoff.close();
+        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.busy.store(false, Ordering::Release);
         if let Some(payload) = panic {
             resume_unwind(payload);
@@ -234,9 +164,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.shutdown.store(true, Ordering::SeqCst);
-        drop(self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner));
-        self.shared.wake.notify_all();
+        self.shared.handoff.stop();
         for worker in self.workers.drain(..) {
             // A worker catches the panics of jobs; one that died of something else has nothing left to clean up.
             let _ = worker.join();
@@ -290,7 +218,7 @@ mod tests {
     #[test]
     fn workers_that_parked_are_woken_by_the_next_job() {
         let pool = Pool::new(3).unwrap();
-        let all_parked = || pool.shared.sleepers.load(Ordering::SeqCst) == 2;
+        let all_parked = || pool.shared.handoff.num_sleepers() == 2;
         for _ in 0..20 {
             while !all_parked() {
                 std::thread::yield_now();
