@@ -1,6 +1,6 @@
 //! What a rendering may take.
 
-use super::RenderError;
+use super::error::RenderError;
 
 /// Most levels of statements, expressions and macro calls inside each other; a level takes about one stack frame, and
 /// all of them fit the stack of a thread of the runtime.
@@ -8,6 +8,9 @@ pub(super) const MAX_DEPTH: u32 = 200;
 
 /// Most levels of values inside each other: printing, comparing and dropping them is recursive.
 pub(super) const MAX_NESTING: u32 = 64;
+
+/// What an element of a list is charged for: a value.
+pub(super) const ELEMENT_BYTES: usize = 32;
 
 /// What a rendering may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +51,7 @@ impl Budget {
 
     /// Before so many elements are made or searched.
     pub(super) fn elements(&mut self, count: usize) -> Result<(), RenderError> {
-        self.bytes(count.saturating_mul(size_of::<super::Value>()))
+        self.bytes(count.saturating_mul(ELEMENT_BYTES))
     }
 
     pub(super) fn enter(&mut self) -> Result<(), RenderError> {

@@ -1,9 +1,9 @@
 //! Tests: what stands behind `is`.
 
-use super::RenderError;
 use super::ast::Comparison;
-use super::call::Given;
-use super::execute::{Machine, failed};
+use super::error::{RenderError, failed};
+use super::execute::Machine;
+use super::given::Given;
 use super::strings;
 use super::value::{Kind, Object, Value};
 

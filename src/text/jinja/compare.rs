@@ -3,9 +3,9 @@
 use std::cmp::Ordering;
 
 use super::budget::Budget;
-use super::execute::failed;
+use super::error::{RenderError, failed};
+use super::numbers;
 use super::value::{Kind, Value};
-use super::{RenderError, numbers};
 
 impl Kind {
     fn is_tuple(self) -> bool {

@@ -5,10 +5,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::ast::{Arguments, Arithmetic, Comparison, Expr, Literal};
-use super::call::Given;
-use super::execute::{Machine, Scope, failed, nested};
+use super::error::{RenderError, failed, nested};
+use super::execute::{Machine, Scope};
+use super::given::Given;
 use super::value::{Function, Kind, Value};
-use super::{RenderError, compare, format, numbers, strings};
+use super::{arithmetic, compare, format, strings};
 
 impl<'t> Machine<'t> {
     pub(super) fn evaluate(&mut self, expr: &'t Expr, scope: &Rc<Scope>) -> Result<Value, RenderError> {
@@ -257,7 +258,7 @@ impl<'t> Machine<'t> {
         right: &Value,
         symbol: &str,
     ) -> Result<Value, RenderError> {
-        if let Some(result) = numbers::arithmetic(operator, left, right) {
+        if let Some(result) = arithmetic::apply(operator, left, right) {
             return result;
         }
         match (left, right) {

@@ -8,18 +8,9 @@ use std::time::SystemTime;
 
 use super::ast::{Expr, For, Macro, Name, Statement, StatementKind, Target};
 use super::budget::{Budget, Limits};
+use super::compare;
+use super::error::{RenderError, failed};
 use super::value::{Object, Value};
-use super::{RenderError, compare};
-
-/// An operation fails; its statement's line is added on the way out.
-pub(super) fn failed<T>(message: impl Into<String>) -> Result<T, RenderError> {
-    Err(RenderError::Failed { line: 0, message: message.into() })
-}
-
-/// A value that may be nested too deep.
-pub(super) fn nested(value: Option<Value>) -> Result<Value, RenderError> {
-    value.ok_or(RenderError::Limit { limit: "the nesting of values" })
-}
 
 /// Variables of a body, and what lies outside of it.
 #[derive(Debug)]

@@ -4,11 +4,12 @@ mod collections;
 
 use std::sync::Arc;
 
-use super::call::Given;
-use super::execute::{Machine, failed, nested};
+use super::error::{RenderError, failed, nested};
+use super::execute::Machine;
+use super::given::Given;
 use super::methods::{self, optional_int, optional_text};
 use super::value::{Kind, Object, Value};
-use super::{RenderError, compare, format, json, numbers, strings};
+use super::{compare, format, json, numbers, strings};
 
 const FILTERS: [&str; 45] = [
     "abs",

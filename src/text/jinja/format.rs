@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::ast::Name;
-use super::execute::{Machine, failed};
+use super::error::{RenderError, failed};
+use super::execute::Machine;
 use super::value::{Kind, Value};
-use super::{RenderError, compare, numbers, strings};
+use super::{compare, numbers, strings};
 
 /// How one value is printed.
 #[derive(Clone, Debug, Default)]

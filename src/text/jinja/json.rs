@@ -4,11 +4,12 @@ use std::cmp::Ordering;
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::call::Given;
-use super::execute::{Machine, failed};
+use super::error::{RenderError, failed};
+use super::execute::Machine;
+use super::given::Given;
 use super::methods::optional_text;
 use super::value::{Kind, Value};
-use super::{RenderError, compare, numbers};
+use super::{compare, numbers};
 
 struct Style {
     ascii: bool,

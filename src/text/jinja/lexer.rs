@@ -1,6 +1,6 @@
 //! Source to tokens, white space between tags and text handled as `trim_blocks` and `lstrip_blocks` want it.
 
-use super::SyntaxError;
+use super::error::SyntaxError;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Token {

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::call::Given;
-use super::execute::{Machine, failed, nested};
+use super::error::{RenderError, failed, nested};
+use super::execute::Machine;
+use super::given::Given;
 use super::value::{Kind, Object, Value};
-use super::{RenderError, compare, format, strings};
+use super::{compare, format, strings};
 
 const TEXT: [&str; 41] = [
     "capitalize",

@@ -9,15 +9,18 @@
 //! This is not minijinja since that bounds neither the bytes of a value (`x ~ x`, forty times) nor prints as Python does
 //! inside `~`, `join` and `%`. This room must not know of chats, tokens or files.
 
+mod arithmetic;
 mod ast;
 mod budget;
 mod call;
 mod checks;
 mod compare;
+mod error;
 mod evaluate;
 mod execute;
 mod filters;
 mod format;
+mod given;
 mod json;
 mod lexer;
 mod methods;
@@ -28,44 +31,10 @@ mod strings;
 mod value;
 
 pub use budget::Limits;
+pub use error::{RenderError, SyntaxError};
 pub use value::Value;
 
 use std::time::SystemTime;
-
-/// Why a template is not compiled.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {message}")]
-pub struct SyntaxError {
-    /// Line of the template, from 1.
-    pub line: u32,
-    /// What is wrong, or what is not known.
-    pub message: String,
-}
-
-/// Why a template rendered nothing.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RenderError {
-    /// The template called `raise_exception`.
-    #[error("{message}")]
-    Raised {
-        /// Its words.
-        message: String,
-    },
-    /// The rendering took more than it may.
-    #[error("the rendering exceeds {limit}")]
-    Limit {
-        /// Which limit, in words.
-        limit: &'static str,
-    },
-    /// An operation failed, as it does in Python.
-    #[error("line {line}: {message}")]
-    Failed {
-        /// Line of the statement, from 1.
-        line: u32,
-        /// What failed.
-        message: String,
-    },
-}
 
 /// A compiled template. Shared between threads; a rendering has a state of its own.
 #[derive(Debug)]

@@ -4,8 +4,8 @@ mod expressions;
 
 use std::sync::Arc;
 
-use super::SyntaxError;
 use super::ast::{Expr, For, Macro, Name, Statement, StatementKind, Target};
+use super::error::SyntaxError;
 use super::lexer::{self, Located, Token};
 
 /// Most levels of tags and of expressions inside each other. A level takes a few stack frames.
@@ -198,7 +198,7 @@ impl Parser {
             "with" => self.parse_with(),
             "macro" => {
                 let name = self.name()?;
-                Ok(StatementKind::Macro(Arc::new(self.parse_macro(name, "endmacro")?)))
+                Ok(StatementKind::Macro(Arc::new(self.parse_macro(name)?)))
             }
             "call" => self.parse_call_block(),
             "filter" => {
@@ -283,8 +283,16 @@ impl Parser {
         Ok(StatementKind::With(variables, body))
     }
 
-    /// Parameters and body.
-    fn parse_macro(&mut self, name: Name, end: &str) -> Result<Macro, SyntaxError> {
+    fn parse_macro(&mut self, name: Name) -> Result<Macro, SyntaxError> {
+        if !self.is_operator("(") {
+            return self.fail("expected the parameters of a macro in parentheses");
+        }
+        let parameters = self.signature()?;
+        self.macro_of(name, parameters, "endmacro")
+    }
+
+    /// `(a, b=1)`, or nothing.
+    fn signature(&mut self) -> Result<Vec<(Name, Option<Expr>)>, SyntaxError> {
         let mut parameters: Vec<(Name, Option<_>)> = Vec::new();
         if self.skip_operator("(") {
             while !self.skip_operator(")") {
@@ -299,7 +307,7 @@ impl Parser {
                 parameters.push((parameter, default));
             }
         }
-        self.macro_of(name, parameters, end)
+        Ok(parameters)
     }
 
     /// A macro whose signature has been read: its body, up to the tag that ends it.
@@ -313,17 +321,7 @@ impl Parser {
 
     fn parse_call_block(&mut self) -> Result<StatementKind, SyntaxError> {
         // The parameters of the caller stand before the call.
-        let mut parameters = Vec::new();
-        if self.skip_operator("(") {
-            while !self.skip_operator(")") {
-                if !parameters.is_empty() {
-                    self.expect_operator(",")?;
-                }
-                let parameter = self.name()?;
-                let default = if self.skip_operator("=") { Some(self.expression()?) } else { None };
-                parameters.push((parameter, default));
-            }
-        }
+        let parameters = self.signature()?;
         let call = self.expression()?;
         if !matches!(call, Expr::Call(..)) {
             return self.fail("expected a call");

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::execute::{Machine, failed, nested};
+use super::error::{RenderError, failed, nested};
+use super::execute::Machine;
 use super::value::{Kind, Object, Value};
-use super::{RenderError, compare, methods, numbers};
+use super::{compare, methods, numbers};
 
 /// Most elements of a range, as in Jinja's sandbox.
 const MAX_RANGE: u64 = 100_000;

@@ -73,6 +73,9 @@ fn what_is_not_known_is_refused_by_name_where_the_template_is_compiled() {
         ("{% include 'x' %}", "line 1: the tag 'include' needs another template, and a chat template stands alone"),
         ("{% unknown %}", "line 1: unknown tag 'unknown'"),
         ("{% if true %}", "line 1: the template ends without 'elif' or 'else' or 'endif'"),
+        ("{% macro f %}x{% endmacro %}", "line 1: expected the parameters of a macro in parentheses"),
+        ("{% macro f(a=1, b) %}x{% endmacro %}", "line 1: non-default argument follows default argument"),
+        ("{% call(a=1, b) f() %}x{% endcall %}", "line 1: non-default argument follows default argument"),
         ("{{ 'a", "line 1: a string has no end"),
         ("{{ 99999999999999999999 }}", "line 1: not a number that fits 64 bits"),
     ] {

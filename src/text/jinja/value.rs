@@ -4,8 +4,11 @@ use std::fmt::Write;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::budget::{Budget, MAX_NESTING};
-use super::{RenderError, numbers};
+use super::budget::{Budget, ELEMENT_BYTES, MAX_NESTING};
+use super::error::RenderError;
+use super::numbers;
+
+const _: () = assert!(size_of::<Value>() <= ELEMENT_BYTES, "an element takes more than it is charged for");
 
 /// A value of a template.
 #[derive(Clone, Debug)]

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::super::ast::Arithmetic;
-use super::super::call::Given;
-use super::super::execute::{Machine, failed, nested};
+use super::super::compare;
+use super::super::error::{RenderError, failed, nested};
+use super::super::execute::Machine;
+use super::super::given::Given;
 use super::super::methods::{self, optional_int, optional_text};
 use super::super::value::{Kind, Value};
-use super::super::{RenderError, compare};
 
 fn is_true(value: Option<Value>) -> bool {
     value.is_some_and(|value| value.is_true())

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::super::ast::{Arguments, Arithmetic, Comparison, Expr, Literal, Name};
+use super::super::error::SyntaxError;
 use super::super::lexer::Token;
-use super::super::{SyntaxError, checks, filters, methods};
+use super::super::{checks, filters, methods};
 use super::Parser;
 
 const OR: u8 = 0;
