@@ -4,10 +4,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use super::client::{AdapterCommand, GenerateArgs};
 use super::environment::Environment;
-use super::listen::ListenAddress;
 use super::problem::{ConfigProblem, ConfigProblems};
 use super::serve::ServeConfig;
-use super::serve_args::{DtypeChoice, Kernels, ServeArgs};
+use super::serve_args::{DemoArgs, ServeArgs};
 use super::store::StoreCommand;
 
 /// One base language model, many small deltas of it, mixed in one batch, over gRPC.
@@ -124,27 +123,4 @@ impl LogArgs {
         };
         read.err().map(|error| unreadable(&error)).into_iter().collect()
     }
-}
-
-/// `polydelta demo`.
-#[derive(Clone, Debug, clap::Args)]
-pub struct DemoArgs {
-    /// Exit after the table instead of serving on
-    #[arg(long, value_parser = clap::builder::BoolishValueParser::new())]
-    pub once: bool,
-    /// Print the table as JSON
-    #[arg(long, value_parser = clap::builder::BoolishValueParser::new())]
-    pub json: bool,
-    /// Where to serve; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
-    pub listen: ListenAddress,
-    /// Compute threads; all cores where it is not given
-    #[arg(long, value_name = "N")]
-    pub threads: Option<u32>,
-    /// Type of weights and KV cache
-    #[arg(long, value_enum, default_value_t)]
-    pub dtype: DtypeChoice,
-    /// Which implementation computes; the reference is slow and obvious
-    #[arg(long, value_enum, default_value_t, hide = true)]
-    pub kernels: Kernels,
 }

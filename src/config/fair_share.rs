@@ -2,8 +2,8 @@
 
 use clap::Args;
 
+use super::checks::Checks;
 use super::problem::ConfigProblem;
-use super::serve::Checks;
 
 /// Fair share.
 #[derive(Clone, Debug, Args)]

@@ -5,6 +5,7 @@
 //! ([`ServeConfig::resolve`]), and reports every problem at once, each by its flag. Nothing here opens a socket, reads a model or writes a file.
 
 pub mod args;
+mod checks;
 pub mod client;
 pub mod environment;
 pub mod exit;
@@ -25,7 +26,7 @@ pub mod variables;
 #[cfg(test)]
 mod tests;
 
-pub use args::{Args, Command, DemoArgs, LogArgs, LogFormat};
+pub use args::{Args, Command, LogArgs, LogFormat};
 pub use client::{AdapterCommand, ClientArgs, GenerateArgs, InspectArgs, UploadArgs};
 pub use environment::{Environment, HubEnvironment};
 pub use exit::Exit;
@@ -39,7 +40,7 @@ pub use serve::{
     AdapterLimits, CacheConfig, DeviceChoice, MetricsListen, RequestLimits, SchedulerConfig, ServeConfig,
     StoreLocation, TransportConfig, WatchdogConfig,
 };
-pub use serve_args::{DtypeChoice, Kernels, PrefixCache, ServeArgs, StoreErrors};
+pub use serve_args::{DemoArgs, DtypeChoice, Kernels, PrefixCache, ServeArgs, StoreErrors};
 pub use source::{AdapterSource, HubRepository};
 pub use store::{StoreArgs, StoreCommand, StoreRepairArgs};
 pub use terminal::Terminal;

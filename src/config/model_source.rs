@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::checks::Checks;
 use super::problem::ConfigProblem;
-use super::serve::Checks;
 use super::source::HubRepository;
 
 const FLAG: &str = "--model";

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::args::DemoArgs;
+use super::checks::Checks;
 use super::client::InspectArgs;
 use super::environment::Environment;
 use super::fair_share::{FairShareConfig, fair_share};
@@ -14,8 +14,8 @@ use super::memory::default_message_memory;
 use super::model_source::{ModelSource, model_source};
 use super::problem::{ConfigProblem, ConfigProblems};
 use super::serve_args::{
-    AdapterArgs, DtypeChoice, Kernels, NetworkArgs, ObservabilityArgs, PrefixCache, RequestArgs, SchedulerArgs,
-    ServeArgs, StoreErrors,
+    AdapterArgs, DemoArgs, DtypeChoice, Kernels, NetworkArgs, ObservabilityArgs, PrefixCache, RequestArgs,
+    SchedulerArgs, ServeArgs, StoreErrors,
 };
 use super::source::{AdapterSource, adapter_sources};
 use super::terminal::Terminal;
@@ -205,40 +205,6 @@ pub struct ServeConfig {
     pub progress: bool,
     /// Metrics address; `None` serves none.
     pub metrics: Option<MetricsListen>,
-}
-
-/// Collects problems while values pass through.
-#[derive(Debug, Default)]
-pub(super) struct Checks {
-    problems: Vec<ConfigProblem>,
-}
-
-impl Checks {
-    pub(super) fn report(&mut self, problem: ConfigProblem) {
-        self.problems.push(problem);
-    }
-
-    pub(super) fn range(&mut self, flag: &'static str, value: u64, min: u64, max: u64) {
-        if !(min..=max).contains(&value) {
-            self.report(ConfigProblem::OutOfRange { flag, value, min, max });
-        }
-    }
-
-    pub(super) fn count(&mut self, flag: &'static str, value: u32, min: u32, max: u32) -> u32 {
-        self.range(flag, u64::from(value), u64::from(min), u64::from(max));
-        value
-    }
-
-    /// Milliseconds are what a problem reports.
-    fn duration(&mut self, flag: &'static str, value: Duration, max: Duration) -> Duration {
-        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        self.range(flag, millis(value), 1, millis(max));
-        value
-    }
-
-    pub(super) fn done<T>(self, value: T) -> Result<T, ConfigProblems> {
-        if self.problems.is_empty() { Ok(value) } else { Err(ConfigProblems(self.problems)) }
-    }
 }
 
 const DAY: Duration = Duration::from_secs(86_400);

@@ -1,4 +1,4 @@
-//! The flags of `polydelta serve`, by heading.
+//! The flags of `polydelta serve`, by heading, and those of `polydelta demo`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -46,6 +46,29 @@ impl ServeArgs {
         let matches = command.try_get_matches_from(["serve", "--model", "/", "--store", "/"])?;
         Self::from_arg_matches(&matches)
     }
+}
+
+/// `polydelta demo`.
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// Exit after the table instead of serving on
+    #[arg(long, value_parser = BoolishValueParser::new())]
+    pub once: bool,
+    /// Print the table as JSON
+    #[arg(long, value_parser = BoolishValueParser::new())]
+    pub json: bool,
+    /// Where to serve; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub listen: ListenAddress,
+    /// Compute threads; all cores where it is not given
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u32>,
+    /// Type of weights and KV cache
+    #[arg(long, value_enum, default_value_t)]
+    pub dtype: DtypeChoice,
+    /// Which implementation computes; the reference is slow and obvious
+    #[arg(long, value_enum, default_value_t, hide = true)]
+    pub kernels: Kernels,
 }
 
 /// Type of weights and KV cache.

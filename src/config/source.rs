@@ -4,8 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::checks::Checks;
 use super::problem::ConfigProblem;
-use super::serve::Checks;
 use super::serve_args::AdapterArgs;
 use crate::types::AdapterName;
 
