@@ -38,7 +38,7 @@ impl OpenedBase {
     pub fn open(source: &ModelSource, environment: &Environment) -> Result<Self, AppError> {
         match source {
             ModelSource::Dir(dir) => {
-                model_folder::check(dir)?;
+                model_folder::check(dir).map_err(|reason| AppError::NoModel { path: dir.clone(), reason })?;
                 Self::in_folder(dir, folder_name(dir), None)
             }
             ModelSource::Hub(repository) => {

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use super::error::AppError;
 use crate::config::Exit;
 use crate::files::{self, MAX_SETTINGS_BYTES};
 
@@ -60,12 +59,9 @@ impl NoModel {
 /// Look at the names in a folder before it is opened as a model.
 ///
 /// # Errors
-/// [`AppError::NoModel`] for what people take for a model. A folder that cannot be listed is left to its opening.
-pub(super) fn check(dir: &Path) -> Result<(), AppError> {
-    match reason(dir) {
-        Some(reason) => Err(AppError::NoModel { path: dir.to_owned(), reason }),
-        None => Ok(()),
-    }
+/// [`NoModel`] for what people take for a model. A folder that cannot be listed is left to its opening.
+pub(super) fn check(dir: &Path) -> Result<(), NoModel> {
+    reason(dir).map_or(Ok(()), Err)
 }
 
 fn reason(dir: &Path) -> Option<NoModel> {

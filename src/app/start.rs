@@ -77,8 +77,8 @@ impl Server {
         environment: &Environment,
         began: Instant,
     ) -> Result<Self, AppError> {
-        let listeners = Listeners::from(listen::bind(&config.listen).await?);
         let listen_failed = |source| AppError::Listen { address: config.listen.to_string(), source };
+        let listeners = Listeners::from(listen::bind(&config.listen).await.map_err(listen_failed)?);
         let mut addresses = listeners.addresses().map_err(listen_failed)?.into_iter();
         let address = addresses.next().ok_or_else(|| listen_failed(ErrorKind::AddrNotAvailable.into()))?;
         let front = Front::read(base, config.chat_template.as_deref())?;
