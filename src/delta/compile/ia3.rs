@@ -1,7 +1,7 @@
 //! IA3 (Liu et al. 2022): one learned vector per target, on its output (bias included) or, for feed-forward targets,
 //! on its input.
 
-use super::Compilation;
+use super::compilation::Compilation;
 use crate::delta::DeltaError;
 use crate::delta::layout::{BaseLayout, ModuleKind};
 use crate::delta::peft::defaults;
@@ -39,7 +39,7 @@ impl Ia3Config {
             let shape = if on_input { [1, module.input] } else { [module.output, 1] };
             let g = compilation.required(module, "ia3_l", &shape)?.to_f32();
             let op = if on_input { DeltaOp::InputScale { g } } else { DeltaOp::OutputScale { g, after_bias: true } };
-            compilation.push(module, op);
+            compilation.push(module.site, op);
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! LN tuning (Zhao et al. 2023): the saved gain replaces a norm's stored weight. Where the family adds an offset to
 //! stored weights (Gemma: 1 + w), it is added to the saved one too.
 
-use super::Compilation;
+use super::compilation::Compilation;
 use crate::delta::DeltaError;
 use crate::delta::layout::ModuleKind;
 use crate::delta::peft::targets::Targets;
@@ -20,7 +20,7 @@ pub(super) fn compile(targets: &Targets, compilation: &mut Compilation<'_>) -> R
         }
         let saved = compilation.required(module, "ln_tuning_layers.weight", &[module.output])?.to_f32();
         let g = saved.iter().map(|w| w + layout.norm_offset).collect();
-        compilation.push(module, DeltaOp::Gain { g });
+        compilation.push(module.site, DeltaOp::Gain { g });
     }
     Ok(())
 }

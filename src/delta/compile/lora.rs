@@ -1,7 +1,8 @@
 //! LoRA (Hu et al. 2021) as PEFT saves it, with rank and alpha patterns, rsLoRA (Kalajdzievski 2023), DoRA (Liu et al.
 //! 2024), `lora_bias`, saved biases, and LoRA on the embedding and the head.
 
-use super::{Compilation, CompileLimits, dora, key};
+use super::compilation::{Compilation, CompileLimits, key};
+use super::dora;
 use crate::delta::DeltaError;
 use crate::delta::layout::{BaseLayout, Module, ModuleKind, Site};
 use crate::delta::peft::defaults;
@@ -155,7 +156,7 @@ impl LoraConfig {
         if self.dora {
             let magnitude = compilation.required(module, "lora_magnitude_vector", &[module.output])?.to_f32();
             let g = dora_scales(compilation, module, &magnitude, |weight| dora::row_norms(weight, &a, &b, scaling))?;
-            compilation.push(module, DeltaOp::OutputScale { g, after_bias: false });
+            compilation.push(module.site, DeltaOp::OutputScale { g, after_bias: false });
         }
         if self.biases != SavedBiases::None
             && module.bias
@@ -167,13 +168,13 @@ impl LoraConfig {
             });
         }
         if let Some(b) = bias {
-            compilation.push(module, DeltaOp::Bias { b });
+            compilation.push(module.site, DeltaOp::Bias { b });
         }
         if self.velora {
             // What its backward pass projects with.
             compilation.tensors.remove(&key(module, "lora_velora_embed"));
         }
-        compilation.push(module, DeltaOp::LowRank { a, b, scaling });
+        compilation.push(module.site, DeltaOp::LowRank { a, b, scaling });
         Ok(())
     }
 
@@ -184,9 +185,9 @@ impl LoraConfig {
         if self.dora {
             let magnitude = compilation.required(module, "lora_magnitude_vector", &[module.output])?.to_f32();
             let g = dora_scales(compilation, module, &magnitude, |weight| dora::column_norms(weight, &a, &b, scaling))?;
-            compilation.push(module, DeltaOp::OutputScale { g, after_bias: false });
+            compilation.push(module.site, DeltaOp::OutputScale { g, after_bias: false });
         }
-        compilation.push(module, DeltaOp::EmbeddingLowRank { a, b, scaling });
+        compilation.push(module.site, DeltaOp::EmbeddingLowRank { a, b, scaling });
         Ok(())
     }
 
@@ -201,7 +202,7 @@ impl LoraConfig {
             && module.bias
             && let Some(b) = replaced_bias(compilation, module, "bias")?
         {
-            compilation.push(module, DeltaOp::Bias { b });
+            compilation.push(module.site, DeltaOp::Bias { b });
         }
         Ok(())
     }

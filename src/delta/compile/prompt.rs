@@ -1,7 +1,7 @@
 //! Virtual tokens: prompt tuning (Lester et al. 2021), P-tuning (Liu et al. 2021; PEFT saves the encoder's result) and
 //! prefix tuning (Li & Liang 2021).
 
-use super::{Compilation, CompileLimits};
+use super::compilation::{Compilation, CompileLimits};
 use crate::delta::DeltaError;
 use crate::delta::layout::{BaseLayout, Site};
 use crate::delta::peft::fields::Fields;
@@ -35,7 +35,7 @@ impl PromptConfig {
 
     pub(super) fn compile(&self, compilation: &mut Compilation<'_>) -> Result<(), DeltaError> {
         let embeds = saved(compilation, self.count, compilation.base.layout.hidden_size)?;
-        compilation.ops.push((Site::VirtualTokens, DeltaOp::PromptEmbeds { embeds }));
+        compilation.push(Site::VirtualTokens, DeltaOp::PromptEmbeds { embeds });
         Ok(())
     }
 }
@@ -65,7 +65,7 @@ impl PrefixConfig {
             numbers.chunks_exact(width).flat_map(|token| &token[first..first + kv_dim]).copied().collect()
         };
         let layers = (0..layers).map(|layer| PrefixLayer { k: part(layer, 0), v: part(layer, 1) }).collect();
-        compilation.ops.push((Site::VirtualTokens, DeltaOp::Prefix { count: self.count as u32, layers }));
+        compilation.push(Site::VirtualTokens, DeltaOp::Prefix { count: self.count as u32, layers });
         Ok(())
     }
 }

@@ -6,8 +6,9 @@ use std::io::{Read, Seek, SeekFrom};
 use safetensors::Dtype;
 use zip::{CompressionMethod, ZipArchive};
 
+use super::error::ConvertError;
 use super::machine::{Id, Pickle, Value};
-use super::{ConvertError, OwnedTensor, Tensors};
+use super::tensors::{OwnedTensor, Tensors};
 
 /// Most bytes of the pickle; that of a thousand tensors has some hundred thousand.
 const MAX_PICKLE_BYTES: u64 = 16 << 20;

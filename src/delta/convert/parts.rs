@@ -4,7 +4,8 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 
-use super::{ConvertError, OwnedTensor, Tensors};
+use super::error::ConvertError;
+use super::tensors::{OwnedTensor, Tensors};
 use crate::files;
 
 /// Most bytes of one part; savers cut at 5 GB or less.

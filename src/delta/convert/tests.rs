@@ -4,10 +4,11 @@ use std::io::{Cursor, Write};
 use std::path::PathBuf;
 
 use proptest::prelude::*;
-use safetensors::SafeTensors;
+use safetensors::{Dtype, SafeTensors};
 use zip::write::{SimpleFileOptions, ZipWriter};
 
 use super::machine::Pickle;
+use super::tensors::OwnedTensor;
 use super::*;
 
 fn fixture(name: &str) -> PathBuf {

@@ -1,0 +1,36 @@
+//! What every other form is read into, and the one form is written from.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use safetensors::Dtype;
+use safetensors::tensor::View;
+
+/// A tensor with its numbers, row-major, little-endian.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct OwnedTensor {
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl View for &OwnedTensor {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// Tensors by name.
+pub(super) type Tensors = BTreeMap<String, OwnedTensor>;
