@@ -20,13 +20,14 @@ const FLOORS: [&[&str]; 7] = [
 /// Within a floor: who may look at whom.
 const BESIDE: [(&str, &str); 7] = [
     ("scheduler", "cache"),
+    // Nothing of requests or adapters: the checkpoint's tensors in the terms of the compiler.
     ("model", "delta"),
     ("model", "ops"),
     ("delta", "ops"),
     ("app", "cli"),
     ("config", "telemetry"),
-    // Nothing of requests or adapters: the checkpoint's tensors in the terms of the compiler.
-    ("sampler", "ops"),
+    // One row of logits at a time: the backend brings the rows, and its instructions.
+    ("ops", "sampler"),
 ];
 
 /// Crates that only some rooms may name.

@@ -60,7 +60,7 @@ impl Engine {
         };
         let base = load(shape, &backend, &spec)?;
         let decoder = Decoder::new(Arc::clone(&backend), spec.clone(), base, limits)?;
-        let executor = ModelExecutor::new(decoder, spec.vocab_size, config.block_size);
+        let executor = ModelExecutor::new(decoder, config.block_size);
         let StartedEngine { handle, installs, .. } = start(executor, config, BATCH * 2, Box::new(|_| {}))?;
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         let layout = base_layout(&spec);

@@ -52,7 +52,7 @@ impl Model {
     /// Run a pass; the sum of the logits' first numbers, so that nothing is optimised away.
     pub(crate) fn run(&mut self, input: &ModelInput) -> Result<f32, Failure> {
         let mut sum = 0.0;
-        self.decoder.forward(input, |_, logits| sum += logits[0])?;
+        self.decoder.logits(input, |_, logits| sum += logits[0])?;
         Ok(sum)
     }
 }
@@ -73,7 +73,6 @@ pub(crate) fn decode(slots: &[Option<AdapterSlot>], position: usize) -> ModelInp
 /// `count` tokens for each of several sequences, the last of each sampled.
 pub(crate) fn rows(slots: &[Option<AdapterSlot>], count: usize, start: usize) -> ModelInput {
     let mut plan = StepPlan::default();
-    let mut sampled = Vec::new();
     let mut row_slots = Vec::new();
     for (index, slot) in slots.iter().enumerate() {
         let first = row_slots.len();
@@ -84,9 +83,9 @@ pub(crate) fn rows(slots: &[Option<AdapterSlot>], count: usize, start: usize) ->
             plan.positions.push(position as u32);
             plan.kv_slots.push(blocks[position / BLOCK_SIZE] * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32);
         }
-        sampled.push(row_slots.len() as u32 - 1);
+        plan.sampled.push(row_slots.len() as u32 - 1);
         plan.sequences.push(SequencePlan { rows: first..row_slots.len(), start: start as u32, blocks });
     }
     plan.rows = RowPlan::new(row_slots);
-    ModelInput { plan, embeds: Vec::new(), sampled }
+    ModelInput { plan, embeds: Vec::new() }
 }

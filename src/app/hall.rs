@@ -95,7 +95,7 @@ impl Parts<'_> {
             block_size: self.config.cache.block_size as usize,
         };
         let decoder = Decoder::new(Arc::clone(&backend), spec.clone(), model, limits)?;
-        let executor = ModelExecutor::new(decoder, spec.vocab_size, self.config.cache.block_size);
+        let executor = ModelExecutor::new(decoder, self.config.cache.block_size);
         let metrics = self.metrics.clone();
         let observer: EngineObserver = Box::new(move |fact| match fact {
             EngineFact::Step(facts) => metrics.record_step(&facts),

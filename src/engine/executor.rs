@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use super::error::StepError;
 use super::handle::Leftover;
-use super::prepare::prepare;
+use super::prepare::{Prepared, prepare};
 use crate::delta::{self, Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, PreparedDelta};
 use crate::model::{Checkpoint, Decoder};
 use crate::ops::{Backend, OpsError};
-use crate::sampler::Sampler;
 use crate::types::{AdapterSlot, ScheduledBatch, StepOutput};
 
 /// Runs steps. Owned by the engine thread; a fake one makes the loop testable without a model.
@@ -29,18 +28,17 @@ pub trait StepExecutor: Send + 'static {
     fn remove(&mut self, slot: AdapterSlot) -> Leftover;
 }
 
-/// A decoder and a sampler.
+/// Runs steps on a decoder.
 pub struct ModelExecutor<B: Backend> {
     decoder: Decoder<B>,
-    sampler: Sampler,
     block_size: u32,
 }
 
 impl<B: Backend> ModelExecutor<B> {
     /// An executor whose KV blocks have `block_size` places.
     #[must_use]
-    pub fn new(decoder: Decoder<B>, vocab_size: usize, block_size: u32) -> Self {
-        Self { decoder, sampler: Sampler::new(vocab_size), block_size }
+    pub fn new(decoder: Decoder<B>, block_size: u32) -> Self {
+        Self { decoder, block_size }
     }
 }
 
@@ -57,17 +55,12 @@ impl<B: Backend> StepExecutor for ModelExecutor<B> {
         for copy in &batch.block_copies {
             self.decoder.copy_block(copy.source.0, copy.target.0);
         }
-        let mut output = StepOutput::default();
         if batch.sequences.is_empty() {
-            return Ok(output);
+            return Ok(StepOutput::default());
         }
-        let prepared = prepare(batch, self.block_size, self.decoder.long_rope_rows());
-        let sampler = &mut self.sampler;
-        self.decoder.forward(&prepared.input, |index, logits| {
-            let (id, spec) = prepared.samples[index];
-            output.sampled.push((id, sampler.sample(logits, spec)));
-        })?;
-        Ok(output)
+        let Prepared { input, sampled } = prepare(batch, self.block_size, self.decoder.long_rope_rows());
+        let outcomes = self.decoder.forward(&input)?;
+        Ok(StepOutput { sampled: sampled.into_iter().zip(outcomes).collect() })
     }
 
     fn install(&mut self, slot: AdapterSlot, prepared: PreparedDelta<B>) {

@@ -2,20 +2,20 @@
 
 use crate::model::{EmbedRows, ModelInput};
 use crate::ops::{RowPlan, SequencePlan, StepPlan};
-use crate::types::{SampleSpec, ScheduledBatch, ScheduledSequence, SequenceId, TokenSource};
+use crate::types::{ScheduledBatch, ScheduledSequence, SequenceId, TokenSource};
 
 /// A decoder's input, and for each sampled row in order whose it is.
-pub(super) struct Prepared<'a> {
+pub(super) struct Prepared {
     pub(super) input: ModelInput,
-    pub(super) samples: Vec<(SequenceId, &'a SampleSpec)>,
+    pub(super) sampled: Vec<SequenceId>,
 }
 
 /// `long_rows` is where the long frequencies begin in the rotary tables of a base that has two sets of them.
-pub(super) fn prepare(batch: &ScheduledBatch, block_size: u32, long_rows: Option<u32>) -> Prepared<'_> {
+pub(super) fn prepare(batch: &ScheduledBatch, block_size: u32, long_rows: Option<u32>) -> Prepared {
     let rows = batch.num_tokens();
     let mut slots = Vec::with_capacity(rows);
     let mut input = ModelInput::default();
-    let mut samples = Vec::new();
+    let mut sampled = Vec::new();
     for sequence in &batch.sequences {
         let first = slots.len();
         slots.resize(first + sequence.tokens.len(), sequence.slot);
@@ -26,12 +26,13 @@ pub(super) fn prepare(batch: &ScheduledBatch, block_size: u32, long_rows: Option
             input.plan.rope_rows.extend(positions.iter().map(row));
         }
         if let Some(spec) = &sequence.sample {
-            samples.push((sequence.id, spec));
-            input.sampled.push(slots.len() as u32 - 1);
+            sampled.push(sequence.id);
+            input.plan.sampled.push(slots.len() as u32 - 1);
+            input.plan.samples.push(spec.clone());
         }
     }
     input.plan = StepPlan { rows: RowPlan::new(slots), ..input.plan };
-    Prepared { input, samples }
+    Prepared { input, sampled }
 }
 
 fn append(input: &mut ModelInput, sequence: &ScheduledSequence, first: usize, block_size: u32) {
@@ -58,7 +59,7 @@ fn append(input: &mut ModelInput, sequence: &ScheduledSequence, first: usize, bl
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{AdapterSlot, BlockId, SamplingParams};
+    use crate::types::{AdapterSlot, BlockId, SampleSpec, SamplingParams};
 
     fn sequence(id: u64, slot: Option<u32>, start: u32, tokens: TokenSource, blocks: &[u32]) -> ScheduledSequence {
         let blocks = blocks.iter().copied().map(BlockId).collect();
@@ -84,9 +85,9 @@ mod tests {
             choice: 0,
             output_position: 0,
             banned: vec![],
-            history: None,
+            counts: None,
         };
-        batch.sequences[1].sample = Some(spec);
+        batch.sequences[1].sample = Some(spec.clone());
         let prepared = prepare(&batch, 4, None);
         let plan = &prepared.input.plan;
         assert_eq!(plan.positions, [5, 0, 1, 2, 1]);
@@ -94,8 +95,8 @@ mod tests {
         assert_eq!(plan.ids, [Some(7), Some(4), Some(5), Some(6), None]);
         assert_eq!(plan.rows.order, [0, 4]);
         assert_eq!(plan.sequences[1].rows, 1..4);
-        assert_eq!(prepared.input.sampled, [3]);
-        assert_eq!(prepared.samples[0].0, SequenceId(1));
+        assert_eq!((&plan.sampled[..], &plan.samples[..]), (&[3][..], &[spec][..]));
+        assert_eq!(prepared.sampled, [SequenceId(1)]);
         assert!(plan.rope_rows.is_empty());
         assert_eq!(prepare(&batch, 4, Some(100)).input.plan.rope_rows, [105, 0, 101, 102, 101]);
         assert_eq!(prepared.input.embeds, [EmbedRows { slot: AdapterSlot(2), first: 1, rows: 4..5 }]);

@@ -1,5 +1,6 @@
 //! The forward pass, written once for every family and backend.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::spec::DecoderSpec;
@@ -7,7 +8,7 @@ use super::weights::{BaseModel, LayerWeights};
 use super::{ModelError, base_layout};
 use crate::delta::apply::{LinearSite, linear, touches};
 use crate::delta::{DeltaTable, LayerDeltas, PreparedDelta, RemovedDelta, VirtualRows};
-use crate::ops::{Backend, HeadColumns, KvShape, OpsError, RowPlan, StepPlan};
+use crate::ops::{Backend, HeadColumns, KvShape, OpsError, RowPlan, SampleOutcome, StepPlan};
 use crate::types::AdapterSlot;
 
 /// Rows whose logits are computed at a time: bounds the logits buffer for large vocabularies.
@@ -21,18 +22,16 @@ pub struct EmbedRows {
     /// First virtual token.
     pub first: usize,
     /// Rows of the step, one per virtual token.
-    pub rows: std::ops::Range<usize>,
+    pub rows: Range<usize>,
 }
 
-/// One pass: what varies by row, and which rows' logits are wanted.
+/// One pass: what varies by row.
 #[derive(Clone, Debug, Default)]
 pub struct ModelInput {
     /// Rows, positions, pages.
     pub plan: StepPlan,
     /// Prompt embeddings to write over the token embeddings.
     pub embeds: Vec<EmbedRows>,
-    /// Rows whose logits are wanted, ascending.
-    pub sampled: Vec<u32>,
 }
 
 /// Sizes that buffers are allocated for.
@@ -134,22 +133,46 @@ impl<B: Backend> Decoder<B> {
         true
     }
 
-    /// Run one pass. `logits` is called once per sampled row, in order, with that row's `vocab_size` numbers.
+    /// Run one pass and choose a token for each of its sampled rows, in order, by the plan's samples.
     ///
     /// # Errors
-    /// [`OpsError`] when the plan cannot be moved to the device.
-    pub fn forward(&mut self, input: &ModelInput, mut logits: impl FnMut(usize, &[f32])) -> Result<(), OpsError> {
+    /// [`OpsError`] when the plan cannot be moved to the device, or when the device fails.
+    pub fn forward(&mut self, input: &ModelInput) -> Result<Vec<SampleOutcome>, OpsError> {
+        debug_assert_eq!(input.plan.samples.len(), input.plan.sampled.len());
+        self.pass(input, |backend, work, sampled| backend.sample(&mut work.step, sampled, &work.logits))?;
+        self.backend.finish(&mut self.work.step)
+    }
+
+    /// Run one pass and look at the logits instead of choosing from them: `logits` is called once per sampled row, in
+    /// order, with that row's `vocab_size` numbers.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn logits(&mut self, input: &ModelInput, mut logits: impl FnMut(usize, &[f32])) -> Result<(), OpsError> {
+        self.pass(input, |backend, work, sampled| {
+            for (row, index) in sampled.enumerate() {
+                logits(index, &backend.read_row(&work.logits, row));
+            }
+        })?;
+        self.backend.finish(&mut self.work.step).map(drop)
+    }
+
+    /// Run one pass; `use_logits` is called with as many of the sampled rows at a time as there is room for logits.
+    fn pass(
+        &mut self,
+        input: &ModelInput,
+        mut use_logits: impl FnMut(&B, &mut Workspace<B>, Range<usize>),
+    ) -> Result<(), OpsError> {
         self.backend.upload(&input.plan, &mut self.work.step)?;
         self.embed(input);
         for layer in 0..self.spec.layers.len() {
             self.attention_block(layer, &input.plan.rows);
             self.mlp_block(layer, &input.plan.rows);
         }
-        for (chunk, rows) in input.sampled.chunks(LOGIT_ROWS).enumerate() {
+        for (chunk, rows) in input.plan.sampled.chunks(LOGIT_ROWS).enumerate() {
             self.head(&input.plan.rows, rows);
-            for index in 0..rows.len() {
-                logits(chunk * LOGIT_ROWS + index, &self.backend.read_row(&self.work.logits, index));
-            }
+            let first = chunk * LOGIT_ROWS;
+            use_logits(&self.backend, &mut self.work, first..first + rows.len());
         }
         Ok(())
     }

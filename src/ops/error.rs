@@ -1,6 +1,7 @@
 //! What can go wrong in this room: memory, and matrices whose shapes do not fit.
 
-/// Errors of building device memory. Kernels themselves cannot fail.
+/// Errors of building device memory. Kernels return none: what goes wrong in one surfaces in
+/// [`Backend::finish`](super::Backend::finish).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpsError {
     /// An allocation was refused.

@@ -9,6 +9,8 @@
 //! operations over its inputs, whatever the number of rows, the row's index, the other rows, the thread count, or
 //! whether columns are computed stacked or alone. A row without an op of a class is not touched by that class.
 //!
+//! Choosing a token is a backend's work too, so that no logits leave the device; which token that is, is `sampler`'s.
+//!
 //! This room knows no model family, no adapter method and no request: only matrices, rows and slots.
 
 pub mod cpu;
@@ -24,6 +26,8 @@ pub use plan::{RowPlan, Segment, SequencePlan, StepPlan};
 pub use table::{ColumnVector, LowRank, SlotTable, SlotVectors};
 
 use std::ops::Range;
+
+use crate::types::{SampledToken, SequenceFailure};
 
 /// Shape of the paged KV cache. One block holds `block_size` consecutive places of one sequence in every layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,8 +166,23 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Copy a plan to the device.
     fn upload(&self, plan: &StepPlan, step: &mut Self::Step) -> Result<(), OpsError>;
 
-    /// Row `row` of a buffer, on the host.
+    /// Row `row` of a buffer, on the host. Waits for the device: for looking on, not for the way of a step.
     fn read_row<'a>(&self, buffer: &'a Self::Buffer, row: usize) -> std::borrow::Cow<'a, [f32]>;
+
+    // --- the end of a step --------------------------------------------------------------------------------------
+
+    /// Semantics: for each i of `sampled`, counted among the plan's sampled rows: the token that
+    /// [`Sampler`](crate::sampler::Sampler) chooses from row `i - sampled.start` of `logits` by
+    /// [`StepPlan::samples`]\[i\], kept with the step. Calls of one step come in ascending order.
+    fn sample(&self, step: &mut Self::Step, sampled: Range<usize>, logits: &Self::Buffer);
+
+    /// Wait for the step and take out what was chosen, in the order of the plan's sampled rows: a token, or why its
+    /// sequence has none.
+    ///
+    /// # Errors
+    /// Whatever went wrong on the device since the upload: kernels are launched without waiting for them, and this is
+    /// where their errors surface. Nothing that the step wrote may be trusted then.
+    fn finish(&self, step: &mut Self::Step) -> Result<Vec<SampleOutcome>, OpsError>;
 
     // --- rows in, rows out --------------------------------------------------------------------------------------
 
@@ -298,6 +317,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Semantics: `y[i, :] = g ∘ x[rows[i], :]`: the scaled input of rows that have an `InputScale`.
     fn gather_scaled(&self, x: &Self::Buffer, rows: &[u32], g: &[&Self::Vector], y: &mut Self::Buffer);
 }
+
+/// What became of a sampled row.
+pub type SampleOutcome = Result<SampledToken, SequenceFailure>;
 
 /// Columns of a stacked output, as a range.
 pub type Columns = Range<usize>;

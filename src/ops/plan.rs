@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::types::AdapterSlot;
+use crate::types::{AdapterSlot, SampleSpec};
 
 /// Consecutive entries of [`RowPlan::order`] that share one adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +91,10 @@ pub struct StepPlan {
     pub kv_slots: Vec<u32>,
     /// Sequences, in row order.
     pub sequences: Vec<SequencePlan>,
+    /// Rows whose logits are wanted, ascending. Example: `[0, 4]`, or `[0, 3, 4]` if S1's prompt ends here.
+    pub sampled: Vec<u32>,
+    /// How to choose from the logits of each sampled row; empty where nothing is chosen.
+    pub samples: Vec<SampleSpec>,
 }
 
 impl StepPlan {

@@ -18,6 +18,7 @@
 //!
 //! This room must not know of sequences, adapters, text or batches.
 
+mod pass;
 mod philox;
 mod scores;
 mod select;
@@ -25,18 +26,20 @@ mod softmax;
 #[cfg(test)]
 mod tests;
 
-use crate::types::{SampleSpec, SampledToken, SamplingParams, SequenceFailure, TokenLogprob};
+use crate::types::{SampleSpec, SampledToken, SequenceFailure, TokenLogprob};
+
+pub use pass::{AnyMachine, Pass, Simd};
 
 use scores::Scores;
-use select::Candidate;
+use select::{Candidate, Nucleus};
+use softmax::Weights;
 
 /// Chooses tokens. Holds scratch memory for one vocabulary and is reused for every row; it carries nothing over from
 /// one call to the next.
 #[derive(Debug)]
 pub struct Sampler {
     scores: Scores,
-    weights: Vec<f32>,
-    block_sums: Vec<f64>,
+    weights: Weights,
     candidates: Vec<Candidate>,
     alternatives: Vec<Candidate>,
 }
@@ -47,36 +50,41 @@ impl Sampler {
     pub fn new(vocab_size: usize) -> Self {
         Self {
             scores: Scores::new(vocab_size),
-            weights: Vec::with_capacity(vocab_size),
-            block_sums: Vec::with_capacity(vocab_size.div_ceil(softmax::BLOCK)),
+            weights: Weights::new(vocab_size),
             candidates: Vec::new(),
             alternatives: Vec::new(),
         }
     }
 
     /// Choose the next token of one sequence from `logits` `[vocab_size]`, the model's raw output for its last row.
+    /// `simd` runs the passes over the row; the result does not depend on it.
     ///
     /// # Errors
     /// [`SequenceFailure::NonFinite`] where any logit is NaN or infinite. Minus infinity counts: the decoder masks
     /// no logit, so it can only be an overflow. The same error is given where `logits` is empty or every id is
     /// banned, since no finite score is left then.
-    pub fn sample(&mut self, logits: &[f32], spec: &SampleSpec) -> Result<SampledToken, SequenceFailure> {
-        let raw = select::argmax(logits).ok_or(SequenceFailure::NonFinite)?;
+    pub fn sample(
+        &mut self,
+        simd: &impl Simd,
+        logits: &[f32],
+        spec: &SampleSpec,
+    ) -> Result<SampledToken, SequenceFailure> {
+        let raw = select::argmax(simd, logits).ok_or(SequenceFailure::NonFinite)?;
         let token = if scores::is_untouched(spec) {
-            self.choose(logits, raw, spec)
+            self.choose(simd, logits, raw, spec)
         } else {
             let mut adjusted = std::mem::take(&mut self.scores);
             let scores = adjusted.apply(logits, spec);
-            let chosen = select::argmax_of_scores(scores).map(|best| self.choose(scores, best, spec));
+            let chosen = select::argmax_of_scores(simd, scores).map(|best| self.choose(simd, scores, best, spec));
             self.scores = adjusted;
             chosen.ok_or(SequenceFailure::NonFinite)?
         };
-        let logprob = spec.params.logprobs.map(|top| self.logprob(logits, raw.score, token, top));
+        let logprob = spec.params.logprobs.map(|top| self.logprob(simd, logits, raw.score, token, top));
         Ok(SampledToken { token, logprob })
     }
 
     /// Steps 4 to 6 over adjusted scores; `best` is their argmax, its score finite, the others finite or −Inf.
-    fn choose(&mut self, scores: &[f32], best: Candidate, spec: &SampleSpec) -> u32 {
+    fn choose(&mut self, simd: &impl Simd, scores: &[f32], best: Candidate, spec: &SampleSpec) -> u32 {
         let params = &*spec.params;
         if params.temperature == 0.0 || params.top_k == 1 {
             return best.id;
@@ -84,38 +92,31 @@ impl Sampler {
         let uniform = philox::uniform(params.seed, spec.choice, spec.output_position);
         let limit = usize::try_from(params.top_k).unwrap_or(usize::MAX);
         if limit > 0 && limit < scores.len() {
-            select::top_k(scores, limit, &mut self.candidates);
+            select::top_k(simd, scores, limit, &mut self.candidates);
             softmax::weights_of(&mut self.candidates, best.score, params.temperature);
-            let total = self.candidates.iter().map(|candidate| f64::from(candidate.score)).sum();
-            let kept = nucleus(&self.candidates, total, params.top_p).unwrap_or(self.candidates.len());
-            return self.draw_from_candidates(kept, params.min_p, uniform);
+            return self.draw_from_candidates(self.reach_top_p(params.top_p), params.min_p, uniform);
         }
-        let total = softmax::weights(scores, best.score, params.temperature, &mut self.weights, &mut self.block_sums);
+        let mut total = self.weights.weigh(simd, scores, best.score, params.temperature);
         if params.top_p < 1.0 {
-            let kept = self.grow_nucleus(total, params);
-            return self.draw_from_candidates(kept, params.min_p, uniform);
+            let weights = &self.weights.values;
+            match select::nucleus(simd, weights, total, params.top_p, &mut self.candidates) {
+                Nucleus::Few(kept) => return self.draw_from_candidates(kept, params.min_p, uniform),
+                Nucleus::Many { least, .. } if least < params.min_p => {
+                    total = self.weights.restrict(simd, params.min_p, 0);
+                }
+                Nucleus::Many { least, left_out } => total = self.weights.restrict(simd, least, left_out),
+            }
+        } else if params.min_p > 0.0 {
+            total = self.weights.restrict(simd, params.min_p, 0);
         }
-        if params.min_p > 0.0 {
-            let kept = softmax::drop_below(&mut self.weights, &mut self.block_sums, params.min_p);
-            return softmax::draw(&self.weights, &self.block_sums, kept, uniform).unwrap_or(best.id);
-        }
-        softmax::draw(&self.weights, &self.block_sums, total, uniform).unwrap_or(best.id)
+        self.weights.draw(total, uniform).unwrap_or(best.id)
     }
 
-    /// Fill `candidates` with the most likely tokens, as many as top-p may need, and return how many it keeps. The
-    /// nucleus is small for nearly every row, so a few candidates are tried before many.
-    fn grow_nucleus(&mut self, total: f64, params: &SamplingParams) -> usize {
-        let mut count = 256;
-        loop {
-            select::top_k(&self.weights, count, &mut self.candidates);
-            if let Some(kept) = nucleus(&self.candidates, total, params.top_p) {
-                return kept;
-            }
-            if count >= self.weights.len() {
-                return self.candidates.len();
-            }
-            count = count.saturating_mul(16);
-        }
+    /// How many of the candidates, whose scores are weights, top-p keeps.
+    fn reach_top_p(&self, top_p: f32) -> usize {
+        let total: f64 = self.candidates.iter().map(|candidate| f64::from(candidate.score)).sum();
+        let goal = if top_p < 1.0 { f64::from(top_p) * total } else { f64::INFINITY };
+        select::reach(&self.candidates, 0.0, goal).unwrap_or(self.candidates.len())
     }
 
     /// Draw from the first `kept` candidates, whose scores are weights relative to the best one, best first.
@@ -138,31 +139,14 @@ impl Sampler {
     }
 
     /// The model's own log-probability of `token` and of its `top` best alternatives.
-    fn logprob(&mut self, logits: &[f32], max: f32, token: u32, top: u32) -> TokenLogprob {
-        let log_sum = softmax::log_sum_exp(logits, max);
+    fn logprob(&mut self, simd: &impl Simd, logits: &[f32], max: f32, token: u32, top: u32) -> TokenLogprob {
+        let log_sum = softmax::log_sum_exp(simd, logits, max);
         let of = |logit: f32| (f64::from(logit) - log_sum) as f32;
         let top = usize::try_from(top).unwrap_or(usize::MAX).min(logits.len());
-        select::top_k(logits, top, &mut self.alternatives);
+        select::top_k(simd, logits, top, &mut self.alternatives);
         TokenLogprob {
             logprob: logits.get(token as usize).copied().map_or(f32::NEG_INFINITY, of),
             top: self.alternatives.iter().map(|candidate| (candidate.id, of(candidate.score))).collect(),
         }
     }
-}
-
-/// How many of the candidates (weights, best first) make the smallest set that holds `top_p` of `total`; `None` where
-/// all of them together hold less or `top_p` is 1.
-fn nucleus(candidates: &[Candidate], total: f64, top_p: f32) -> Option<usize> {
-    if top_p >= 1.0 {
-        return None;
-    }
-    let goal = f64::from(top_p) * total;
-    let mut sum = 0.0;
-    candidates
-        .iter()
-        .position(|candidate| {
-            sum += f64::from(candidate.score);
-            sum >= goal
-        })
-        .map(|index| index + 1)
 }

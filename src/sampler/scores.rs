@@ -1,28 +1,23 @@
 //! Logits adjusted by bias, penalties and bans.
 
-use crate::types::{SampleSpec, SamplingParams, TokenHistory};
-
-/// Set in a token's count where the prompt holds it.
-const IN_PROMPT: u32 = 1 << 31;
+use crate::types::{SampleSpec, SamplingParams, TokenCounts};
 
 /// Scratch for one row of adjusted scores.
 #[derive(Debug, Default)]
 pub(super) struct Scores {
     values: Vec<f32>,
-    /// Per id: occurrences in the output, and [`IN_PROMPT`]. All zero between calls.
-    counts: Vec<u32>,
 }
 
 /// True where the scores of a row are its logits as they are.
 pub(super) fn is_untouched(spec: &SampleSpec) -> bool {
     spec.params.logit_bias.is_empty()
         && spec.banned.is_empty()
-        && (spec.history.is_none() || !spec.params.needs_history())
+        && (spec.counts.is_none() || !spec.params.needs_counts())
 }
 
 impl Scores {
     pub(super) fn new(vocab_size: usize) -> Self {
-        Self { values: Vec::with_capacity(vocab_size), counts: vec![0; vocab_size] }
+        Self { values: Vec::with_capacity(vocab_size) }
     }
 
     /// The logits with bias, penalties and bans applied. A banned id scores −Inf, every other score is finite.
@@ -34,8 +29,8 @@ impl Scores {
                 *score = finite(*score + bias);
             }
         }
-        if let Some(history) = spec.history.as_ref().filter(|_| spec.params.needs_history()) {
-            self.penalize(history, &spec.params);
+        if let Some(counts) = spec.counts.as_ref().filter(|_| spec.params.needs_counts()) {
+            self.penalize(counts, &spec.params);
         }
         for &id in &spec.banned {
             if let Some(score) = self.values.get_mut(id as usize) {
@@ -45,25 +40,10 @@ impl Scores {
         &self.values
     }
 
-    fn penalize(&mut self, history: &TokenHistory, params: &SamplingParams) {
-        if self.counts.len() < self.values.len() {
-            self.counts.resize(self.values.len(), 0);
-        }
-        for &id in &history.output {
-            if let Some(count) = self.counts.get_mut(id as usize) {
-                *count += 1;
-            }
-        }
-        for &id in history.prompt.iter() {
-            if let Some(count) = self.counts.get_mut(id as usize) {
-                *count |= IN_PROMPT;
-            }
-        }
-        for &id in history.prompt.iter().chain(&history.output) {
-            // Taking the count both marks the id as done and clears the scratch for the next row.
-            let count = self.counts.get_mut(id as usize).map_or(0, std::mem::take);
-            if let Some(score) = self.values.get_mut(id as usize).filter(|_| count > 0) {
-                *score = penalized(*score, count & !IN_PROMPT, params);
+    fn penalize(&mut self, counts: &TokenCounts, params: &SamplingParams) {
+        for (id, occurrences) in counts.iter() {
+            if let Some(score) = self.values.get_mut(id as usize) {
+                *score = penalized(*score, occurrences, params);
             }
         }
     }

@@ -3,11 +3,17 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::Sampler;
-use crate::types::{SampleSpec, SamplingParams, SequenceFailure, TokenHistory};
+use super::{AnyMachine, Sampler};
+use crate::types::{SampleSpec, SamplingParams, SequenceFailure, TokenCounts};
 
 fn spec(params: SamplingParams) -> SampleSpec {
-    SampleSpec { params: Arc::new(params), choice: 0, output_position: 0, banned: Vec::new(), history: None }
+    SampleSpec { params: Arc::new(params), choice: 0, output_position: 0, banned: Vec::new(), counts: None }
+}
+
+fn counts(prompt: impl IntoIterator<Item = u32>, output: impl IntoIterator<Item = u32>) -> Arc<TokenCounts> {
+    let mut counts = TokenCounts::of_prompt(&prompt.into_iter().collect::<Vec<_>>());
+    output.into_iter().for_each(|id| counts.add_output(id));
+    Arc::new(counts)
 }
 
 fn at(spec: &SampleSpec, output_position: u32) -> SampleSpec {
@@ -15,7 +21,7 @@ fn at(spec: &SampleSpec, output_position: u32) -> SampleSpec {
 }
 
 fn token(logits: &[f32], spec: &SampleSpec) -> u32 {
-    Sampler::new(logits.len()).sample(logits, spec).expect("finite logits").token
+    Sampler::new(logits.len()).sample(&AnyMachine, logits, spec).expect("finite logits").token
 }
 
 fn warm() -> SamplingParams {
@@ -49,12 +55,12 @@ fn a_row_with_any_non_finite_logit_fails() {
                 for params in [SamplingParams::greedy(), warm()] {
                     let mut logits = row(n);
                     logits[place] = bad;
-                    assert_eq!(sampler.sample(&logits, &spec(params)), Err(SequenceFailure::NonFinite));
+                    assert_eq!(sampler.sample(&AnyMachine, &logits, &spec(params)), Err(SequenceFailure::NonFinite));
                 }
             }
         }
     }
-    assert_eq!(sampler.sample(&[], &spec(SamplingParams::greedy())), Err(SequenceFailure::NonFinite));
+    assert_eq!(sampler.sample(&AnyMachine, &[], &spec(SamplingParams::greedy())), Err(SequenceFailure::NonFinite));
 }
 
 #[test]
@@ -65,7 +71,7 @@ fn banned_ids_are_never_chosen_and_banning_all_fails() {
         sample.banned = vec![0, 2, 3, 4, 5, 6, 7, 99];
         assert_eq!(token(&logits, &sample), 1);
         sample.banned.push(1);
-        assert_eq!(Sampler::new(8).sample(&logits, &sample), Err(SequenceFailure::NonFinite));
+        assert_eq!(Sampler::new(8).sample(&AnyMachine, &logits, &sample), Err(SequenceFailure::NonFinite));
     }
 }
 
@@ -79,8 +85,8 @@ fn a_ban_outlasts_any_bias() {
 
 #[test]
 fn repetition_covers_prompt_and_output_while_presence_and_frequency_cover_output_only() {
-    let history = Some(TokenHistory { prompt: Arc::from([0]), output: vec![1, 1, 1] });
-    let pick = |logits: &[f32], params| token(logits, &SampleSpec { history: history.clone(), ..spec(params) });
+    let seen = Some(counts([0], [1, 1, 1]));
+    let pick = |logits: &[f32], params| token(logits, &SampleSpec { counts: seen.clone(), ..spec(params) });
     let base = SamplingParams::greedy();
     let repetition = SamplingParams { repetition_penalty: 2.0, ..base.clone() };
     assert_eq!(pick(&[4.0, 3.9, 2.1], repetition.clone()), 2, "4/2 and 3.9/2 lose to 2.1");
@@ -99,7 +105,7 @@ fn the_scratch_of_one_row_does_not_reach_the_next() {
     let plain = spec(warm());
     let alone: Vec<_> = (0..50).map(|i| token(&logits, &at(&plain, i))).collect();
     let heavy = SampleSpec {
-        history: Some(TokenHistory { prompt: (0..200).collect(), output: (0..300).collect() }),
+        counts: Some(counts(0..200, 0..300)),
         banned: (0..100).collect(),
         ..spec(SamplingParams {
             repetition_penalty: 3.0,
@@ -112,8 +118,8 @@ fn the_scratch_of_one_row_does_not_reach_the_next() {
     };
     let between: Vec<_> = (0..50)
         .map(|i| {
-            sampler.sample(&logits, &at(&heavy, i)).unwrap();
-            sampler.sample(&logits, &at(&plain, i)).unwrap().token
+            sampler.sample(&AnyMachine, &logits, &at(&heavy, i)).unwrap();
+            sampler.sample(&AnyMachine, &logits, &at(&plain, i)).unwrap().token
         })
         .collect();
     assert_eq!(alone, between);
@@ -149,6 +155,27 @@ fn the_smallest_and_largest_temperatures_are_their_limits() {
 }
 
 #[test]
+fn a_wide_nucleus_is_drawn_from_by_its_weights() {
+    const DRAWS: u32 = 2000;
+    let logits: Vec<f32> = (0..2400).map(|i| (i % 20) as f32 * 0.05).collect();
+    let params = SamplingParams { top_p: 0.6, seed: 5, ..warm() };
+    let expected = naive(&logits, &params, &[]);
+    let mut sampler = Sampler::new(logits.len());
+    let mut by_score = [0u32; 20];
+    for position in 0..DRAWS {
+        let id = sampler.sample(&AnyMachine, &logits, &at(&spec(params.clone()), position)).unwrap().token as usize;
+        assert!(expected[id] > 0.0, "{id} is outside the nucleus");
+        by_score[id % 20] += 1;
+    }
+    for (score, count) in by_score.iter().enumerate() {
+        let share: f64 = expected.iter().skip(score).step_by(20).sum();
+        let mean = share * f64::from(DRAWS);
+        // Five standard deviations; the seed is fixed, so this cannot flake.
+        assert!((f64::from(*count) - mean).abs() <= 5.0 * mean.sqrt(), "{score}: {count} of {mean}");
+    }
+}
+
+#[test]
 fn seed_choice_and_position_each_move_the_draw() {
     let logits = vec![0.0; 1000];
     let draw = |seed, choice, output_position| {
@@ -178,7 +205,7 @@ fn logprobs_are_of_the_raw_distribution_best_first_with_ties_to_the_lower_id() {
         temperature: 0.3,
         ..SamplingParams::greedy()
     });
-    let sampled = Sampler::new(5).sample(&logits, &sample).unwrap();
+    let sampled = Sampler::new(5).sample(&AnyMachine, &logits, &sample).unwrap();
     let log_sum = logits.iter().map(|&l| f64::from(l).exp()).sum::<f64>().ln();
     let logprob = sampled.logprob.unwrap();
     assert_eq!(sampled.token, 3);
@@ -193,7 +220,7 @@ fn logprobs_are_of_the_raw_distribution_best_first_with_ties_to_the_lower_id() {
 fn logprobs_without_alternatives_and_with_more_than_there_are() {
     let with = |logprobs| {
         let params = SamplingParams { logprobs, ..SamplingParams::greedy() };
-        Sampler::new(3).sample(&[0.0, 1.0, 2.0], &spec(params)).unwrap().logprob
+        Sampler::new(3).sample(&AnyMachine, &[0.0, 1.0, 2.0], &spec(params)).unwrap().logprob
     };
     assert_eq!(with(None), None);
     assert_eq!(with(Some(0)).unwrap().top, []);
@@ -248,7 +275,7 @@ fn draws_follow_the_filtered_distribution() {
         let sample = spec(params.clone());
         let mut counts = [0u32; 40];
         for position in 0..DRAWS {
-            counts[sampler.sample(&logits, &at(&sample, position)).unwrap().token as usize] += 1;
+            counts[sampler.sample(&AnyMachine, &logits, &at(&sample, position)).unwrap().token as usize] += 1;
         }
         let mut statistic = 0.0;
         let mut freedom = -1.0f64;
@@ -292,20 +319,20 @@ proptest! {
         logits in proptest::collection::vec(prop_oneof![-20.0f32..20.0, Just(0.0f32), Just(f32::MAX), Just(f32::MIN)], 1..80),
         params in any_params(80),
         choice: u32, output_position: u32,
-        history in proptest::option::of((proptest::collection::vec(0u32..90, 0..30), proptest::collection::vec(0u32..90, 0..30))),
+        seen in proptest::option::of((proptest::collection::vec(0u32..90, 0..30), proptest::collection::vec(0u32..90, 0..30))),
         banned in proptest::collection::vec(0u32..90, 0..6),
     ) {
-        let history = history.map(|(prompt, output)| TokenHistory { prompt: prompt.into(), output });
-        let sample = SampleSpec { params: Arc::new(params), choice, output_position, banned, history };
+        let counts = seen.map(|(prompt, output)| counts(prompt, output));
+        let sample = SampleSpec { params: Arc::new(params), choice, output_position, banned, counts };
         let all_banned = (0..logits.len() as u32).all(|id| sample.banned.contains(&id));
-        let first = Sampler::new(logits.len()).sample(&logits, &sample);
+        let first = Sampler::new(logits.len()).sample(&AnyMachine, &logits, &sample);
         if all_banned {
             prop_assert_eq!(first, Err(SequenceFailure::NonFinite));
         } else {
             let sampled = first.clone().unwrap();
             prop_assert!((sampled.token as usize) < logits.len());
             prop_assert!(!sample.banned.contains(&sampled.token));
-            let again = Sampler::new(1).sample(&logits, &sample);
+            let again = Sampler::new(1).sample(&AnyMachine, &logits, &sample);
             prop_assert_eq!(first, again);
         }
     }

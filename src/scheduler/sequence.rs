@@ -14,7 +14,7 @@ use super::virtual_pages::PagesKey;
 use crate::cache::{BlockKey, BlockSize, BlockTable, PrefixBlock, PrefixScope};
 use crate::types::{
     AdapterSlot, BlockId, ConnectionId, EngineRequest, FinishReason, LongRope, RequestId, SampleSpec, SamplingParams,
-    ScheduledSequence, SequenceId, StoppingParams, TokenHistory, TokenSource,
+    ScheduledSequence, SequenceId, StoppingParams, TokenCounts, TokenSource,
 };
 
 /// Life of a sequence. A finished one is not kept.
@@ -55,6 +55,9 @@ pub(super) struct Sequence {
     /// Output tokens that end it: `max_tokens`, or fewer where the context ends before.
     pub(super) max_output: usize,
     pub(super) sampling: Arc<SamplingParams>,
+    /// Of the prompt and the first `num_counted` output tokens; only where its penalties need them.
+    counts: Option<Arc<TokenCounts>>,
+    num_counted: usize,
     pub(super) stopping: Arc<StoppingParams>,
     /// Tokens whose KV is in the cache.
     pub(super) num_computed_tokens: usize,
@@ -109,6 +112,8 @@ impl Sequence {
             output: Vec::new(),
             max_output,
             sampling: Arc::clone(&request.sampling),
+            counts: request.sampling.needs_counts().then(|| Arc::new(TokenCounts::of_prompt(&request.prompt))),
+            num_counted: 0,
             stopping: Arc::clone(&request.stopping),
             num_computed_tokens: 0,
             table: BlockTable::default(),
@@ -247,7 +252,7 @@ impl Sequence {
     }
 
     /// Its share of a step: the next `count` tokens, sampled if they are the last known ones.
-    pub(super) fn schedule(&self, count: usize) -> ScheduledSequence {
+    pub(super) fn schedule(&mut self, count: usize) -> ScheduledSequence {
         let end = self.num_computed_tokens + count;
         let places = self.num_virtual() + end;
         ScheduledSequence {
@@ -261,17 +266,20 @@ impl Sequence {
         }
     }
 
-    fn sample_spec(&self) -> SampleSpec {
+    fn sample_spec(&mut self) -> SampleSpec {
+        // Only now: the last step, which had these counts too, is over, so that they are nobody else's and not copied.
+        if let Some(counts) = &mut self.counts {
+            let counts = Arc::make_mut(counts);
+            self.output[self.num_counted..].iter().for_each(|id| counts.add_output(*id));
+            self.num_counted = self.output.len();
+        }
         let stop_allowed = self.output.len() >= self.stopping.min_tokens as usize;
         SampleSpec {
             params: Arc::clone(&self.sampling),
             choice: self.choice,
             output_position: self.output.len() as u32,
             banned: if stop_allowed { Vec::new() } else { self.stopping.stop_token_ids.clone() },
-            history: self
-                .sampling
-                .needs_history()
-                .then(|| TokenHistory { prompt: Arc::clone(&self.prompt), output: self.output.clone() }),
+            counts: self.counts.clone(),
         }
     }
 

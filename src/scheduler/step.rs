@@ -87,15 +87,14 @@ impl Scheduler {
 
     /// Put the next rows of a running sequence into the step: one of a decode, a chunk of a prefill.
     pub(super) fn push_sequence(&mut self, rank: Rank, plan: &mut StepPlan) {
-        let sequence = &self.sequences[rank.id()];
-        let party = sequence.party;
+        let party = self.sequences[rank.id()].party;
         // Whoever may have a row at all may have one, so that a chosen sequence always moves.
         let allowed = self.fair.allowance(party).max(1);
-        let count = self.chunk(sequence.num_remaining(), plan).min(allowed);
+        let count = self.chunk(self.sequences[rank.id()].num_remaining(), plan).min(allowed);
+        let sequence = &mut self.sequences[rank.id()];
         let scheduled = sequence.schedule(count);
         let outputs = usize::from(scheduled.sample.is_some());
         plan.push(scheduled);
-        let sequence = &mut self.sequences[rank.id()];
         sequence.last_step = self.counters.steps;
         let inputs = sequence.charge_inputs(count);
         self.fair.charge(party, self.fair.cost(inputs, outputs));

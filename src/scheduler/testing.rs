@@ -220,10 +220,10 @@ impl FakeExecutor {
         {
             return Some(Err(SequenceFailure::NonFinite));
         }
-        let SampleSpec { params, choice, output_position, banned, history } = sequence.sample.as_ref()?;
-        assert_eq!(history.is_some(), params.needs_history());
-        if let Some(history) = history {
-            assert_eq!(history.output.len(), *output_position as usize);
+        let SampleSpec { params, choice, output_position, banned, counts } = sequence.sample.as_ref()?;
+        assert_eq!(counts.is_some(), params.needs_counts());
+        if let Some(counts) = counts {
+            assert_eq!(counts.iter().map(|(_, occurrences)| occurrences).sum::<u32>(), *output_position);
         }
         if params.seed == NON_FINITE_SEED {
             return Some(Err(SequenceFailure::NonFinite));

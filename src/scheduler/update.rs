@@ -124,7 +124,7 @@ impl Scheduler {
             choice: 0,
             output_position: 0,
             banned: Vec::new(),
-            history: None,
+            counts: None,
         };
         let row = ScheduledSequence {
             id: PROBE,

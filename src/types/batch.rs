@@ -1,5 +1,6 @@
 //! The border between deciding and computing: [`ScheduledBatch`] in, [`StepOutput`] out. Plain data, no tensors.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::event::TokenLogprob;
@@ -50,17 +51,30 @@ pub struct SampleSpec {
     pub output_position: u32,
     /// Ids that may not be chosen at this step (`min_tokens` not yet reached).
     pub banned: Vec<u32>,
-    /// Prompt ids and output ids so far; filled only where [`SamplingParams::needs_history`].
-    pub history: Option<TokenHistory>,
+    /// Prompt and output so far; present only where [`SamplingParams::needs_counts`].
+    pub counts: Option<Arc<TokenCounts>>,
 }
 
-/// Tokens seen so far by a sequence whose penalties need them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TokenHistory {
-    /// The request's prompt.
-    pub prompt: Arc<[u32]>,
-    /// Ids generated so far, oldest first.
-    pub output: Vec<u32>,
+/// Which ids a sequence has seen, and how often: all that penalties need of its past.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenCounts(BTreeMap<u32, u32>);
+
+impl TokenCounts {
+    /// Of a prompt without output.
+    #[must_use]
+    pub fn of_prompt(prompt: &[u32]) -> Self {
+        Self(prompt.iter().map(|id| (*id, 0)).collect())
+    }
+
+    /// Count an id of the output.
+    pub fn add_output(&mut self, id: u32) {
+        *self.0.entry(id).or_default() += 1;
+    }
+
+    /// Every id seen, ascending, with its occurrences in the output: 0 where only the prompt has it.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.0.iter().map(|(id, occurrences)| (*id, *occurrences))
+    }
 }
 
 /// One sequence's share of a step. Prefill, chunked prefill and decode are all this.

@@ -17,7 +17,7 @@ pub mod sampling;
 pub use adapter::{AdapterFacts, AdapterFault, OpClass};
 pub use batch::{
     BlockCopy, PrefixWrite, SampleSpec, SampledToken, ScheduledBatch, ScheduledSequence, SequenceFailure, StepOutput,
-    TokenHistory, TokenSource,
+    TokenCounts, TokenSource,
 };
 pub use client::{ClientKey, ConnectionId, Party};
 pub use event::{FinishReason, RequestFailure, SequenceEvent, TokenLogprob, Usage};

@@ -49,7 +49,7 @@ impl SamplingParams {
 
     /// Whether the choice depends on the tokens seen so far.
     #[must_use]
-    pub fn needs_history(&self) -> bool {
+    pub fn needs_counts(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }

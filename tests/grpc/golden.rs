@@ -253,7 +253,7 @@ impl GoldenServer {
             block_size: config.block_size as usize,
         };
         let decoder = Decoder::new(Arc::clone(&backend), spec.clone(), base, limits).unwrap();
-        let executor = ModelExecutor::new(decoder, spec.vocab_size, config.block_size);
+        let executor = ModelExecutor::new(decoder, config.block_size);
         let steps = Arc::new(Steps::default());
         let held = Held { inner: executor, steps: Arc::clone(&steps) };
         let StartedEngine { handle, installs, .. } = start(held, config, options.max_queued, Box::new(|_| {})).unwrap();

@@ -52,7 +52,7 @@ pub(crate) fn hall_of<B: Backend, E: StepExecutor<Prepared = PreparedDelta<B>>>(
         block_size: config.block_size as usize,
     };
     let decoder = Decoder::new(Arc::clone(&backend), family.spec.clone(), base, limits).unwrap();
-    let executor = wrap(ModelExecutor::new(decoder, family.spec.vocab_size, config.block_size));
+    let executor = wrap(ModelExecutor::new(decoder, config.block_size));
     let checkpoint = Arc::new(polydelta::model::Checkpoint::open(&family.dir.join("base")).unwrap());
     let loader = ModelLoader::new(backend, base_layout(&family.spec), checkpoint, LIMITS);
     let StartedEngine { handle, installs, .. } = start(executor, config, usize::MAX, Box::new(|_| {})).unwrap();

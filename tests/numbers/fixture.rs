@@ -200,7 +200,7 @@ impl<B: Backend> Runner<B> {
             }
             if end == total {
                 sampled.push(index);
-                input.sampled.push(rows.end as u32 - 1);
+                input.plan.sampled.push(rows.end as u32 - 1);
             }
             let start = sequence.computed as u32;
             input.plan.sequences.push(SequencePlan { rows, start, blocks: sequence.blocks.clone() });
@@ -208,7 +208,7 @@ impl<B: Backend> Runner<B> {
         }
         input.plan = StepPlan { rows: RowPlan::new(slots), ..input.plan };
         self.decoder
-            .forward(&input, |index, logits| {
+            .logits(&input, |index, logits| {
                 let sequence = &mut sequences[sampled[index]];
                 let (token, logprob) = greedy(logits);
                 sequence.tokens.push(token);

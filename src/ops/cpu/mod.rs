@@ -20,8 +20,10 @@ mod memory;
 mod pack;
 mod pool;
 mod rows;
+mod sample;
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use isa::Isa;
@@ -37,7 +39,7 @@ use pool::Pool;
 
 use super::{
     Activation, AttentionSpec, Backend, BackendInfo, Dtype, HeadColumns, HostMatrix, KvShape, LowRank, OpsError,
-    RopeTable, RowPlan, SlotTable, SlotVectors, StepPlan,
+    RopeTable, RowPlan, SampleOutcome, SlotTable, SlotVectors, StepPlan,
 };
 
 /// How to set up a [`CpuBackend`].
@@ -68,6 +70,7 @@ struct Scratch {
     x: Vec<u32>,
     items: Vec<Item>,
     low_rank: lowrank::Scratch,
+    samplers: Vec<sample::RowSampler>,
 }
 
 /// Rotary tables.
@@ -78,10 +81,11 @@ pub struct Rope {
     sin: Vec<f32>,
 }
 
-/// A [`StepPlan`], checked for what the kernels rely on.
+/// A [`StepPlan`], checked for what the kernels rely on, and what has been chosen so far.
 #[derive(Debug, Default)]
 pub struct Step {
     plan: StepPlan,
+    outcomes: Vec<SampleOutcome>,
 }
 
 impl CpuBackend {
@@ -191,7 +195,18 @@ impl Backend for CpuBackend {
     fn upload(&self, plan: &StepPlan, step: &mut Step) -> Result<(), OpsError> {
         attention::assert_consistent(plan);
         step.plan.clone_from(plan);
+        step.outcomes.clear();
         Ok(())
+    }
+
+    fn sample(&self, step: &mut Step, sampled: Range<usize>, logits: &Buffer) {
+        self.sample_rows(&step.plan.samples[sampled], logits, &mut step.outcomes);
+    }
+
+    fn finish(&self, step: &mut Step) -> Result<Vec<SampleOutcome>, OpsError> {
+        // What a sequence counts is shared with its sample: let go, so that counting on copies nothing.
+        step.plan.samples.clear();
+        Ok(std::mem::take(&mut step.outcomes))
     }
 
     fn read_row<'a>(&self, buffer: &'a Buffer, row: usize) -> Cow<'a, [f32]> {

@@ -7,10 +7,13 @@
 mod attention;
 mod rows;
 
+use std::ops::Range;
+
 use super::{
     Activation, AttentionSpec, Backend, BackendInfo, ColumnVector, Dtype, HeadColumns, HostMatrix, KvShape, LowRank,
-    OpsError, RopeTable, RowPlan, SlotTable, SlotVectors, StepPlan,
+    OpsError, RopeTable, RowPlan, SampleOutcome, SlotTable, SlotVectors, StepPlan,
 };
+use crate::sampler::{AnyMachine, Sampler};
 
 /// Plain loops on the host.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +54,13 @@ pub struct StackedMatrix {
     bounds: Vec<usize>,
 }
 
+/// A plan, and what has been chosen so far.
+#[derive(Clone, Debug, Default)]
+pub struct Step {
+    pub(crate) plan: StepPlan,
+    outcomes: Vec<SampleOutcome>,
+}
+
 /// K and V of all layers, `[layers][blocks * block_size][kv_dim]` each.
 #[derive(Clone, Debug)]
 pub struct PagedKv {
@@ -72,7 +82,7 @@ impl Backend for ReferenceBackend {
     type Vector = Vec<f32>;
     type Rope = RopeTable;
     type KvCache = PagedKv;
-    type Step = StepPlan;
+    type Step = Step;
 
     fn info(&self) -> BackendInfo {
         BackendInfo { name: "reference", isa: "portable", threads: 1 }
@@ -115,12 +125,12 @@ impl Backend for ReferenceBackend {
         Ok(PagedKv { shape, k: vec![places.clone(); shape.layers], v: vec![places; shape.layers] })
     }
 
-    fn step(&self) -> StepPlan {
-        StepPlan::default()
+    fn step(&self) -> Step {
+        Step::default()
     }
 
-    fn upload(&self, plan: &StepPlan, step: &mut StepPlan) -> Result<(), OpsError> {
-        step.clone_from(plan);
+    fn upload(&self, plan: &StepPlan, step: &mut Step) -> Result<(), OpsError> {
+        *step = Step { plan: plan.clone(), outcomes: Vec::new() };
         Ok(())
     }
 
@@ -128,8 +138,21 @@ impl Backend for ReferenceBackend {
         buffer.row(row).into()
     }
 
-    fn embed(&self, step: &StepPlan, table: &StackedMatrix, scale: f32, y: &mut Matrix) {
-        for (row, id) in step.ids.iter().enumerate() {
+    fn sample(&self, step: &mut Step, sampled: Range<usize>, logits: &Matrix) {
+        for (row, index) in sampled.enumerate() {
+            let logits = logits.row(row);
+            let mut sampler = Sampler::new(logits.len());
+            step.outcomes.push(sampler.sample(&AnyMachine, logits, &step.plan.samples[index]));
+        }
+    }
+
+    fn finish(&self, step: &mut Step) -> Result<Vec<SampleOutcome>, OpsError> {
+        step.plan.samples.clear();
+        Ok(std::mem::take(&mut step.outcomes))
+    }
+
+    fn embed(&self, step: &Step, table: &StackedMatrix, scale: f32, y: &mut Matrix) {
+        for (row, id) in step.plan.ids.iter().enumerate() {
             if let Some(id) = id {
                 let embedding = table.matrix.row(*id as usize);
                 y.row_mut(row).iter_mut().zip(embedding).for_each(|(y, e)| *y = scale * e);
@@ -226,26 +249,26 @@ impl Backend for ReferenceBackend {
 
     fn rope_and_cache(
         &self,
-        step: &StepPlan,
+        step: &Step,
         spec: &AttentionSpec,
         rope: &RopeTable,
         layer: usize,
         qkv: &mut Matrix,
         kv: &mut PagedKv,
     ) {
-        attention::rope_and_cache(self.dtype, step, spec, rope, layer, qkv, kv);
+        attention::rope_and_cache(self.dtype, &step.plan, spec, rope, layer, qkv, kv);
     }
 
     fn attention(
         &self,
-        step: &StepPlan,
+        step: &Step,
         spec: &AttentionSpec,
         layer: usize,
         qkv: &Matrix,
         kv: &PagedKv,
         y: &mut Matrix,
     ) {
-        attention::attention(step, spec, layer, qkv, kv, y);
+        attention::attention(&step.plan, spec, layer, qkv, kv, y);
     }
 
     fn copy_block(&self, kv: &mut PagedKv, source: usize, target: usize) {
@@ -279,14 +302,14 @@ impl Backend for ReferenceBackend {
 
     fn embedding_low_rank(
         &self,
-        step: &StepPlan,
+        step: &Step,
         rows: &RowPlan,
         table: &SlotTable<LowRank<Self>>,
         scale: f32,
         y: &mut Matrix,
     ) {
         for (row, slot) in rows.slots.iter().enumerate() {
-            let Some(id) = step.ids[row] else { continue };
+            let Some(id) = step.plan.ids[row] else { continue };
             for entry in table.get(*slot) {
                 let shrunk = entry.a.matrix.row(id as usize);
                 for (column, y) in y.row_mut(row).iter_mut().enumerate() {

@@ -46,9 +46,9 @@ fn attention_reads_only_visible_places_through_the_block_table() {
     // Places of blocks [2, 0]: indices 0, 1 lie at 4, 5 and index 2 at 0.
     backend.write_kv(&mut kv, 0, &[4, 5, 0], &[0.0; 3], &[1.0, 2.0, 6.0]);
     let mut step = backend.step();
-    step.rows = RowPlan::new(vec![None]);
-    step.positions = vec![2];
-    step.sequences = vec![SequencePlan { rows: 0..1, start: 2, blocks: vec![2, 0] }];
+    step.plan.rows = RowPlan::new(vec![None]);
+    step.plan.positions = vec![2];
+    step.plan.sequences = vec![SequencePlan { rows: 0..1, start: 2, blocks: vec![2, 0] }];
     let spec = AttentionSpec { heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, softcap: None, window: None };
     let qkv = matrix(3, &[1.0, 0.0, 0.0]);
     let mut y = matrix(1, &[0.0]);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::scheduler::testing::NON_FINITE_SEED;
-use crate::types::{LongRope, SampledToken, SequenceFailure};
+use crate::types::{LongRope, SampledToken, ScheduledSequence, SequenceFailure};
 
 fn sampled(batch: &ScheduledBatch, token: u32) -> StepOutput {
     let sampled = batch.sequences.iter().filter(|sequence| sequence.sample.is_some());
@@ -118,17 +118,19 @@ fn stop_ids_are_banned_until_min_tokens_and_not_after() {
 }
 
 #[test]
-fn history_goes_only_to_those_whose_penalties_need_it() {
+fn counts_go_only_to_those_whose_penalties_need_them_and_grow_with_the_output() {
     let mut harness = Harness::new(config());
     let penalized = SamplingParams { frequency_penalty: 0.5, ..SamplingParams::greedy() };
     harness.add(request(1, &[1, 2], 3));
     harness.add(EngineRequest { sampling: penalized.into(), ..request(2, &[1, 2], 3) });
-    steps_of(&mut harness, 3, 1);
-    let batch = harness.schedule();
-    let history: Vec<_> = batch.sequences.iter().map(|s| s.sample.as_ref().unwrap().history.clone()).collect();
-    assert_eq!(history[0], None);
-    let history = history[1].as_ref().unwrap();
-    assert_eq!((&*history.prompt, &*history.output), (&[1, 2][..], &[3][..]));
+    steps_of(&mut harness, 3, 2);
+    let counts = |batch: &ScheduledBatch| {
+        let of = |sequence: &ScheduledSequence| sequence.sample.as_ref().unwrap().counts.clone();
+        batch.sequences.iter().map(of).collect::<Vec<_>>()
+    };
+    let seen = counts(&harness.schedule());
+    assert_eq!(seen[0], None);
+    assert_eq!(seen[1].as_ref().unwrap().iter().collect::<Vec<_>>(), [(1, 0), (2, 0), (3, 2)]);
 }
 
 #[test]

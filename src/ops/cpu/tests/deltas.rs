@@ -194,9 +194,8 @@ fn an_embedding_delta_adds_the_column_of_each_id() {
         rows: RowPlan::new(slots(&[1, 9, 1, 2, 1])),
         ids: vec![Some(49), Some(3), None, Some(7), Some(20)],
         positions: vec![0; 5],
-        rope_rows: vec![],
         kv_slots: vec![0; 5],
-        sequences: Vec::new(),
+        ..StepPlan::default()
     };
     fn install<B: Backend>(backend: &B, vocab: usize, hidden: usize) -> SlotTable<LowRank<B>> {
         let mut table = SlotTable::default();
@@ -219,8 +218,10 @@ fn an_embedding_delta_adds_the_column_of_each_id() {
         let (mut got, mut want) = (buffer(hidden, &y), matrix(hidden, &y));
         let mut step = cpu.step();
         cpu.upload(&plan, &mut step).unwrap();
+        let mut reference_step = reference.step();
+        reference.upload(&plan, &mut reference_step).unwrap();
         cpu.embedding_low_rank(&step, &plan.rows, &install(&cpu, vocab, hidden), 3.0, &mut got);
-        reference.embedding_low_rank(&plan, &plan.rows, &install(&reference, vocab, hidden), 3.0, &mut want);
+        reference.embedding_low_rank(&reference_step, &plan.rows, &install(&reference, vocab, hidden), 3.0, &mut want);
         assert_close(&got.data, &want.data, 2e-5, &name(&cpu));
         assert_same(got.row(1), &y[hidden..2 * hidden], "a row of the base");
         assert_same(got.row(2), &y[2 * hidden..3 * hidden], "a row without an id");

@@ -117,9 +117,9 @@ fn report_attention(threads: usize, (heads, kv_heads, head_dim): (usize, usize, 
             rows: RowPlan::new(vec![None; rows]),
             ids: vec![None; rows],
             positions: (start..start + rows as u32).collect(),
-            rope_rows: vec![],
             kv_slots: (start..start + rows as u32).collect(),
             sequences: vec![SequencePlan { rows: 0..rows, start, blocks: (0..64).collect() }],
+            ..StepPlan::default()
         };
         let mut step = cpu.step();
         cpu.upload(&plan, &mut step).unwrap();

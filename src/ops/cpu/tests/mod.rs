@@ -6,9 +6,11 @@ mod deltas;
 mod gemm;
 mod measure;
 mod rows;
+mod sample;
 
 use super::*;
 use crate::ops::reference::{Matrix, ReferenceBackend};
+use crate::types::AdapterSlot;
 
 const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
 
@@ -41,6 +43,18 @@ fn buffer(cols: usize, data: &[f32]) -> Buffer {
 
 fn matrix(cols: usize, data: &[f32]) -> Matrix {
     Matrix { cols, data: data.to_vec() }
+}
+
+/// A plan of rows that belong to no sequence.
+fn plan_of(slots: Vec<Option<AdapterSlot>>) -> StepPlan {
+    let rows = slots.len();
+    StepPlan {
+        rows: RowPlan::new(slots),
+        ids: vec![None; rows],
+        positions: vec![0; rows],
+        kv_slots: vec![0; rows],
+        ..StepPlan::default()
+    }
 }
 
 #[track_caller]

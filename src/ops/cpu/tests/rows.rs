@@ -132,7 +132,11 @@ fn embeddings_are_rows_of_the_packed_table_and_absent_ids_leave_their_row() {
                 cpu.upload(&plan, &mut step).unwrap();
                 cpu.embed(&step, &cpu.weight(&host).unwrap(), 2.5, y);
             },
-            |reference, y| reference.embed(&plan, &reference.weight(&host).unwrap(), 2.5, y),
+            |reference, y| {
+                let mut step = reference.step();
+                reference.upload(&plan, &mut step).unwrap();
+                reference.embed(&step, &reference.weight(&host).unwrap(), 2.5, y);
+            },
         );
     }
 }

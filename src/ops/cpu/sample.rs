@@ -1,0 +1,69 @@
+//! Sampling: threads take whole rows, each with scratch of its own, and run the sampler's passes compiled for their
+//! instruction set. What is chosen depends on the row alone.
+#![allow(unsafe_code)]
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::CpuBackend;
+use super::isa::{DetectedIsa, Isa};
+use super::memory::Buffer;
+use crate::ops::SampleOutcome;
+use crate::sampler::{Pass, Sampler, Simd};
+use crate::types::SampleSpec;
+
+/// Work of sampling per logit, in multiply-adds.
+const COST: usize = 8;
+
+/// A thread's sampler, and what it has chosen for which row.
+#[derive(Debug)]
+pub(super) struct RowSampler {
+    sampler: Sampler,
+    chosen: Vec<(usize, SampleOutcome)>,
+}
+
+impl Simd for DetectedIsa {
+    fn run<P: Pass>(&self, pass: P) -> P::Output {
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx2,fma")]
+            fn wide<P: Pass>(pass: P) -> P::Output {
+                pass.run()
+            }
+            if self.get() != Isa::Portable {
+                // SAFETY: every path but `Portable` includes AVX2 and FMA, and `DetectedIsa` exists only for paths this
+                // machine has.
+                return unsafe { wide(pass) };
+            }
+        }
+        pass.run()
+    }
+}
+
+impl CpuBackend {
+    /// Row i of `logits` by the i-th spec; the outcomes in that order. See [`crate::ops::Backend::sample`].
+    pub(super) fn sample_rows(&self, specs: &[SampleSpec], logits: &Buffer, outcomes: &mut Vec<SampleOutcome>) {
+        assert!(specs.len() <= logits.rows());
+        let mut scratch = self.scratch();
+        let samplers = &mut scratch.samplers;
+        let threads = self.pool.threads().min(specs.len());
+        if samplers.len() < threads {
+            samplers.resize_with(threads, || RowSampler { sampler: Sampler::new(logits.cols), chosen: Vec::new() });
+        }
+        let samplers = &mut samplers[..threads];
+        samplers.iter_mut().for_each(|one| one.chosen.clear());
+        // Rows differ in what they ask for: whoever is done takes the next.
+        let next = AtomicUsize::new(0);
+        self.pool.for_blocks(specs.len() * logits.cols * COST, samplers, 1, |_, samplers| {
+            for RowSampler { sampler, chosen } in samplers {
+                loop {
+                    let row = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(spec) = specs.get(row) else { break };
+                    chosen.push((row, sampler.sample(&self.isa, logits.row(row), spec)));
+                }
+            }
+        });
+        let mut chosen: Vec<_> = samplers.iter_mut().flat_map(|one| one.chosen.drain(..)).collect();
+        chosen.sort_unstable_by_key(|(row, _)| *row);
+        outcomes.extend(chosen.into_iter().map(|(_, outcome)| outcome));
+    }
+}

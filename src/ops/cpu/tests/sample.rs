@@ -1,0 +1,106 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::types::{SampleSpec, SamplingParams, SequenceFailure, TokenCounts};
+
+fn spec(index: u32, params: SamplingParams) -> SampleSpec {
+    let counts = params.needs_counts().then(|| Arc::new(TokenCounts::of_prompt(&[1, 2, 3])));
+    SampleSpec { params: Arc::new(params), choice: 0, output_position: index, banned: Vec::new(), counts }
+}
+
+/// Rows that ask for different things, in turn.
+fn specs(rows: usize) -> Vec<SampleSpec> {
+    let base = SamplingParams { temperature: 0.8, seed: 3, ..SamplingParams::greedy() };
+    let kinds = [
+        SamplingParams::greedy(),
+        SamplingParams { logprobs: Some(20), ..SamplingParams::greedy() },
+        base.clone(),
+        SamplingParams { top_p: 0.9, ..base.clone() },
+        SamplingParams { top_k: 50, min_p: 0.01, ..base.clone() },
+        SamplingParams { repetition_penalty: 1.3, top_p: 0.5, logprobs: Some(0), ..base },
+    ];
+    (0..rows).map(|row| spec(row as u32, kinds[row % kinds.len()].clone())).collect()
+}
+
+fn choose<B: Backend>(backend: &B, specs: &[SampleSpec], logits: &B::Buffer) -> Vec<SampleOutcome> {
+    let plan = StepPlan {
+        sampled: (0..specs.len() as u32).collect(),
+        samples: specs.to_vec(),
+        ..plan_of(vec![None; specs.len()])
+    };
+    let mut step = backend.step();
+    backend.upload(&plan, &mut step).unwrap();
+    backend.sample(&mut step, 0..specs.len(), logits);
+    backend.finish(&mut step).unwrap()
+}
+
+#[test]
+fn a_row_gets_the_same_token_alone_and_mixed_on_every_path() {
+    const VOCAB: usize = 4999;
+    let specs = specs(20);
+    let numbers: Vec<f32> = numbers(7, 20 * VOCAB).iter().map(|logit| logit * 9.0).collect();
+    let reference = ReferenceBackend::new(Dtype::F32);
+    let want = choose(&reference, &specs, &matrix(VOCAB, &numbers));
+    for threads in [1, 3] {
+        for cpu in backends(threads) {
+            assert_eq!(choose(&cpu, &specs, &buffer(VOCAB, &numbers)), want, "{}", name(&cpu));
+            for (row, spec) in specs.iter().enumerate() {
+                let alone = buffer(VOCAB, &numbers[row * VOCAB..][..VOCAB]);
+                let chosen = choose(&cpu, std::slice::from_ref(spec), &alone);
+                assert_eq!(chosen, want[row..=row], "{} row {row}", name(&cpu));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_that_is_not_finite_fails_alone_and_the_next_step_begins_anew() {
+    let cpu = backend(Isa::Portable, Dtype::F32, 2);
+    let specs = specs(3);
+    let mut logits = numbers(1, 3 * 900);
+    logits[900 + 17] = f32::NAN;
+    let outcomes = choose(&cpu, &specs, &buffer(900, &logits));
+    assert_eq!(outcomes.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
+    assert_eq!(outcomes[1], Err(SequenceFailure::NonFinite));
+    let mut step = cpu.step();
+    assert_eq!(cpu.finish(&mut step).unwrap(), []);
+}
+
+/// The figures of a full batch with a large vocabulary: `cargo test --release --lib sampling_figures -- --ignored
+/// --nocapture`.
+#[test]
+#[ignore = "a measurement, not a check"]
+fn sampling_figures() {
+    use std::time::Instant;
+    const ROWS: usize = 64;
+    const VOCAB: usize = 151_936;
+    let cpu = CpuBackend::new(CpuOptions { threads: 2, dtype: Dtype::Bf16, isa: None }).unwrap();
+    let warm = SamplingParams { temperature: 1.0, seed: 7, ..SamplingParams::greedy() };
+    let cases = [
+        ("greedy", SamplingParams::greedy()),
+        ("temperature", warm.clone()),
+        ("temperature, top-p 0.9", SamplingParams { top_p: 0.9, ..warm.clone() }),
+        ("temperature, top-k 50, top-p 0.95", SamplingParams { top_k: 50, top_p: 0.95, ..warm }),
+        ("greedy, 20 log-probabilities", SamplingParams { logprobs: Some(20), ..SamplingParams::greedy() }),
+    ];
+    // The sum of twelve uniform numbers is as good as normal; its spread is that of a model's logits, or wider.
+    for spread in [2.0, 4.0, 8.0] {
+        let mut logits = buffer(VOCAB, &vec![0.0; ROWS * VOCAB]);
+        for part in 0..12 {
+            let part = numbers(part, ROWS * VOCAB);
+            logits.data.iter_mut().zip(part).for_each(|(logit, part)| *logit += part * spread * 0.5);
+        }
+        for (name, params) in &cases {
+            let specs: Vec<_> = (0..ROWS as u32).map(|row| spec(row, params.clone())).collect();
+            let mut times: Vec<f64> = (0..9)
+                .map(|_| {
+                    let start = Instant::now();
+                    std::hint::black_box(choose(&cpu, &specs, &logits));
+                    start.elapsed().as_secs_f64() * 1e3
+                })
+                .collect();
+            times.sort_by(f64::total_cmp);
+            println!("{} of {ROWS} x {VOCAB}, spread {spread}: {name}: {:.2} ms", cpu.info().isa, times[times.len() / 2]);
+        }
+    }
+}
