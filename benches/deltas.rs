@@ -9,17 +9,17 @@ mod support;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use polydelta::delta::apply::{LinearSite, linear};
+use polydelta::delta::apply::{LinearSite, StepRows, linear};
 use polydelta::delta::{DeltaTable, PreparedDelta};
 use polydelta::model::base_layout;
 use polydelta::ops::cpu::CpuBackend;
-use polydelta::ops::{Backend, HostMatrix, RowPlan};
+use polydelta::ops::{Backend, HostMatrix, RowPlan, Rows};
 use polydelta::types::AdapterSlot;
 use support::Failure;
 use support::adapters::lora;
 use support::model::Shape;
 use support::numbers::{Random, weights};
-use support::step::{Model, backend, decode};
+use support::step::{Model, backend, decode, step_of};
 
 /// Adapters installed at once.
 const INSTALLED: u32 = 64;
@@ -87,14 +87,16 @@ fn site(criterion: &mut Criterion) -> Result<(), Failure> {
                 let mut random = Random::new(7);
                 let plans: Vec<RowPlan> =
                     (0..BATCHES).map(|index| RowPlan::new(popularity.slots(index, rows, &mut random))).collect();
+                let steps: Vec<_> = plans.iter().map(|plan| step_of(cpu, plan.clone())).collect::<Result<_, _>>()?;
                 let mut turn = 0;
                 group.throughput(Throughput::Elements(rows as u64));
                 group.bench_function(BenchmarkId::new(format!("{popularity:?}").to_lowercase(), rows), |bencher| {
                     bencher.iter(|| {
                         turn += 1;
                         let base = LinearSite { weight: &weight, bias: None };
-                        let plan = &plans[turn % BATCHES];
-                        linear(cpu, plan, base, &deltas.layers[0].gate_up, &x, &mut scaled, &mut y);
+                        let (plan, step) = (&plans[turn % BATCHES], &steps[turn % BATCHES]);
+                        let on = StepRows { backend: cpu, step, rows: Rows::All, plan };
+                        linear(&on, base, &deltas.layers[0].gate_up, &x, &mut scaled, &mut y);
                     });
                 });
             }

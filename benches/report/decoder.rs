@@ -7,14 +7,14 @@ use half::bf16;
 use polydelta::delta::{Module, ModuleKind, Site};
 use polydelta::model::{DecoderSpec, base_layout};
 use polydelta::ops::cpu::CpuBackend;
-use polydelta::ops::{Backend, HostMatrix};
+use polydelta::ops::{Backend, HostMatrix, RowPlan, Rows};
 use polydelta::types::AdapterSlot;
 
 use super::support::Failure;
 use super::support::adapters::lora;
 use super::support::model::Shape;
 use super::support::numbers::weights;
-use super::support::step::{Model, backend, decode, rows};
+use super::support::step::{Model, backend, decode, rows, step_of};
 use super::timing::{Bandwidth, median, ratio, take_turns};
 
 /// Rows of the batched steps.
@@ -141,6 +141,7 @@ struct Gemm {
     weight: <CpuBackend as Backend>::Weight,
     x: <CpuBackend as Backend>::Buffer,
     y: <CpuBackend as Backend>::Buffer,
+    step: <CpuBackend as Backend>::Step,
     tensors: [(Tensor, Tensor); 2],
 }
 
@@ -157,11 +158,12 @@ impl Gemm {
         let inputs = Tensor::from_vec(inputs, (PREFILL, depth), &Device::Cpu)?;
         let pair = |dtype| Ok::<_, candle_core::Error>((inputs.to_dtype(dtype)?, w.to_dtype(dtype)?.t()?));
         let tensors = [pair(DType::F32)?, pair(DType::BF16)?];
-        Ok(Self { depth, out, weight, x, y, tensors })
+        let step = step_of(backend, RowPlan::new(vec![None; PREFILL]))?;
+        Ok(Self { depth, out, weight, x, y, step, tensors })
     }
 
     fn run(&mut self, backend: &CpuBackend) {
-        backend.gemm(PREFILL, &self.x, &self.weight, &mut self.y);
+        backend.gemm(&self.step, Rows::All, &self.x, &self.weight, &mut self.y);
     }
 
     fn candle(&self, dtype: DType) -> Result<(), Failure> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use polydelta::delta::PreparedDelta;
 use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, DecoderSpec, ModelInput, base_layout};
 use polydelta::ops::cpu::{CpuBackend, CpuOptions};
-use polydelta::ops::{Dtype, RowPlan, SequencePlan, StepPlan};
+use polydelta::ops::{Backend, Dtype, RowPlan, SampledRows, SequencePlan, StepPlan};
 use polydelta::types::AdapterSlot;
 
 use super::Failure;
@@ -65,6 +65,15 @@ pub(crate) fn load(shape: Shape, backend: &CpuBackend, spec: &DecoderSpec) -> Re
     Ok(BaseModel::load(backend, spec, &checkpoint, CONTEXT, &|_, _| {})?)
 }
 
+/// Rows that belong to no sequence, uploaded: enough for everything but attention.
+pub(crate) fn step_of(backend: &CpuBackend, rows: RowPlan) -> Result<<CpuBackend as Backend>::Step, Failure> {
+    let count = rows.len();
+    let (ids, positions, kv_slots) = (vec![None; count], vec![0; count], vec![0; count]);
+    let mut step = backend.step();
+    backend.upload(&StepPlan { rows, ids, positions, kv_slots, ..StepPlan::default() }, &mut step)?;
+    Ok(step)
+}
+
 /// One token for each of several sequences that have `position` tokens in the cache.
 pub(crate) fn decode(slots: &[Option<AdapterSlot>], position: usize) -> ModelInput {
     rows(slots, 1, position)
@@ -74,6 +83,7 @@ pub(crate) fn decode(slots: &[Option<AdapterSlot>], position: usize) -> ModelInp
 pub(crate) fn rows(slots: &[Option<AdapterSlot>], count: usize, start: usize) -> ModelInput {
     let mut plan = StepPlan::default();
     let mut row_slots = Vec::new();
+    let mut sampled = Vec::new();
     for (index, slot) in slots.iter().enumerate() {
         let first = row_slots.len();
         let blocks: Vec<u32> = (0..BLOCKS).map(|block| (index * BLOCKS + block) as u32).collect();
@@ -83,9 +93,10 @@ pub(crate) fn rows(slots: &[Option<AdapterSlot>], count: usize, start: usize) ->
             plan.positions.push(position as u32);
             plan.kv_slots.push(blocks[position / BLOCK_SIZE] * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32);
         }
-        plan.sampled.push(row_slots.len() as u32 - 1);
+        sampled.push(row_slots.len() as u32 - 1);
         plan.sequences.push(SequencePlan { rows: first..row_slots.len(), start: start as u32, blocks });
     }
     plan.rows = RowPlan::new(row_slots);
+    plan.sampled = SampledRows::groups(&plan.rows, &sampled);
     ModelInput { plan, embeds: Vec::new() }
 }

@@ -5,7 +5,7 @@
 //! length.
 
 use super::resident::LinearDeltas;
-use crate::ops::{Backend, RowPlan, SlotTable};
+use crate::ops::{Backend, RowPlan, Rows, SlotTable};
 
 /// A linear site of the base.
 pub struct LinearWeights<B: Backend> {
@@ -38,104 +38,83 @@ impl<B: Backend> Clone for LinearSite<'_, B> {
 
 impl<B: Backend> Copy for LinearSite<'_, B> {}
 
+/// Rows of an uploaded step, and what the host knows of them: which op classes run is decided before the first launch.
+pub struct StepRows<'a, B: Backend> {
+    /// Where they are.
+    pub backend: &'a B,
+    /// The uploaded step.
+    pub step: &'a B::Step,
+    /// Which of its rows.
+    pub rows: Rows,
+    /// The same on the host.
+    pub plan: &'a RowPlan,
+}
+
+impl<B: Backend> StepRows<'_, B> {
+    /// Whether any of the rows has an op in this table.
+    #[must_use]
+    pub fn touch<T>(&self, table: &SlotTable<T>) -> bool {
+        let held = |slot| !table.get(Some(slot)).is_empty();
+        !table.is_empty() && self.plan.segments.iter().any(|segment| held(segment.slot))
+    }
+}
+
 /// Semantics: y `[rows, out]` from x `[rows, in]` as in the module's words. `scaled` is scratch as wide as x.
 pub fn linear<B: Backend>(
-    backend: &B,
-    rows: &RowPlan,
+    on: &StepRows<'_, B>,
     site: LinearSite<'_, B>,
     deltas: &LinearDeltas<B>,
     x: &B::Buffer,
     scaled: &mut B::Buffer,
     y: &mut B::Buffer,
 ) {
-    let scaled_inputs = deltas.input_scale.iter().any(|table| touches(rows, table));
-    match (scaled_inputs, touches(rows, &deltas.low_rank)) {
-        (false, false) => backend.gemm(rows.len(), x, site.weight, y),
-        (false, true) => backend.gemm_low_rank(rows, &deltas.low_rank, x, site.weight, y),
+    let StepRows { backend, step, rows, .. } = *on;
+    let scaled_inputs = deltas.input_scale.iter().any(|table| on.touch(table));
+    match (scaled_inputs, on.touch(&deltas.low_rank)) {
+        (false, false) => backend.gemm(step, rows, x, site.weight, y),
+        (false, true) => backend.gemm_low_rank(step, rows, &deltas.low_rank, x, site.weight, y),
         (true, low_rank) => {
-            multiply_scaled(backend, rows, site, deltas, x, scaled, y);
+            multiply_scaled(on, site, deltas, x, scaled, y);
             if low_rank {
-                backend.low_rank(rows, &deltas.low_rank, x, y);
+                backend.low_rank(step, rows, &deltas.low_rank, x, y);
             }
         }
     }
-    if touches(rows, &deltas.scale_before_bias) {
-        backend.scale_rows(rows, &deltas.scale_before_bias, y);
+    if on.touch(&deltas.scale_before_bias) {
+        backend.scale_rows(step, rows, &deltas.scale_before_bias, y);
     }
     if let Some(bias) = site.bias {
-        backend.add_bias(rows.len(), bias, y);
+        backend.add_bias(step, rows, bias, y);
     }
-    if touches(rows, &deltas.scale_after_bias) {
-        backend.scale_rows(rows, &deltas.scale_after_bias, y);
+    if on.touch(&deltas.scale_after_bias) {
+        backend.scale_rows(step, rows, &deltas.scale_after_bias, y);
     }
-    if touches(rows, &deltas.bias) {
-        backend.bias_rows(rows, &deltas.bias, y);
+    if on.touch(&deltas.bias) {
+        backend.bias_rows(step, rows, &deltas.bias, y);
     }
 }
 
-/// Whether any row of the step has an op in this table.
-pub fn touches<T>(rows: &RowPlan, table: &SlotTable<T>) -> bool {
-    !table.is_empty() && rows.segments.iter().any(|segment| !table.get(Some(segment.slot)).is_empty())
-}
-
-/// y = Wx' where some rows have an `InputScale`.
+/// y = Wx' where some rows have an `InputScale`. At a site of one projection a copy of x is scaled where rows ask for it,
+/// then one GEMM serves all. At a stacked site rows whose input differs for one projection run that projection again,
+/// unstacked.
 fn multiply_scaled<B: Backend>(
-    backend: &B,
-    rows: &RowPlan,
+    on: &StepRows<'_, B>,
     site: LinearSite<'_, B>,
     deltas: &LinearDeltas<B>,
     x: &B::Buffer,
     scaled: &mut B::Buffer,
     y: &mut B::Buffer,
 ) {
-    if deltas.input_scale.len() == 1 {
-        scale_all_rows(backend, rows, site, deltas, x, scaled, y);
-    } else {
-        backend.gemm(rows.len(), x, site.weight, y);
-        rescale_segments(backend, rows, site, deltas, x, scaled, y);
+    let StepRows { backend, step, rows, .. } = *on;
+    if let [table] = &deltas.input_scale[..] {
+        backend.scale_input(step, rows, table, x, scaled);
+        backend.gemm(step, rows, scaled, site.weight, y);
+        return;
     }
-}
-
-/// A site of one projection: scale a copy of x where rows ask for it, then one GEMM for all rows.
-fn scale_all_rows<B: Backend>(
-    backend: &B,
-    rows: &RowPlan,
-    site: LinearSite<'_, B>,
-    deltas: &LinearDeltas<B>,
-    x: &B::Buffer,
-    scaled: &mut B::Buffer,
-    y: &mut B::Buffer,
-) {
-    let all: Vec<u32> = (0..rows.len() as u32).collect();
-    backend.gather_rows(x, &all, scaled);
-    backend.scale_rows(rows, &deltas.input_scale[0], scaled);
-    backend.gemm(rows.len(), scaled, site.weight, y);
-}
-
-/// A stacked site: rows whose input differs for one projection run that projection again, unstacked, from their own
-/// scaled input.
-fn rescale_segments<B: Backend>(
-    backend: &B,
-    rows: &RowPlan,
-    site: LinearSite<'_, B>,
-    deltas: &LinearDeltas<B>,
-    x: &B::Buffer,
-    scaled: &mut B::Buffer,
-    y: &mut B::Buffer,
-) {
+    backend.gemm(step, rows, x, site.weight, y);
     for (segment, table) in deltas.input_scale.iter().enumerate() {
-        if !touches(rows, table) {
-            continue;
+        if on.touch(table) {
+            backend.gemm_scaled_segment(step, rows, table, x, site.weight, segment, scaled, y);
         }
-        let mut targets = Vec::new();
-        let mut scales = Vec::new();
-        for group in &rows.segments {
-            if let Some(g) = table.get(Some(group.slot)).first() {
-                targets.extend_from_slice(rows.rows_of(group));
-                scales.resize(targets.len(), &g.values);
-            }
-        }
-        backend.gather_scaled(x, &targets, &scales, scaled);
-        backend.gemm_segment(scaled, site.weight, segment, &targets, y);
     }
 }

@@ -1,7 +1,7 @@
 //! From what the scheduler decided to what the decoder reads: a pure translation of ids into flat arrays.
 
 use crate::model::{EmbedRows, ModelInput};
-use crate::ops::{RowPlan, SequencePlan, StepPlan};
+use crate::ops::{RowPlan, SampledRows, SequencePlan};
 use crate::types::{ScheduledBatch, ScheduledSequence, SequenceId, TokenSource};
 
 /// A decoder's input, and for each sampled row in order whose it is.
@@ -15,6 +15,7 @@ pub(super) fn prepare(batch: &ScheduledBatch, block_size: u32, long_rows: Option
     let rows = batch.num_tokens();
     let mut slots = Vec::with_capacity(rows);
     let mut input = ModelInput::default();
+    let mut sampled_rows = Vec::new();
     let mut sampled = Vec::new();
     for sequence in &batch.sequences {
         let first = slots.len();
@@ -27,11 +28,12 @@ pub(super) fn prepare(batch: &ScheduledBatch, block_size: u32, long_rows: Option
         }
         if let Some(spec) = &sequence.sample {
             sampled.push(sequence.id);
-            input.plan.sampled.push(slots.len() as u32 - 1);
+            sampled_rows.push(slots.len() as u32 - 1);
             input.plan.samples.push(spec.clone());
         }
     }
-    input.plan = StepPlan { rows: RowPlan::new(slots), ..input.plan };
+    input.plan.rows = RowPlan::new(slots);
+    input.plan.sampled = SampledRows::groups(&input.plan.rows, &sampled_rows);
     Prepared { input, sampled }
 }
 
@@ -95,7 +97,7 @@ mod tests {
         assert_eq!(plan.ids, [Some(7), Some(4), Some(5), Some(6), None]);
         assert_eq!(plan.rows.order, [0, 4]);
         assert_eq!(plan.sequences[1].rows, 1..4);
-        assert_eq!((&plan.sampled[..], &plan.samples[..]), (&[3][..], &[spec][..]));
+        assert_eq!((&plan.sampled[0].sources[..], &plan.samples[..]), (&[3][..], &[spec][..]));
         assert_eq!(prepared.sampled, [SequenceId(1)]);
         assert!(plan.rope_rows.is_empty());
         assert_eq!(prepare(&batch, 4, Some(100)).input.plan.rope_rows, [105, 0, 101, 102, 101]);

@@ -4,15 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::spec::DecoderSpec;
-use super::weights::{BaseModel, LayerWeights};
+use super::weights::BaseModel;
 use super::{ModelError, base_layout};
-use crate::delta::apply::{LinearSite, linear, touches};
-use crate::delta::{DeltaTable, LayerDeltas, PreparedDelta, RemovedDelta, VirtualRows};
-use crate::ops::{Backend, HeadColumns, KvShape, OpsError, RowPlan, SampleOutcome, StepPlan};
+use crate::delta::apply::{LinearSite, StepRows, linear};
+use crate::delta::{DeltaTable, PreparedDelta, RemovedDelta, VirtualRows};
+use crate::ops::{Backend, HeadColumns, KvShape, Norm, OpsError, Rows, SampleOutcome, SampledRows, StepPlan};
 use crate::types::AdapterSlot;
-
-/// Rows whose logits are computed at a time: bounds the logits buffer for large vocabularies.
-const LOGIT_ROWS: usize = 64;
 
 /// Rows of a step that come from an adapter's prompt embeddings instead of token ids.
 #[derive(Clone, Debug, PartialEq)]
@@ -138,8 +135,7 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     /// [`OpsError`] when the plan cannot be moved to the device, or when the device fails.
     pub fn forward(&mut self, input: &ModelInput) -> Result<Vec<SampleOutcome>, OpsError> {
-        debug_assert_eq!(input.plan.samples.len(), input.plan.sampled.len());
-        self.pass(input, |backend, work, sampled| backend.sample(&mut work.step, sampled, &work.logits))?;
+        self.pass(input, |backend, work, group| backend.sample(&mut work.step, group, &work.logits))?;
         self.backend.finish(&mut self.work.step)
     }
 
@@ -149,141 +145,137 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     /// As [`Self::forward`].
     pub fn logits(&mut self, input: &ModelInput, mut logits: impl FnMut(usize, &[f32])) -> Result<(), OpsError> {
-        self.pass(input, |backend, work, sampled| {
-            for (row, index) in sampled.enumerate() {
+        let mut index = 0;
+        self.pass(input, |backend, work, group| {
+            for row in 0..input.plan.sampled[group].sources.len() {
                 logits(index, &backend.read_row(&work.logits, row));
+                index += 1;
             }
         })?;
         self.backend.finish(&mut self.work.step).map(drop)
     }
 
-    /// Run one pass; `use_logits` is called with as many of the sampled rows at a time as there is room for logits.
+    /// Run one pass; `use_logits` is called with each group of sampled rows when their logits are there.
     fn pass(
         &mut self,
         input: &ModelInput,
-        mut use_logits: impl FnMut(&B, &mut Workspace<B>, Range<usize>),
+        mut use_logits: impl FnMut(&B, &mut Workspace<B>, usize),
     ) -> Result<(), OpsError> {
         self.backend.upload(&input.plan, &mut self.work.step)?;
         self.embed(input);
         for layer in 0..self.spec.layers.len() {
-            self.attention_block(layer, &input.plan.rows);
-            self.mlp_block(layer, &input.plan.rows);
+            self.attention_block(layer, &input.plan);
+            self.mlp_block(layer, &input.plan);
         }
-        for (chunk, rows) in input.plan.sampled.chunks(LOGIT_ROWS).enumerate() {
-            self.head(&input.plan.rows, rows);
-            let first = chunk * LOGIT_ROWS;
-            use_logits(&self.backend, &mut self.work, first..first + rows.len());
+        for group in 0..input.plan.sampled.len() {
+            self.head(&input.plan, group);
+            use_logits(&self.backend, &mut self.work, group);
         }
         Ok(())
     }
 
     fn embed(&mut self, input: &ModelInput) {
         let Self { backend, spec, base, deltas, work, .. } = self;
-        let rows = &input.plan.rows;
-        backend.embed(&work.step, &base.embed, spec.embed_scale, &mut work.residual);
-        if touches(rows, &deltas.embed) {
-            backend.embedding_low_rank(&work.step, rows, &deltas.embed, spec.embed_scale, &mut work.residual);
+        let Workspace { step, residual, .. } = work;
+        let on = all_rows(backend.as_ref(), step, &input.plan);
+        backend.embed(step, &base.embed, spec.embed_scale, residual);
+        if on.touch(&deltas.embed) {
+            backend.embedding_low_rank(step, &deltas.embed, spec.embed_scale, residual);
         }
-        if touches(rows, &deltas.embed_scale) {
-            backend.scale_rows(rows, &deltas.embed_scale, &mut work.residual);
+        if on.touch(&deltas.embed_scale) {
+            backend.scale_rows(step, Rows::All, &deltas.embed_scale, residual);
         }
         for chunk in &input.embeds {
             if let Some(VirtualRows::Embeds(embeds)) = deltas.virtual_rows.get(Some(chunk.slot)).first() {
                 let targets: Vec<u32> = chunk.rows.clone().map(|row| row as u32).collect();
                 let first = chunk.first * spec.hidden_size;
                 let values = &embeds[first..first + targets.len() * spec.hidden_size];
-                backend.write_rows(&targets, values, &mut work.residual);
+                backend.write_rows(&targets, values, residual);
             }
         }
     }
 
-    fn attention_block(&mut self, index: usize, rows: &RowPlan) {
+    fn attention_block(&mut self, index: usize, plan: &StepPlan) {
         let Self { backend, spec, base, deltas, kv, work, .. } = self;
         let (layer, delta) = (&base.layers[index], &deltas.layers[index]);
-        let eps = spec.norm_eps;
-        backend.rms_norm(rows, &work.residual, &layer.attention_norm, &delta.attention_norm, eps, &mut work.normed);
-        linear(
-            backend.as_ref(),
-            rows,
-            layer.qkv.site(),
-            &delta.qkv,
-            &work.normed,
-            &mut work.scaled_hidden,
-            &mut work.qkv,
-        );
-        normalise_heads(backend.as_ref(), spec, rows, layer, delta, &mut work.qkv);
-        let attention = spec.attention(index);
-        let rope = &base.ropes[spec.layers[index].rope];
-        backend.rope_and_cache(&work.step, &attention, rope, index, &mut work.qkv, kv);
-        backend.attention(&work.step, &attention, index, &work.qkv, kv, &mut work.attention);
-        let (x, scaled) = (&work.attention, &mut work.scaled_attention);
-        linear(backend.as_ref(), rows, layer.o.site(), &delta.o, x, scaled, &mut work.projected);
-        match &layer.attention_out_norm {
-            None => backend.add(rows.len(), &mut work.residual, &work.projected),
-            Some(norm) => {
-                let gains = &delta.attention_out_norm;
-                backend.rms_norm(rows, &work.projected, norm, gains, eps, &mut work.normed);
-                backend.add(rows.len(), &mut work.residual, &work.normed);
-            }
+        let Workspace { step, residual, normed, qkv, attention, projected, .. } = work;
+        let on = all_rows(backend.as_ref(), step, plan);
+        let norm = |weight, gains| Norm { weight, gains, eps: spec.norm_eps };
+        let before = norm(&layer.attention_norm, &delta.attention_norm);
+        backend.rms_norm(step, Rows::All, before, residual, normed);
+        linear(&on, layer.qkv.site(), &delta.qkv, normed, &mut work.scaled_hidden, qkv);
+        if let (Some(q_norm), Some(k_norm)) = (&layer.q_norm, &layer.k_norm) {
+            let q = HeadColumns { first: 0, heads: spec.heads, head_dim: spec.head_dim };
+            let k = HeadColumns { first: spec.q_dim(), heads: spec.kv_heads, head_dim: spec.head_dim };
+            backend.rms_norm_heads(step, Rows::All, norm(q_norm, &delta.q_norm), q, qkv);
+            backend.rms_norm_heads(step, Rows::All, norm(k_norm, &delta.k_norm), k, qkv);
         }
+        let shape = spec.attention(index);
+        let rope = &base.ropes[spec.layers[index].rope];
+        backend.rope_and_cache(step, &shape, rope, index, qkv, kv);
+        backend.attention(step, &shape, index, qkv, kv, attention);
+        linear(&on, layer.o.site(), &delta.o, attention, &mut work.scaled_attention, projected);
+        let after = layer.attention_out_norm.as_ref().map(|weight| norm(weight, &delta.attention_out_norm));
+        add_to_residual(&on, after, projected, normed, residual);
     }
 
-    fn mlp_block(&mut self, index: usize, rows: &RowPlan) {
+    fn mlp_block(&mut self, index: usize, plan: &StepPlan) {
         let Self { backend, spec, base, deltas, work, .. } = self;
         let (layer, delta) = (&base.layers[index], &deltas.layers[index]);
-        let eps = spec.norm_eps;
-        backend.rms_norm(rows, &work.residual, &layer.mlp_norm, &delta.mlp_norm, eps, &mut work.normed);
-        let (x, scaled) = (&work.normed, &mut work.scaled_hidden);
-        linear(backend.as_ref(), rows, layer.gate_up.site(), &delta.gate_up, x, scaled, &mut work.gate_up);
-        backend.gated_activation(rows.len(), spec.activation, &work.gate_up, &mut work.activated);
-        let (x, scaled) = (&work.activated, &mut work.scaled_inner);
-        linear(backend.as_ref(), rows, layer.down.site(), &delta.down, x, scaled, &mut work.projected);
-        match &layer.mlp_out_norm {
-            None => backend.add(rows.len(), &mut work.residual, &work.projected),
-            Some(norm) => {
-                backend.rms_norm(rows, &work.projected, norm, &delta.mlp_out_norm, eps, &mut work.normed);
-                backend.add(rows.len(), &mut work.residual, &work.normed);
-            }
-        }
+        let Workspace { step, residual, normed, gate_up, activated, projected, .. } = work;
+        let on = all_rows(backend.as_ref(), step, plan);
+        let norm = |weight, gains| Norm { weight, gains, eps: spec.norm_eps };
+        backend.rms_norm(step, Rows::All, norm(&layer.mlp_norm, &delta.mlp_norm), residual, normed);
+        linear(&on, layer.gate_up.site(), &delta.gate_up, normed, &mut work.scaled_hidden, gate_up);
+        backend.gated_activation(step, Rows::All, spec.activation, gate_up, activated);
+        linear(&on, layer.down.site(), &delta.down, activated, &mut work.scaled_inner, projected);
+        let after = layer.mlp_out_norm.as_ref().map(|weight| norm(weight, &delta.mlp_out_norm));
+        add_to_residual(&on, after, projected, normed, residual);
     }
 
-    /// Logits of some rows of the pass.
-    fn head(&mut self, rows: &RowPlan, sampled: &[u32]) {
+    /// Logits of a group of sampled rows.
+    fn head(&mut self, plan: &StepPlan, group: usize) {
         let Self { backend, spec, base, deltas, work, .. } = self;
-        let last = RowPlan::new(sampled.iter().map(|row| rows.slots[*row as usize]).collect());
-        backend.gather_rows(&work.residual, sampled, &mut work.last);
-        let (norm, gains) = (&base.final_norm, &deltas.final_norm);
-        backend.rms_norm(&last, &work.last, norm, gains, spec.norm_eps, &mut work.last_normed);
+        let Workspace { step, residual, last, last_normed, logits, .. } = work;
+        let rows = Rows::Sampled(group);
+        let on = StepRows { backend: backend.as_ref(), step, rows, plan: plan.of(rows) };
+        backend.gather_rows(step, rows, residual, last);
+        let norm = Norm { weight: &base.final_norm, gains: &deltas.final_norm, eps: spec.norm_eps };
+        backend.rms_norm(step, rows, norm, last, last_normed);
         let weight = base.lm_head.as_ref().unwrap_or(&base.embed);
-        let site = LinearSite { weight, bias: None };
-        let (x, scaled) = (&work.last_normed, &mut work.last);
-        linear(backend.as_ref(), &last, site, &deltas.lm_head, x, scaled, &mut work.logits);
+        linear(&on, LinearSite { weight, bias: None }, &deltas.lm_head, last_normed, last, logits);
         if let Some(cap) = spec.final_softcap {
-            backend.softcap(last.len(), cap, &mut work.logits);
+            backend.softcap(step, rows, cap, logits);
         }
     }
 }
 
-fn normalise_heads<B: Backend>(
-    backend: &B,
-    spec: &DecoderSpec,
-    rows: &RowPlan,
-    layer: &LayerWeights<B>,
-    delta: &LayerDeltas<B>,
-    qkv: &mut B::Buffer,
+fn all_rows<'a, B: Backend>(backend: &'a B, step: &'a B::Step, plan: &'a StepPlan) -> StepRows<'a, B> {
+    StepRows { backend, step, rows: Rows::All, plan: &plan.rows }
+}
+
+/// Add what a block has computed, normed first where the family does so.
+fn add_to_residual<B: Backend>(
+    on: &StepRows<'_, B>,
+    norm: Option<Norm<'_, B>>,
+    projected: &B::Buffer,
+    normed: &mut B::Buffer,
+    residual: &mut B::Buffer,
 ) {
-    if let (Some(q_norm), Some(k_norm)) = (&layer.q_norm, &layer.k_norm) {
-        let q = HeadColumns { first: 0, heads: spec.heads, head_dim: spec.head_dim };
-        let k = HeadColumns { first: spec.q_dim(), heads: spec.kv_heads, head_dim: spec.head_dim };
-        backend.rms_norm_heads(rows, qkv, q, q_norm, &delta.q_norm, spec.norm_eps);
-        backend.rms_norm_heads(rows, qkv, k, k_norm, &delta.k_norm, spec.norm_eps);
+    let StepRows { backend, step, rows, .. } = *on;
+    match norm {
+        None => backend.add(step, rows, residual, projected),
+        Some(norm) => {
+            backend.rms_norm(step, rows, norm, projected, normed);
+            backend.add(step, rows, residual, normed);
+        }
     }
 }
 
 fn workspace<B: Backend>(backend: &B, spec: &DecoderSpec, rows: usize) -> Result<Workspace<B>, OpsError> {
     let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
     let (q, kv) = (spec.q_dim(), spec.kv_dim());
-    let sampled = LOGIT_ROWS.min(rows);
+    let sampled = SampledRows::MOST.min(rows);
     Ok(Workspace {
         residual: backend.buffer(rows, hidden)?,
         normed: backend.buffer(rows, hidden)?,

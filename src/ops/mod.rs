@@ -2,7 +2,8 @@
 //!
 //! `reference` is the definition: slow, obvious, f32. `cpu` is fast and must agree with it. The decoder is written
 //! once against the trait and monomorphised. Ops are coarse, write into preallocated [`Backend::Buffer`]s, and take
-//! what varies by row (adapter slots, positions, block tables) from a [`StepPlan`] uploaded once per step.
+//! what varies by row (adapter slots, positions, block tables, which rows are sampled) from a [`StepPlan`] uploaded once
+//! per step: between the first launch of a step and [`Backend::finish`] nothing more goes to the device or comes from it.
 //!
 //! Numbers. Activations are f32. In bf16 mode the inputs of every GEMM (base and low-rank alike) are rounded to bf16,
 //! KV is stored as bf16, and accumulation stays f32. **Batch invariance**: an output element is one fixed sequence of
@@ -22,7 +23,7 @@ mod table;
 
 pub use error::OpsError;
 pub use host::{Dtype, HostData, HostMatrix, HostTensor, TensorData};
-pub use plan::{RowPlan, Segment, SequencePlan, StepPlan};
+pub use plan::{RowPlan, Rows, SampledRows, Segment, SequencePlan, StepPlan};
 pub use table::{ColumnVector, LowRank, SlotTable, SlotVectors};
 
 use std::ops::Range;
@@ -103,6 +104,16 @@ pub struct HeadColumns {
     pub head_dim: usize,
 }
 
+/// A norm of the base, and the gains that adapters have instead.
+pub struct Norm<'a, B: Backend> {
+    /// `[width]`.
+    pub weight: &'a B::Vector,
+    /// By slot.
+    pub gains: &'a SlotVectors<B>,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
 /// How a kernel set presents itself in logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendInfo {
@@ -171,10 +182,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     // --- the end of a step --------------------------------------------------------------------------------------
 
-    /// Semantics: for each i of `sampled`, counted among the plan's sampled rows: the token that
-    /// [`Sampler`](crate::sampler::Sampler) chooses from row `i - sampled.start` of `logits` by
-    /// [`StepPlan::samples`]\[i\], kept with the step. Calls of one step come in ascending order.
-    fn sample(&self, step: &mut Self::Step, sampled: Range<usize>, logits: &Self::Buffer);
+    /// Semantics: for each row i of a group of sampled rows ([`StepPlan::sampled`]): the token that
+    /// [`Sampler`](crate::sampler::Sampler) chooses from row `i` of `logits` by its sample ([`StepPlan::samples_of`]), kept
+    /// with the step. Groups come in ascending order.
+    fn sample(&self, step: &mut Self::Step, group: usize, logits: &Self::Buffer);
 
     /// Wait for the step and take out what was chosen, in the order of the plan's sampled rows: a token, or why its
     /// sequence has none.
@@ -184,61 +195,56 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// where their errors surface. Nothing that the step wrote may be trusted then.
     fn finish(&self, step: &mut Self::Step) -> Result<Vec<SampleOutcome>, OpsError>;
 
-    // --- rows in, rows out --------------------------------------------------------------------------------------
+    // --- rows in, rows out: for each row r of `rows` --------------------------------------------------------------
 
-    /// Semantics: for each row r with a token id: `y[r, :] = scale * table[id, :]`, where `table` is `[vocab, hidden]`
-    /// as stored (bf16 or f32, widened). Rows whose id is absent ([`StepPlan::ids`]) are left as they are.
+    /// Semantics: for each row r of the step with a token id: `y[r, :] = scale * table[id, :]`, where `table` is
+    /// `[vocab, hidden]` as stored (bf16 or f32, widened). Rows whose id is absent ([`StepPlan::ids`]) are left as they are.
     fn embed(&self, step: &Self::Step, table: &Self::Weight, scale: f32, y: &mut Self::Buffer);
 
     /// Semantics: `y[r, :] = values[r, :]` for the given rows; `values` is `[rows.len(), cols]` on the host. Used for
     /// prompt embeddings.
     fn write_rows(&self, rows: &[u32], values: &[f32], y: &mut Self::Buffer);
 
-    /// Semantics: `y[i, :] = x[rows[i], :]`.
-    fn gather_rows(&self, x: &Self::Buffer, rows: &[u32], y: &mut Self::Buffer);
+    /// Semantics: `y[r, :] = x[source of r, :]`, where x holds all rows of the step: the source of a sampled row is
+    /// [`SampledRows::sources`], that of any other the row itself.
+    fn gather_rows(&self, step: &Self::Step, rows: Rows, x: &Self::Buffer, y: &mut Self::Buffer);
 
-    /// Semantics: `x[r, :] += y[r, :]` for the first `rows` rows.
-    fn add(&self, rows: usize, x: &mut Self::Buffer, y: &Self::Buffer);
+    /// Semantics: `x[r, :] += y[r, :]`.
+    fn add(&self, step: &Self::Step, rows: Rows, x: &mut Self::Buffer, y: &Self::Buffer);
 
-    /// RMSNorm (Zhang & Sennrich 2019). Semantics, per row r: `y[r, c] = x[r, c] * rsqrt(mean_c x[r, c]^2 + eps) *
-    /// w[c]`, where w is the gain of the row's slot if `gains` has one, else `weight`. Sum in f32.
-    fn rms_norm(
-        &self,
-        rows: &RowPlan,
-        x: &Self::Buffer,
-        weight: &Self::Vector,
-        gains: &SlotVectors<Self>,
-        eps: f32,
-        y: &mut Self::Buffer,
-    );
+    /// RMSNorm (Zhang & Sennrich 2019). Semantics: `y[r, c] = x[r, c] * rsqrt(mean_c x[r, c]^2 + eps) * w[c]`, where w is
+    /// the gain of the row's slot if `gains` has one, else `norm.weight`. Sum in f32.
+    fn rms_norm(&self, step: &Self::Step, rows: Rows, norm: Norm<'_, Self>, x: &Self::Buffer, y: &mut Self::Buffer);
 
     /// RMSNorm over each head in place (Qwen3, Gemma 3): as [`Backend::rms_norm`] on every `head_dim` columns.
     fn rms_norm_heads(
         &self,
-        rows: &RowPlan,
-        x: &mut Self::Buffer,
+        step: &Self::Step,
+        rows: Rows,
+        norm: Norm<'_, Self>,
         columns: HeadColumns,
-        weight: &Self::Vector,
-        gains: &SlotVectors<Self>,
-        eps: f32,
+        x: &mut Self::Buffer,
     );
 
-    /// The base GEMM. Semantics: `y[r, c] = Σ_k x[r, k] * w[c, k]` for the first `rows` rows and every column c of
-    /// `w`; no bias, ever. `x` is `[rows, in]`, `y` `[rows, out]`.
-    fn gemm(&self, rows: usize, x: &Self::Buffer, w: &Self::Weight, y: &mut Self::Buffer);
+    /// The base GEMM. Semantics: `y[r, c] = Σ_k x[r, k] * w[c, k]` for every column c of `w`; no bias, ever. `x` is
+    /// `[rows, in]`, `y` `[rows, out]`.
+    fn gemm(&self, step: &Self::Step, rows: Rows, x: &Self::Buffer, w: &Self::Weight, y: &mut Self::Buffer);
 
-    /// As [`Backend::gemm`] on the columns of segment `segment` alone: row `i` of `x` gives row `y_rows[i]`, columns
-    /// of that segment, of `y`. For rows whose input differs between stacked projections.
-    fn gemm_segment(&self, x: &Self::Buffer, w: &Self::Weight, segment: usize, y_rows: &[u32], y: &mut Self::Buffer);
-
-    /// Semantics: `y[r, c] += bias[c]` for the first `rows` rows; `bias` has as many numbers as y has columns.
-    fn add_bias(&self, rows: usize, bias: &Self::Vector, y: &mut Self::Buffer);
+    /// Semantics: `y[r, c] += bias[c]`; `bias` has as many numbers as y has columns.
+    fn add_bias(&self, step: &Self::Step, rows: Rows, bias: &Self::Vector, y: &mut Self::Buffer);
 
     /// Semantics: `y[r, c] = tanh(y[r, c] / cap) * cap` (Gemma 2's final soft cap).
-    fn softcap(&self, rows: usize, cap: f32, y: &mut Self::Buffer);
+    fn softcap(&self, step: &Self::Step, rows: Rows, cap: f32, y: &mut Self::Buffer);
 
     /// Semantics: `y[r, c] = act(x[r, c]) * x[r, n + c]`, x is `[rows, 2n]` (gate then up), y `[rows, n]`.
-    fn gated_activation(&self, rows: usize, activation: Activation, x: &Self::Buffer, y: &mut Self::Buffer);
+    fn gated_activation(
+        &self,
+        step: &Self::Step,
+        rows: Rows,
+        activation: Activation,
+        x: &Self::Buffer,
+        y: &mut Self::Buffer,
+    );
 
     // --- attention ----------------------------------------------------------------------------------------------
 
@@ -277,45 +283,75 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     // --- deltas, one op class at a time, all rows at once ---------------------------------------------------------
 
-    /// Semantics, per row r of a slot with entries: `y[r, c0..c1] += scaling * B(A x[r])` for each entry `{a: [rank,
+    /// Semantics, for each row of a slot with entries: `y[r, c0..c1] += scaling * B(A x[r])` for each entry `{a: [rank,
     /// in], b: [c1 - c0, rank], scaling, columns: c0..c1}`. True ranks, no padding in the result. In bf16 mode x and
     /// A x are rounded to bf16 before their GEMMs.
-    fn low_rank(&self, rows: &RowPlan, table: &SlotTable<LowRank<Self>>, x: &Self::Buffer, y: &mut Self::Buffer);
+    fn low_rank(
+        &self,
+        step: &Self::Step,
+        rows: Rows,
+        table: &SlotTable<LowRank<Self>>,
+        x: &Self::Buffer,
+        y: &mut Self::Buffer,
+    );
 
     /// Semantics: [`Backend::gemm`], then [`Backend::low_rank`] of the same x onto the same y, to the bit. One call, so
     /// that a backend may prepare x once and read A beside the base's weights.
     fn gemm_low_rank(
         &self,
-        rows: &RowPlan,
+        step: &Self::Step,
+        rows: Rows,
         table: &SlotTable<LowRank<Self>>,
         x: &Self::Buffer,
         w: &Self::Weight,
         y: &mut Self::Buffer,
     ) {
-        self.gemm(rows.len(), x, w, y);
-        self.low_rank(rows, table, x, y);
+        self.gemm(step, rows, x, w, y);
+        self.low_rank(step, rows, table, x, y);
     }
 
-    /// Semantics, per row r with a token id of a slot with entries: `y[r, :] += scale * scaling * Σ_j B[:, j] *
-    /// A[j, id]`, A given transposed as `a: [vocab, rank]`, `b: [hidden, rank]`. `scale` is the embedding scale of
-    /// the base (Gemma), 1 elsewhere.
+    /// Semantics, for each row of the step with a token id of a slot with entries: `y[r, :] += scale * scaling * Σ_j
+    /// B[:, j] * A[j, id]`, A given transposed as `a: [vocab, rank]`, `b: [hidden, rank]`. `scale` is the embedding scale
+    /// of the base (Gemma), 1 elsewhere.
     fn embedding_low_rank(
         &self,
         step: &Self::Step,
-        rows: &RowPlan,
         table: &SlotTable<LowRank<Self>>,
         scale: f32,
         y: &mut Self::Buffer,
     );
 
     /// Semantics: `y[r, columns] *= g` for each entry of the row's slot.
-    fn scale_rows(&self, rows: &RowPlan, table: &SlotVectors<Self>, y: &mut Self::Buffer);
+    fn scale_rows(&self, step: &Self::Step, rows: Rows, table: &SlotVectors<Self>, y: &mut Self::Buffer);
 
     /// Semantics: `y[r, columns] += b` for each entry of the row's slot.
-    fn bias_rows(&self, rows: &RowPlan, table: &SlotVectors<Self>, y: &mut Self::Buffer);
+    fn bias_rows(&self, step: &Self::Step, rows: Rows, table: &SlotVectors<Self>, y: &mut Self::Buffer);
 
-    /// Semantics: `y[i, :] = g ∘ x[rows[i], :]`: the scaled input of rows that have an `InputScale`.
-    fn gather_scaled(&self, x: &Self::Buffer, rows: &[u32], g: &[&Self::Vector], y: &mut Self::Buffer);
+    /// Semantics: `y[r, :] = g ∘ x[r, :]` where the row's slot has an entry g, else `x[r, :]`.
+    fn scale_input(
+        &self,
+        step: &Self::Step,
+        rows: Rows,
+        table: &SlotVectors<Self>,
+        x: &Self::Buffer,
+        y: &mut Self::Buffer,
+    );
+
+    /// For rows whose input to one of several stacked projections is scaled. Semantics, for each row of a slot with an
+    /// entry g: `y[r, columns of segment] = W_segment (g ∘ x[r])`, the columns as [`Backend::gemm`] computes them. `scaled` is
+    /// scratch as wide as x.
+    #[allow(clippy::too_many_arguments)] // All of a GEMM's, and which rows and columns of it.
+    fn gemm_scaled_segment(
+        &self,
+        step: &Self::Step,
+        rows: Rows,
+        table: &SlotVectors<Self>,
+        x: &Self::Buffer,
+        w: &Self::Weight,
+        segment: usize,
+        scaled: &mut Self::Buffer,
+        y: &mut Self::Buffer,
+    );
 }
 
 /// What became of a sampled row.

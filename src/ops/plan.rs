@@ -1,4 +1,4 @@
-//! What varies from step to step, as flat arrays built once per step on the host.
+//! What varies from step to step, as flat arrays built once per step on the host and uploaded at once.
 //!
 //! Running example used below: block size 4, three sequences. S0 decodes with adapter slot 2 (one row at KV index 5),
 //! S1 prefills three tokens of the base from index 0, S2 decodes with slot 2 (one row at index 1).
@@ -64,6 +64,40 @@ impl RowPlan {
     }
 }
 
+/// Which rows an op works on. Row `i` of its buffers is row `i` of these; how many they are, which adapters they have
+/// and where they lie was uploaded with the step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// All rows of the step.
+    All,
+    /// The sampled rows of one group, by its place in [`StepPlan::sampled`].
+    Sampled(usize),
+}
+
+/// Sampled rows that go through the head together: their number bounds the logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledRows {
+    /// Rows of the step, ascending. Example: `[0, 4]`.
+    pub sources: Vec<u32>,
+    /// Their adapters; row `i` here is row `sources[i]` of the step.
+    pub rows: RowPlan,
+}
+
+impl SampledRows {
+    /// Most rows of a group.
+    pub const MOST: usize = 64;
+
+    /// Groups of the rows `sampled` of a step, ascending.
+    #[must_use]
+    pub fn groups(step: &RowPlan, sampled: &[u32]) -> Vec<Self> {
+        let group = |sources: &[u32]| {
+            let slots = sources.iter().map(|row| step.slots[*row as usize]).collect();
+            Self { sources: sources.to_vec(), rows: RowPlan::new(slots) }
+        };
+        sampled.chunks(Self::MOST).map(group).collect()
+    }
+}
+
 /// One sequence's rows and its KV pages.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SequencePlan {
@@ -91,13 +125,38 @@ pub struct StepPlan {
     pub kv_slots: Vec<u32>,
     /// Sequences, in row order.
     pub sequences: Vec<SequencePlan>,
-    /// Rows whose logits are wanted, ascending. Example: `[0, 4]`, or `[0, 3, 4]` if S1's prompt ends here.
-    pub sampled: Vec<u32>,
-    /// How to choose from the logits of each sampled row; empty where nothing is chosen.
+    /// Rows whose logits are wanted.
+    pub sampled: Vec<SampledRows>,
+    /// How to choose from the logits of each sampled row, in order; empty where nothing is chosen.
     pub samples: Vec<SampleSpec>,
 }
 
 impl StepPlan {
+    /// The plan of the rows that an op works on.
+    #[must_use]
+    pub fn of(&self, rows: Rows) -> &RowPlan {
+        match rows {
+            Rows::All => &self.rows,
+            Rows::Sampled(group) => &self.sampled[group].rows,
+        }
+    }
+
+    /// Where a row lies among all of the step.
+    #[must_use]
+    pub fn source(&self, rows: Rows, row: usize) -> usize {
+        match rows {
+            Rows::All => row,
+            Rows::Sampled(group) => self.sampled[group].sources[row] as usize,
+        }
+    }
+
+    /// How to choose from the logits of a group's rows.
+    #[must_use]
+    pub fn samples_of(&self, group: usize) -> &[SampleSpec] {
+        let first = self.sampled[..group].iter().map(|group| group.sources.len()).sum::<usize>();
+        &self.samples[first..][..self.sampled[group].sources.len()]
+    }
+
     /// Row of the rotary tables of row `row`.
     #[must_use]
     pub fn rope_row(&self, row: usize) -> usize {
@@ -120,5 +179,33 @@ mod tests {
         );
         assert_eq!(plan.rows_of(&plan.segments[1]), [0, 3]);
         assert!(RowPlan::new(vec![None, None]).segments.is_empty());
+    }
+
+    #[test]
+    fn sampled_rows_keep_their_adapters_and_samples_through_the_groups() {
+        let slots: Vec<_> = (0..200).map(|row| (row % 3 > 0).then_some(AdapterSlot(row % 3))).collect();
+        let rows = RowPlan::new(slots.clone());
+        let sampled: Vec<u32> = (0..200).step_by(2).collect();
+        let sample = |row: &u32| SampleSpec {
+            params: crate::types::SamplingParams::greedy().into(),
+            choice: *row,
+            output_position: 0,
+            banned: Vec::new(),
+            counts: None,
+        };
+        let plan = StepPlan {
+            sampled: SampledRows::groups(&rows, &sampled),
+            samples: sampled.iter().map(sample).collect(),
+            rows,
+            ..StepPlan::default()
+        };
+        assert_eq!(plan.sampled.iter().map(|group| group.sources.len()).collect::<Vec<_>>(), [64, 36]);
+        for (index, group) in plan.sampled.iter().enumerate() {
+            let choices: Vec<u32> = plan.samples_of(index).iter().map(|sample| sample.choice).collect();
+            assert_eq!(choices, group.sources);
+            let of_sources: Vec<_> = group.sources.iter().map(|row| slots[*row as usize]).collect();
+            assert_eq!(plan.of(Rows::Sampled(index)).slots, of_sources);
+        }
+        assert_eq!(plan.of(Rows::All).slots, slots);
     }
 }

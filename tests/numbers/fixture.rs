@@ -9,7 +9,7 @@ use polydelta::delta::{Base, CompileLimits, DeltaError, DeltaProgram, PreparedDe
 use polydelta::model::{
     BaseModel, Checkpoint, Decoder, DecoderLimits, DecoderSpec, EmbedRows, ModelInput, base_layout,
 };
-use polydelta::ops::{Backend, RowPlan, SequencePlan, StepPlan};
+use polydelta::ops::{Backend, RowPlan, SampledRows, SequencePlan};
 use polydelta::types::{AdapterSlot, LongRope};
 use serde::Deserialize;
 
@@ -175,6 +175,7 @@ impl<B: Backend> Runner<B> {
         let mut input = ModelInput::default();
         let mut slots = Vec::new();
         let mut sampled = Vec::new();
+        let mut sampled_rows = Vec::new();
         for (index, sequence) in sequences.iter_mut().enumerate() {
             let total = sequence.virtual_len + sequence.tokens.len();
             let end = total.min(sequence.computed.saturating_add(chunk));
@@ -200,13 +201,14 @@ impl<B: Backend> Runner<B> {
             }
             if end == total {
                 sampled.push(index);
-                input.plan.sampled.push(rows.end as u32 - 1);
+                sampled_rows.push(rows.end as u32 - 1);
             }
             let start = sequence.computed as u32;
             input.plan.sequences.push(SequencePlan { rows, start, blocks: sequence.blocks.clone() });
             sequence.computed = end;
         }
-        input.plan = StepPlan { rows: RowPlan::new(slots), ..input.plan };
+        input.plan.rows = RowPlan::new(slots);
+        input.plan.sampled = SampledRows::groups(&input.plan.rows, &sampled_rows);
         self.decoder
             .logits(&input, |index, logits| {
                 let sequence = &mut sequences[sampled[index]];

@@ -23,7 +23,6 @@ mod rows;
 mod sample;
 
 use std::borrow::Cow;
-use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use isa::Isa;
@@ -38,9 +37,10 @@ use memory::{at_least, filled};
 use pool::Pool;
 
 use super::{
-    Activation, AttentionSpec, Backend, BackendInfo, Dtype, HeadColumns, HostMatrix, KvShape, LowRank, OpsError,
-    RopeTable, RowPlan, SampleOutcome, SlotTable, SlotVectors, StepPlan,
+    Activation, AttentionSpec, Backend, BackendInfo, Dtype, HeadColumns, HostMatrix, KvShape, LowRank, Norm,
+    OpsError, RopeTable, RowPlan, Rows, SampleOutcome, SlotTable, SlotVectors, StepPlan,
 };
+use crate::types::AdapterSlot;
 
 /// How to set up a [`CpuBackend`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,8 +199,8 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn sample(&self, step: &mut Step, sampled: Range<usize>, logits: &Buffer) {
-        self.sample_rows(&step.plan.samples[sampled], logits, &mut step.outcomes);
+    fn sample(&self, step: &mut Step, group: usize, logits: &Buffer) {
+        self.sample_rows(step.plan.samples_of(group), logits, &mut step.outcomes);
     }
 
     fn finish(&self, step: &mut Step) -> Result<Vec<SampleOutcome>, OpsError> {
@@ -230,47 +230,35 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn gather_rows(&self, x: &Buffer, rows: &[u32], y: &mut Buffer) {
-        self.for_rows(rows.len(), 1, y, |target, y| y.copy_from_slice(x.row(rows[target] as usize)));
+    fn gather_rows(&self, step: &Step, rows: Rows, x: &Buffer, y: &mut Buffer) {
+        self.for_rows(step.rows(rows).len(), 1, y, |row, y| y.copy_from_slice(x.row(step.plan.source(rows, row))));
     }
 
-    fn add(&self, rows: usize, x: &mut Buffer, y: &Buffer) {
+    fn add(&self, step: &Step, rows: Rows, x: &mut Buffer, y: &Buffer) {
+        let rows = step.rows(rows).len();
         self.for_rows(rows, 1, x, |row, x| x.iter_mut().zip(y.row(row)).for_each(|(x, y)| *x += y));
     }
 
-    fn rms_norm(
-        &self,
-        rows: &RowPlan,
-        x: &Buffer,
-        weight: &Vec<f32>,
-        gains: &SlotVectors<Self>,
-        eps: f32,
-        y: &mut Buffer,
-    ) {
+    fn rms_norm(&self, step: &Step, rows: Rows, norm: Norm<'_, Self>, x: &Buffer, y: &mut Buffer) {
+        let rows = step.rows(rows);
         self.for_rows(rows.len(), 1, y, |row, y| {
-            rows::rms_norm(self.isa, x.row(row), gain(rows, row, gains, weight), eps, y);
+            rows::rms_norm(self.isa, x.row(row), norm_weight(&norm, rows.slots[row]), norm.eps, y);
         });
     }
 
-    fn rms_norm_heads(
-        &self,
-        rows: &RowPlan,
-        x: &mut Buffer,
-        columns: HeadColumns,
-        weight: &Vec<f32>,
-        gains: &SlotVectors<Self>,
-        eps: f32,
-    ) {
+    fn rms_norm_heads(&self, step: &Step, rows: Rows, norm: Norm<'_, Self>, columns: HeadColumns, x: &mut Buffer) {
+        let rows = step.rows(rows);
         self.for_rows(rows.len(), 1, x, |row, x| {
-            let weight = gain(rows, row, gains, weight);
+            let weight = norm_weight(&norm, rows.slots[row]);
             for head in x[columns.first..][..columns.heads * columns.head_dim].chunks_exact_mut(columns.head_dim) {
-                rows::rms_norm_in_place(self.isa, head, weight, eps);
+                rows::rms_norm_in_place(self.isa, head, weight, norm.eps);
             }
         });
     }
 
-    fn gemm(&self, rows: usize, x: &Buffer, w: &PackedWeight, y: &mut Buffer) {
+    fn gemm(&self, step: &Step, rows: Rows, x: &Buffer, w: &PackedWeight, y: &mut Buffer) {
         debug_assert_eq!((x.cols, y.cols), (w.depth(), w.columns()));
+        let rows = step.rows(rows).len();
         assert!(rows <= y.rows());
         let mut scratch = self.scratch();
         let x = self.prepare(&mut scratch.x, x, rows);
@@ -278,26 +266,17 @@ impl Backend for CpuBackend {
         self.multiply_chunks(&Chunks::new(x, rows, w, 0..w.panels(), y, self.pool.threads()));
     }
 
-    fn gemm_segment(&self, x: &Buffer, w: &PackedWeight, segment: usize, y_rows: &[u32], y: &mut Buffer) {
-        debug_assert_eq!((x.cols, y.cols), (w.depth(), w.columns()));
-        let mut scratch = self.scratch();
-        let x = self.prepare(&mut scratch.x, x, y_rows.len());
-        let y = Outputs::new(&mut y.data, y.cols, Some(y_rows));
-        let panels = w.segment(segment).panels.clone();
-        self.multiply_chunks(&Chunks::new(x, y_rows.len(), w, panels, y, self.pool.threads()));
+    fn add_bias(&self, step: &Step, rows: Rows, bias: &Vec<f32>, y: &mut Buffer) {
+        self.for_rows(step.rows(rows).len(), 1, y, |_, y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
     }
 
-    fn add_bias(&self, rows: usize, bias: &Vec<f32>, y: &mut Buffer) {
-        self.for_rows(rows, 1, y, |_, y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+    fn softcap(&self, step: &Step, rows: Rows, cap: f32, y: &mut Buffer) {
+        self.for_rows(step.rows(rows).len(), 8, y, |_, y| rows::softcap(self.isa, cap, y));
     }
 
-    fn softcap(&self, rows: usize, cap: f32, y: &mut Buffer) {
-        self.for_rows(rows, 8, y, |_, y| rows::softcap(self.isa, cap, y));
-    }
-
-    fn gated_activation(&self, rows: usize, activation: Activation, x: &Buffer, y: &mut Buffer) {
+    fn gated_activation(&self, step: &Step, rows: Rows, activation: Activation, x: &Buffer, y: &mut Buffer) {
         debug_assert_eq!(x.cols, 2 * y.cols);
-        self.for_rows(rows, 8, y, |row, y| {
+        self.for_rows(step.rows(rows).len(), 8, y, |row, y| {
             let (gate, up) = x.row(row).split_at(y.len());
             rows::gated(self.isa, activation, gate, up, y);
         });
@@ -366,51 +345,81 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn low_rank(&self, rows: &RowPlan, table: &SlotTable<LowRank<Self>>, x: &Buffer, y: &mut Buffer) {
-        self.add_low_rank(rows, table, x, None, y);
+    fn low_rank(&self, step: &Step, rows: Rows, table: &SlotTable<LowRank<Self>>, x: &Buffer, y: &mut Buffer) {
+        self.add_low_rank(step.rows(rows), table, x, None, y);
     }
 
     fn gemm_low_rank(
         &self,
-        rows: &RowPlan,
+        step: &Step,
+        rows: Rows,
         table: &SlotTable<LowRank<Self>>,
         x: &Buffer,
         w: &PackedWeight,
         y: &mut Buffer,
     ) {
         debug_assert_eq!((x.cols, y.cols), (w.depth(), w.columns()));
-        self.add_low_rank(rows, table, x, Some(w), y);
+        self.add_low_rank(step.rows(rows), table, x, Some(w), y);
     }
 
-    fn embedding_low_rank(
+    fn embedding_low_rank(&self, step: &Step, table: &SlotTable<LowRank<Self>>, scale: f32, y: &mut Buffer) {
+        self.add_embedding_low_rank(&step.plan.ids, &step.plan.rows, table, scale, y);
+    }
+
+    fn scale_rows(&self, step: &Step, rows: Rows, table: &SlotVectors<Self>, y: &mut Buffer) {
+        self.for_entries(step.rows(rows), table, y, |y, g| *y *= g);
+    }
+
+    fn bias_rows(&self, step: &Step, rows: Rows, table: &SlotVectors<Self>, y: &mut Buffer) {
+        self.for_entries(step.rows(rows), table, y, |y, b| *y += b);
+    }
+
+    fn scale_input(&self, step: &Step, rows: Rows, table: &SlotVectors<Self>, x: &Buffer, y: &mut Buffer) {
+        let rows = step.rows(rows);
+        self.for_rows(rows.len(), 1, y, |row, y| {
+            y.copy_from_slice(x.row(row));
+            for entry in table.get(rows.slots[row]) {
+                y[entry.columns.clone()].iter_mut().zip(&entry.values).for_each(|(y, g)| *y *= g);
+            }
+        });
+    }
+
+    fn gemm_scaled_segment(
         &self,
         step: &Step,
-        rows: &RowPlan,
-        table: &SlotTable<LowRank<Self>>,
-        scale: f32,
+        rows: Rows,
+        table: &SlotVectors<Self>,
+        x: &Buffer,
+        w: &PackedWeight,
+        segment: usize,
+        scaled: &mut Buffer,
         y: &mut Buffer,
     ) {
-        self.add_embedding_low_rank(&step.plan.ids, rows, table, scale, y);
-    }
-
-    fn scale_rows(&self, rows: &RowPlan, table: &SlotVectors<Self>, y: &mut Buffer) {
-        self.for_entries(rows, table, y, |y, g| *y *= g);
-    }
-
-    fn bias_rows(&self, rows: &RowPlan, table: &SlotVectors<Self>, y: &mut Buffer) {
-        self.for_entries(rows, table, y, |y, b| *y += b);
-    }
-
-    fn gather_scaled(&self, x: &Buffer, rows: &[u32], g: &[&Vec<f32>], y: &mut Buffer) {
-        debug_assert_eq!(rows.len(), g.len());
-        self.for_rows(rows.len(), 1, y, |target, y| {
-            let scaled = x.row(rows[target] as usize).iter().zip(g[target]).map(|(x, g)| g * x);
-            y.iter_mut().zip(scaled).for_each(|(y, scaled)| *y = scaled);
+        debug_assert_eq!((x.cols, y.cols), (w.depth(), w.columns()));
+        let plan = step.rows(rows);
+        let with_scale = |row: &usize| table.get(plan.slots[*row]).first().is_some();
+        let targets: Vec<u32> = (0..plan.len()).filter(with_scale).map(|row| row as u32).collect();
+        self.for_rows(targets.len(), 1, scaled, |index, scaled| {
+            let row = targets[index] as usize;
+            if let Some(g) = table.get(plan.slots[row]).first() {
+                let products = x.row(row).iter().zip(&g.values).map(|(x, g)| g * x);
+                scaled.iter_mut().zip(products).for_each(|(scaled, product)| *scaled = product);
+            }
         });
+        self.gemm_segment(scaled, w, segment, &targets, y);
     }
 }
 
 impl CpuBackend {
+    /// As [`Backend::gemm`] on the columns of one segment: row `i` of x gives those of row `targets[i]` of y.
+    fn gemm_segment(&self, x: &Buffer, w: &PackedWeight, segment: usize, targets: &[u32], y: &mut Buffer) {
+        let mut scratch = self.scratch();
+        let x = self.prepare(&mut scratch.x, x, targets.len());
+        let y = Outputs::new(&mut y.data, y.cols, Some(targets));
+        let panels = w.segment(segment).panels.clone();
+        self.multiply_chunks(&Chunks::new(x, targets.len(), w, panels, y, self.pool.threads()));
+    }
+
     /// Apply `op` to each number of y that an entry of the row's slot covers.
     fn for_entries(
         &self,
@@ -430,6 +439,12 @@ impl CpuBackend {
     }
 }
 
+impl Step {
+    fn rows(&self, rows: Rows) -> &RowPlan {
+        self.plan.of(rows)
+    }
+}
+
 fn copied(what: &'static str, values: &[f32]) -> Result<Vec<f32>, OpsError> {
     let mut copy = filled(what, values.len(), 0.0)?;
     copy.copy_from_slice(values);
@@ -437,8 +452,8 @@ fn copied(what: &'static str, values: &[f32]) -> Result<Vec<f32>, OpsError> {
 }
 
 /// The norm weight of a row: its adapter's gain, else the base's.
-fn gain<'a>(rows: &RowPlan, row: usize, gains: &'a SlotVectors<CpuBackend>, weight: &'a [f32]) -> &'a [f32] {
-    gains.get(rows.slots[row]).first().map_or(weight, |gain| &gain.values)
+fn norm_weight<'a>(norm: &Norm<'a, CpuBackend>, slot: Option<AdapterSlot>) -> &'a [f32] {
+    norm.gains.get(slot).first().map_or(norm.weight, |gain| &gain.values)
 }
 
 #[cfg(test)]

@@ -7,13 +7,12 @@
 mod attention;
 mod rows;
 
-use std::ops::Range;
-
 use super::{
     Activation, AttentionSpec, Backend, BackendInfo, ColumnVector, Dtype, HeadColumns, HostMatrix, KvShape, LowRank,
-    OpsError, RopeTable, RowPlan, SampleOutcome, SlotTable, SlotVectors, StepPlan,
+    Norm, OpsError, RopeTable, Rows, SampleOutcome, SlotTable, SlotVectors, StepPlan,
 };
 use crate::sampler::{AnyMachine, Sampler};
+use crate::types::AdapterSlot;
 
 /// Plain loops on the host.
 #[derive(Clone, Copy, Debug)]
@@ -138,11 +137,10 @@ impl Backend for ReferenceBackend {
         buffer.row(row).into()
     }
 
-    fn sample(&self, step: &mut Step, sampled: Range<usize>, logits: &Matrix) {
-        for (row, index) in sampled.enumerate() {
+    fn sample(&self, step: &mut Step, group: usize, logits: &Matrix) {
+        for (row, spec) in step.plan.samples_of(group).iter().enumerate() {
             let logits = logits.row(row);
-            let mut sampler = Sampler::new(logits.len());
-            step.outcomes.push(sampler.sample(&AnyMachine, logits, &step.plan.samples[index]));
+            step.outcomes.push(Sampler::new(logits.len()).sample(&AnyMachine, logits, spec));
         }
     }
 
@@ -166,80 +164,56 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn gather_rows(&self, x: &Matrix, rows: &[u32], y: &mut Matrix) {
-        for (target, row) in rows.iter().enumerate() {
-            y.row_mut(target).copy_from_slice(x.row(*row as usize));
+    fn gather_rows(&self, step: &Step, rows: Rows, x: &Matrix, y: &mut Matrix) {
+        for row in 0..step.count(rows) {
+            y.row_mut(row).copy_from_slice(x.row(step.plan.source(rows, row)));
         }
     }
 
-    fn add(&self, rows: usize, x: &mut Matrix, y: &Matrix) {
-        let used = rows * x.cols;
-        x.data[..used].iter_mut().zip(&y.data[..used]).for_each(|(x, y)| *x += y);
-    }
-
-    fn rms_norm(
-        &self,
-        rows: &RowPlan,
-        x: &Matrix,
-        weight: &Vec<f32>,
-        gains: &SlotVectors<Self>,
-        eps: f32,
-        y: &mut Matrix,
-    ) {
-        for (row, slot) in rows.slots.iter().enumerate() {
-            let gain = gains.get(*slot).first().map_or(weight, |gain| &gain.values);
-            rows::rms_norm(x.row(row), gain, eps, y.row_mut(row));
+    fn add(&self, step: &Step, rows: Rows, x: &mut Matrix, y: &Matrix) {
+        for row in 0..step.count(rows) {
+            x.row_mut(row).iter_mut().zip(y.row(row)).for_each(|(x, y)| *x += y);
         }
     }
 
-    fn rms_norm_heads(
-        &self,
-        rows: &RowPlan,
-        x: &mut Matrix,
-        columns: HeadColumns,
-        weight: &Vec<f32>,
-        gains: &SlotVectors<Self>,
-        eps: f32,
-    ) {
-        for (row, slot) in rows.slots.iter().enumerate() {
-            let gain = gains.get(*slot).first().map_or(weight, |gain| &gain.values);
+    fn rms_norm(&self, step: &Step, rows: Rows, norm: Norm<'_, Self>, x: &Matrix, y: &mut Matrix) {
+        for (row, slot) in step.slots(rows) {
+            rows::rms_norm(x.row(row), norm_weight(&norm, slot), norm.eps, y.row_mut(row));
+        }
+    }
+
+    fn rms_norm_heads(&self, step: &Step, rows: Rows, norm: Norm<'_, Self>, columns: HeadColumns, x: &mut Matrix) {
+        for (row, slot) in step.slots(rows) {
             let heads = &mut x.row_mut(row)[columns.first..][..columns.heads * columns.head_dim];
             for head in heads.chunks_exact_mut(columns.head_dim) {
                 let input = head.to_vec();
-                rows::rms_norm(&input, gain, eps, head);
+                rows::rms_norm(&input, norm_weight(&norm, slot), norm.eps, head);
             }
         }
     }
 
-    fn gemm(&self, rows: usize, x: &Matrix, w: &StackedMatrix, y: &mut Matrix) {
-        for row in 0..rows {
+    fn gemm(&self, step: &Step, rows: Rows, x: &Matrix, w: &StackedMatrix, y: &mut Matrix) {
+        for row in 0..step.count(rows) {
             for out in 0..y.cols {
                 y.data[row * y.cols + out] = self.dot(w.matrix.row(out), x.row(row));
             }
         }
     }
 
-    fn gemm_segment(&self, x: &Matrix, w: &StackedMatrix, segment: usize, y_rows: &[u32], y: &mut Matrix) {
-        for (row, target) in y_rows.iter().enumerate() {
-            for out in w.bounds[segment]..w.bounds[segment + 1] {
-                y.row_mut(*target as usize)[out] = self.dot(w.matrix.row(out), x.row(row));
-            }
-        }
-    }
-
-    fn add_bias(&self, rows: usize, bias: &Vec<f32>, y: &mut Matrix) {
-        for row in 0..rows {
+    fn add_bias(&self, step: &Step, rows: Rows, bias: &Vec<f32>, y: &mut Matrix) {
+        for row in 0..step.count(rows) {
             y.row_mut(row).iter_mut().zip(bias).for_each(|(y, b)| *y += b);
         }
     }
 
-    fn softcap(&self, rows: usize, cap: f32, y: &mut Matrix) {
-        let used = rows * y.cols;
-        y.data[..used].iter_mut().for_each(|y| *y = (*y / cap).tanh() * cap);
+    fn softcap(&self, step: &Step, rows: Rows, cap: f32, y: &mut Matrix) {
+        for row in 0..step.count(rows) {
+            y.row_mut(row).iter_mut().for_each(|y| *y = (*y / cap).tanh() * cap);
+        }
     }
 
-    fn gated_activation(&self, rows: usize, activation: Activation, x: &Matrix, y: &mut Matrix) {
-        for row in 0..rows {
+    fn gated_activation(&self, step: &Step, rows: Rows, activation: Activation, x: &Matrix, y: &mut Matrix) {
+        for row in 0..step.count(rows) {
             let (gate, up) = x.row(row).split_at(y.cols);
             for (y, (gate, up)) in y.row_mut(row).iter_mut().zip(gate.iter().zip(up)) {
                 *y = rows::activate(activation, *gate) * up;
@@ -289,9 +263,9 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn low_rank(&self, rows: &RowPlan, table: &SlotTable<LowRank<Self>>, x: &Matrix, y: &mut Matrix) {
-        for (row, slot) in rows.slots.iter().enumerate() {
-            for entry in table.get(*slot) {
+    fn low_rank(&self, step: &Step, rows: Rows, table: &SlotTable<LowRank<Self>>, x: &Matrix, y: &mut Matrix) {
+        for (row, slot) in step.slots(rows) {
+            for entry in table.get(slot) {
                 let shrunk: Vec<f32> = (0..entry.rank).map(|r| self.dot(entry.a.matrix.row(r), x.row(row))).collect();
                 for (index, column) in entry.columns.clone().enumerate() {
                     y.row_mut(row)[column] += entry.scaling * self.dot(entry.b.matrix.row(index), &shrunk);
@@ -300,17 +274,10 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn embedding_low_rank(
-        &self,
-        step: &Step,
-        rows: &RowPlan,
-        table: &SlotTable<LowRank<Self>>,
-        scale: f32,
-        y: &mut Matrix,
-    ) {
-        for (row, slot) in rows.slots.iter().enumerate() {
+    fn embedding_low_rank(&self, step: &Step, table: &SlotTable<LowRank<Self>>, scale: f32, y: &mut Matrix) {
+        for (row, slot) in step.slots(Rows::All) {
             let Some(id) = step.plan.ids[row] else { continue };
-            for entry in table.get(*slot) {
+            for entry in table.get(slot) {
                 let shrunk = entry.a.matrix.row(id as usize);
                 for (column, y) in y.row_mut(row).iter_mut().enumerate() {
                     *y += scale * entry.scaling * self.dot(entry.b.matrix.row(column), shrunk);
@@ -319,20 +286,56 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn scale_rows(&self, rows: &RowPlan, table: &SlotVectors<Self>, y: &mut Matrix) {
-        rows::for_entries(rows, table, y, |y, g| *y *= g);
+    fn scale_rows(&self, step: &Step, rows: Rows, table: &SlotVectors<Self>, y: &mut Matrix) {
+        rows::for_entries(step, rows, table, y, |y, g| *y *= g);
     }
 
-    fn bias_rows(&self, rows: &RowPlan, table: &SlotVectors<Self>, y: &mut Matrix) {
-        rows::for_entries(rows, table, y, |y, b| *y += b);
+    fn bias_rows(&self, step: &Step, rows: Rows, table: &SlotVectors<Self>, y: &mut Matrix) {
+        rows::for_entries(step, rows, table, y, |y, b| *y += b);
     }
 
-    fn gather_scaled(&self, x: &Matrix, rows: &[u32], g: &[&Vec<f32>], y: &mut Matrix) {
-        for (target, (row, g)) in rows.iter().zip(g).enumerate() {
-            let scaled = x.row(*row as usize).iter().zip(*g).map(|(x, g)| g * x);
-            y.row_mut(target).iter_mut().zip(scaled).for_each(|(y, scaled)| *y = scaled);
+    fn scale_input(&self, step: &Step, rows: Rows, table: &SlotVectors<Self>, x: &Matrix, y: &mut Matrix) {
+        for row in 0..step.count(rows) {
+            y.row_mut(row).copy_from_slice(x.row(row));
+        }
+        self.scale_rows(step, rows, table, y);
+    }
+
+    fn gemm_scaled_segment(
+        &self,
+        step: &Step,
+        rows: Rows,
+        table: &SlotVectors<Self>,
+        x: &Matrix,
+        w: &StackedMatrix,
+        segment: usize,
+        scaled: &mut Matrix,
+        y: &mut Matrix,
+    ) {
+        for (row, slot) in step.slots(rows) {
+            let Some(g) = table.get(slot).first() else { continue };
+            let x = x.row(row).iter().zip(&g.values).map(|(x, g)| g * x);
+            scaled.row_mut(row).iter_mut().zip(x).for_each(|(scaled, x)| *scaled = x);
+            for out in w.bounds[segment]..w.bounds[segment + 1] {
+                y.row_mut(row)[out] = self.dot(w.matrix.row(out), scaled.row(row));
+            }
         }
     }
+}
+
+impl Step {
+    fn count(&self, rows: Rows) -> usize {
+        self.plan.of(rows).len()
+    }
+
+    /// Rows and their slots.
+    fn slots(&self, rows: Rows) -> impl Iterator<Item = (usize, Option<AdapterSlot>)> {
+        self.plan.of(rows).slots.iter().copied().enumerate()
+    }
+}
+
+fn norm_weight<'a>(norm: &Norm<'a, ReferenceBackend>, slot: Option<AdapterSlot>) -> &'a [f32] {
+    norm.gains.get(slot).first().map_or(norm.weight, |gain| &gain.values)
 }
 
 type Vectors = SlotTable<ColumnVector<ReferenceBackend>>;

@@ -1,6 +1,12 @@
 use super::*;
-use crate::ops::SequencePlan;
+use crate::ops::{ColumnVector, RowPlan, SequencePlan};
 use crate::types::AdapterSlot;
+
+fn step_of(backend: &ReferenceBackend, slots: Vec<Option<AdapterSlot>>) -> Step {
+    let mut step = backend.step();
+    backend.upload(&StepPlan { rows: RowPlan::new(slots), ..StepPlan::default() }, &mut step).unwrap();
+    step
+}
 
 fn matrix(cols: usize, data: &[f32]) -> Matrix {
     Matrix { cols, data: data.to_vec() }
@@ -13,10 +19,14 @@ fn a_gemm_is_rows_times_the_transposed_weight() {
     let w = backend.weight(&stacked).unwrap();
     let x = matrix(2, &[1.0, 10.0, -1.0, 0.5]);
     let mut y = backend.buffer(2, 3).unwrap();
-    backend.gemm(2, &x, &w, &mut y);
+    let step = step_of(&backend, vec![None, Some(AdapterSlot(0))]);
+    backend.gemm(&step, Rows::All, &x, &w, &mut y);
     assert_eq!(y.data, [21.0, 43.0, 65.0, 0.0, -1.0, -2.0]);
-    backend.gemm_segment(&x, &w, 1, &[1, 0], &mut y);
-    assert_eq!(y.data, [21.0, -1.0, -2.0, 0.0, 43.0, 65.0]);
+    let mut twice = SlotTable::default();
+    twice.push(AdapterSlot(0), ColumnVector { values: vec![2.0, 2.0], columns: 0..2 });
+    let mut scaled = backend.buffer(2, 2).unwrap();
+    backend.gemm_scaled_segment(&step, Rows::All, &twice, &x, &w, 1, &mut scaled, &mut y);
+    assert_eq!(y.data, [21.0, 43.0, 65.0, 0.0, -2.0, -4.0]);
 }
 
 #[test]
@@ -31,10 +41,10 @@ fn low_rank_touches_only_its_columns_and_rows() {
         columns: 1..2,
     };
     table.push(AdapterSlot(3), entry);
-    let rows = RowPlan::new(vec![None, Some(AdapterSlot(3)), Some(AdapterSlot(0))]);
+    let step = step_of(&backend, vec![None, Some(AdapterSlot(3)), Some(AdapterSlot(0))]);
     let x = matrix(2, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     let mut y = matrix(2, &[0.0; 6]);
-    backend.low_rank(&rows, &table, &x, &mut y);
+    backend.low_rank(&step, Rows::All, &table, &x, &mut y);
     assert_eq!(y.data, [0.0, 0.0, 0.0, 7.0, 0.0, 0.0]);
 }
 

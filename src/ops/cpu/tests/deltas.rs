@@ -4,7 +4,6 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ops::ColumnVector;
-use crate::types::AdapterSlot;
 
 /// An entry in host terms, to be installed on any backend.
 #[derive(Clone, Debug)]
@@ -58,7 +57,7 @@ fn slots(pattern: &[u8]) -> Vec<Option<AdapterSlot>> {
 
 fn run(backend: &CpuBackend, table: &SlotTable<LowRank<CpuBackend>>, pattern: &[u8], x: &[f32], y: &[f32]) -> Vec<f32> {
     let mut y = buffer(OUTPUTS, y);
-    backend.low_rank(&RowPlan::new(slots(pattern)), table, &buffer(INPUTS, x), &mut y);
+    backend.low_rank(&step_of(backend, slots(pattern)), Rows::All, table, &buffer(INPUTS, x), &mut y);
     y.data
 }
 
@@ -69,8 +68,8 @@ fn low_rank_agrees_with_the_definition_at_every_kind_of_entry() {
     for cpu in backends(2) {
         let reference = ReferenceBackend::new(cpu.dtype());
         let mut want = matrix(OUTPUTS, &y);
-        let plan = RowPlan::new(slots(&pattern));
-        reference.low_rank(&plan, &table(&reference, &entries()), &matrix(INPUTS, &x), &mut want);
+        let step = step_of(&reference, slots(&pattern));
+        reference.low_rank(&step, Rows::All, &table(&reference, &entries()), &matrix(INPUTS, &x), &mut want);
         let got = run(&cpu, &table(&cpu, &entries()), &pattern, &x, &y);
         // In bf16 a last bit of A x may round the other way: 2^-9 of a product.
         let tolerance = if cpu.dtype() == Dtype::F32 { 2e-5 } else { 2e-2 };
@@ -104,14 +103,14 @@ fn the_base_with_its_deltas_in_one_call_gives_the_bits_of_two() {
                 let parts = widths.map(|out| numbers(out as u64, out * INPUTS));
                 let segments = [0, 1].map(|part| HostMatrix::f32(widths[part], INPUTS, &parts[part]));
                 let w = cpu.weight(&segments).unwrap();
-                let (plan, x) = (RowPlan::new(slots(pattern)), buffer(INPUTS, &numbers(1, pattern.len() * INPUTS)));
+                let (step, x) = (step_of(&cpu, slots(pattern)), buffer(INPUTS, &numbers(1, pattern.len() * INPUTS)));
                 let (mut one, mut two) = (buffer(OUTPUTS, &[]), buffer(OUTPUTS, &[]));
                 for y in [&mut one, &mut two] {
                     y.data = vec![7.0; pattern.len() * OUTPUTS];
                 }
-                cpu.gemm_low_rank(&plan, &table, &x, &w, &mut one);
-                cpu.gemm(pattern.len(), &x, &w, &mut two);
-                cpu.low_rank(&plan, &table, &x, &mut two);
+                cpu.gemm_low_rank(&step, Rows::All, &table, &x, &w, &mut one);
+                cpu.gemm(&step, Rows::All, &x, &w, &mut two);
+                cpu.low_rank(&step, Rows::All, &table, &x, &mut two);
                 assert_same(&one.data, &two.data, &format!("{} {widths:?}", name(&cpu)));
             }
         }
@@ -150,8 +149,8 @@ fn every_rank_from_1_to_65_agrees_with_the_definition() {
             let entry = [Entry { slot: 0, rank, columns: 5..OUTPUTS, seed: rank as u64 }];
             let (x, y) = (numbers(3, 3 * INPUTS), numbers(4, 3 * OUTPUTS));
             let mut want = matrix(OUTPUTS, &y);
-            let plan = RowPlan::new(slots(&[0, 9, 0]));
-            reference.low_rank(&plan, &table(&reference, &entry), &matrix(INPUTS, &x), &mut want);
+            let step = step_of(&reference, slots(&[0, 9, 0]));
+            reference.low_rank(&step, Rows::All, &table(&reference, &entry), &matrix(INPUTS, &x), &mut want);
             let got = run(&cpu, &table(&cpu, &entry), &[0, 9, 0], &x, &y);
             let tolerance = if cpu.dtype() == Dtype::F32 { 2e-5 } else { 2e-2 };
             assert_close(&got, &want.data, tolerance, &format!("{} rank {rank}", name(&cpu)));
@@ -171,8 +170,8 @@ fn a_wide_adapter_over_many_rows_is_cut_into_tasks_that_change_nothing() {
                 let mut table = SlotTable::default();
                 entry.install(&many, inputs, &mut table);
                 let mut y = buffer(outputs, &y);
-                let plan = RowPlan::new(vec![Some(AdapterSlot(2)); rows]);
-                many.low_rank(&plan, &table, &buffer(inputs, &x), &mut y);
+                let step = step_of(&many, vec![Some(AdapterSlot(2)); rows]);
+                many.low_rank(&step, Rows::All, &table, &buffer(inputs, &x), &mut y);
                 y.data
             })
             .into();
@@ -181,8 +180,8 @@ fn a_wide_adapter_over_many_rows_is_cut_into_tasks_that_change_nothing() {
         let mut table = SlotTable::default();
         entry.install(&one, inputs, &mut table);
         let mut alone = buffer(outputs, &y[37 * outputs..][..outputs]);
-        let plan = RowPlan::new(vec![Some(AdapterSlot(2))]);
-        one.low_rank(&plan, &table, &buffer(inputs, &x[37 * inputs..][..inputs]), &mut alone);
+        let step = step_of(&one, vec![Some(AdapterSlot(2))]);
+        one.low_rank(&step, Rows::All, &table, &buffer(inputs, &x[37 * inputs..][..inputs]), &mut alone);
         assert_same(&alone.data, &results[0][37 * outputs..][..outputs], &name(&one));
     }
 }
@@ -190,13 +189,8 @@ fn a_wide_adapter_over_many_rows_is_cut_into_tasks_that_change_nothing() {
 #[test]
 fn an_embedding_delta_adds_the_column_of_each_id() {
     let (vocab, hidden) = (50, 40);
-    let plan = StepPlan {
-        rows: RowPlan::new(slots(&[1, 9, 1, 2, 1])),
-        ids: vec![Some(49), Some(3), None, Some(7), Some(20)],
-        positions: vec![0; 5],
-        kv_slots: vec![0; 5],
-        ..StepPlan::default()
-    };
+    let ids = vec![Some(49), Some(3), None, Some(7), Some(20)];
+    let plan = StepPlan { ids, ..plan_of(slots(&[1, 9, 1, 2, 1])) };
     fn install<B: Backend>(backend: &B, vocab: usize, hidden: usize) -> SlotTable<LowRank<B>> {
         let mut table = SlotTable::default();
         for (slot, rank) in [(1, 7), (2, 33)] {
@@ -220,8 +214,8 @@ fn an_embedding_delta_adds_the_column_of_each_id() {
         cpu.upload(&plan, &mut step).unwrap();
         let mut reference_step = reference.step();
         reference.upload(&plan, &mut reference_step).unwrap();
-        cpu.embedding_low_rank(&step, &plan.rows, &install(&cpu, vocab, hidden), 3.0, &mut got);
-        reference.embedding_low_rank(&reference_step, &plan.rows, &install(&reference, vocab, hidden), 3.0, &mut want);
+        cpu.embedding_low_rank(&step, &install(&cpu, vocab, hidden), 3.0, &mut got);
+        reference.embedding_low_rank(&reference_step, &install(&reference, vocab, hidden), 3.0, &mut want);
         assert_close(&got.data, &want.data, 2e-5, &name(&cpu));
         assert_same(got.row(1), &y[hidden..2 * hidden], "a row of the base");
         assert_same(got.row(2), &y[2 * hidden..3 * hidden], "a row without an id");
@@ -238,16 +232,55 @@ fn vectors_touch_only_their_columns_and_rows() {
         }
         table
     }
-    let plan = RowPlan::new(slots(&[0, 9, 2, 1, 0]));
+    let pattern = [0, 9, 2, 1, 0];
     let y = numbers(1, 5 * 33);
     for cpu in backends(2) {
         let reference = ReferenceBackend::new(cpu.dtype());
         let (mut got, mut want) = (buffer(33, &y), matrix(33, &y));
-        cpu.scale_rows(&plan, &vectors(&cpu), &mut got);
-        reference.scale_rows(&plan, &vectors(&reference), &mut want);
-        cpu.bias_rows(&plan, &vectors(&cpu), &mut got);
-        reference.bias_rows(&plan, &vectors(&reference), &mut want);
+        let (step, reference_step) = (step_of(&cpu, slots(&pattern)), step_of(&reference, slots(&pattern)));
+        cpu.scale_rows(&step, Rows::All, &vectors(&cpu), &mut got);
+        reference.scale_rows(&reference_step, Rows::All, &vectors(&reference), &mut want);
+        cpu.bias_rows(&step, Rows::All, &vectors(&cpu), &mut got);
+        reference.bias_rows(&reference_step, Rows::All, &vectors(&reference), &mut want);
         assert_same(&got.data, &want.data, &name(&cpu));
+    }
+}
+
+#[test]
+fn scaled_inputs_are_those_of_their_rows_alone() {
+    fn scales<B: Backend>(backend: &B) -> SlotVectors<B> {
+        let mut table = SlotTable::default();
+        for slot in [0, 3] {
+            let values = backend.vector(&numbers(u64::from(slot) + 8, INPUTS)).unwrap();
+            table.push(AdapterSlot(slot), ColumnVector { values, columns: 0..INPUTS });
+        }
+        table
+    }
+    let pattern = [0, 9, 3, 1, 0, 0];
+    let (x, y) = (numbers(1, 6 * INPUTS), numbers(2, 6 * OUTPUTS));
+    let parts = [20, 33, 7].map(|out| (out, numbers(out as u64, out * INPUTS)));
+    let segments: Vec<_> = parts.iter().map(|(out, data)| HostMatrix::f32(*out, INPUTS, data)).collect();
+    for cpu in backends(2) {
+        let reference = ReferenceBackend::new(cpu.dtype());
+        let (step, reference_step) = (step_of(&cpu, slots(&pattern)), step_of(&reference, slots(&pattern)));
+        let (mut scaled, mut want) = (cpu.buffer(6, INPUTS).unwrap(), reference.buffer(6, INPUTS).unwrap());
+        cpu.scale_input(&step, Rows::All, &scales(&cpu), &buffer(INPUTS, &x), &mut scaled);
+        reference.scale_input(&reference_step, Rows::All, &scales(&reference), &matrix(INPUTS, &x), &mut want);
+        assert_same(&scaled.data, &want.data, &name(&cpu));
+        // A stack's part from scaled inputs, to the bit what the whole stack gives from them.
+        let w = cpu.weight(&segments).unwrap();
+        let mut whole = buffer(OUTPUTS, &y);
+        multiply(&cpu, 6, &scaled, &w, &mut whole);
+        let mut got = buffer(OUTPUTS, &y);
+        let (mut scratch, x) = (cpu.buffer(6, INPUTS).unwrap(), buffer(INPUTS, &x));
+        cpu.gemm_scaled_segment(&step, Rows::All, &scales(&cpu), &x, &w, 1, &mut scratch, &mut got);
+        for (row, slot) in pattern.iter().enumerate() {
+            let row = row * OUTPUTS..(row + 1) * OUTPUTS;
+            let (got, whole, y) = (&got.data[row.clone()], &whole.data[row.clone()], &y[row]);
+            assert_same(&got[20..53], if [0, 3].contains(slot) { &whole[20..53] } else { &y[20..53] }, &name(&cpu));
+            assert_same(&got[..20], &y[..20], "columns of other segments");
+            assert_same(&got[53..], &y[53..], "columns of other segments");
+        }
     }
 }
 
@@ -255,8 +288,10 @@ fn vectors_touch_only_their_columns_and_rows() {
 #[should_panic(expected = "rows of a segment out of order")]
 fn a_plan_that_lists_a_row_twice_is_refused_before_anything_is_written() {
     let cpu = backend(Isa::Portable, Dtype::F32, 1);
-    let mut plan = RowPlan::new(slots(&[0, 0]));
-    plan.order = vec![0, 0];
+    let mut plan = plan_of(slots(&[0, 0]));
+    plan.rows.order = vec![0, 0];
+    let mut step = cpu.step();
+    cpu.upload(&plan, &mut step).unwrap();
     let mut y = buffer(OUTPUTS, &[0.0; 2 * OUTPUTS]);
-    cpu.low_rank(&plan, &table(&cpu, &entries()), &buffer(INPUTS, &[0.0; 2 * INPUTS]), &mut y);
+    cpu.low_rank(&step, Rows::All, &table(&cpu, &entries()), &buffer(INPUTS, &[0.0; 2 * INPUTS]), &mut y);
 }

@@ -26,7 +26,7 @@ fn gemm(backend: &CpuBackend, stacked: &Stacked, x: &[f32]) -> Vec<f32> {
     let rows = x.len() / stacked.depth;
     let w = backend.weight(&stacked.segments()).unwrap();
     let mut y = backend.buffer(rows, stacked.columns()).unwrap();
-    backend.gemm(rows, &buffer(stacked.depth, x), &w, &mut y);
+    multiply(backend, rows, &buffer(stacked.depth, x), &w, &mut y);
     y.data
 }
 
@@ -35,7 +35,7 @@ fn reference(dtype: Dtype, stacked: &Stacked, x: &[f32]) -> Vec<f32> {
     let rows = x.len() / stacked.depth;
     let w = backend.weight(&stacked.segments()).unwrap();
     let mut y = backend.buffer(rows, stacked.columns()).unwrap();
-    backend.gemm(rows, &matrix(stacked.depth, x), &w, &mut y);
+    multiply(&backend, rows, &matrix(stacked.depth, x), &w, &mut y);
     y.data
 }
 
@@ -70,7 +70,7 @@ fn check_invariance(isa: Isa, dtype: Dtype, rows: usize, depth: usize, outs: &[u
     let w = one.weight(&stacked.segments()).unwrap();
     for row in (0..rows).step_by(rows.div_ceil(9)) {
         let mut y = one.buffer(1, columns).unwrap();
-        one.gemm(1, &buffer(depth, &x[row * depth..][..depth]), &w, &mut y);
+        multiply(&one, 1, &buffer(depth, &x[row * depth..][..depth]), &w, &mut y);
         assert_same(&y.data, &whole[row * columns..][..columns], &format!("{} row {row} alone", name(&one)));
     }
     let reversed: Vec<u32> = (0..rows as u32).rev().collect();
@@ -133,7 +133,7 @@ fn rows_beyond_those_in_use_are_left_alone() {
         let stacked = Stacked::new(1, 20, &[17]);
         let w = backend.weight(&stacked.segments()).unwrap();
         let mut y = buffer(17, &[7.0; 17 * 3]);
-        backend.gemm(2, &buffer(20, &numbers(3, 60)), &w, &mut y);
+        multiply(&backend, 2, &buffer(20, &numbers(3, 60)), &w, &mut y);
         assert_eq!(y.data[34..], [7.0; 17]);
         assert!(y.data[..34].iter().all(|y| *y != 7.0));
         backend.gemm_segment(&buffer(20, &numbers(3, 60)), &w, 0, &[], &mut y);
@@ -149,7 +149,7 @@ fn weights_stored_in_bf16_and_in_f32_of_the_same_values_are_one() {
         let x = buffer(33, &numbers(5, 33 * 2));
         let mut results = [HostMatrix::bf16(19, 33, &short), HostMatrix::f32(19, 33, &long)].map(|host| {
             let mut y = backend.buffer(2, 19).unwrap();
-            backend.gemm(2, &x, &backend.weight(&[host]).unwrap(), &mut y);
+            multiply(&backend, 2, &x, &backend.weight(&[host]).unwrap(), &mut y);
             y.data
         });
         assert_same(&std::mem::take(&mut results[0]), &results[1], &name(&backend));

@@ -5,8 +5,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::ops::{Segment, SequencePlan};
-use crate::types::AdapterSlot;
+use crate::ops::SequencePlan;
 
 const DEPTH: usize = 896;
 const OUT: usize = 4864;
@@ -59,8 +58,10 @@ fn report_gemm(threads: usize, dtype: Dtype) {
     for rows in [1, 2, 3, 4, 6, 8, 12, 16, 32, 128, 512] {
         let x = buffer(DEPTH, &numbers(2, rows * DEPTH));
         let mut y = cpu.buffer(rows, OUT).unwrap();
-        let time =
-            best(if rows > 100 { 24 } else { 200 }, |index| cpu.gemm(rows, &x, &weights[index % MATRICES], &mut y));
+        let step = step_of(&cpu, vec![None; rows]);
+        let time = best(if rows > 100 { 24 } else { 200 }, |index| {
+            cpu.gemm(&step, Rows::All, &x, &weights[index % MATRICES], &mut y);
+        });
         times.push(time);
         println!(
             "{} {rows:4} rows: {:8.1} us {:6.1} GB/s {:6.1} GFLOP/s, {:.2} of 1 row",
@@ -87,17 +88,11 @@ fn report_low_rank(threads: usize) {
         };
         table.push(AdapterSlot(slot), entry);
     }
-    let plan = |first: u32| RowPlan {
-        slots: (0..8).map(|row| Some(AdapterSlot(first + row))).collect(),
-        order: (0..8).collect(),
-        segments: (0..8)
-            .map(|row| Segment { slot: AdapterSlot(first + row), range: row as usize..row as usize + 1 })
-            .collect(),
-    };
-    let plans: Vec<RowPlan> = (0..8).map(|index| plan(index * 8)).collect();
+    let slots = |first: u32| (0..8).map(|row| Some(AdapterSlot(first + row))).collect();
+    let steps: Vec<Step> = (0..8).map(|index| step_of(&cpu, slots(index * 8))).collect();
     let x = buffer(DEPTH, &numbers(3, 8 * DEPTH));
     let mut y = cpu.buffer(8, OUT).unwrap();
-    let time = best(400, |index| cpu.low_rank(&plans[index % 8], &table, &x, &mut y));
+    let time = best(400, |index| cpu.low_rank(&steps[index % 8], Rows::All, &table, &x, &mut y));
     let bytes = 8 * 16 * 2 * (DEPTH + OUT);
     println!(
         "{} low rank 8 x r16: {:8.1} us {:6.1} GB/s",
@@ -142,7 +137,8 @@ fn report_small(threads: usize) {
     let x = buffer(2 * OUT, &numbers(1, 8 * 2 * OUT));
     let mut y = cpu.buffer(8, OUT).unwrap();
     for rows in [1, 8] {
-        let time = best(200, |_| cpu.gated_activation(rows, Activation::Silu, &x, &mut y));
+        let step = step_of(&cpu, vec![None; rows]);
+        let time = best(200, |_| cpu.gated_activation(&step, Rows::All, Activation::Silu, &x, &mut y));
         println!("{} silu of {rows} x {OUT}: {:.1} us", name(&cpu), time.as_secs_f64() * 1e6);
     }
     let join = best(2000, |_| {

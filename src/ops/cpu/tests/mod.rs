@@ -57,6 +57,18 @@ fn plan_of(slots: Vec<Option<AdapterSlot>>) -> StepPlan {
     }
 }
 
+/// A step of such rows.
+fn step_of<B: Backend>(backend: &B, slots: Vec<Option<AdapterSlot>>) -> B::Step {
+    let mut step = backend.step();
+    backend.upload(&plan_of(slots), &mut step).unwrap();
+    step
+}
+
+/// `rows` times `y = W x`.
+fn multiply<B: Backend>(backend: &B, rows: usize, x: &B::Buffer, w: &B::Weight, y: &mut B::Buffer) {
+    backend.gemm(&step_of(backend, vec![None; rows]), Rows::All, x, w, y);
+}
+
 #[track_caller]
 fn assert_same(got: &[f32], want: &[f32], what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");

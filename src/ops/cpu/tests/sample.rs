@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::ops::SampledRows;
 use crate::types::{SampleSpec, SamplingParams, SequenceFailure, TokenCounts};
 
 fn spec(index: u32, params: SamplingParams) -> SampleSpec {
@@ -23,14 +24,12 @@ fn specs(rows: usize) -> Vec<SampleSpec> {
 }
 
 fn choose<B: Backend>(backend: &B, specs: &[SampleSpec], logits: &B::Buffer) -> Vec<SampleOutcome> {
-    let plan = StepPlan {
-        sampled: (0..specs.len() as u32).collect(),
-        samples: specs.to_vec(),
-        ..plan_of(vec![None; specs.len()])
-    };
+    let mut plan = plan_of(vec![None; specs.len()]);
+    plan.sampled = SampledRows::groups(&plan.rows, &(0..specs.len() as u32).collect::<Vec<_>>());
+    plan.samples = specs.to_vec();
     let mut step = backend.step();
     backend.upload(&plan, &mut step).unwrap();
-    backend.sample(&mut step, 0..specs.len(), logits);
+    backend.sample(&mut step, 0, logits);
     backend.finish(&mut step).unwrap()
 }
 
