@@ -75,10 +75,10 @@ fn site(criterion: &mut Criterion) -> Result<(), Failure> {
     let (depth, out) = (spec.hidden_size, 2 * spec.intermediate_size);
     let weight = cpu.weight(&[HostMatrix::bf16(out, depth, &weights(1, depth * out, 0.035))])?;
     for rank in [8, 16, 64] {
-        let mut deltas = DeltaTable::<CpuBackend>::new(&layout);
+        let mut deltas = DeltaTable::<CpuBackend>::new(cpu, &layout)?;
         for slot in 0..INSTALLED {
             let program = lora(&layout, rank, u64::from(slot) + 1);
-            deltas.install(AdapterSlot(slot), PreparedDelta::new(cpu, &layout, program)?);
+            deltas.install(cpu, AdapterSlot(slot), PreparedDelta::new(cpu, &layout, program)?);
         }
         let mut group = criterion.benchmark_group(format!("gate_up/rank{rank}"));
         for rows in [1, 8, 32] {
@@ -96,7 +96,7 @@ fn site(criterion: &mut Criterion) -> Result<(), Failure> {
                         let base = LinearSite { weight: &weight, bias: None };
                         let (plan, step) = (&plans[turn % BATCHES], &steps[turn % BATCHES]);
                         let on = StepRows { backend: cpu, step, rows: Rows::All, plan };
-                        linear(&on, base, &deltas.layers[0].gate_up, &x, &mut scaled, &mut y);
+                        linear(&on, base, deltas.linear(&deltas.sites.layers[0].gate_up), &x, &mut scaled, &mut y);
                     });
                 });
             }

@@ -151,9 +151,7 @@ impl Gemm {
         let numbers = weights(1, depth * out, 0.035);
         let weight = backend.weight(&[HostMatrix::bf16(out, depth, &numbers)])?;
         let inputs: Vec<f32> = weights(2, PREFILL * depth, 1.0).into_iter().map(bf16::to_f32).collect();
-        let (mut x, y) = (backend.buffer(PREFILL, depth)?, backend.buffer(PREFILL, out)?);
-        let all: Vec<u32> = (0..PREFILL as u32).collect();
-        backend.write_rows(&all, &inputs, &mut x);
+        let (x, y) = (backend.buffer_of(depth, &inputs)?, backend.buffer(PREFILL, out)?);
         let w = Tensor::from_vec(numbers, (out, depth), &Device::Cpu)?;
         let inputs = Tensor::from_vec(inputs, (PREFILL, depth), &Device::Cpu)?;
         let pair = |dtype| Ok::<_, candle_core::Error>((inputs.to_dtype(dtype)?, w.to_dtype(dtype)?.t()?));

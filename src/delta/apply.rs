@@ -4,8 +4,8 @@
 //! y∘=g after the bias; y += Bias. One op class runs at a time for all rows at once; an absent class costs a look at a
 //! length.
 
-use super::resident::LinearDeltas;
-use crate::ops::{Backend, RowPlan, Rows, SlotTable};
+use super::sites::LinearSites;
+use crate::ops::{Backend, RowPlan, Rows, SiteId, SiteTable};
 
 /// A linear site of the base.
 pub struct LinearWeights<B: Backend> {
@@ -51,11 +51,33 @@ pub struct StepRows<'a, B: Backend> {
 }
 
 impl<B: Backend> StepRows<'_, B> {
-    /// Whether any of the rows has an op in this table.
+    /// Whether any of the rows has an op at this site.
     #[must_use]
-    pub fn touch<T>(&self, table: &SlotTable<T>) -> bool {
-        let held = |slot| !table.get(Some(slot)).is_empty();
-        !table.is_empty() && self.plan.segments.iter().any(|segment| held(segment.slot))
+    pub fn touch(&self, deltas: SiteTable<'_, B>) -> bool {
+        let held = |slot| self.backend.slot(deltas.table, slot).is_some_and(|delta| delta.holds(deltas.site));
+        self.plan.segments.iter().any(|segment| held(segment.slot))
+    }
+}
+
+/// Deltas of all slots at a stacked linear site.
+pub struct LinearDeltas<'a, B: Backend> {
+    /// At all sites.
+    pub table: &'a B::DeltaTable,
+    /// The numbers of this one's op classes.
+    pub sites: &'a LinearSites,
+}
+
+impl<B: Backend> Clone for LinearDeltas<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for LinearDeltas<'_, B> {}
+
+impl<'a, B: Backend> LinearDeltas<'a, B> {
+    fn at(&self, site: SiteId) -> SiteTable<'a, B> {
+        SiteTable { table: self.table, site }
     }
 }
 
@@ -63,34 +85,38 @@ impl<B: Backend> StepRows<'_, B> {
 pub fn linear<B: Backend>(
     on: &StepRows<'_, B>,
     site: LinearSite<'_, B>,
-    deltas: &LinearDeltas<B>,
+    deltas: LinearDeltas<'_, B>,
     x: &B::Buffer,
     scaled: &mut B::Buffer,
     y: &mut B::Buffer,
 ) {
     let StepRows { backend, step, rows, .. } = *on;
-    let scaled_inputs = deltas.input_scale.iter().any(|table| on.touch(table));
-    match (scaled_inputs, on.touch(&deltas.low_rank)) {
+    let scaled_inputs = deltas.sites.input_scale.iter().any(|site| on.touch(deltas.at(*site)));
+    let low_rank = deltas.at(deltas.sites.low_rank);
+    match (scaled_inputs, on.touch(low_rank)) {
         (false, false) => backend.gemm(step, rows, x, site.weight, y),
-        (false, true) => backend.gemm_low_rank(step, rows, &deltas.low_rank, x, site.weight, y),
-        (true, low_rank) => {
+        (false, true) => backend.gemm_low_rank(step, rows, low_rank, x, site.weight, y),
+        (true, with_low_rank) => {
             multiply_scaled(on, site, deltas, x, scaled, y);
-            if low_rank {
-                backend.low_rank(step, rows, &deltas.low_rank, x, y);
+            if with_low_rank {
+                backend.low_rank(step, rows, low_rank, x, y);
             }
         }
     }
-    if on.touch(&deltas.scale_before_bias) {
-        backend.scale_rows(step, rows, &deltas.scale_before_bias, y);
+    let scale_before_bias = deltas.at(deltas.sites.scale_before_bias);
+    if on.touch(scale_before_bias) {
+        backend.scale_rows(step, rows, scale_before_bias, y);
     }
     if let Some(bias) = site.bias {
         backend.add_bias(step, rows, bias, y);
     }
-    if on.touch(&deltas.scale_after_bias) {
-        backend.scale_rows(step, rows, &deltas.scale_after_bias, y);
+    let scale_after_bias = deltas.at(deltas.sites.scale_after_bias);
+    if on.touch(scale_after_bias) {
+        backend.scale_rows(step, rows, scale_after_bias, y);
     }
-    if on.touch(&deltas.bias) {
-        backend.bias_rows(step, rows, &deltas.bias, y);
+    let bias = deltas.at(deltas.sites.bias);
+    if on.touch(bias) {
+        backend.bias_rows(step, rows, bias, y);
     }
 }
 
@@ -100,21 +126,22 @@ pub fn linear<B: Backend>(
 fn multiply_scaled<B: Backend>(
     on: &StepRows<'_, B>,
     site: LinearSite<'_, B>,
-    deltas: &LinearDeltas<B>,
+    deltas: LinearDeltas<'_, B>,
     x: &B::Buffer,
     scaled: &mut B::Buffer,
     y: &mut B::Buffer,
 ) {
     let StepRows { backend, step, rows, .. } = *on;
-    if let [table] = &deltas.input_scale[..] {
-        backend.scale_input(step, rows, table, x, scaled);
+    if let [of_all] = deltas.sites.input_scale[..] {
+        backend.scale_input(step, rows, deltas.at(of_all), x, scaled);
         backend.gemm(step, rows, scaled, site.weight, y);
         return;
     }
     backend.gemm(step, rows, x, site.weight, y);
-    for (segment, table) in deltas.input_scale.iter().enumerate() {
-        if on.touch(table) {
-            backend.gemm_scaled_segment(step, rows, table, x, site.weight, segment, scaled, y);
+    for (segment, scale) in deltas.sites.input_scale.iter().enumerate() {
+        let scale = deltas.at(*scale);
+        if on.touch(scale) {
+            backend.gemm_scaled_segment(step, rows, scale, x, site.weight, segment, scaled, y);
         }
     }
 }

@@ -10,10 +10,12 @@ mod peft;
 mod program;
 mod resident;
 pub mod safetensors;
+mod sites;
 
 pub use compile::{Base, CompileLimits, SERVED_KINDS, check_config, check_head, compile, config_refusals};
 pub use error::DeltaError;
 pub use layout::{BaseLayout, BaseReadError, BaseSizes, BaseWeights, LayerSite, Module, ModuleKind, Site};
 pub use peft::json::{NamedBase, named_base};
 pub use program::{DeltaOp, DeltaProgram, PrefixLayer};
-pub use resident::{DeltaTable, LayerDeltas, LinearDeltas, PreparedDelta, RemovedDelta, VirtualRows};
+pub use resident::{DeltaTable, PreparedDelta, VirtualRows};
+pub use sites::{DeltaSites, LayerSites, LinearSites};

@@ -125,7 +125,7 @@ pub struct DeltaProgram {
 
 impl DeltaProgram {
     /// The plain-data summary the other wing and clients see. `weight_bytes` is the size of one number of A and B on
-    /// the device; vectors are f32 and prompt embeddings are kept in f32 on the host.
+    /// the device; vectors, saved K and V and prompt embeddings are f32.
     #[must_use]
     pub fn facts(&self, weight_bytes: usize) -> AdapterFacts {
         let mut facts = AdapterFacts {

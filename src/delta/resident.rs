@@ -1,127 +1,84 @@
-//! Deltas on a device. [`PreparedDelta`] is made on a loader thread (all bytes move there); install and remove touch
-//! tables only, between steps.
+//! Deltas on a device. [`PreparedDelta`] is made on a loader thread (all bytes move there); installing and removing
+//! change one slot of the tables, between steps, and move or free nothing.
 
+use std::ops::Range;
+
+use super::apply::LinearDeltas;
 use super::layout::{BaseLayout, LayerSite, Site};
 use super::program::{DeltaOp, DeltaProgram, PrefixLayer};
-use crate::ops::{Backend, ColumnVector, HostMatrix, LowRank, OpsError, SlotTable, SlotVectors};
+use super::sites::{DeltaSites, LinearSites};
+use crate::ops::{Backend, ColumnVector, HostMatrix, LowRank, OpsError, SiteId, SiteTable, SlotDelta};
 use crate::types::AdapterSlot;
 
-/// Deltas of one stacked linear site. Columns are those of the stack.
-pub struct LinearDeltas<B: Backend> {
-    /// x = g∘x, one table per segment of the stack; columns are `0..in`.
-    pub input_scale: Vec<SlotVectors<B>>,
-    /// y += s·B(Ax).
-    pub low_rank: SlotTable<LowRank<B>>,
-    /// y = g∘y, before the base's bias.
-    pub scale_before_bias: SlotVectors<B>,
-    /// y = g∘y, after it.
-    pub scale_after_bias: SlotVectors<B>,
-    /// y += b.
-    pub bias: SlotVectors<B>,
-}
-
-impl<B: Backend> LinearDeltas<B> {
-    fn new(segments: usize) -> Self {
-        Self {
-            input_scale: (0..segments).map(|_| SlotTable::default()).collect(),
-            low_rank: SlotTable::default(),
-            scale_before_bias: SlotTable::default(),
-            scale_after_bias: SlotTable::default(),
-            bias: SlotTable::default(),
-        }
-    }
-
-    fn take(&mut self, slot: AdapterSlot, removed: &mut RemovedDelta<B>) {
-        removed.low_rank.extend(self.low_rank.take(slot));
-        let vectors = [&mut self.scale_before_bias, &mut self.scale_after_bias, &mut self.bias];
-        for table in self.input_scale.iter_mut().chain(vectors) {
-            removed.vectors.extend(table.take(slot));
-        }
-    }
-}
-
-/// Deltas of one decoder layer.
-pub struct LayerDeltas<B: Backend> {
-    /// q, k, v stacked.
-    pub qkv: LinearDeltas<B>,
-    /// Output projection.
-    pub o: LinearDeltas<B>,
-    /// gate, up stacked.
-    pub gate_up: LinearDeltas<B>,
-    /// Down projection.
-    pub down: LinearDeltas<B>,
-    /// Norm before attention.
-    pub attention_norm: SlotVectors<B>,
-    /// Per-head norm of q.
-    pub q_norm: SlotVectors<B>,
-    /// Per-head norm of k.
-    pub k_norm: SlotVectors<B>,
-    /// Norm of attention's output.
-    pub attention_out_norm: SlotVectors<B>,
-    /// Norm before the MLP.
-    pub mlp_norm: SlotVectors<B>,
-    /// Norm of the MLP's output.
-    pub mlp_out_norm: SlotVectors<B>,
-}
-
-/// What an adapter puts at the head of every sequence. Prompt embeddings and saved K/V stay on the host: they are read
-/// once per version, when its pages are filled.
-#[derive(Clone, Debug, PartialEq)]
-pub enum VirtualRows {
-    /// Saved K and V, one entry per layer.
-    Prefix(Vec<PrefixLayer>),
+/// What an adapter puts at the head of every sequence, on the device.
+pub enum VirtualRows<B: Backend> {
+    /// Saved K and V.
+    Prefix {
+        /// Virtual tokens.
+        count: usize,
+        /// One entry per layer: K and V, `[virtual tokens, kv_dim]` each.
+        layers: Vec<(B::Buffer, B::Buffer)>,
+    },
     /// `[virtual tokens, hidden]`.
-    Embeds(Vec<f32>),
+    Embeds(B::Buffer),
+}
+
+/// A compiled adapter with its memory on the device.
+pub struct PreparedDelta<B: Backend> {
+    entries: SlotDelta<B>,
+    virtual_rows: Option<VirtualRows<B>>,
 }
 
 /// Deltas of all installed adapters.
 pub struct DeltaTable<B: Backend> {
-    /// One entry per layer.
-    pub layers: Vec<LayerDeltas<B>>,
-    /// e += s·B·A[:, id].
-    pub embed: SlotTable<LowRank<B>>,
-    /// e = g∘e (DoRA on the embedding).
-    pub embed_scale: SlotVectors<B>,
-    /// The head.
-    pub lm_head: LinearDeltas<B>,
-    /// Norm before the head.
-    pub final_norm: SlotVectors<B>,
-    /// Virtual tokens.
-    pub virtual_rows: SlotTable<VirtualRows>,
+    /// The numbers of the sites in it.
+    pub sites: DeltaSites,
+    entries: B::DeltaTable,
+    virtual_rows: Vec<Option<VirtualRows<B>>>,
 }
 
-/// What a slot held, with its memory. Freeing that may take longer than a step.
-pub struct RemovedDelta<B: Backend> {
-    low_rank: Vec<LowRank<B>>,
-    vectors: Vec<ColumnVector<B>>,
-    virtual_rows: Vec<VirtualRows>,
-}
+impl<B: Backend> DeltaTable<B> {
+    /// An empty table for a base.
+    ///
+    /// # Errors
+    /// [`OpsError::OutOfMemory`].
+    pub fn new(backend: &B, layout: &BaseLayout) -> Result<Self, OpsError> {
+        Ok(Self { sites: DeltaSites::new(layout), entries: backend.delta_table()?, virtual_rows: Vec::new() })
+    }
 
-/// A stacked linear site of the decoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stack {
-    Qkv(u32),
-    O(u32),
-    GateUp(u32),
-    Down(u32),
-    LmHead,
-}
+    /// Put a prepared adapter into an empty slot.
+    pub fn install(&mut self, backend: &B, slot: AdapterSlot, delta: PreparedDelta<B>) {
+        if self.virtual_rows.len() <= slot.index() {
+            self.virtual_rows.resize_with(slot.index() + 1, || None);
+        }
+        self.virtual_rows[slot.index()] = delta.virtual_rows;
+        backend.set_slot(&mut self.entries, slot, delta.entries);
+    }
 
-/// An op with its memory on the device and its place in the tables.
-enum Resident<B: Backend> {
-    LowRank(Stack, LowRank<B>),
-    InputScale(Stack, std::ops::Range<usize>, Vec<ColumnVector<B>>),
-    OutputScale { stack: Stack, after_bias: bool, g: ColumnVector<B> },
-    Bias(Stack, ColumnVector<B>),
-    Gain(Site, ColumnVector<B>),
-    EmbedLowRank(LowRank<B>),
-    EmbedScale(ColumnVector<B>),
-    VirtualRows(VirtualRows),
-}
+    /// Empty a slot: what was installed, whole, to be dropped where that may take its time.
+    pub fn remove(&mut self, backend: &B, slot: AdapterSlot) -> Option<PreparedDelta<B>> {
+        let entries = backend.clear_slot(&mut self.entries, slot)?;
+        let virtual_rows = self.virtual_rows.get_mut(slot.index()).and_then(Option::take);
+        Some(PreparedDelta { entries, virtual_rows })
+    }
 
-/// A compiled adapter with its memory on the device, not yet in any table.
-pub struct PreparedDelta<B: Backend> {
-    ops: Vec<Resident<B>>,
+    /// The virtual tokens of a slot.
+    #[must_use]
+    pub fn virtual_rows(&self, slot: AdapterSlot) -> Option<&VirtualRows<B>> {
+        self.virtual_rows.get(slot.index())?.as_ref()
+    }
+
+    /// The entries of all slots at one site.
+    #[must_use]
+    pub fn at(&self, site: SiteId) -> SiteTable<'_, B> {
+        SiteTable { table: &self.entries, site }
+    }
+
+    /// The entries of all slots at a stacked linear site.
+    #[must_use]
+    pub fn linear<'a>(&'a self, sites: &'a LinearSites) -> LinearDeltas<'a, B> {
+        LinearDeltas { table: &self.entries, sites }
+    }
 }
 
 impl<B: Backend> PreparedDelta<B> {
@@ -134,8 +91,13 @@ impl<B: Backend> PreparedDelta<B> {
         let ops: Vec<(Site, DeltaOp)> = program.ops.into_iter().map(turned).collect::<Result<_, _>>()?;
         let matrices: Vec<HostMatrix<'_>> = ops.iter().flat_map(|(_, op)| matrices(op)).collect();
         let mut weights = backend.weight_group(&matrices)?.into_iter();
-        let prepare = |(site, op)| prepare(backend, layout, site, op, &mut weights);
-        Ok(Self { ops: ops.into_iter().map(prepare).collect::<Result<_, _>>()? })
+        let sites = DeltaSites::new(layout);
+        let mut parts = Parts { backend, layout, sites: &sites, low_rank: vec![], vectors: vec![], virtual_rows: None };
+        for (site, op) in ops {
+            parts.add(site, op, &mut weights)?;
+        }
+        let Parts { low_rank, vectors, virtual_rows, .. } = parts;
+        Ok(Self { entries: SlotDelta::new(low_rank, vectors), virtual_rows })
     }
 }
 
@@ -147,7 +109,7 @@ fn by_row_of_a(op: DeltaOp) -> Result<DeltaOp, OpsError> {
     })
 }
 
-/// The matrices of an op, in the order in which [`prepare`] takes them.
+/// The matrices of an op, in the order in which [`Parts::add`] takes them.
 fn matrices(op: &DeltaOp) -> Vec<HostMatrix<'_>> {
     match op {
         DeltaOp::LowRank { a, b, .. } | DeltaOp::EmbeddingLowRank { a, b, .. } => vec![a.matrix(), b.matrix()],
@@ -155,22 +117,95 @@ fn matrices(op: &DeltaOp) -> Vec<HostMatrix<'_>> {
     }
 }
 
-/// The stack a logical site lies in, with its segments and columns there.
-fn place(layout: &BaseLayout, site: Site) -> Option<(Stack, std::ops::Range<usize>, std::ops::Range<usize>)> {
+/// An adapter on its way to the device.
+struct Parts<'a, B: Backend> {
+    backend: &'a B,
+    layout: &'a BaseLayout,
+    sites: &'a DeltaSites,
+    low_rank: Vec<(SiteId, LowRank<B>)>,
+    vectors: Vec<(SiteId, ColumnVector<B>)>,
+    virtual_rows: Option<VirtualRows<B>>,
+}
+
+impl<B: Backend> Parts<'_, B> {
+    fn add(&mut self, site: Site, op: DeltaOp, weights: &mut impl Iterator<Item = B::Weight>) -> Result<(), OpsError> {
+        let stack = self.sites.stack(site).zip(place(self.layout, site));
+        match (op, stack) {
+            (DeltaOp::LowRank { a, scaling, .. }, Some((stack, (_, columns)))) => {
+                self.pair(stack.low_rank, a.rows(), scaling, columns, weights);
+            }
+            (DeltaOp::InputScale { g }, Some((stack, (segments, _)))) => {
+                for segment in segments {
+                    self.vector(stack.input_scale[segment], &g, 0..g.len())?;
+                }
+            }
+            (DeltaOp::OutputScale { g, after_bias }, Some((stack, (_, columns)))) => {
+                let site = if after_bias { stack.scale_after_bias } else { stack.scale_before_bias };
+                self.vector(site, &g, columns)?;
+            }
+            (DeltaOp::Bias { b }, Some((stack, (_, columns)))) => self.vector(stack.bias, &b, columns)?,
+            (DeltaOp::EmbeddingLowRank { b, scaling, .. }, _) => {
+                self.pair(self.sites.embed, b.cols(), scaling, 0..self.layout.hidden_size, weights);
+            }
+            (DeltaOp::Gain { g }, _) => self.vector(self.sites.gain(site), &g, 0..g.len())?,
+            (DeltaOp::Prefix { count, layers }, _) => {
+                let layers = layers.iter().map(|layer| self.prefix(layer)).collect::<Result<_, _>>()?;
+                self.virtual_rows = Some(VirtualRows::Prefix { count: count as usize, layers });
+            }
+            (DeltaOp::PromptEmbeds { embeds }, _) => {
+                let embeds = self.backend.buffer_of(self.layout.hidden_size, &embeds.to_f32())?;
+                self.virtual_rows = Some(VirtualRows::Embeds(embeds));
+            }
+            // The only scale outside a stack is DoRA's on the embedding; compilers give biases and inputs to stacks alone.
+            (DeltaOp::OutputScale { g, .. } | DeltaOp::InputScale { g } | DeltaOp::Bias { b: g }, None) => {
+                debug_assert_eq!(site, Site::Embed);
+                self.vector(self.sites.embed_scale, &g, 0..g.len())?;
+            }
+            (DeltaOp::LowRank { .. }, None) => unreachable!("compilers attach LowRank to stacked sites only"),
+        }
+        Ok(())
+    }
+
+    fn pair(
+        &mut self,
+        site: SiteId,
+        rank: usize,
+        scaling: f32,
+        columns: Range<usize>,
+        weights: &mut impl Iterator<Item = B::Weight>,
+    ) {
+        match (weights.next(), weights.next()) {
+            (Some(a), Some(b)) => self.low_rank.push((site, LowRank { a, b, rank, scaling, columns })),
+            _ => unreachable!("`matrices` lists two for every low-rank op"),
+        }
+    }
+
+    fn vector(&mut self, site: SiteId, values: &[f32], columns: Range<usize>) -> Result<(), OpsError> {
+        self.vectors.push((site, ColumnVector { values: self.backend.vector(values)?, columns }));
+        Ok(())
+    }
+
+    fn prefix(&self, layer: &PrefixLayer) -> Result<(B::Buffer, B::Buffer), OpsError> {
+        let rows = |values: &[f32]| self.backend.buffer_of(self.layout.kv_dim, values);
+        Ok((rows(&layer.k)?, rows(&layer.v)?))
+    }
+}
+
+/// Segments and columns of a logical site in its stack.
+fn place(layout: &BaseLayout, site: Site) -> Option<(Range<usize>, Range<usize>)> {
     let (q, kv, inner) = (layout.q_dim, layout.kv_dim, layout.intermediate_size);
-    let Site::Layer(layer, part) = site else {
-        return (site == Site::LmHead).then_some((Stack::LmHead, 0..1, 0..layout.vocab_size));
+    let Site::Layer(_, part) = site else {
+        return (site == Site::LmHead).then_some((0..1, 0..layout.vocab_size));
     };
     Some(match part {
-        LayerSite::Q => (Stack::Qkv(layer), 0..1, 0..q),
-        LayerSite::K => (Stack::Qkv(layer), 1..2, q..q + kv),
-        LayerSite::V => (Stack::Qkv(layer), 2..3, q + kv..q + 2 * kv),
-        LayerSite::Qkv => (Stack::Qkv(layer), 0..3, 0..q + 2 * kv),
-        LayerSite::O => (Stack::O(layer), 0..1, 0..layout.hidden_size),
-        LayerSite::Gate => (Stack::GateUp(layer), 0..1, 0..inner),
-        LayerSite::Up => (Stack::GateUp(layer), 1..2, inner..2 * inner),
-        LayerSite::GateUp => (Stack::GateUp(layer), 0..2, 0..2 * inner),
-        LayerSite::Down => (Stack::Down(layer), 0..1, 0..layout.hidden_size),
+        LayerSite::Q => (0..1, 0..q),
+        LayerSite::K => (1..2, q..q + kv),
+        LayerSite::V => (2..3, q + kv..q + 2 * kv),
+        LayerSite::Qkv => (0..3, 0..q + 2 * kv),
+        LayerSite::O | LayerSite::Down => (0..1, 0..layout.hidden_size),
+        LayerSite::Gate => (0..1, 0..inner),
+        LayerSite::Up => (1..2, inner..2 * inner),
+        LayerSite::GateUp => (0..2, 0..2 * inner),
         LayerSite::AttentionNorm
         | LayerSite::QNorm
         | LayerSite::KNorm
@@ -178,148 +213,4 @@ fn place(layout: &BaseLayout, site: Site) -> Option<(Stack, std::ops::Range<usiz
         | LayerSite::MlpNorm
         | LayerSite::MlpOutNorm => return None,
     })
-}
-
-fn prepare<B: Backend>(
-    backend: &B,
-    layout: &BaseLayout,
-    site: Site,
-    op: DeltaOp,
-    weights: &mut impl Iterator<Item = B::Weight>,
-) -> Result<Resident<B>, OpsError> {
-    let vector = |values: &[f32], columns| Ok::<_, OpsError>(ColumnVector { values: backend.vector(values)?, columns });
-    let mut pair = |rank, scaling, columns| match (weights.next(), weights.next()) {
-        (Some(a), Some(b)) => LowRank { a, b, rank, scaling, columns },
-        _ => unreachable!("`matrices` lists two for every low-rank op"),
-    };
-    let placed = place(layout, site);
-    Ok(match (op, placed) {
-        (DeltaOp::LowRank { a, scaling, .. }, Some((stack, _, columns))) => {
-            Resident::LowRank(stack, pair(a.rows(), scaling, columns))
-        }
-        (DeltaOp::InputScale { g }, Some((stack, segments, _))) => {
-            let copies = segments.clone().map(|_| vector(&g, 0..g.len())).collect::<Result<_, _>>()?;
-            Resident::InputScale(stack, segments, copies)
-        }
-        (DeltaOp::OutputScale { g, after_bias }, Some((stack, _, columns))) => {
-            Resident::OutputScale { stack, after_bias, g: vector(&g, columns)? }
-        }
-        (DeltaOp::Bias { b }, Some((stack, _, columns))) => Resident::Bias(stack, vector(&b, columns)?),
-        (DeltaOp::EmbeddingLowRank { b, scaling, .. }, _) => {
-            Resident::EmbedLowRank(pair(b.cols(), scaling, 0..layout.hidden_size))
-        }
-        (DeltaOp::Gain { g }, _) => Resident::Gain(site, vector(&g, 0..g.len())?),
-        (DeltaOp::Prefix { layers, .. }, _) => Resident::VirtualRows(VirtualRows::Prefix(layers)),
-        (DeltaOp::PromptEmbeds { embeds }, _) => Resident::VirtualRows(VirtualRows::Embeds(embeds.to_f32())),
-        // The only scale outside a stack is DoRA's on the embedding; compilers give biases and inputs to stacks alone.
-        (DeltaOp::OutputScale { g, .. } | DeltaOp::InputScale { g } | DeltaOp::Bias { b: g }, None) => {
-            debug_assert_eq!(site, Site::Embed);
-            Resident::EmbedScale(vector(&g, 0..g.len())?)
-        }
-        (DeltaOp::LowRank { .. }, None) => unreachable!("compilers attach LowRank to stacked sites only"),
-    })
-}
-
-impl<B: Backend> DeltaTable<B> {
-    /// Empty tables for a base.
-    #[must_use]
-    pub fn new(layout: &BaseLayout) -> Self {
-        let layer = |_| LayerDeltas {
-            qkv: LinearDeltas::new(3),
-            o: LinearDeltas::new(1),
-            gate_up: LinearDeltas::new(2),
-            down: LinearDeltas::new(1),
-            attention_norm: SlotTable::default(),
-            q_norm: SlotTable::default(),
-            k_norm: SlotTable::default(),
-            attention_out_norm: SlotTable::default(),
-            mlp_norm: SlotTable::default(),
-            mlp_out_norm: SlotTable::default(),
-        };
-        Self {
-            layers: (0..layout.layers).map(layer).collect(),
-            embed: SlotTable::default(),
-            embed_scale: SlotTable::default(),
-            lm_head: LinearDeltas::new(1),
-            final_norm: SlotTable::default(),
-            virtual_rows: SlotTable::default(),
-        }
-    }
-
-    /// Put a prepared adapter into an empty slot.
-    pub fn install(&mut self, slot: AdapterSlot, delta: PreparedDelta<B>) {
-        for op in delta.ops {
-            match op {
-                Resident::LowRank(stack, pair) => self.stack(stack).low_rank.push(slot, pair),
-                Resident::InputScale(stack, segments, copies) => {
-                    let tables = &mut self.stack(stack).input_scale[segments];
-                    tables.iter_mut().zip(copies).for_each(|(table, g)| table.push(slot, g));
-                }
-                Resident::OutputScale { stack, after_bias: false, g } => {
-                    self.stack(stack).scale_before_bias.push(slot, g);
-                }
-                Resident::OutputScale { stack, after_bias: true, g } => {
-                    self.stack(stack).scale_after_bias.push(slot, g);
-                }
-                Resident::Bias(stack, b) => self.stack(stack).bias.push(slot, b),
-                Resident::Gain(site, g) => self.gains(site).push(slot, g),
-                Resident::EmbedLowRank(pair) => self.embed.push(slot, pair),
-                Resident::EmbedScale(g) => self.embed_scale.push(slot, g),
-                Resident::VirtualRows(rows) => self.virtual_rows.push(slot, rows),
-            }
-        }
-    }
-
-    /// Empty a slot. Nothing is freed here.
-    pub fn remove(&mut self, slot: AdapterSlot) -> RemovedDelta<B> {
-        let mut removed = RemovedDelta { low_rank: Vec::new(), vectors: Vec::new(), virtual_rows: Vec::new() };
-        for layer in &mut self.layers {
-            for stack in [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down] {
-                stack.take(slot, &mut removed);
-            }
-            let (first, second) = (&mut layer.attention_norm, &mut layer.mlp_norm);
-            let (attention_out, mlp_out) = (&mut layer.attention_out_norm, &mut layer.mlp_out_norm);
-            for gains in [first, second, attention_out, mlp_out, &mut layer.q_norm, &mut layer.k_norm] {
-                removed.vectors.extend(gains.take(slot));
-            }
-        }
-        self.lm_head.take(slot, &mut removed);
-        removed.low_rank.extend(self.embed.take(slot));
-        removed.vectors.extend(self.embed_scale.take(slot));
-        removed.vectors.extend(self.final_norm.take(slot));
-        removed.virtual_rows.extend(self.virtual_rows.take(slot));
-        removed
-    }
-
-    fn stack(&mut self, stack: Stack) -> &mut LinearDeltas<B> {
-        match stack {
-            Stack::Qkv(layer) => &mut self.layers[layer as usize].qkv,
-            Stack::O(layer) => &mut self.layers[layer as usize].o,
-            Stack::GateUp(layer) => &mut self.layers[layer as usize].gate_up,
-            Stack::Down(layer) => &mut self.layers[layer as usize].down,
-            Stack::LmHead => &mut self.lm_head,
-        }
-    }
-
-    fn gains(&mut self, site: Site) -> &mut SlotVectors<B> {
-        let Site::Layer(layer, part) = site else { return &mut self.final_norm };
-        let layer = &mut self.layers[layer as usize];
-        match part {
-            LayerSite::AttentionNorm => &mut layer.attention_norm,
-            LayerSite::QNorm => &mut layer.q_norm,
-            LayerSite::KNorm => &mut layer.k_norm,
-            LayerSite::AttentionOutNorm => &mut layer.attention_out_norm,
-            LayerSite::MlpNorm => &mut layer.mlp_norm,
-            LayerSite::MlpOutNorm => &mut layer.mlp_out_norm,
-            LayerSite::Q
-            | LayerSite::K
-            | LayerSite::V
-            | LayerSite::Qkv
-            | LayerSite::O
-            | LayerSite::Gate
-            | LayerSite::Up
-            | LayerSite::GateUp
-            | LayerSite::Down => unreachable!("compilers attach Gain to norms only"),
-        }
-    }
 }

@@ -24,7 +24,7 @@ pub trait StepExecutor: Send + 'static {
     /// Put an adapter into an empty slot.
     fn install(&mut self, slot: AdapterSlot, prepared: Self::Prepared);
 
-    /// Empty a slot; harmless if it is. What it held is returned: freeing it takes longer than taking it out.
+    /// Empty a slot; harmless if it is. What it held is returned whole: freeing it takes longer than taking it out.
     fn remove(&mut self, slot: AdapterSlot) -> Leftover;
 }
 

@@ -7,7 +7,7 @@ use super::spec::DecoderSpec;
 use super::weights::BaseModel;
 use super::{ModelError, base_layout};
 use crate::delta::apply::{LinearSite, StepRows, linear};
-use crate::delta::{DeltaTable, PreparedDelta, RemovedDelta, VirtualRows};
+use crate::delta::{DeltaTable, PreparedDelta, VirtualRows};
 use crate::ops::{Backend, HeadColumns, KvShape, Norm, OpsError, Rows, SampleOutcome, SampledRows, StepPlan};
 use crate::types::AdapterSlot;
 
@@ -67,7 +67,6 @@ pub struct Decoder<B: Backend> {
     base: BaseModel<B>,
     deltas: DeltaTable<B>,
     kv: B::KvCache,
-    block_size: usize,
     work: Workspace<B>,
 }
 
@@ -91,8 +90,8 @@ impl<B: Backend> Decoder<B> {
         };
         let kv = backend.kv_cache(shape)?;
         let work = workspace(backend.as_ref(), &spec, limits.max_rows)?;
-        let deltas = DeltaTable::new(&base_layout(&spec));
-        Ok(Self { backend, spec, base, deltas, kv, block_size: limits.block_size, work })
+        let deltas = DeltaTable::new(backend.as_ref(), &base_layout(&spec))?;
+        Ok(Self { backend, spec, base, deltas, kv, work })
     }
 
     /// Where the long frequencies begin in the rotary tables; `None` where there is one set only. Rows of a plan that
@@ -104,12 +103,12 @@ impl<B: Backend> Decoder<B> {
 
     /// Put an adapter into an empty slot.
     pub fn install(&mut self, slot: AdapterSlot, delta: PreparedDelta<B>) {
-        self.deltas.install(slot, delta);
+        self.deltas.install(&self.backend, slot, delta);
     }
 
-    /// Empty a slot.
-    pub fn remove(&mut self, slot: AdapterSlot) -> RemovedDelta<B> {
-        self.deltas.remove(slot)
+    /// Empty a slot: what it held, whole.
+    pub fn remove(&mut self, slot: AdapterSlot) -> Option<PreparedDelta<B>> {
+        self.deltas.remove(&self.backend, slot)
     }
 
     /// Copy one KV block.
@@ -119,13 +118,9 @@ impl<B: Backend> Decoder<B> {
 
     /// Fill blocks with the saved K and V of a slot's prefix; true if the slot has one.
     pub fn write_prefix(&mut self, slot: AdapterSlot, blocks: &[u32]) -> bool {
-        let Some(VirtualRows::Prefix(layers)) = self.deltas.virtual_rows.get(Some(slot)).first() else { return false };
-        let count = layers.first().map_or(0, |layer| layer.k.len() / self.spec.kv_dim());
-        let place =
-            |index: usize| blocks[index / self.block_size] * self.block_size as u32 + (index % self.block_size) as u32;
-        let places: Vec<u32> = (0..count).map(place).collect();
-        for (index, layer) in layers.iter().enumerate() {
-            self.backend.write_kv(&mut self.kv, index, &places, &layer.k, &layer.v);
+        let Some(VirtualRows::Prefix { count, layers }) = self.deltas.virtual_rows(slot) else { return false };
+        for (index, (k, v)) in layers.iter().enumerate() {
+            self.backend.write_pages(&mut self.kv, index, blocks, *count, k, v);
         }
         true
     }
@@ -179,57 +174,56 @@ impl<B: Backend> Decoder<B> {
         let Workspace { step, residual, .. } = work;
         let on = all_rows(backend.as_ref(), step, &input.plan);
         backend.embed(step, &base.embed, spec.embed_scale, residual);
-        if on.touch(&deltas.embed) {
-            backend.embedding_low_rank(step, &deltas.embed, spec.embed_scale, residual);
+        let low_rank = deltas.at(deltas.sites.embed);
+        if on.touch(low_rank) {
+            backend.embedding_low_rank(step, low_rank, spec.embed_scale, residual);
         }
-        if on.touch(&deltas.embed_scale) {
-            backend.scale_rows(step, Rows::All, &deltas.embed_scale, residual);
+        let scale = deltas.at(deltas.sites.embed_scale);
+        if on.touch(scale) {
+            backend.scale_rows(step, Rows::All, scale, residual);
         }
-        for chunk in &input.embeds {
-            if let Some(VirtualRows::Embeds(embeds)) = deltas.virtual_rows.get(Some(chunk.slot)).first() {
-                let targets: Vec<u32> = chunk.rows.clone().map(|row| row as u32).collect();
-                let first = chunk.first * spec.hidden_size;
-                let values = &embeds[first..first + targets.len() * spec.hidden_size];
-                backend.write_rows(&targets, values, residual);
+        for EmbedRows { slot, first, rows } in &input.embeds {
+            if let Some(VirtualRows::Embeds(embeds)) = deltas.virtual_rows(*slot) {
+                backend.copy_rows(embeds, *first, rows.clone(), residual);
             }
         }
     }
 
     fn attention_block(&mut self, index: usize, plan: &StepPlan) {
         let Self { backend, spec, base, deltas, kv, work, .. } = self;
-        let (layer, delta) = (&base.layers[index], &deltas.layers[index]);
+        let (layer, sites) = (&base.layers[index], &deltas.sites.layers[index]);
         let Workspace { step, residual, normed, qkv, attention, projected, .. } = work;
         let on = all_rows(backend.as_ref(), step, plan);
-        let norm = |weight, gains| Norm { weight, gains, eps: spec.norm_eps };
-        let before = norm(&layer.attention_norm, &delta.attention_norm);
+        let norm = |weight, gains| Norm { weight, gains: deltas.at(gains), eps: spec.norm_eps };
+        let before = norm(&layer.attention_norm, sites.attention_norm);
         backend.rms_norm(step, Rows::All, before, residual, normed);
-        linear(&on, layer.qkv.site(), &delta.qkv, normed, &mut work.scaled_hidden, qkv);
+        linear(&on, layer.qkv.site(), deltas.linear(&sites.qkv), normed, &mut work.scaled_hidden, qkv);
         if let (Some(q_norm), Some(k_norm)) = (&layer.q_norm, &layer.k_norm) {
             let q = HeadColumns { first: 0, heads: spec.heads, head_dim: spec.head_dim };
             let k = HeadColumns { first: spec.q_dim(), heads: spec.kv_heads, head_dim: spec.head_dim };
-            backend.rms_norm_heads(step, Rows::All, norm(q_norm, &delta.q_norm), q, qkv);
-            backend.rms_norm_heads(step, Rows::All, norm(k_norm, &delta.k_norm), k, qkv);
+            backend.rms_norm_heads(step, Rows::All, norm(q_norm, sites.q_norm), q, qkv);
+            backend.rms_norm_heads(step, Rows::All, norm(k_norm, sites.k_norm), k, qkv);
         }
         let shape = spec.attention(index);
         let rope = &base.ropes[spec.layers[index].rope];
         backend.rope_and_cache(step, &shape, rope, index, qkv, kv);
         backend.attention(step, &shape, index, qkv, kv, attention);
-        linear(&on, layer.o.site(), &delta.o, attention, &mut work.scaled_attention, projected);
-        let after = layer.attention_out_norm.as_ref().map(|weight| norm(weight, &delta.attention_out_norm));
+        linear(&on, layer.o.site(), deltas.linear(&sites.o), attention, &mut work.scaled_attention, projected);
+        let after = layer.attention_out_norm.as_ref().map(|weight| norm(weight, sites.attention_out_norm));
         add_to_residual(&on, after, projected, normed, residual);
     }
 
     fn mlp_block(&mut self, index: usize, plan: &StepPlan) {
         let Self { backend, spec, base, deltas, work, .. } = self;
-        let (layer, delta) = (&base.layers[index], &deltas.layers[index]);
+        let (layer, sites) = (&base.layers[index], &deltas.sites.layers[index]);
         let Workspace { step, residual, normed, gate_up, activated, projected, .. } = work;
         let on = all_rows(backend.as_ref(), step, plan);
-        let norm = |weight, gains| Norm { weight, gains, eps: spec.norm_eps };
-        backend.rms_norm(step, Rows::All, norm(&layer.mlp_norm, &delta.mlp_norm), residual, normed);
-        linear(&on, layer.gate_up.site(), &delta.gate_up, normed, &mut work.scaled_hidden, gate_up);
+        let norm = |weight, gains| Norm { weight, gains: deltas.at(gains), eps: spec.norm_eps };
+        backend.rms_norm(step, Rows::All, norm(&layer.mlp_norm, sites.mlp_norm), residual, normed);
+        linear(&on, layer.gate_up.site(), deltas.linear(&sites.gate_up), normed, &mut work.scaled_hidden, gate_up);
         backend.gated_activation(step, Rows::All, spec.activation, gate_up, activated);
-        linear(&on, layer.down.site(), &delta.down, activated, &mut work.scaled_inner, projected);
-        let after = layer.mlp_out_norm.as_ref().map(|weight| norm(weight, &delta.mlp_out_norm));
+        linear(&on, layer.down.site(), deltas.linear(&sites.down), activated, &mut work.scaled_inner, projected);
+        let after = layer.mlp_out_norm.as_ref().map(|weight| norm(weight, sites.mlp_out_norm));
         add_to_residual(&on, after, projected, normed, residual);
     }
 
@@ -240,10 +234,10 @@ impl<B: Backend> Decoder<B> {
         let rows = Rows::Sampled(group);
         let on = StepRows { backend: backend.as_ref(), step, rows, plan: plan.of(rows) };
         backend.gather_rows(step, rows, residual, last);
-        let norm = Norm { weight: &base.final_norm, gains: &deltas.final_norm, eps: spec.norm_eps };
+        let norm = Norm { weight: &base.final_norm, gains: deltas.at(deltas.sites.final_norm), eps: spec.norm_eps };
         backend.rms_norm(step, rows, norm, last, last_normed);
         let weight = base.lm_head.as_ref().unwrap_or(&base.embed);
-        linear(&on, LinearSite { weight, bias: None }, &deltas.lm_head, last_normed, last, logits);
+        linear(&on, LinearSite { weight, bias: None }, deltas.linear(&deltas.sites.lm_head), last_normed, last, logits);
         if let Some(cap) = spec.final_softcap {
             backend.softcap(step, rows, cap, logits);
         }

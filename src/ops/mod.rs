@@ -24,11 +24,11 @@ mod table;
 pub use error::OpsError;
 pub use host::{Dtype, HostData, HostMatrix, HostTensor, TensorData};
 pub use plan::{RowPlan, Rows, SampledRows, Segment, SequencePlan, StepPlan};
-pub use table::{ColumnVector, LowRank, SlotTable, SlotVectors};
+pub use table::{ColumnVector, LowRank, SiteId, SiteTable, SlotDelta, SlotTable};
 
 use std::ops::Range;
 
-use crate::types::{SampledToken, SequenceFailure};
+use crate::types::{AdapterSlot, SampledToken, SequenceFailure};
 
 /// Shape of the paged KV cache. One block holds `block_size` consecutive places of one sequence in every layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +109,7 @@ pub struct Norm<'a, B: Backend> {
     /// `[width]`.
     pub weight: &'a B::Vector,
     /// By slot.
-    pub gains: &'a SlotVectors<B>,
+    pub gains: SiteTable<'a, B>,
     /// Added to the mean square.
     pub eps: f32,
 }
@@ -140,6 +140,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type KvCache: Send;
     /// A [`StepPlan`] on the device.
     type Step: Send;
+    /// Deltas of all slots at all sites, as the kernels read them.
+    type DeltaTable: Send;
 
     /// What this is.
     fn info(&self) -> BackendInfo;
@@ -165,6 +167,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Copy a vector to the device.
     fn vector(&self, values: &[f32]) -> Result<Self::Vector, OpsError>;
 
+    /// Copy rows to a buffer of their own, `values.len() / cols` of them.
+    fn buffer_of(&self, cols: usize, values: &[f32]) -> Result<Self::Buffer, OpsError>;
+
     /// Copy rotary tables to the device.
     fn rope(&self, table: &RopeTable) -> Result<Self::Rope, OpsError>;
 
@@ -176,6 +181,19 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// Copy a plan to the device.
     fn upload(&self, plan: &StepPlan, step: &mut Self::Step) -> Result<(), OpsError>;
+
+    /// An empty delta table.
+    fn delta_table(&self) -> Result<Self::DeltaTable, OpsError>;
+
+    /// Put an adapter's entries into an empty slot. Steps launched before do not see them, those launched after do.
+    fn set_slot(&self, table: &mut Self::DeltaTable, slot: AdapterSlot, delta: SlotDelta<Self>);
+
+    /// Empty a slot: what it held, whole. It may be dropped at once and on any thread: memory that a launched step may
+    /// still read is given back behind that step.
+    fn clear_slot(&self, table: &mut Self::DeltaTable, slot: AdapterSlot) -> Option<SlotDelta<Self>>;
+
+    /// What a slot holds, as the host knows it: which op classes a step runs is decided by it, before the first launch.
+    fn slot<'t>(&self, table: &'t Self::DeltaTable, slot: AdapterSlot) -> Option<&'t SlotDelta<Self>>;
 
     /// Row `row` of a buffer, on the host. Waits for the device: for looking on, not for the way of a step.
     fn read_row<'a>(&self, buffer: &'a Self::Buffer, row: usize) -> std::borrow::Cow<'a, [f32]>;
@@ -201,9 +219,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// `[vocab, hidden]` as stored (bf16 or f32, widened). Rows whose id is absent ([`StepPlan::ids`]) are left as they are.
     fn embed(&self, step: &Self::Step, table: &Self::Weight, scale: f32, y: &mut Self::Buffer);
 
-    /// Semantics: `y[r, :] = values[r, :]` for the given rows; `values` is `[rows.len(), cols]` on the host. Used for
-    /// prompt embeddings.
-    fn write_rows(&self, rows: &[u32], values: &[f32], y: &mut Self::Buffer);
+    /// Semantics: `y[rows.start + i, :] = x[first + i, :]` for each i below `rows.len()`. Used for prompt embeddings.
+    fn copy_rows(&self, x: &Self::Buffer, first: usize, rows: Range<usize>, y: &mut Self::Buffer);
 
     /// Semantics: `y[r, :] = x[source of r, :]`, where x holds all rows of the step: the source of a sampled row is
     /// [`SampledRows::sources`], that of any other the row itself.
@@ -277,9 +294,17 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Copy one block, all layers.
     fn copy_block(&self, kv: &mut Self::KvCache, source: usize, target: usize);
 
-    /// Store saved K and V of one layer as they are (no rope, no norm): `k`, `v` are `[places.len(), kv_dim]`, place =
-    /// `block * block_size + offset`.
-    fn write_kv(&self, kv: &mut Self::KvCache, layer: usize, places: &[u32], k: &[f32], v: &[f32]);
+    /// Store saved K and V of one layer as they are (no rope, no norm): row i of `k` and `v`, for each i below `count`, at
+    /// KV index i of a sequence whose block table begins with `blocks`.
+    fn write_pages(
+        &self,
+        kv: &mut Self::KvCache,
+        layer: usize,
+        blocks: &[u32],
+        count: usize,
+        k: &Self::Buffer,
+        v: &Self::Buffer,
+    );
 
     // --- deltas, one op class at a time, all rows at once ---------------------------------------------------------
 
@@ -290,7 +315,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         &self,
         step: &Self::Step,
         rows: Rows,
-        table: &SlotTable<LowRank<Self>>,
+        deltas: SiteTable<'_, Self>,
         x: &Self::Buffer,
         y: &mut Self::Buffer,
     );
@@ -301,38 +326,32 @@ pub trait Backend: Send + Sync + Sized + 'static {
         &self,
         step: &Self::Step,
         rows: Rows,
-        table: &SlotTable<LowRank<Self>>,
+        deltas: SiteTable<'_, Self>,
         x: &Self::Buffer,
         w: &Self::Weight,
         y: &mut Self::Buffer,
     ) {
         self.gemm(step, rows, x, w, y);
-        self.low_rank(step, rows, table, x, y);
+        self.low_rank(step, rows, deltas, x, y);
     }
 
     /// Semantics, for each row of the step with a token id of a slot with entries: `y[r, :] += scale * scaling * Σ_j
     /// B[:, j] * A[j, id]`, A given transposed as `a: [vocab, rank]`, `b: [hidden, rank]`. `scale` is the embedding scale
     /// of the base (Gemma), 1 elsewhere.
-    fn embedding_low_rank(
-        &self,
-        step: &Self::Step,
-        table: &SlotTable<LowRank<Self>>,
-        scale: f32,
-        y: &mut Self::Buffer,
-    );
+    fn embedding_low_rank(&self, step: &Self::Step, deltas: SiteTable<'_, Self>, scale: f32, y: &mut Self::Buffer);
 
     /// Semantics: `y[r, columns] *= g` for each entry of the row's slot.
-    fn scale_rows(&self, step: &Self::Step, rows: Rows, table: &SlotVectors<Self>, y: &mut Self::Buffer);
+    fn scale_rows(&self, step: &Self::Step, rows: Rows, deltas: SiteTable<'_, Self>, y: &mut Self::Buffer);
 
     /// Semantics: `y[r, columns] += b` for each entry of the row's slot.
-    fn bias_rows(&self, step: &Self::Step, rows: Rows, table: &SlotVectors<Self>, y: &mut Self::Buffer);
+    fn bias_rows(&self, step: &Self::Step, rows: Rows, deltas: SiteTable<'_, Self>, y: &mut Self::Buffer);
 
     /// Semantics: `y[r, :] = g ∘ x[r, :]` where the row's slot has an entry g, else `x[r, :]`.
     fn scale_input(
         &self,
         step: &Self::Step,
         rows: Rows,
-        table: &SlotVectors<Self>,
+        deltas: SiteTable<'_, Self>,
         x: &Self::Buffer,
         y: &mut Self::Buffer,
     );
@@ -345,7 +364,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         &self,
         step: &Self::Step,
         rows: Rows,
-        table: &SlotVectors<Self>,
+        deltas: SiteTable<'_, Self>,
         x: &Self::Buffer,
         w: &Self::Weight,
         segment: usize,

@@ -1,9 +1,16 @@
-//! Per-site tables of delta ops, indexed by adapter slot. Install and remove touch these tables only, between steps.
+//! What adapters hold at their sites, and the table of all slots.
+//!
+//! An adapter is put together on a loader thread ([`SlotDelta`]), set into a slot between two steps, and taken out of it
+//! whole. What a kernel reads of it is its backend's table ([`Backend::DeltaTable`]).
 
 use std::ops::Range;
 
 use super::Backend;
 use crate::types::AdapterSlot;
+
+/// One op class at one place of the decoder. Whoever builds the deltas counts them from 0 on; here they are numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SiteId(pub u32);
 
 /// One low-rank pair of a site. Each keeps its own memory at its true rank; the scaling is applied as f32 to the
 /// product and never folded into bf16 numbers.
@@ -20,7 +27,7 @@ pub struct LowRank<B: Backend> {
     pub columns: Range<usize>,
 }
 
-/// A vector for some columns of a site.
+/// A vector for some columns of a site: a scale, a bias or a gain.
 pub struct ColumnVector<B: Backend> {
     /// `columns.len()` numbers.
     pub values: B::Vector,
@@ -28,47 +35,140 @@ pub struct ColumnVector<B: Backend> {
     pub columns: Range<usize>,
 }
 
-/// Vectors by slot: scales, biases, gains.
-pub type SlotVectors<B> = SlotTable<ColumnVector<B>>;
-
-/// The entries of one op class at one site, by slot. A slot may hold several (one per projection of a stacked site).
-pub struct SlotTable<T> {
-    by_slot: Vec<Vec<T>>,
-    len: usize,
+/// Entries sorted by site; a site may have several (one per projection of a stacked site).
+struct BySite<T> {
+    entries: Vec<T>,
+    /// Where those of each site end, up to the last site that has any.
+    ends: Vec<u32>,
 }
 
-impl<T> Default for SlotTable<T> {
-    fn default() -> Self {
-        Self { by_slot: Vec::new(), len: 0 }
-    }
-}
-
-impl<T> SlotTable<T> {
-    /// Entries of a slot; empty for the base and for slots without this op here.
-    #[must_use]
-    pub fn get(&self, slot: Option<AdapterSlot>) -> &[T] {
-        slot.and_then(|slot| self.by_slot.get(slot.index())).map_or(&[], Vec::as_slice)
-    }
-
-    /// Add an entry to a slot.
-    pub fn push(&mut self, slot: AdapterSlot, entry: T) {
-        if self.by_slot.len() <= slot.index() {
-            self.by_slot.resize_with(slot.index() + 1, Vec::new);
+impl<T> BySite<T> {
+    /// Entries of one site keep their order.
+    fn new(mut entries: Vec<(SiteId, T)>) -> Self {
+        entries.sort_by_key(|(site, _)| *site);
+        let mut ends = Vec::new();
+        for (index, (site, _)) in entries.iter().enumerate() {
+            ends.resize(site.0 as usize, index as u32);
+            ends.push(index as u32 + 1);
         }
-        self.by_slot[slot.index()].push(entry);
-        self.len += 1;
+        Self { entries: entries.into_iter().map(|(_, entry)| entry).collect(), ends }
     }
 
-    /// Take all entries of a slot out.
-    pub fn take(&mut self, slot: AdapterSlot) -> Vec<T> {
-        let entries = self.by_slot.get_mut(slot.index()).map(std::mem::take).unwrap_or_default();
-        self.len -= entries.len();
-        entries
+    fn get(&self, site: SiteId) -> &[T] {
+        let site = site.0 as usize;
+        let Some(end) = self.ends.get(site) else { return &[] };
+        let start = site.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.entries[start as usize..*end as usize]
     }
+}
 
-    /// True when no slot has an entry: the class is absent at this site and costs nothing.
+/// All entries of one adapter, with their memory on the device.
+pub struct SlotDelta<B: Backend> {
+    low_rank: BySite<LowRank<B>>,
+    vectors: BySite<ColumnVector<B>>,
+}
+
+impl<B: Backend> SlotDelta<B> {
+    /// Put entries together. Those of one site keep their order.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+    pub fn new(low_rank: Vec<(SiteId, LowRank<B>)>, vectors: Vec<(SiteId, ColumnVector<B>)>) -> Self {
+        Self { low_rank: BySite::new(low_rank), vectors: BySite::new(vectors) }
+    }
+
+    /// Low-rank pairs of a site.
+    #[must_use]
+    pub fn low_rank(&self, site: SiteId) -> &[LowRank<B>] {
+        self.low_rank.get(site)
+    }
+
+    /// Vectors of a site.
+    #[must_use]
+    pub fn vectors(&self, site: SiteId) -> &[ColumnVector<B>] {
+        self.vectors.get(site)
+    }
+
+    /// Whether a site has any entry.
+    #[must_use]
+    pub fn holds(&self, site: SiteId) -> bool {
+        !self.low_rank(site).is_empty() || !self.vectors(site).is_empty()
+    }
+}
+
+/// The entries of all slots at one site: what an op of a delta class reads.
+pub struct SiteTable<'a, B: Backend> {
+    /// All sites.
+    pub table: &'a B::DeltaTable,
+    /// Which of them.
+    pub site: SiteId,
+}
+
+impl<B: Backend> Clone for SiteTable<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for SiteTable<'_, B> {}
+
+/// The table of a backend whose kernels read the host's memory.
+pub struct SlotTable<B: Backend> {
+    slots: Vec<Option<SlotDelta<B>>>,
+}
+
+impl<B: Backend> Default for SlotTable<B> {
+    fn default() -> Self {
+        Self { slots: Vec::new() }
+    }
+}
+
+impl<B: Backend> SlotTable<B> {
+    /// See [`Backend::set_slot`].
+    pub fn set(&mut self, slot: AdapterSlot, delta: SlotDelta<B>) {
+        if self.slots.len() <= slot.index() {
+            self.slots.resize_with(slot.index() + 1, || None);
+        }
+        debug_assert!(self.slots[slot.index()].is_none(), "a slot is cleared before it is set");
+        self.slots[slot.index()] = Some(delta);
+    }
+
+    /// See [`Backend::clear_slot`].
+    pub fn clear(&mut self, slot: AdapterSlot) -> Option<SlotDelta<B>> {
+        self.slots.get_mut(slot.index()).and_then(Option::take)
+    }
+
+    /// See [`Backend::slot`].
+    #[must_use]
+    pub fn get(&self, slot: AdapterSlot) -> Option<&SlotDelta<B>> {
+        self.slots.get(slot.index())?.as_ref()
+    }
+}
+
+impl<'a, B: Backend<DeltaTable = SlotTable<B>>> SiteTable<'a, B> {
+    fn delta(&self, slot: Option<AdapterSlot>) -> Option<&'a SlotDelta<B>> {
+        slot.and_then(|slot| self.table.get(slot))
+    }
+
+    /// Low-rank pairs of a slot; empty for the base and for slots without any here.
+    pub(super) fn low_rank(&self, slot: Option<AdapterSlot>) -> &'a [LowRank<B>] {
+        self.delta(slot).map_or(&[], |delta| delta.low_rank(self.site))
+    }
+
+    /// Vectors of a slot; empty for the base and for slots without any here.
+    pub(super) fn vectors(&self, slot: Option<AdapterSlot>) -> &'a [ColumnVector<B>] {
+        self.delta(slot).map_or(&[], |delta| delta.vectors(self.site))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_found_by_site_in_the_order_they_came() {
+        let entries = [(4, 'a'), (1, 'b'), (4, 'c'), (2, 'd'), (1, 'e')];
+        let by_site = BySite::new(entries.map(|(site, entry)| (SiteId(site), entry)).to_vec());
+        let found: Vec<&[char]> = (0..7).map(|site| by_site.get(SiteId(site))).collect();
+        assert_eq!(found, [&[][..], &['b', 'e'], &['d'], &[], &['a', 'c'], &[], &[]]);
+        assert!(BySite::<char>::new(Vec::new()).get(SiteId(0)).is_empty());
     }
 }

@@ -13,7 +13,7 @@ use super::CpuBackend;
 use super::gemm::{Chunks, InputForm, Inputs, Outputs, Part, Store, ask_for, multiply, prepare_row};
 use super::memory::{Buffer, at_least};
 use super::pack::{PANEL, PackedWeight};
-use crate::ops::{Backend, LowRank, RowPlan, SlotTable};
+use crate::ops::{Backend, LowRank, RowPlan, SiteTable};
 use crate::types::AdapterSlot;
 
 /// Multiply-adds of a task worth handing out on its own.
@@ -71,14 +71,14 @@ fn value_stride(rank: usize) -> usize {
     rank.next_multiple_of(PANEL)
 }
 
-type Table = SlotTable<LowRank<CpuBackend>>;
+type Table<'t> = SiteTable<'t, CpuBackend>;
 
 impl CpuBackend {
     /// See [`Backend::low_rank`]; with a base, [`Backend::gemm_low_rank`].
     pub(super) fn add_low_rank(
         &self,
         rows: &RowPlan,
-        table: &Table,
+        table: Table<'_>,
         x: &Buffer,
         base: Option<&PackedWeight>,
         y: &mut Buffer,
@@ -104,7 +104,7 @@ impl CpuBackend {
         &self,
         ids: &[Option<u32>],
         rows: &RowPlan,
-        table: &Table,
+        table: Table<'_>,
         scale: f32,
         y: &mut Buffer,
     ) {
@@ -121,18 +121,21 @@ impl CpuBackend {
 
 impl Scratch {
     /// List segments, their rows that are `wanted`, and pairs; true if there is something to do.
-    fn collect(&mut self, backend: &CpuBackend, plan: &RowPlan, table: &Table, wanted: impl Fn(u32) -> bool) -> bool {
+    fn collect(
+        &mut self,
+        backend: &CpuBackend,
+        plan: &RowPlan,
+        table: Table<'_>,
+        wanted: impl Fn(u32) -> bool,
+    ) -> bool {
         self.rows.clear();
         self.segments.clear();
         self.pairs.clear();
-        if table.is_empty() {
-            return false;
-        }
         assert_grouped(plan);
         let form = InputForm::of(backend.isa, backend.dtype());
         let (mut values, mut words) = (0, 0);
         for segment in &plan.segments {
-            let entries = table.get(Some(segment.slot));
+            let entries = table.low_rank(Some(segment.slot));
             let first = self.rows.len();
             if !entries.is_empty() {
                 self.rows.extend(plan.rows_of(segment).iter().filter(|row| wanted(**row)));
@@ -156,11 +159,11 @@ impl Scratch {
         !self.pairs.is_empty()
     }
 
-    fn entry<'t>(segments: &[Segment], table: &'t Table, pair: &Pair) -> &'t LowRank<CpuBackend> {
-        &table.get(Some(segments[pair.segment].slot))[pair.entry]
+    fn entry<'t>(segments: &[Segment], table: Table<'t>, pair: &Pair) -> &'t LowRank<CpuBackend> {
+        &table.low_rank(Some(segments[pair.segment].slot))[pair.entry]
     }
 
-    fn shrink(&mut self, backend: &CpuBackend, table: &Table, x: Inputs<'_>) {
+    fn shrink(&mut self, backend: &CpuBackend, table: Table<'_>, x: Inputs<'_>) {
         let depth = x.depth();
         self.tasks.clear();
         let mut work = 0;
@@ -193,7 +196,7 @@ impl Scratch {
     }
 
     /// v as inputs of the expand: rounded in bf16 mode.
-    fn round(&mut self, backend: &CpuBackend, table: &Table) {
+    fn round(&mut self, backend: &CpuBackend, table: Table<'_>) {
         let form = InputForm::of(backend.isa, backend.dtype());
         for pair in &self.pairs {
             let rank = Self::entry(&self.segments, table, pair).rank;
@@ -206,7 +209,7 @@ impl Scratch {
     }
 
     /// v of an embedding: the row of A at each row's id.
-    fn look_up(&mut self, table: &Table, ids: &[Option<u32>]) {
+    fn look_up(&mut self, table: Table<'_>, ids: &[Option<u32>]) {
         for pair in &self.pairs {
             let segment = &self.segments[pair.segment];
             let op = Self::entry(&self.segments, table, pair);
@@ -221,10 +224,10 @@ impl Scratch {
     }
 
     /// The base's GEMM, and s · B v of every segment whose panels are the base's own.
-    fn expand_with(&mut self, backend: &CpuBackend, table: &Table, base: &Chunks<'_>, y: Outputs<'_>) {
+    fn expand_with(&mut self, backend: &CpuBackend, table: Table<'_>, base: &Chunks<'_>, y: Outputs<'_>) {
         let mut work = base.work();
         for segment in &mut self.segments {
-            let entries = table.get(Some(segment.slot));
+            let entries = table.low_rank(Some(segment.slot));
             segment.fused = entries.iter().all(|op| base.aligns(&op.columns));
             work += entries.iter().map(|op| segment.rows.len() * op.rank * op.b.columns()).sum::<usize>();
         }
@@ -253,7 +256,7 @@ impl Scratch {
     /// The fused pairs that write columns of a chunk, and the panels of their B that do.
     fn fused_parts<'a>(
         &'a self,
-        table: &'a Table,
+        table: Table<'a>,
         base: &'a Chunks<'_>,
         chunk: usize,
     ) -> impl Iterator<Item = (&'a Pair, Range<usize>)> {
@@ -268,12 +271,12 @@ impl Scratch {
     }
 
     /// s · B v of every segment that has not been expanded with the base.
-    fn expand(&mut self, backend: &CpuBackend, table: &Table, scale: f32, y: Outputs<'_>) {
+    fn expand(&mut self, backend: &CpuBackend, table: Table<'_>, scale: f32, y: Outputs<'_>) {
         self.tasks.clear();
         let mut work = 0;
         for segment in self.segments.iter().filter(|segment| !segment.fused) {
             let rows = segment.rows.len();
-            let entries = table.get(Some(segment.slot));
+            let entries = table.low_rank(Some(segment.slot));
             work += entries.iter().map(|op| rows * op.rank * op.b.columns()).sum::<usize>();
             if overlap(entries) {
                 self.tasks.push(Task { pairs: segment.pairs.clone(), rows: 0..rows, panels: 0..usize::MAX });
@@ -305,7 +308,7 @@ impl Scratch {
     unsafe fn add_product(
         &self,
         backend: &CpuBackend,
-        table: &Table,
+        table: Table<'_>,
         pair: &Pair,
         rows: Range<usize>,
         panels: Range<usize>,

@@ -23,6 +23,7 @@ mod rows;
 mod sample;
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use isa::Isa;
@@ -37,8 +38,8 @@ use memory::{at_least, filled};
 use pool::Pool;
 
 use super::{
-    Activation, AttentionSpec, Backend, BackendInfo, Dtype, HeadColumns, HostMatrix, KvShape, LowRank, Norm,
-    OpsError, RopeTable, RowPlan, Rows, SampleOutcome, SlotTable, SlotVectors, StepPlan,
+    Activation, AttentionSpec, Backend, BackendInfo, Dtype, HeadColumns, HostMatrix, KvShape, Norm, OpsError,
+    RopeTable, RowPlan, Rows, SampleOutcome, SiteTable, SlotDelta, SlotTable, StepPlan,
 };
 use crate::types::AdapterSlot;
 
@@ -153,6 +154,7 @@ impl Backend for CpuBackend {
     type Rope = Rope;
     type KvCache = KvCache;
     type Step = Step;
+    type DeltaTable = SlotTable<Self>;
 
     fn info(&self) -> BackendInfo {
         BackendInfo { name: "cpu", isa: self.isa.get().as_str(), threads: self.pool.threads() }
@@ -177,6 +179,10 @@ impl Backend for CpuBackend {
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>, OpsError> {
         copied("a vector", values)
+    }
+
+    fn buffer_of(&self, cols: usize, values: &[f32]) -> Result<Buffer, OpsError> {
+        Ok(Buffer { cols, data: copied("rows", values)? })
     }
 
     fn rope(&self, table: &RopeTable) -> Result<Rope, OpsError> {
@@ -209,6 +215,22 @@ impl Backend for CpuBackend {
         Ok(std::mem::take(&mut step.outcomes))
     }
 
+    fn delta_table(&self) -> Result<SlotTable<Self>, OpsError> {
+        Ok(SlotTable::default())
+    }
+
+    fn set_slot(&self, table: &mut SlotTable<Self>, slot: AdapterSlot, delta: SlotDelta<Self>) {
+        table.set(slot, delta);
+    }
+
+    fn clear_slot(&self, table: &mut SlotTable<Self>, slot: AdapterSlot) -> Option<SlotDelta<Self>> {
+        table.clear(slot)
+    }
+
+    fn slot<'t>(&self, table: &'t SlotTable<Self>, slot: AdapterSlot) -> Option<&'t SlotDelta<Self>> {
+        table.get(slot)
+    }
+
     fn read_row<'a>(&self, buffer: &'a Buffer, row: usize) -> Cow<'a, [f32]> {
         Cow::Borrowed(buffer.row(row))
     }
@@ -223,10 +245,9 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn write_rows(&self, rows: &[u32], values: &[f32], y: &mut Buffer) {
-        debug_assert_eq!(values.len(), rows.len() * y.cols);
-        for (row, values) in rows.iter().zip(values.chunks_exact(y.cols)) {
-            y.row_mut(*row as usize).copy_from_slice(values);
+    fn copy_rows(&self, x: &Buffer, first: usize, rows: Range<usize>, y: &mut Buffer) {
+        for (index, row) in rows.enumerate() {
+            y.row_mut(row).copy_from_slice(x.row(first + index));
         }
     }
 
@@ -337,48 +358,48 @@ impl Backend for CpuBackend {
         kv.copy_block(source, target);
     }
 
-    fn write_kv(&self, kv: &mut KvCache, layer: usize, places: &[u32], k: &[f32], v: &[f32]) {
-        let dim = kv.layout().shape.kv_dim();
-        debug_assert!(k.len() == places.len() * dim && v.len() == k.len());
-        for (place, (k, v)) in places.iter().zip(k.chunks_exact(dim).zip(v.chunks_exact(dim))) {
-            kv.store(layer, *place as usize, k, v);
+    fn write_pages(&self, kv: &mut KvCache, layer: usize, blocks: &[u32], count: usize, k: &Buffer, v: &Buffer) {
+        let size = kv.layout().shape.block_size;
+        for index in 0..count {
+            let place = blocks[index / size] as usize * size + index % size;
+            kv.store(layer, place, k.row(index), v.row(index));
         }
     }
 
-    fn low_rank(&self, step: &Step, rows: Rows, table: &SlotTable<LowRank<Self>>, x: &Buffer, y: &mut Buffer) {
-        self.add_low_rank(step.rows(rows), table, x, None, y);
+    fn low_rank(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Buffer, y: &mut Buffer) {
+        self.add_low_rank(step.rows(rows), deltas, x, None, y);
     }
 
     fn gemm_low_rank(
         &self,
         step: &Step,
         rows: Rows,
-        table: &SlotTable<LowRank<Self>>,
+        deltas: SiteTable<'_, Self>,
         x: &Buffer,
         w: &PackedWeight,
         y: &mut Buffer,
     ) {
         debug_assert_eq!((x.cols, y.cols), (w.depth(), w.columns()));
-        self.add_low_rank(step.rows(rows), table, x, Some(w), y);
+        self.add_low_rank(step.rows(rows), deltas, x, Some(w), y);
     }
 
-    fn embedding_low_rank(&self, step: &Step, table: &SlotTable<LowRank<Self>>, scale: f32, y: &mut Buffer) {
-        self.add_embedding_low_rank(&step.plan.ids, &step.plan.rows, table, scale, y);
+    fn embedding_low_rank(&self, step: &Step, deltas: SiteTable<'_, Self>, scale: f32, y: &mut Buffer) {
+        self.add_embedding_low_rank(&step.plan.ids, &step.plan.rows, deltas, scale, y);
     }
 
-    fn scale_rows(&self, step: &Step, rows: Rows, table: &SlotVectors<Self>, y: &mut Buffer) {
-        self.for_entries(step.rows(rows), table, y, |y, g| *y *= g);
+    fn scale_rows(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, y: &mut Buffer) {
+        self.for_entries(step.rows(rows), deltas, y, |y, g| *y *= g);
     }
 
-    fn bias_rows(&self, step: &Step, rows: Rows, table: &SlotVectors<Self>, y: &mut Buffer) {
-        self.for_entries(step.rows(rows), table, y, |y, b| *y += b);
+    fn bias_rows(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, y: &mut Buffer) {
+        self.for_entries(step.rows(rows), deltas, y, |y, b| *y += b);
     }
 
-    fn scale_input(&self, step: &Step, rows: Rows, table: &SlotVectors<Self>, x: &Buffer, y: &mut Buffer) {
+    fn scale_input(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Buffer, y: &mut Buffer) {
         let rows = step.rows(rows);
         self.for_rows(rows.len(), 1, y, |row, y| {
             y.copy_from_slice(x.row(row));
-            for entry in table.get(rows.slots[row]) {
+            for entry in deltas.vectors(rows.slots[row]) {
                 y[entry.columns.clone()].iter_mut().zip(&entry.values).for_each(|(y, g)| *y *= g);
             }
         });
@@ -388,7 +409,7 @@ impl Backend for CpuBackend {
         &self,
         step: &Step,
         rows: Rows,
-        table: &SlotVectors<Self>,
+        deltas: SiteTable<'_, Self>,
         x: &Buffer,
         w: &PackedWeight,
         segment: usize,
@@ -397,11 +418,11 @@ impl Backend for CpuBackend {
     ) {
         debug_assert_eq!((x.cols, y.cols), (w.depth(), w.columns()));
         let plan = step.rows(rows);
-        let with_scale = |row: &usize| table.get(plan.slots[*row]).first().is_some();
+        let with_scale = |row: &usize| !deltas.vectors(plan.slots[*row]).is_empty();
         let targets: Vec<u32> = (0..plan.len()).filter(with_scale).map(|row| row as u32).collect();
         self.for_rows(targets.len(), 1, scaled, |index, scaled| {
             let row = targets[index] as usize;
-            if let Some(g) = table.get(plan.slots[row]).first() {
+            if let Some(g) = deltas.vectors(plan.slots[row]).first() {
                 let products = x.row(row).iter().zip(&g.values).map(|(x, g)| g * x);
                 scaled.iter_mut().zip(products).for_each(|(scaled, product)| *scaled = product);
             }
@@ -424,15 +445,12 @@ impl CpuBackend {
     fn for_entries(
         &self,
         rows: &RowPlan,
-        table: &SlotVectors<Self>,
+        deltas: SiteTable<'_, Self>,
         y: &mut Buffer,
         op: impl Fn(&mut f32, f32) + Sync,
     ) {
-        if table.is_empty() {
-            return;
-        }
         self.for_rows(rows.len(), 1, y, |row, y| {
-            for entry in table.get(rows.slots[row]) {
+            for entry in deltas.vectors(rows.slots[row]) {
                 y[entry.columns.clone()].iter_mut().zip(&entry.values).for_each(|(y, value)| op(y, *value));
             }
         });
@@ -453,7 +471,7 @@ fn copied(what: &'static str, values: &[f32]) -> Result<Vec<f32>, OpsError> {
 
 /// The norm weight of a row: its adapter's gain, else the base's.
 fn norm_weight<'a>(norm: &Norm<'a, CpuBackend>, slot: Option<AdapterSlot>) -> &'a [f32] {
-    norm.gains.get(slot).first().map_or(norm.weight, |gain| &gain.values)
+    norm.gains.vectors(slot).first().map_or(norm.weight, |gain| &gain.values)
 }
 
 #[cfg(test)]

@@ -7,9 +7,11 @@
 mod attention;
 mod rows;
 
+use std::ops::Range;
+
 use super::{
-    Activation, AttentionSpec, Backend, BackendInfo, ColumnVector, Dtype, HeadColumns, HostMatrix, KvShape, LowRank,
-    Norm, OpsError, RopeTable, Rows, SampleOutcome, SlotTable, SlotVectors, StepPlan,
+    Activation, AttentionSpec, Backend, BackendInfo, Dtype, HeadColumns, HostMatrix, KvShape, Norm, OpsError,
+    RopeTable, Rows, SampleOutcome, SiteTable, SlotDelta, SlotTable, StepPlan,
 };
 use crate::sampler::{AnyMachine, Sampler};
 use crate::types::AdapterSlot;
@@ -82,6 +84,7 @@ impl Backend for ReferenceBackend {
     type Rope = RopeTable;
     type KvCache = PagedKv;
     type Step = Step;
+    type DeltaTable = SlotTable<Self>;
 
     fn info(&self) -> BackendInfo {
         BackendInfo { name: "reference", isa: "portable", threads: 1 }
@@ -115,6 +118,10 @@ impl Backend for ReferenceBackend {
         Ok(values.to_vec())
     }
 
+    fn buffer_of(&self, cols: usize, values: &[f32]) -> Result<Matrix, OpsError> {
+        Ok(Matrix { cols, data: values.to_vec() })
+    }
+
     fn rope(&self, table: &RopeTable) -> Result<RopeTable, OpsError> {
         Ok(table.clone())
     }
@@ -131,6 +138,22 @@ impl Backend for ReferenceBackend {
     fn upload(&self, plan: &StepPlan, step: &mut Step) -> Result<(), OpsError> {
         *step = Step { plan: plan.clone(), outcomes: Vec::new() };
         Ok(())
+    }
+
+    fn delta_table(&self) -> Result<SlotTable<Self>, OpsError> {
+        Ok(SlotTable::default())
+    }
+
+    fn set_slot(&self, table: &mut SlotTable<Self>, slot: AdapterSlot, delta: SlotDelta<Self>) {
+        table.set(slot, delta);
+    }
+
+    fn clear_slot(&self, table: &mut SlotTable<Self>, slot: AdapterSlot) -> Option<SlotDelta<Self>> {
+        table.clear(slot)
+    }
+
+    fn slot<'t>(&self, table: &'t SlotTable<Self>, slot: AdapterSlot) -> Option<&'t SlotDelta<Self>> {
+        table.get(slot)
     }
 
     fn read_row<'a>(&self, buffer: &'a Matrix, row: usize) -> std::borrow::Cow<'a, [f32]> {
@@ -158,9 +181,9 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn write_rows(&self, rows: &[u32], values: &[f32], y: &mut Matrix) {
-        for (row, values) in rows.iter().zip(values.chunks_exact(y.cols)) {
-            y.row_mut(*row as usize).copy_from_slice(values);
+    fn copy_rows(&self, x: &Matrix, first: usize, rows: Range<usize>, y: &mut Matrix) {
+        for (index, row) in rows.enumerate() {
+            y.row_mut(row).copy_from_slice(x.row(first + index));
         }
     }
 
@@ -233,15 +256,7 @@ impl Backend for ReferenceBackend {
         attention::rope_and_cache(self.dtype, &step.plan, spec, rope, layer, qkv, kv);
     }
 
-    fn attention(
-        &self,
-        step: &Step,
-        spec: &AttentionSpec,
-        layer: usize,
-        qkv: &Matrix,
-        kv: &PagedKv,
-        y: &mut Matrix,
-    ) {
+    fn attention(&self, step: &Step, spec: &AttentionSpec, layer: usize, qkv: &Matrix, kv: &PagedKv, y: &mut Matrix) {
         attention::attention(&step.plan, spec, layer, qkv, kv, y);
     }
 
@@ -252,20 +267,20 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn write_kv(&self, kv: &mut PagedKv, layer: usize, places: &[u32], k: &[f32], v: &[f32]) {
-        let dim = kv.shape.kv_dim();
-        for (index, place) in places.iter().enumerate() {
-            let at = *place as usize * dim;
+    fn write_pages(&self, kv: &mut PagedKv, layer: usize, blocks: &[u32], count: usize, k: &Matrix, v: &Matrix) {
+        let (size, dim) = (kv.shape.block_size, kv.shape.kv_dim());
+        for index in 0..count {
+            let at = (blocks[index / size] as usize * size + index % size) * dim;
             for column in 0..dim {
-                kv.k[layer][at + column] = self.dtype.round(k[index * dim + column]);
-                kv.v[layer][at + column] = self.dtype.round(v[index * dim + column]);
+                kv.k[layer][at + column] = self.dtype.round(k.row(index)[column]);
+                kv.v[layer][at + column] = self.dtype.round(v.row(index)[column]);
             }
         }
     }
 
-    fn low_rank(&self, step: &Step, rows: Rows, table: &SlotTable<LowRank<Self>>, x: &Matrix, y: &mut Matrix) {
+    fn low_rank(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Matrix, y: &mut Matrix) {
         for (row, slot) in step.slots(rows) {
-            for entry in table.get(slot) {
+            for entry in deltas.low_rank(slot) {
                 let shrunk: Vec<f32> = (0..entry.rank).map(|r| self.dot(entry.a.matrix.row(r), x.row(row))).collect();
                 for (index, column) in entry.columns.clone().enumerate() {
                     y.row_mut(row)[column] += entry.scaling * self.dot(entry.b.matrix.row(index), &shrunk);
@@ -274,10 +289,10 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn embedding_low_rank(&self, step: &Step, table: &SlotTable<LowRank<Self>>, scale: f32, y: &mut Matrix) {
+    fn embedding_low_rank(&self, step: &Step, deltas: SiteTable<'_, Self>, scale: f32, y: &mut Matrix) {
         for (row, slot) in step.slots(Rows::All) {
             let Some(id) = step.plan.ids[row] else { continue };
-            for entry in table.get(slot) {
+            for entry in deltas.low_rank(slot) {
                 let shrunk = entry.a.matrix.row(id as usize);
                 for (column, y) in y.row_mut(row).iter_mut().enumerate() {
                     *y += scale * entry.scaling * self.dot(entry.b.matrix.row(column), shrunk);
@@ -286,26 +301,26 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn scale_rows(&self, step: &Step, rows: Rows, table: &SlotVectors<Self>, y: &mut Matrix) {
-        rows::for_entries(step, rows, table, y, |y, g| *y *= g);
+    fn scale_rows(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, y: &mut Matrix) {
+        rows::for_entries(step, rows, deltas, y, |y, g| *y *= g);
     }
 
-    fn bias_rows(&self, step: &Step, rows: Rows, table: &SlotVectors<Self>, y: &mut Matrix) {
-        rows::for_entries(step, rows, table, y, |y, b| *y += b);
+    fn bias_rows(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, y: &mut Matrix) {
+        rows::for_entries(step, rows, deltas, y, |y, b| *y += b);
     }
 
-    fn scale_input(&self, step: &Step, rows: Rows, table: &SlotVectors<Self>, x: &Matrix, y: &mut Matrix) {
+    fn scale_input(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Matrix, y: &mut Matrix) {
         for row in 0..step.count(rows) {
             y.row_mut(row).copy_from_slice(x.row(row));
         }
-        self.scale_rows(step, rows, table, y);
+        self.scale_rows(step, rows, deltas, y);
     }
 
     fn gemm_scaled_segment(
         &self,
         step: &Step,
         rows: Rows,
-        table: &SlotVectors<Self>,
+        deltas: SiteTable<'_, Self>,
         x: &Matrix,
         w: &StackedMatrix,
         segment: usize,
@@ -313,7 +328,7 @@ impl Backend for ReferenceBackend {
         y: &mut Matrix,
     ) {
         for (row, slot) in step.slots(rows) {
-            let Some(g) = table.get(slot).first() else { continue };
+            let Some(g) = deltas.vectors(slot).first() else { continue };
             let x = x.row(row).iter().zip(&g.values).map(|(x, g)| g * x);
             scaled.row_mut(row).iter_mut().zip(x).for_each(|(scaled, x)| *scaled = x);
             for out in w.bounds[segment]..w.bounds[segment + 1] {
@@ -335,10 +350,8 @@ impl Step {
 }
 
 fn norm_weight<'a>(norm: &Norm<'a, ReferenceBackend>, slot: Option<AdapterSlot>) -> &'a [f32] {
-    norm.gains.get(slot).first().map_or(norm.weight, |gain| &gain.values)
+    norm.gains.vectors(slot).first().map_or(norm.weight, |gain| &gain.values)
 }
-
-type Vectors = SlotTable<ColumnVector<ReferenceBackend>>;
 
 #[cfg(test)]
 mod tests;

@@ -2,8 +2,8 @@
 
 use candle_core::cpu::erf::erf_f32;
 
-use super::{Matrix, Step, Vectors};
-use crate::ops::{Activation, Rows};
+use super::{Matrix, ReferenceBackend, Step};
+use crate::ops::{Activation, Rows, SiteTable};
 
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     let mean = x.iter().fold(0.0, |sum, x| sum + x * x) / x.len() as f32;
@@ -24,9 +24,15 @@ pub(super) fn activate(activation: Activation, x: f32) -> f32 {
     }
 }
 
-pub(super) fn for_entries(step: &Step, rows: Rows, table: &Vectors, y: &mut Matrix, op: impl Fn(&mut f32, f32)) {
+pub(super) fn for_entries(
+    step: &Step,
+    rows: Rows,
+    deltas: SiteTable<'_, ReferenceBackend>,
+    y: &mut Matrix,
+    op: impl Fn(&mut f32, f32),
+) {
     for (row, slot) in step.slots(rows) {
-        for entry in table.get(slot) {
+        for entry in deltas.vectors(slot) {
             let columns = &mut y.row_mut(row)[entry.columns.clone()];
             columns.iter_mut().zip(&entry.values).for_each(|(y, value)| op(y, *value));
         }

@@ -1,6 +1,8 @@
 use super::*;
-use crate::ops::{ColumnVector, RowPlan, SequencePlan};
+use crate::ops::{ColumnVector, LowRank, RowPlan, SequencePlan, SiteId};
 use crate::types::AdapterSlot;
+
+const SITE: SiteId = SiteId(0);
 
 fn step_of(backend: &ReferenceBackend, slots: Vec<Option<AdapterSlot>>) -> Step {
     let mut step = backend.step();
@@ -23,9 +25,19 @@ fn a_gemm_is_rows_times_the_transposed_weight() {
     backend.gemm(&step, Rows::All, &x, &w, &mut y);
     assert_eq!(y.data, [21.0, 43.0, 65.0, 0.0, -1.0, -2.0]);
     let mut twice = SlotTable::default();
-    twice.push(AdapterSlot(0), ColumnVector { values: vec![2.0, 2.0], columns: 0..2 });
+    let twofold = ColumnVector { values: vec![2.0, 2.0], columns: 0..2 };
+    twice.set(AdapterSlot(0), SlotDelta::new(Vec::new(), vec![(SITE, twofold)]));
     let mut scaled = backend.buffer(2, 2).unwrap();
-    backend.gemm_scaled_segment(&step, Rows::All, &twice, &x, &w, 1, &mut scaled, &mut y);
+    backend.gemm_scaled_segment(
+        &step,
+        Rows::All,
+        SiteTable { table: &twice, site: SITE },
+        &x,
+        &w,
+        1,
+        &mut scaled,
+        &mut y,
+    );
     assert_eq!(y.data, [21.0, 43.0, 65.0, 0.0, -2.0, -4.0]);
 }
 
@@ -40,11 +52,11 @@ fn low_rank_touches_only_its_columns_and_rows() {
         scaling: 0.5,
         columns: 1..2,
     };
-    table.push(AdapterSlot(3), entry);
+    table.set(AdapterSlot(3), SlotDelta::new(vec![(SITE, entry)], Vec::new()));
     let step = step_of(&backend, vec![None, Some(AdapterSlot(3)), Some(AdapterSlot(0))]);
     let x = matrix(2, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     let mut y = matrix(2, &[0.0; 6]);
-    backend.low_rank(&step, Rows::All, &table, &x, &mut y);
+    backend.low_rank(&step, Rows::All, SiteTable { table: &table, site: SITE }, &x, &mut y);
     assert_eq!(y.data, [0.0, 0.0, 0.0, 7.0, 0.0, 0.0]);
 }
 
@@ -53,8 +65,8 @@ fn attention_reads_only_visible_places_through_the_block_table() {
     let backend = ReferenceBackend::new(Dtype::F32);
     let shape = KvShape { layers: 1, blocks: 3, block_size: 2, kv_heads: 1, head_dim: 1 };
     let mut kv = backend.kv_cache(shape).unwrap();
-    // Places of blocks [2, 0]: indices 0, 1 lie at 4, 5 and index 2 at 0.
-    backend.write_kv(&mut kv, 0, &[4, 5, 0], &[0.0; 3], &[1.0, 2.0, 6.0]);
+    // Indices 0 and 1 lie in block 2, index 2 in block 0.
+    backend.write_pages(&mut kv, 0, &[2, 0], 3, &matrix(1, &[0.0; 3]), &matrix(1, &[1.0, 2.0, 6.0]));
     let mut step = backend.step();
     step.plan.rows = RowPlan::new(vec![None]);
     step.plan.positions = vec![2];

@@ -65,8 +65,7 @@ impl Scene {
         plan.rows = RowPlan::new(vec![None; rows]);
         let mut step = backend.step();
         backend.upload(&plan, &mut step).unwrap();
-        let mut x = backend.buffer(rows, self.columns()).unwrap();
-        backend.write_rows(&(0..rows as u32).collect::<Vec<_>>(), &qkv, &mut x);
+        let mut x = backend.buffer_of(self.columns(), &qkv).unwrap();
         let rope = backend.rope(&self.rope()).unwrap();
         backend.rope_and_cache(&step, &self.spec(), &rope, LAYER, &mut x, kv);
         let mut y = backend.buffer(rows, self.heads * self.head_dim).unwrap();
@@ -126,9 +125,10 @@ fn check_invariance(scene: Scene, isa: Isa, dtype: Dtype, len: usize, cuts: &[us
     assert_same(&scene.whole(&many, &tokens, &elsewhere), &whole, &format!("{what}, other pages and threads"));
 
     let mut kv = many.kv_cache(scene.shape()).unwrap();
-    let places: Vec<u32> = (0..(BLOCKS * scene.block_size) as u32).collect();
-    let stale = vec![f32::NAN; places.len() * scene.shape().kv_dim()];
-    many.write_kv(&mut kv, LAYER, &places, &stale, &stale);
+    let (all, places) = ((0..BLOCKS as u32).collect::<Vec<_>>(), BLOCKS * scene.block_size);
+    let dim = scene.shape().kv_dim();
+    let stale = many.buffer_of(dim, &vec![f32::NAN; places * dim]).unwrap();
+    many.write_pages(&mut kv, LAYER, &all, places, &stale, &stale);
     let mut bounds: Vec<usize> = cuts.iter().map(|cut| cut % len).chain([0, len]).collect();
     bounds.sort_unstable();
     bounds.dedup();

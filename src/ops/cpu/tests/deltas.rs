@@ -3,7 +3,6 @@ use std::ops::Range;
 use proptest::prelude::*;
 
 use super::*;
-use crate::ops::ColumnVector;
 
 /// An entry in host terms, to be installed on any backend.
 #[derive(Clone, Debug)]
@@ -18,7 +17,7 @@ const INPUTS: usize = 45;
 const OUTPUTS: usize = 60;
 
 impl Entry {
-    fn install<B: Backend>(&self, backend: &B, inputs: usize, table: &mut SlotTable<LowRank<B>>) {
+    fn install<B: Backend>(&self, backend: &B, inputs: usize) -> (u32, LowRank<B>) {
         let (a, b) = (numbers(self.seed, self.rank * inputs), numbers(self.seed + 1, self.columns.len() * self.rank));
         let entry = LowRank {
             a: backend.weight(&[HostMatrix::f32(self.rank, inputs, &a)]).unwrap(),
@@ -27,14 +26,12 @@ impl Entry {
             scaling: 0.5,
             columns: self.columns.clone(),
         };
-        table.push(AdapterSlot(self.slot), entry);
+        (self.slot, entry)
     }
 }
 
-fn table<B: Backend>(backend: &B, entries: &[Entry]) -> SlotTable<LowRank<B>> {
-    let mut table = SlotTable::default();
-    entries.iter().for_each(|entry| entry.install(backend, INPUTS, &mut table));
-    table
+fn table<B: Backend>(backend: &B, entries: &[Entry]) -> B::DeltaTable {
+    pairs_of(backend, entries.iter().map(|entry| entry.install(backend, INPUTS)).collect())
 }
 
 fn entries() -> Vec<Entry> {
@@ -55,9 +52,9 @@ fn slots(pattern: &[u8]) -> Vec<Option<AdapterSlot>> {
     pattern.iter().map(|slot| (*slot < 6).then_some(AdapterSlot(u32::from(*slot)))).collect()
 }
 
-fn run(backend: &CpuBackend, table: &SlotTable<LowRank<CpuBackend>>, pattern: &[u8], x: &[f32], y: &[f32]) -> Vec<f32> {
+fn run(backend: &CpuBackend, table: &SlotTable<CpuBackend>, pattern: &[u8], x: &[f32], y: &[f32]) -> Vec<f32> {
     let mut y = buffer(OUTPUTS, y);
-    backend.low_rank(&step_of(backend, slots(pattern)), Rows::All, table, &buffer(INPUTS, x), &mut y);
+    backend.low_rank(&step_of(backend, slots(pattern)), Rows::All, at(table), &buffer(INPUTS, x), &mut y);
     y.data
 }
 
@@ -69,7 +66,7 @@ fn low_rank_agrees_with_the_definition_at_every_kind_of_entry() {
         let reference = ReferenceBackend::new(cpu.dtype());
         let mut want = matrix(OUTPUTS, &y);
         let step = step_of(&reference, slots(&pattern));
-        reference.low_rank(&step, Rows::All, &table(&reference, &entries()), &matrix(INPUTS, &x), &mut want);
+        reference.low_rank(&step, Rows::All, at(&table(&reference, &entries())), &matrix(INPUTS, &x), &mut want);
         let got = run(&cpu, &table(&cpu, &entries()), &pattern, &x, &y);
         // In bf16 a last bit of A x may round the other way: 2^-9 of a product.
         let tolerance = if cpu.dtype() == Dtype::F32 { 2e-5 } else { 2e-2 };
@@ -108,9 +105,9 @@ fn the_base_with_its_deltas_in_one_call_gives_the_bits_of_two() {
                 for y in [&mut one, &mut two] {
                     y.data = vec![7.0; pattern.len() * OUTPUTS];
                 }
-                cpu.gemm_low_rank(&step, Rows::All, &table, &x, &w, &mut one);
+                cpu.gemm_low_rank(&step, Rows::All, at(&table), &x, &w, &mut one);
                 cpu.gemm(&step, Rows::All, &x, &w, &mut two);
-                cpu.low_rank(&step, Rows::All, &table, &x, &mut two);
+                cpu.low_rank(&step, Rows::All, at(&table), &x, &mut two);
                 assert_same(&one.data, &two.data, &format!("{} {widths:?}", name(&cpu)));
             }
         }
@@ -150,7 +147,7 @@ fn every_rank_from_1_to_65_agrees_with_the_definition() {
             let (x, y) = (numbers(3, 3 * INPUTS), numbers(4, 3 * OUTPUTS));
             let mut want = matrix(OUTPUTS, &y);
             let step = step_of(&reference, slots(&[0, 9, 0]));
-            reference.low_rank(&step, Rows::All, &table(&reference, &entry), &matrix(INPUTS, &x), &mut want);
+            reference.low_rank(&step, Rows::All, at(&table(&reference, &entry)), &matrix(INPUTS, &x), &mut want);
             let got = run(&cpu, &table(&cpu, &entry), &[0, 9, 0], &x, &y);
             let tolerance = if cpu.dtype() == Dtype::F32 { 2e-5 } else { 2e-2 };
             assert_close(&got, &want.data, tolerance, &format!("{} rank {rank}", name(&cpu)));
@@ -167,21 +164,19 @@ fn a_wide_adapter_over_many_rows_is_cut_into_tasks_that_change_nothing() {
         let results: Vec<Vec<f32>> = [1, 2, 3]
             .map(|threads| {
                 let many = backend(one.isa.get(), one.dtype(), threads);
-                let mut table = SlotTable::default();
-                entry.install(&many, inputs, &mut table);
+                let table = pairs_of(&many, vec![entry.install(&many, inputs)]);
                 let mut y = buffer(outputs, &y);
                 let step = step_of(&many, vec![Some(AdapterSlot(2)); rows]);
-                many.low_rank(&step, Rows::All, &table, &buffer(inputs, &x), &mut y);
+                many.low_rank(&step, Rows::All, at(&table), &buffer(inputs, &x), &mut y);
                 y.data
             })
             .into();
         assert_same(&results[1], &results[0], &name(&one));
         assert_same(&results[2], &results[0], &name(&one));
-        let mut table = SlotTable::default();
-        entry.install(&one, inputs, &mut table);
+        let table = pairs_of(&one, vec![entry.install(&one, inputs)]);
         let mut alone = buffer(outputs, &y[37 * outputs..][..outputs]);
         let step = step_of(&one, vec![Some(AdapterSlot(2))]);
-        one.low_rank(&step, Rows::All, &table, &buffer(inputs, &x[37 * inputs..][..inputs]), &mut alone);
+        one.low_rank(&step, Rows::All, at(&table), &buffer(inputs, &x[37 * inputs..][..inputs]), &mut alone);
         assert_same(&alone.data, &results[0][37 * outputs..][..outputs], &name(&one));
     }
 }
@@ -191,10 +186,10 @@ fn an_embedding_delta_adds_the_column_of_each_id() {
     let (vocab, hidden) = (50, 40);
     let ids = vec![Some(49), Some(3), None, Some(7), Some(20)];
     let plan = StepPlan { ids, ..plan_of(slots(&[1, 9, 1, 2, 1])) };
-    fn install<B: Backend>(backend: &B, vocab: usize, hidden: usize) -> SlotTable<LowRank<B>> {
-        let mut table = SlotTable::default();
-        for (slot, rank) in [(1, 7), (2, 33)] {
-            let (a, b) = (numbers(slot, vocab * rank), numbers(slot + 5, hidden * rank));
+    fn install<B: Backend>(backend: &B, vocab: usize, hidden: usize) -> B::DeltaTable {
+        let entry = |(slot, rank): (u32, usize)| {
+            let seed = u64::from(slot);
+            let (a, b) = (numbers(seed, vocab * rank), numbers(seed + 5, hidden * rank));
             let entry = LowRank {
                 a: backend.weight(&[HostMatrix::f32(vocab, rank, &a)]).unwrap(),
                 b: backend.weight(&[HostMatrix::f32(hidden, rank, &b)]).unwrap(),
@@ -202,9 +197,9 @@ fn an_embedding_delta_adds_the_column_of_each_id() {
                 scaling: 2.0,
                 columns: 0..hidden,
             };
-            table.push(AdapterSlot(slot as u32), entry);
-        }
-        table
+            (slot, entry)
+        };
+        pairs_of(backend, [(1, 7), (2, 33)].map(entry).into())
     }
     let y = numbers(6, 5 * hidden);
     for cpu in backends(2) {
@@ -214,8 +209,8 @@ fn an_embedding_delta_adds_the_column_of_each_id() {
         cpu.upload(&plan, &mut step).unwrap();
         let mut reference_step = reference.step();
         reference.upload(&plan, &mut reference_step).unwrap();
-        cpu.embedding_low_rank(&step, &install(&cpu, vocab, hidden), 3.0, &mut got);
-        reference.embedding_low_rank(&reference_step, &install(&reference, vocab, hidden), 3.0, &mut want);
+        cpu.embedding_low_rank(&step, at(&install(&cpu, vocab, hidden)), 3.0, &mut got);
+        reference.embedding_low_rank(&reference_step, at(&install(&reference, vocab, hidden)), 3.0, &mut want);
         assert_close(&got.data, &want.data, 2e-5, &name(&cpu));
         assert_same(got.row(1), &y[hidden..2 * hidden], "a row of the base");
         assert_same(got.row(2), &y[2 * hidden..3 * hidden], "a row without an id");
@@ -224,13 +219,12 @@ fn an_embedding_delta_adds_the_column_of_each_id() {
 
 #[test]
 fn vectors_touch_only_their_columns_and_rows() {
-    fn vectors<B: Backend>(backend: &B) -> SlotVectors<B> {
-        let mut table = SlotTable::default();
-        for (slot, columns) in [(0, 0..5), (0, 9..30), (2, 30..33)] {
-            let values = backend.vector(&numbers(slot, columns.len())).unwrap();
-            table.push(AdapterSlot(slot as u32), ColumnVector { values, columns });
-        }
-        table
+    fn vectors<B: Backend>(backend: &B) -> B::DeltaTable {
+        let entry = |(slot, columns): (u32, Range<usize>)| {
+            let values = backend.vector(&numbers(u64::from(slot), columns.len())).unwrap();
+            (slot, ColumnVector { values, columns })
+        };
+        vectors_of(backend, [(0, 0..5), (0, 9..30), (2, 30..33)].map(entry).into())
     }
     let pattern = [0, 9, 2, 1, 0];
     let y = numbers(1, 5 * 33);
@@ -238,23 +232,22 @@ fn vectors_touch_only_their_columns_and_rows() {
         let reference = ReferenceBackend::new(cpu.dtype());
         let (mut got, mut want) = (buffer(33, &y), matrix(33, &y));
         let (step, reference_step) = (step_of(&cpu, slots(&pattern)), step_of(&reference, slots(&pattern)));
-        cpu.scale_rows(&step, Rows::All, &vectors(&cpu), &mut got);
-        reference.scale_rows(&reference_step, Rows::All, &vectors(&reference), &mut want);
-        cpu.bias_rows(&step, Rows::All, &vectors(&cpu), &mut got);
-        reference.bias_rows(&reference_step, Rows::All, &vectors(&reference), &mut want);
+        cpu.scale_rows(&step, Rows::All, at(&vectors(&cpu)), &mut got);
+        reference.scale_rows(&reference_step, Rows::All, at(&vectors(&reference)), &mut want);
+        cpu.bias_rows(&step, Rows::All, at(&vectors(&cpu)), &mut got);
+        reference.bias_rows(&reference_step, Rows::All, at(&vectors(&reference)), &mut want);
         assert_same(&got.data, &want.data, &name(&cpu));
     }
 }
 
 #[test]
 fn scaled_inputs_are_those_of_their_rows_alone() {
-    fn scales<B: Backend>(backend: &B) -> SlotVectors<B> {
-        let mut table = SlotTable::default();
-        for slot in [0, 3] {
+    fn scales<B: Backend>(backend: &B) -> B::DeltaTable {
+        let entry = |slot: u32| {
             let values = backend.vector(&numbers(u64::from(slot) + 8, INPUTS)).unwrap();
-            table.push(AdapterSlot(slot), ColumnVector { values, columns: 0..INPUTS });
-        }
-        table
+            (slot, ColumnVector { values, columns: 0..INPUTS })
+        };
+        vectors_of(backend, [0, 3].map(entry).into())
     }
     let pattern = [0, 9, 3, 1, 0, 0];
     let (x, y) = (numbers(1, 6 * INPUTS), numbers(2, 6 * OUTPUTS));
@@ -264,8 +257,8 @@ fn scaled_inputs_are_those_of_their_rows_alone() {
         let reference = ReferenceBackend::new(cpu.dtype());
         let (step, reference_step) = (step_of(&cpu, slots(&pattern)), step_of(&reference, slots(&pattern)));
         let (mut scaled, mut want) = (cpu.buffer(6, INPUTS).unwrap(), reference.buffer(6, INPUTS).unwrap());
-        cpu.scale_input(&step, Rows::All, &scales(&cpu), &buffer(INPUTS, &x), &mut scaled);
-        reference.scale_input(&reference_step, Rows::All, &scales(&reference), &matrix(INPUTS, &x), &mut want);
+        cpu.scale_input(&step, Rows::All, at(&scales(&cpu)), &buffer(INPUTS, &x), &mut scaled);
+        reference.scale_input(&reference_step, Rows::All, at(&scales(&reference)), &matrix(INPUTS, &x), &mut want);
         assert_same(&scaled.data, &want.data, &name(&cpu));
         // A stack's part from scaled inputs, to the bit what the whole stack gives from them.
         let w = cpu.weight(&segments).unwrap();
@@ -273,7 +266,7 @@ fn scaled_inputs_are_those_of_their_rows_alone() {
         multiply(&cpu, 6, &scaled, &w, &mut whole);
         let mut got = buffer(OUTPUTS, &y);
         let (mut scratch, x) = (cpu.buffer(6, INPUTS).unwrap(), buffer(INPUTS, &x));
-        cpu.gemm_scaled_segment(&step, Rows::All, &scales(&cpu), &x, &w, 1, &mut scratch, &mut got);
+        cpu.gemm_scaled_segment(&step, Rows::All, at(&scales(&cpu)), &x, &w, 1, &mut scratch, &mut got);
         for (row, slot) in pattern.iter().enumerate() {
             let row = row * OUTPUTS..(row + 1) * OUTPUTS;
             let (got, whole, y) = (&got.data[row.clone()], &whole.data[row.clone()], &y[row]);
@@ -293,5 +286,5 @@ fn a_plan_that_lists_a_row_twice_is_refused_before_anything_is_written() {
     let mut step = cpu.step();
     cpu.upload(&plan, &mut step).unwrap();
     let mut y = buffer(OUTPUTS, &[0.0; 2 * OUTPUTS]);
-    cpu.low_rank(&step, Rows::All, &table(&cpu, &entries()), &buffer(INPUTS, &[0.0; 2 * INPUTS]), &mut y);
+    cpu.low_rank(&step, Rows::All, at(&table(&cpu, &entries())), &buffer(INPUTS, &[0.0; 2 * INPUTS]), &mut y);
 }

@@ -77,8 +77,7 @@ fn report_gemm(threads: usize, dtype: Dtype) {
 fn report_low_rank(threads: usize) {
     let cpu = CpuBackend::new(CpuOptions { threads, dtype: Dtype::Bf16, isa: None }).unwrap();
     let (a, b) = (numbers(1, 16 * DEPTH), numbers(2, 16 * OUT));
-    let mut table = SlotTable::default();
-    for slot in 0..64 {
+    let entry = |slot| {
         let entry = LowRank {
             a: cpu.weight(&[HostMatrix::f32(16, DEPTH, &a)]).unwrap(),
             b: cpu.weight(&[HostMatrix::f32(OUT, 16, &b)]).unwrap(),
@@ -86,13 +85,14 @@ fn report_low_rank(threads: usize) {
             scaling: 1.0,
             columns: 0..OUT,
         };
-        table.push(AdapterSlot(slot), entry);
-    }
+        (slot, entry)
+    };
+    let table = pairs_of(&cpu, (0..64).map(entry).collect());
     let slots = |first: u32| (0..8).map(|row| Some(AdapterSlot(first + row))).collect();
     let steps: Vec<Step> = (0..8).map(|index| step_of(&cpu, slots(index * 8))).collect();
     let x = buffer(DEPTH, &numbers(3, 8 * DEPTH));
     let mut y = cpu.buffer(8, OUT).unwrap();
-    let time = best(400, |index| cpu.low_rank(&steps[index % 8], Rows::All, &table, &x, &mut y));
+    let time = best(400, |index| cpu.low_rank(&steps[index % 8], Rows::All, at(&table), &x, &mut y));
     let bytes = 8 * 16 * 2 * (DEPTH + OUT);
     println!(
         "{} low rank 8 x r16: {:8.1} us {:6.1} GB/s",

@@ -8,9 +8,11 @@ mod measure;
 mod rows;
 mod sample;
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::ops::reference::{Matrix, ReferenceBackend};
-use crate::types::AdapterSlot;
+use crate::ops::{ColumnVector, LowRank, SiteId};
 
 const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
 
@@ -62,6 +64,37 @@ fn step_of<B: Backend>(backend: &B, slots: Vec<Option<AdapterSlot>>) -> B::Step 
     let mut step = backend.step();
     backend.upload(&plan_of(slots), &mut step).unwrap();
     step
+}
+
+/// The only site of a test's tables.
+const SITE: SiteId = SiteId(0);
+
+/// A table with low-rank pairs by slot.
+fn pairs_of<B: Backend>(backend: &B, entries: Vec<(u32, LowRank<B>)>) -> B::DeltaTable {
+    table_of(backend, entries, |pairs| SlotDelta::new(pairs, Vec::new()))
+}
+
+/// A table with vectors by slot.
+fn vectors_of<B: Backend>(backend: &B, entries: Vec<(u32, ColumnVector<B>)>) -> B::DeltaTable {
+    table_of(backend, entries, |vectors| SlotDelta::new(Vec::new(), vectors))
+}
+
+fn table_of<B: Backend, T>(
+    backend: &B,
+    entries: Vec<(u32, T)>,
+    delta: impl Fn(Vec<(SiteId, T)>) -> SlotDelta<B>,
+) -> B::DeltaTable {
+    let mut by_slot: BTreeMap<u32, Vec<(SiteId, T)>> = BTreeMap::new();
+    entries.into_iter().for_each(|(slot, entry)| by_slot.entry(slot).or_default().push((SITE, entry)));
+    let mut table = backend.delta_table().unwrap();
+    for (slot, entries) in by_slot {
+        backend.set_slot(&mut table, AdapterSlot(slot), delta(entries));
+    }
+    table
+}
+
+fn at<B: Backend>(table: &B::DeltaTable) -> SiteTable<'_, B> {
+    SiteTable { table, site: SITE }
 }
 
 /// `rows` times `y = W x`.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::ops::{ColumnVector, SampledRows};
+use crate::ops::SampledRows;
 
 fn slot(index: u32) -> Option<AdapterSlot> {
     Some(AdapterSlot(index))
@@ -26,14 +26,13 @@ fn both(
     }
 }
 
-fn norm<'a, B: Backend>(weight: &'a B::Vector, gains: &'a SlotVectors<B>) -> Norm<'a, B> {
-    Norm { weight, gains, eps: 1e-6 }
+fn norm<'a, B: Backend>(weight: &'a B::Vector, gains: &'a B::DeltaTable) -> Norm<'a, B> {
+    Norm { weight, gains: at(gains), eps: 1e-6 }
 }
 
-fn gains<B: Backend<Vector = Vec<f32>>>(cols: usize) -> SlotVectors<B> {
-    let mut gains = SlotTable::default();
-    gains.push(AdapterSlot(1), ColumnVector { values: numbers(9, cols), columns: 0..cols });
-    gains
+fn gains<B: Backend>(backend: &B, cols: usize) -> B::DeltaTable {
+    let values = backend.vector(&numbers(9, cols)).unwrap();
+    vectors_of(backend, vec![(1, ColumnVector { values, columns: 0..cols })])
 }
 
 #[test]
@@ -46,9 +45,9 @@ fn norms_agree_with_the_definition_and_use_the_gain_of_the_row() {
             cols,
             &vec![0.0; 3 * cols],
             1e-5,
-            |cpu, step, y| cpu.rms_norm(step, Rows::All, norm(&weight, &gains(cols)), &buffer(cols, &x), y),
+            |cpu, step, y| cpu.rms_norm(step, Rows::All, norm(&weight, &gains(cpu, cols)), &buffer(cols, &x), y),
             |reference, step, y| {
-                reference.rms_norm(step, Rows::All, norm(&weight, &gains(cols)), &matrix(cols, &x), y);
+                reference.rms_norm(step, Rows::All, norm(&weight, &gains(reference, cols)), &matrix(cols, &x), y);
             },
         );
         let columns = HeadColumns { first: cols, heads: 2, head_dim: cols };
@@ -57,8 +56,11 @@ fn norms_agree_with_the_definition_and_use_the_gain_of_the_row() {
             4 * cols,
             &numbers(3, 3 * 4 * cols),
             1e-5,
-            |cpu, step, x| cpu.rms_norm_heads(step, Rows::All, norm(&weight, &gains(cols)), columns, x),
-            |reference, step, x| reference.rms_norm_heads(step, Rows::All, norm(&weight, &gains(cols)), columns, x),
+            |cpu, step, x| cpu.rms_norm_heads(step, Rows::All, norm(&weight, &gains(cpu, cols)), columns, x),
+            |reference, step, x| {
+                let gains = gains(reference, cols);
+                reference.rms_norm_heads(step, Rows::All, norm(&weight, &gains), columns, x);
+            },
         );
     }
 }
@@ -69,7 +71,7 @@ fn a_norm_of_a_row_does_not_depend_on_the_batch() {
         let (cols, rows) = (1000, 64);
         let (x, weight) = (numbers(1, rows * cols), numbers(2, cols));
         let mut whole = cpu.buffer(rows, cols).unwrap();
-        let none = SlotVectors::default();
+        let none = cpu.delta_table().unwrap();
         let step = step_of(&cpu, vec![None; rows]);
         cpu.rms_norm(&step, Rows::All, norm(&weight, &none), &buffer(cols, &x), &mut whole);
         for row in 0..rows {
@@ -111,7 +113,7 @@ fn small_ops_agree_with_the_definition() {
     let (x, other, bias) = (numbers(1, 5 * 37), numbers(2, 5 * 37), numbers(3, 37));
     let x: Vec<f32> = x.iter().map(|x| x * 60.0).collect();
     let plan = plan_of(vec![None; 4]);
-    let (all, host) = (Rows::All, [4, 0, 2]);
+    let all = Rows::All;
     both(
         &plan,
         37,
@@ -120,15 +122,34 @@ fn small_ops_agree_with_the_definition() {
         |cpu, step, y| cpu.add(step, all, y, &buffer(37, &other)),
         |r, step, y| r.add(step, all, y, &matrix(37, &other)),
     );
-    both(&plan, 37, &x, 0.0, |cpu, step, y| cpu.add_bias(step, all, &bias, y), |r, step, y| {
-        r.add_bias(step, all, &bias, y);
-    });
-    both(&plan, 37, &x, 2e-6, |cpu, step, y| cpu.softcap(step, all, 30.0, y), |r, step, y| {
-        r.softcap(step, all, 30.0, y);
-    });
-    both(&plan, 37, &x, 0.0, |cpu, _, y| cpu.write_rows(&host, &other[..111], y), |r, _, y| {
-        r.write_rows(&host, &other[..111], y);
-    });
+    both(
+        &plan,
+        37,
+        &x,
+        0.0,
+        |cpu, step, y| cpu.add_bias(step, all, &bias, y),
+        |r, step, y| {
+            r.add_bias(step, all, &bias, y);
+        },
+    );
+    both(
+        &plan,
+        37,
+        &x,
+        2e-6,
+        |cpu, step, y| cpu.softcap(step, all, 30.0, y),
+        |r, step, y| {
+            r.softcap(step, all, 30.0, y);
+        },
+    );
+    both(
+        &plan,
+        37,
+        &x,
+        0.0,
+        |cpu, _, y| cpu.copy_rows(&cpu.buffer_of(37, &other).unwrap(), 2, 1..4, y),
+        |r, _, y| r.copy_rows(&r.buffer_of(37, &other).unwrap(), 2, 1..4, y),
+    );
 }
 
 #[test]
@@ -150,8 +171,8 @@ fn sampled_rows_are_gathered_with_their_adapters() {
             37,
             &numbers(1, 5 * 37),
             1e-5,
-            |cpu, step, y| cpu.rms_norm(step, rows, norm(&weight, &gains(37)), &buffer(37, &x), y),
-            |r, step, y| r.rms_norm(step, rows, norm(&weight, &gains(37)), &matrix(37, &x), y),
+            |cpu, step, y| cpu.rms_norm(step, rows, norm(&weight, &gains(cpu, 37)), &buffer(37, &x), y),
+            |r, step, y| r.rms_norm(step, rows, norm(&weight, &gains(r, 37)), &matrix(37, &x), y),
         );
     }
 }

@@ -99,7 +99,11 @@ fn sampling_figures() {
                 })
                 .collect();
             times.sort_by(f64::total_cmp);
-            println!("{} of {ROWS} x {VOCAB}, spread {spread}: {name}: {:.2} ms", cpu.info().isa, times[times.len() / 2]);
+            println!(
+                "{} of {ROWS} x {VOCAB}, spread {spread}: {name}: {:.2} ms",
+                cpu.info().isa,
+                times[times.len() / 2]
+            );
         }
     }
 }
