@@ -3,7 +3,8 @@
 //! A block is cut into *KV tiles* of 16 places (the last may be shorter). Within a tile K is a panel whose columns are
 //! places and whose k runs over the head, so that a score stays in one lane; V is panels whose columns run over the
 //! head and whose k are places. Words are as in [`super::pack`]: f32, or two bf16 neighbouring in k. Both of one KV
-//! head and tile lie together, so attention streams them. Layers are separate allocations of untouched pages.
+//! head and tile lie together, so attention streams them. Layers are separate allocations of untouched pages, huge ones
+//! where the system has them: a step jumps from block to block.
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;

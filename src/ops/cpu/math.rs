@@ -6,6 +6,9 @@ use super::isa::Arithmetic;
 const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 
+/// 1.5 * 2^23: adding it and taking it away rounds to an integer, which then stands in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
 /// e^r - 1 for |r| <= ln 2 / 2, by its Taylor series; the first term left out is below 3e-9 of the result.
 #[inline(always)]
 fn exp_m1_reduced<A: Arithmetic>(r: f32) -> f32 {
@@ -22,8 +25,6 @@ pub(super) fn exp<A: Arithmetic>(x: f32) -> f32 {
     // Not `clamp`: comparisons that are false for NaN let it through, as they must.
     let bounded = if x > 89.0 { 89.0 } else { x };
     let bounded = if bounded < -105.0 { -105.0 } else { bounded };
-    // Adding and taking away 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
-    const ROUND: f32 = 12_582_912.0;
     let shifted = A::mul_add(bounded, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = A::mul_add(n, -LN2_LOW, A::mul_add(n, -LN2_HIGH, bounded));
@@ -32,6 +33,27 @@ pub(super) fn exp<A: Arithmetic>(x: f32) -> f32 {
     let half = power >> 1;
     let factor = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
     (exp_m1_reduced::<A>(r) + 1.0) * factor(half) * factor(power.wrapping_sub(half))
+}
+
+/// 2^x for x <= 1, to about 1 ulp; 0 below -126, NaN for NaN. Coefficients of Cephes' exp2f (Moshier), for |r| <= 1/2.
+#[inline(always)]
+pub(super) fn exp2<A: Arithmetic>(x: f32) -> f32 {
+    let shifted = x + ROUND;
+    let r = x - (shifted - ROUND);
+    let mut p = 1.535_336_2e-4;
+    for c in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 0.240_226_48, std::f32::consts::LN_2, 1.0] {
+        p = A::mul_add(p, r, c);
+    }
+    // The integer stands in the low bits of `shifted`, whose upper ones the shift drops.
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0_f32.to_bits()));
+    // Not `max`: a comparison that is false for NaN lets it through, as it must.
+    if x < -126.0 { 0.0 } else { p * power }
+}
+
+/// The higher of two, as one instruction; b where one is NaN.
+#[inline(always)]
+pub(super) fn higher(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
 /// tanh x, to about 1e-6 relative.
@@ -158,6 +180,17 @@ mod tests {
         assert_eq!(exp::<Fused>(f32::INFINITY), f32::INFINITY);
         assert_eq!(exp::<Fused>(100.0), f32::INFINITY);
         assert!(exp::<Fused>(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn exp2_is_within_two_ulps_and_keeps_its_edges() {
+        for x in sweep(-126.0, 1.0) {
+            assert!(relative(exp2::<Fused>(x), f64::from(x).exp2()) < 2.4e-7, "{x}");
+            assert!(relative(exp2::<Plain>(x), f64::from(x).exp2()) < 2.4e-7, "{x}");
+        }
+        assert_eq!([0.0, -1.0, -126.0].map(exp2::<Fused>), [1.0, 0.5, f32::MIN_POSITIVE]);
+        assert_eq!([-126.1, -1e9, f32::NEG_INFINITY].map(exp2::<Fused>), [0.0; 3]);
+        assert!(exp2::<Fused>(f32::NAN).is_nan() && exp2::<Plain>(-f32::NAN).is_nan());
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl<T: Copy> Streamed<T> {
         let layout = Self::layout(len).filter(|layout| layout.size() > 0).ok_or_else(|| refused::<T>(what, len))?;
         // SAFETY: the layout has a size above zero.
         let start = NonNull::new(unsafe { alloc(layout) }.cast::<T>()).ok_or_else(|| refused::<T>(what, len))?;
-        ask_for_huge_pages(start.as_ptr().cast(), layout);
+        ask_for_huge_pages(start.as_ptr().cast(), layout.size());
         for index in 0..len {
             // SAFETY: `index` lies within the allocation, which is aligned for T.
             unsafe { start.add(index).write(value) };
@@ -97,15 +97,20 @@ impl<T> Drop for Streamed<T> {
     }
 }
 
-/// Only advice: without huge pages, or on another system, nothing changes but speed.
-fn ask_for_huge_pages(start: *mut u8, layout: Layout) {
+/// Only advice, for the whole huge pages within an allocation: without such pages, or on another system, nothing changes
+/// but speed.
+fn ask_for_huge_pages(start: *mut u8, bytes: usize) {
     #[cfg(target_os = "linux")]
-    if layout.align() >= HUGE_PAGE {
-        // SAFETY: whole pages of a fresh allocation; the advice changes no contents.
-        unsafe { libc::madvise(start.cast(), layout.size() / HUGE_PAGE * HUGE_PAGE, libc::MADV_HUGEPAGE) };
+    {
+        let before = start.align_offset(HUGE_PAGE).min(bytes);
+        let whole = (bytes - before) / HUGE_PAGE * HUGE_PAGE;
+        if whole > 0 {
+            // SAFETY: whole pages of a fresh allocation; the advice changes no contents.
+            unsafe { libc::madvise(start.add(before).cast(), whole, libc::MADV_HUGEPAGE) };
+        }
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = (start, layout);
+    let _ = (start, bytes);
 }
 
 /// Have the C library's allocator share so many arenas among all threads. By default each of the first threads gets one
@@ -135,7 +140,7 @@ pub(super) fn filled<T: Copy>(what: &'static str, len: usize, value: T) -> Resul
     Ok(numbers)
 }
 
-/// `len` zeros in pages that the system provides when they are first written.
+/// `len` zeros in pages that the system provides when they are first written, and is asked to make huge.
 pub(super) fn untouched(what: &'static str, len: usize) -> Result<Vec<u32>, OpsError> {
     if len == 0 {
         return Ok(Vec::new());
@@ -146,6 +151,7 @@ pub(super) fn untouched(what: &'static str, len: usize) -> Result<Vec<u32>, OpsE
     if words.is_null() {
         return Err(refused::<u32>(what, len));
     }
+    ask_for_huge_pages(words.cast(), layout.size());
     // SAFETY: allocated by the global allocator with exactly the layout of `len` u32, all of them zero.
     Ok(unsafe { Vec::from_raw_parts(words, len, len) })
 }

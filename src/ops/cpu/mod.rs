@@ -35,6 +35,7 @@ use attention::{Item, Pass, attend};
 use gemm::{Chunks, InputForm, Inputs, Outputs, prepare_row};
 use isa::DetectedIsa;
 use memory::{at_least, filled};
+use pack::Line;
 use pool::Pool;
 
 use super::{
@@ -70,6 +71,8 @@ pub struct CpuBackend {
 struct Scratch {
     x: Vec<u32>,
     items: Vec<Item>,
+    /// What every thread needs for an item of attention.
+    attention: Vec<Line>,
     low_rank: lowrank::Scratch,
     samplers: Vec<sample::RowSampler>,
 }
@@ -339,17 +342,23 @@ impl Backend for CpuBackend {
     fn attention(&self, step: &Step, spec: &AttentionSpec, layer: usize, qkv: &Buffer, kv: &KvCache, y: &mut Buffer) {
         let plan = &step.plan;
         let mut scratch = self.scratch();
-        let items = &mut scratch.items;
+        let Scratch { items, attention: lines, .. } = &mut *scratch;
         attention::items(plan, spec, self.pool.threads(), items);
+        let lines_each = attention::workspace_lines(spec.head_dim);
+        let lines = at_least(lines, self.pool.threads() * lines_each);
         let seen: usize = plan.positions.iter().map(|position| *position as usize + 1).sum();
         let y = Outputs::new(&mut y.data, y.cols, None);
         let (layout, words) = (kv.layout(), kv.layer(layer));
         let pass = Pass { plan, spec: *spec, layout, kv: words, qkv: &qkv.data, stride: qkv.cols, y };
-        self.pool.run(2 * seen * spec.heads * spec.head_dim, items.len(), |index| {
-            #[allow(unsafe_code)]
-            // SAFETY: `assert_consistent` made sequences hold other rows each; items of one hold other rows or heads.
-            unsafe {
-                attend(self.isa, &pass, &items[index]);
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        self.pool.for_blocks(2 * seen * spec.heads * spec.head_dim, lines, lines_each, |_, lines| {
+            while let Some(item) = items.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+                #[allow(unsafe_code)]
+                // SAFETY: each item is taken once. `assert_consistent` made sequences hold other rows each; items of one
+                // hold other rows or heads.
+                unsafe {
+                    attend(self.isa, &pass, item, lines);
+                }
             }
         });
     }
