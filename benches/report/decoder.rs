@@ -23,6 +23,8 @@ const BATCH: usize = 8;
 const POSITION: usize = 64;
 /// Tokens of a prefill.
 const PREFILL: usize = 512;
+/// Turns of multiply-adds beside a prefill, some tens of milliseconds of them.
+const MULTIPLY_ADD_TURNS: usize = 1 << 20;
 
 pub(crate) struct DecoderBench {
     shape: Shape,
@@ -101,12 +103,14 @@ impl DecoderBench {
     pub(crate) fn prefill(&mut self, rounds: usize) -> Result<(), Failure> {
         let input = rows(&[None], PREFILL, 0);
         let mut gemm = Gemm::new(&self.backend, &self.spec)?;
-        let [ours, own_gemm, candle_f32, candle_bf16] = take_turns(rounds, |index| {
+        let mut ceiling = 0;
+        let [ours, own_gemm, candle_f32, candle_bf16, multiply_add] = take_turns(rounds, |index| {
             match index {
                 0 => drop(self.model.run(&input)?),
                 1 => gemm.run(&self.backend),
                 2 => gemm.candle(DType::F32)?,
-                _ => gemm.candle(DType::BF16)?,
+                3 => gemm.candle(DType::BF16)?,
+                _ => ceiling = self.backend.multiply_add(MULTIPLY_ADD_TURNS),
             }
             Ok(())
         })?;
@@ -129,6 +133,12 @@ impl DecoderBench {
             "  prefill GEMM, ours : candle         {:.2} of its f32, {:.2} of its bf16",
             ratio(&candle_f32, &own_gemm),
             ratio(&candle_bf16, &own_gemm)
+        );
+        let own_share = (PREFILL * one) as f64 / ceiling as f64;
+        println!(
+            "  multiply-add in f32 alone, GFLOP/s: {:.0}; the GEMM has {:.2} of it",
+            2e-9 * ceiling as f64 / median(multiply_add.clone()),
+            own_share * ratio(&multiply_add, &own_gemm)
         );
         Ok(())
     }

@@ -15,7 +15,7 @@ use polydelta::types::{
 use super::support::Failure;
 use super::support::adapters::lora;
 use super::support::model::Shape;
-use super::support::step::{BLOCK_SIZE, CONTEXT, backend, load};
+use super::support::step::{BLOCK_SIZE, backend, load};
 use super::timing::{median, ratio, take_turns};
 
 /// Requests at once.
@@ -24,6 +24,8 @@ const BATCH: usize = 8;
 const PROMPT: u32 = 64;
 /// Greedy tokens of an answer.
 const ANSWER: u32 = 64;
+/// Places of the cache for each request.
+const CONTEXT: usize = 1024;
 
 /// Tokens per second with one request, with eight of the base, and with eight of different adapters.
 pub(crate) fn report(shape: Shape, threads: usize, rank: usize, rounds: usize) -> Result<(), Failure> {

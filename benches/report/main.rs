@@ -8,6 +8,7 @@ mod support;
 
 mod decoder;
 mod engine;
+mod scaling;
 mod timing;
 
 use clap::Parser;
@@ -20,7 +21,7 @@ struct Flags {
     /// Model of the decoder's ratios.
     #[arg(long, value_enum, default_value_t = Shape::Qwen05b)]
     shape: Shape,
-    /// Model that is run through the whole engine.
+    /// Model that is run through the whole engine, and with many rows and long contexts.
     #[arg(long, value_enum, default_value_t = Shape::Llama160m)]
     engine_shape: Shape,
     /// Compute threads.
@@ -47,6 +48,8 @@ struct Flags {
 enum Part {
     Decode,
     Prefill,
+    Rows,
+    Contexts,
     Engine,
 }
 
@@ -62,6 +65,16 @@ fn main() -> Result<(), Failure> {
         }
         if wanted(Part::Prefill) {
             bench.prefill(rounds.div_ceil(8))?;
+        }
+    }
+    if wanted(Part::Rows) || wanted(Part::Contexts) {
+        let mut bench = scaling::ScalingBench::new(flags.engine_shape, flags.threads, flags.rank)?;
+        println!("{}", bench.heading());
+        if wanted(Part::Rows) {
+            bench.rows(rounds.div_ceil(2))?;
+        }
+        if wanted(Part::Contexts) {
+            bench.contexts(rounds.div_ceil(2))?;
         }
     }
     if wanted(Part::Engine) {

@@ -15,9 +15,13 @@ use super::model::Shape;
 /// Places of a KV block.
 pub(crate) const BLOCK_SIZE: usize = 16;
 /// Longest sequence of a bench.
-pub(crate) const CONTEXT: usize = 1024;
-/// Blocks of one sequence of [`CONTEXT`] tokens.
-const BLOCKS: usize = CONTEXT / BLOCK_SIZE;
+pub(crate) const CONTEXT: usize = 4096;
+/// Most rows of a step.
+pub(crate) const MAX_ROWS: usize = 512;
+/// Blocks of the cache for each sequence of a model: 1,024 places, so that four sequences' are one of [`CONTEXT`].
+const BLOCKS: usize = 1024 / BLOCK_SIZE;
+/// Places that sequences are laid out by.
+const STRIDE: usize = 128;
 
 /// The fastest kernels for bf16.
 pub(crate) fn backend(threads: usize) -> Result<Arc<CpuBackend>, Failure> {
@@ -39,7 +43,11 @@ impl Model {
         rank: usize,
     ) -> Result<Self, Failure> {
         let spec = shape.spec()?;
-        let limits = DecoderLimits { max_rows: 512, kv_blocks: sequences * BLOCKS, block_size: BLOCK_SIZE };
+        let limits = DecoderLimits {
+            max_rows: MAX_ROWS,
+            kv_blocks: sequences.max(CONTEXT / BLOCK_SIZE / BLOCKS) * BLOCKS,
+            block_size: BLOCK_SIZE,
+        };
         let mut decoder = Decoder::new(Arc::clone(backend), spec.clone(), load(shape, backend, &spec)?, limits)?;
         let layout = base_layout(&spec);
         for slot in 0..adapters as u32 {
@@ -79,14 +87,16 @@ pub(crate) fn decode(slots: &[Option<AdapterSlot>], position: usize) -> ModelInp
     rows(slots, 1, position)
 }
 
-/// `count` tokens for each of several sequences, the last of each sampled.
+/// `count` tokens for each of several sequences, the last of each sampled. Sequences lie side by side, each with room for
+/// whole [`STRIDE`]s.
 pub(crate) fn rows(slots: &[Option<AdapterSlot>], count: usize, start: usize) -> ModelInput {
     let mut plan = StepPlan::default();
     let mut row_slots = Vec::new();
     let mut sampled = Vec::new();
+    let each = (start + count).next_multiple_of(STRIDE) / BLOCK_SIZE;
     for (index, slot) in slots.iter().enumerate() {
         let first = row_slots.len();
-        let blocks: Vec<u32> = (0..BLOCKS).map(|block| (index * BLOCKS + block) as u32).collect();
+        let blocks: Vec<u32> = (0..each).map(|block| (index * each + block) as u32).collect();
         for position in start..start + count {
             row_slots.push(*slot);
             plan.ids.push(Some((index * 131 + position * 7) as u32 % 4096));

@@ -18,6 +18,7 @@ mod lowrank;
 mod math;
 mod memory;
 mod pack;
+mod peak;
 mod pool;
 mod rows;
 mod sample;
