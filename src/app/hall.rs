@@ -10,7 +10,7 @@ use super::error::AppError;
 use super::sizing::Sizes;
 use crate::adapters::AdapterRegistry;
 use crate::admission::AdapterHall;
-use crate::config::{AdapterLimits, DtypeChoice, Kernels, PrefixCache, ServeConfig};
+use crate::config::{AdapterLimits, Kernels, PrefixCache, ServeConfig};
 use crate::delta::CompileLimits;
 use crate::engine::{
     self, EngineEnd, EngineFact, EngineHandle, EngineInstaller, EngineObserver, HostMemory, Loaders, ModelExecutor,
@@ -42,16 +42,6 @@ pub(super) fn compile_limits(limits: &AdapterLimits, max_model_len: u32) -> Comp
         max_rank: limits.max_rank as usize,
         max_virtual_tokens,
         allow_unknown_fields: limits.allow_unknown_fields,
-    }
-}
-
-/// The dtype that a choice means for a base.
-pub(super) fn dtype(config: &ServeConfig, base: &OpenedBase) -> Dtype {
-    match config.dtype {
-        _ if config.kernels == Kernels::Reference => Dtype::F32,
-        DtypeChoice::F32 => Dtype::F32,
-        DtypeChoice::Bf16 => Dtype::Bf16,
-        DtypeChoice::Auto => base.own_dtype(),
     }
 }
 

@@ -23,6 +23,7 @@ mod base;
 mod bundled;
 mod demo;
 mod descriptors;
+mod dtype;
 mod error;
 mod hall;
 mod housekeeping;

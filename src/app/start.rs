@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::base::OpenedBase;
 use super::descriptors;
+use super::dtype;
 use super::error::AppError;
 use super::hall::{self, Hall};
 use super::housekeeping;
@@ -83,7 +84,7 @@ impl Server {
         let address = addresses.next().ok_or_else(|| listen_failed(ErrorKind::AddrNotAvailable.into()))?;
         let front = Front::read(base, config.chat_template.as_deref())?;
         let brought = tokio::task::block_in_place(|| bring_adapters(config, environment, &front))?;
-        let dtype = hall::dtype(config, base);
+        let dtype = tokio::task::block_in_place(|| dtype::choose(config, base))?;
         let sizes = sizes(config, base, dtype)?;
         let store_limits = store_limits(config, sizes, front.own_template);
         let (store, temporary_store) = open_store(config, &store_limits)?;

@@ -74,7 +74,7 @@ pub struct DemoArgs {
 /// Type of weights and KV cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DtypeChoice {
-    /// bf16 where the checkpoint has 16 bits, else f32.
+    /// f32 for a checkpoint of 32 bits; for one of 16, bf16 unless this machine computes clearly faster in f32.
     #[default]
     Auto,
     /// Nothing is narrowed.
@@ -127,7 +127,7 @@ pub struct ModelArgs {
     /// Chat template (Jinja) in the place of the model's own; adapters that bring one of their own keep it
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
-    /// Type of weights and KV cache: auto takes bf16 for a 16-bit checkpoint, else f32
+    /// Type of weights and KV cache: auto takes bf16 for a 16-bit checkpoint (f32 if that is measured to be clearly faster), else f32
     #[arg(long, value_enum, default_value_t)]
     pub dtype: DtypeChoice,
     /// What computes: auto or cpu

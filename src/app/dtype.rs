@@ -1,0 +1,129 @@
+//! In which dtype a server computes.
+
+use std::time::Instant;
+
+use super::base::OpenedBase;
+use super::error::AppError;
+use crate::config::{DtypeChoice, Kernels, ServeConfig};
+use crate::ops::cpu::{CpuBackend, CpuOptions};
+use crate::ops::{Backend, Dtype, HostMatrix, OpsError, RowPlan, Rows, StepPlan};
+
+/// Inputs and outputs of the matrix that is measured.
+const SIDE: usize = 1024;
+/// Rows of a decode step and of a chunk of a prompt.
+const ROWS: [usize; 2] = [8, 64];
+/// Calls of each, of which the middle one counts.
+const ROUNDS: usize = 7;
+/// How much longer than f32 bf16 may take before it is given up: it needs half the memory, for weights and KV cache.
+const MARGIN: f64 = 1.1;
+
+/// The dtype that the configuration means for a base. Where it leaves the choice and the checkpoint has 16 bits, a few
+/// products are measured in both; a checkpoint of 32 bits is never narrowed.
+///
+/// # Errors
+/// Threads or memory that the system refuses.
+pub(super) fn choose(config: &ServeConfig, base: &OpenedBase) -> Result<Dtype, AppError> {
+    match config.dtype {
+        _ if config.kernels == Kernels::Reference => Ok(Dtype::F32),
+        DtypeChoice::F32 => Ok(Dtype::F32),
+        DtypeChoice::Bf16 => Ok(Dtype::Bf16),
+        DtypeChoice::Auto if base.own_dtype() == Dtype::F32 => Ok(Dtype::F32),
+        DtypeChoice::Auto => {
+            let [decode, prefill] = time_of_bf16(config.threads)?;
+            let dtype = faster(decode, prefill);
+            tracing::info!(
+                dtype = ?dtype,
+                decode = format_args!("{decode:.2}"),
+                prefill = format_args!("{prefill:.2}"),
+                "chose the dtype by the time of bf16 as a multiple of f32's"
+            );
+            Ok(dtype)
+        }
+    }
+}
+
+/// bf16, unless it takes longer than f32 by more than [`MARGIN`] on the geometric mean.
+fn faster(decode: f64, prefill: f64) -> Dtype {
+    if decode * prefill > MARGIN * MARGIN { Dtype::F32 } else { Dtype::Bf16 }
+}
+
+/// Time of a product in bf16 over that in f32, for each of [`ROWS`]. The calls take turns, so that whoever else uses the
+/// machine disturbs both alike.
+fn time_of_bf16(threads: usize) -> Result<[f64; 2], OpsError> {
+    let numbers: Vec<f32> = (0..SIDE * SIDE).map(|at| (at % 251) as f32 / 251.0 - 0.5).collect();
+    let mut products = [Product::new(Dtype::F32, threads, &numbers)?, Product::new(Dtype::Bf16, threads, &numbers)?];
+    Ok(std::array::from_fn(|rows| {
+        let mut seconds = [[0.0; ROUNDS]; 2];
+        for round in 0..ROUNDS {
+            for (product, seconds) in products.iter_mut().zip(&mut seconds) {
+                let start = Instant::now();
+                product.run(rows);
+                seconds[round] = start.elapsed().as_secs_f64();
+            }
+        }
+        let [f32, bf16] = seconds.map(|mut seconds| {
+            seconds.sort_by(f64::total_cmp);
+            seconds[ROUNDS / 2]
+        });
+        bf16 / f32
+    }))
+}
+
+/// A square matrix and what it is multiplied with.
+struct Product {
+    backend: CpuBackend,
+    weight: <CpuBackend as Backend>::Weight,
+    x: <CpuBackend as Backend>::Buffer,
+    y: <CpuBackend as Backend>::Buffer,
+    /// One for each of [`ROWS`].
+    steps: [<CpuBackend as Backend>::Step; ROWS.len()],
+}
+
+impl Product {
+    fn new(dtype: Dtype, threads: usize, numbers: &[f32]) -> Result<Self, OpsError> {
+        let backend = CpuBackend::new(CpuOptions { threads, dtype, isa: None })?;
+        let weight = backend.weight(&[HostMatrix::f32(SIDE, SIDE, numbers)])?;
+        let most = ROWS[1];
+        let (x, y) = (backend.buffer_of(SIDE, &numbers[..most * SIDE])?, backend.buffer(most, SIDE)?);
+        let mut steps = [backend.step(), backend.step()];
+        for (rows, step) in ROWS.into_iter().zip(&mut steps) {
+            backend.upload(&rows_alone(rows), step)?;
+        }
+        Ok(Self { backend, weight, x, y, steps })
+    }
+
+    /// The product of so many rows as [`ROWS`] has in this place.
+    fn run(&mut self, rows: usize) {
+        self.backend.gemm(&self.steps[rows], Rows::All, &self.x, &self.weight, &mut self.y);
+    }
+}
+
+/// A step of rows that are no tokens of anything.
+fn rows_alone(rows: usize) -> StepPlan {
+    StepPlan {
+        rows: RowPlan::new(vec![None; rows]),
+        ids: vec![None; rows],
+        positions: vec![0; rows],
+        kv_slots: vec![0; rows],
+        ..StepPlan::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_is_kept_until_it_costs_more_than_its_memory_is_worth() {
+        assert_eq!(faster(0.5, 1.0), Dtype::Bf16);
+        assert_eq!(faster(1.0, 1.2), Dtype::Bf16);
+        assert_eq!(faster(0.6, 1.5), Dtype::Bf16);
+        assert_eq!(faster(1.2, 1.1), Dtype::F32);
+    }
+
+    #[test]
+    fn a_measurement_is_a_positive_ratio_for_each_number_of_rows() {
+        let ratios = time_of_bf16(1).unwrap();
+        assert!(ratios.iter().all(|ratio| ratio.is_finite() && *ratio > 0.0), "{ratios:?}");
+    }
+}
