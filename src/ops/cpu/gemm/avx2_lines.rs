@@ -1,9 +1,9 @@
 //! The loop over whole lines of tiles that arithmetic bounds, in assembly.
 //!
 //! Twelve sums, the weights and an x fill all sixteen registers, and the compiler's own allocation of such loops moves
-//! or spills some of them at every k (a tile of 4 rows by 3 stripes runs at a third of its speed). Four lines a turn leave little but multiplications
-//! to decode: where another thread shares the core, decoding is the floor. Reading of lines ahead is part of the loop, a few
-//! bytes at a time, as requests in bursts hold up one another.
+//! or spills some of them at every k (a product of 8 rows then takes almost twice as long). Four lines a turn leave
+//! little but multiplications to decode: where another thread shares the core, decoding is the floor. Reading ahead is
+//! part of the loop, a few bytes at a time, as requests in bursts hold up one another.
 //!
 //! A *stripe* is half a panel, the eight columns of one register. This file only adds products to sums in registers:
 //! it must not know y, ragged columns or an odd last k.
