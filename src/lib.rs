@@ -10,6 +10,7 @@
 //! | hall | [`engine`]: one OS thread, schedule → prepare → execute → publish |
 //! | west wing, decides, no tensors | [`scheduler`], [`cache`], [`adapters`] |
 //! | east wing, computes, no async | [`model`], [`sampler`], [`delta`], [`ops`] |
+//! | supplies | [`hub`]: repositories of the Hugging Face hub become folders |
 //! | ground | [`types`], [`files`], [`config`], [`telemetry`] |
 
 pub mod adapters;
@@ -21,6 +22,7 @@ pub mod config;
 pub mod delta;
 pub mod engine;
 pub mod files;
+pub mod hub;
 pub mod model;
 pub mod ops;
 pub mod sampler;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 7] = [
     &["types", "files"],
     &["config", "telemetry"],
-    &["scheduler", "cache", "adapters", "model", "sampler", "delta", "ops"],
+    &["scheduler", "cache", "adapters", "model", "sampler", "delta", "ops", "hub"],
     &["engine", "text"],
     &["admission"],
     &["server"],
@@ -31,10 +31,11 @@ const BESIDE: [(&str, &str); 7] = [
 ];
 
 /// Crates that only some rooms may name.
-const CRATES: [(&[&str], &[&str]); 3] = [
+const CRATES: [(&[&str], &[&str]); 4] = [
     (&["tonic", "prost", "hyper", "http_body"], &["server", "cli", "app"]),
     (&["tokio"], &["engine", "admission", "server", "cli", "app", "telemetry"]),
     (&["candle_core", "safetensors"], &["model", "delta", "ops"]),
+    (&["hf_hub"], &["hub"]),
 ];
 
 #[derive(Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use crate::admission::GenerationDefaults;
 use crate::cli::fetch;
 use crate::config::{Environment, ModelSource};
 use crate::files::{self, MAX_SETTINGS_BYTES};
-use crate::model::hub::Wanted;
+use crate::hub::Wanted;
 use crate::model::{Checkpoint, DecoderSpec, ModelError};
 use crate::ops::Dtype;
 use crate::text::{Tokenizer, TokenizerSettings};

@@ -14,7 +14,7 @@ use crate::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, WEIGHTS_FILE};
 use crate::config::{AdapterSource, Environment, Exit, HubRepository, Terminal};
 use crate::delta::convert::{ConvertError, join_safetensors, pickle_to_safetensors};
 use crate::files;
-use crate::model::hub::{self, HubError, HubOptions, Wanted};
+use crate::hub::{self, HubError, HubOptions, Wanted};
 use crate::telemetry::Progress;
 use crate::text::TokenizerError;
 use crate::text::settings::chat_template_in;

@@ -7,7 +7,6 @@ mod decoder;
 mod error;
 mod families;
 mod fit;
-pub mod hub;
 mod layout;
 mod rope;
 mod rope_config;

@@ -12,7 +12,7 @@ use crate::cli::{CliError, SavedTemplate, bring};
 use crate::config::{Environment, InspectArgs, ModelSource};
 use crate::delta::{NamedBase, named_base};
 use crate::files;
-use crate::model::hub::{HubOptions, Wanted, cached};
+use crate::hub::{HubOptions, Wanted, cached};
 
 /// Run the verb under the limits of a server with default settings.
 pub(in crate::app) async fn run(
