@@ -1,5 +1,5 @@
-//! The base model, opened: its folder found, its small files read and its weights mapped. Nothing of it is on the
-//! device yet.
+//! The base model, opened: its folder or file found, its headers and small files read. Nothing of it is on the device
+//! yet.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::bundled;
 use super::error::AppError;
-use super::model_folder;
+use super::model_folder::{self, ModelFiles};
 use crate::admission::GenerationDefaults;
 use crate::cli::fetch;
 use crate::config::{Environment, ModelSource};
@@ -38,61 +38,78 @@ impl OpenedBase {
     pub fn open(source: &ModelSource, environment: &Environment) -> Result<Self, AppError> {
         match source {
             ModelSource::Dir(dir) => {
-                model_folder::check(dir).map_err(|reason| AppError::NoModel { path: dir.clone(), reason })?;
-                Self::in_folder(dir, folder_name(dir), None)
+                let found = model_folder::find(dir);
+                match found.map_err(|reason| AppError::NoModel { path: dir.clone(), reason })? {
+                    ModelFiles::HuggingFace => Self::new(Checkpoint::open(dir)?, folder_name(dir), None),
+                    ModelFiles::Gguf(file) => Self::in_gguf(&file),
+                }
             }
+            ModelSource::Gguf(file) => Self::in_gguf(file),
             ModelSource::Hub(repository) => {
                 let dir = fetch(repository, Wanted::Model, environment)?;
-                Self::in_folder(&dir, repository.name.clone(), None)
+                Self::new(Checkpoint::open(&dir)?, repository.name.clone(), None)
             }
             ModelSource::Bundled => {
                 let unpacked = bundled::unpack()?;
-                let dir = unpacked.path().to_owned();
-                Self::in_folder(&dir, bundled::NAME.to_owned(), Some(unpacked))
+                let checkpoint = Checkpoint::open(unpacked.path())?;
+                Self::new(checkpoint, bundled::NAME.to_owned(), Some(unpacked))
             }
         }
     }
 
-    fn in_folder(dir: &Path, name: String, unpacked: Option<TempDir>) -> Result<Self, AppError> {
-        let checkpoint = Arc::new(Checkpoint::open(dir)?);
+    fn in_gguf(file: &Path) -> Result<Self, AppError> {
+        let name = file.file_stem().map_or_else(|| file.display().to_string(), |stem| stem.to_string_lossy().into());
+        Self::new(Checkpoint::open_gguf(file)?, name, None)
+    }
+
+    fn new(checkpoint: Checkpoint, name: String, unpacked: Option<TempDir>) -> Result<Self, AppError> {
         let spec = checkpoint.spec()?;
-        Ok(Self { name, spec, checkpoint, _unpacked: unpacked })
+        Ok(Self { name, spec, checkpoint: Arc::new(checkpoint), _unpacked: unpacked })
     }
 
-    /// The folder of the model's files.
+    /// The folder of the model's files, or its GGUF file.
     #[must_use]
-    pub fn dir(&self) -> &Path {
-        self.checkpoint.dir()
+    pub fn path(&self) -> &Path {
+        self.checkpoint.path()
     }
 
-    /// Read what the files beside `tokenizer.json` say.
+    /// Read what the files beside `tokenizer.json` say, or the GGUF file.
     ///
     /// # Errors
     /// Of these files.
     pub fn tokenizer_settings(&self) -> Result<TokenizerSettings, AppError> {
-        Ok(TokenizerSettings::from_dir(self.dir())?)
+        Ok(match self.checkpoint.metadata() {
+            Some(metadata) => TokenizerSettings::from_gguf(metadata)?,
+            None => TokenizerSettings::from_dir(self.path())?,
+        })
     }
 
-    /// Read `tokenizer.json`.
+    /// Read `tokenizer.json`, or what the GGUF file has in its place.
     ///
     /// # Errors
     /// Of the tokenizer's file.
     pub fn tokenizer(&self, settings: &TokenizerSettings) -> Result<Arc<Tokenizer>, AppError> {
-        Ok(Arc::new(Tokenizer::from_dir(self.dir(), settings)?))
+        let tokenizer = match self.checkpoint.metadata() {
+            Some(metadata) => Tokenizer::from_gguf(metadata, settings)?,
+            None => Tokenizer::from_dir(self.path(), settings)?,
+        };
+        Ok(Arc::new(tokenizer))
     }
 
     /// What the model's makers want where a request does not say: `generation_config.json`, where there is one, and
-    /// the end-of-sequence ids of `config.json`.
+    /// the end-of-sequence ids of `config.json`. A GGUF file has the ids.
     ///
     /// # Errors
     /// Of the two files.
     pub fn generation_defaults(&self) -> Result<GenerationDefaults, AppError> {
         let read = |name: &str| {
-            let path = self.dir().join(name);
+            let path = self.path().join(name);
             files::read_if_there(&path, MAX_SETTINGS_BYTES).map_err(|source| ModelError::Read { path, source })
         };
-        let (generation, config) = (read("generation_config.json")?, read("config.json")?);
-        let config = config.unwrap_or_default();
+        let (generation, config) = match self.checkpoint.metadata() {
+            Some(_) => (None, serde_json::to_vec(self.checkpoint.config()).unwrap_or_default()),
+            None => (read("generation_config.json")?, read("config.json")?.unwrap_or_default()),
+        };
         let defaults = GenerationDefaults::from_json(generation.as_deref(), &config, self.spec.vocab_size as u32)?;
         if !defaults.unreachable_eos.is_empty() {
             tracing::warn!(

@@ -36,7 +36,7 @@ pub(super) async fn run(
     let began = Instant::now();
     let mut config = ServeConfig::for_demo(args, environment)?;
     let base = tokio::task::block_in_place(|| OpenedBase::open(&config.model, environment))?;
-    config.adapters = bundled::adapters(base.dir())?;
+    config.adapters = bundled::adapters(base.path())?;
     let server = Server::start(&config, &base, environment, began).await?;
     server.metrics().follow_log(log.lost());
     let lifecycle = server.lifecycle().clone();

@@ -60,7 +60,7 @@ impl BaseIdentity {
             Work::Reading { reader, sign } => (reader, sign),
         };
         let ended = || ModelError::Read {
-            path: checkpoint.dir().to_owned(),
+            path: checkpoint.path().to_owned(),
             source: std::io::Error::other("its reader has ended"),
         };
         let digest = reader.join().map_err(|_| ended())??;

@@ -106,7 +106,7 @@ pub struct InspectArgs {
     pub source: AdapterSource,
     /// Base model it was trained on: a folder, or one of the hub as in hf:ORG/NAME@v1.0. Where it is not given, the
     /// base that the config names, if that is a folder or in the hub's cache; else the bundled model
-    #[arg(long, value_name = "DIR|hf:ORG/NAME[@REV]")]
+    #[arg(long, value_name = "DIR|GGUF|hf:ORG/NAME[@REV]")]
     pub model: Option<String>,
     /// Accept fields of adapter_config.json that are not known here, as `serve` does with this flag
     #[arg(long, value_parser = BoolishValueParser::new())]

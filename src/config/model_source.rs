@@ -11,21 +11,21 @@ const FLAG: &str = "--model";
 /// Where the base model comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelSource {
-    /// A folder as Hugging Face lays it out.
+    /// A folder as Hugging Face lays it out, or with one GGUF file.
     Dir(PathBuf),
+    /// A GGUF file.
+    Gguf(PathBuf),
     /// A repository of the hub.
     Hub(HubRepository),
     /// The model in the binary.
     Bundled,
 }
 
-/// Read `--model`: a folder, which must exist, or `hf:ORG/NAME`.
+/// Read `--model`: a folder or a GGUF file, which must exist, or `hf:ORG/NAME`.
 pub(super) fn model_source(checks: &mut Checks, model: &str) -> ModelSource {
-    const EXPECTED: &str = "a folder or hf:ORG/NAME[@REVISION]";
+    const EXPECTED: &str = "a folder, a GGUF file or hf:ORG/NAME[@REVISION]";
     let invalid = || ConfigProblem::Invalid { flag: FLAG, value: model.to_owned(), expected: EXPECTED };
     let hint = |hint: String| ConfigProblem::Model { flag: FLAG, value: model.to_owned(), hint };
-    let not_served =
-        |hint: &str| ConfigProblem::NotServed { flag: FLAG, value: model.to_owned(), hint: hint.to_owned() };
     match model.strip_prefix("hf:").map(str::parse::<HubRepository>) {
         Some(Ok(repository)) => return ModelSource::Hub(repository),
         Some(Err(_)) => {
@@ -39,11 +39,14 @@ pub(super) fn model_source(checks: &mut Checks, model: &str) -> ModelSource {
         checks.report(invalid());
     } else if let Some(repository) = page_of_the_hub(model) {
         checks.report(hint(format!("a model of the hub is named hf:{repository}")));
-    } else if is_gguf(&path) {
-        let words = "GGUF files are not served; give the folder of the model as Hugging Face has it, or hf:ORG/NAME";
-        checks.report(if path.exists() { not_served(words) } else { hint(words.to_owned()) });
+    } else if is_gguf(&path) && !path.is_dir() {
+        if !path.exists() {
+            checks.report(ConfigProblem::NoFile { flag: FLAG, path: path.clone() });
+        }
+        return ModelSource::Gguf(path);
     } else if path.is_file() {
-        checks.report(not_served("this is a file; give the folder that has the model's config.json"));
+        let hint = "this is a file; give a GGUF file, or the folder that has the model's config.json".to_owned();
+        checks.report(ConfigProblem::NotServed { flag: FLAG, value: model.to_owned(), hint });
     } else if !path.is_dir() {
         let hint = if is_repository(model) { format!("; hf:{model} fetches it from the hub") } else { String::new() };
         checks.report(ConfigProblem::NoFolder { flag: FLAG, path: path.clone(), hint });
@@ -64,6 +67,7 @@ fn page_of_the_hub(text: &str) -> Option<String> {
     Some(repository.join("/")).filter(|repository| is_repository(repository))
 }
 
+/// By its name: a file of another name is hardly meant to be one.
 fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
@@ -80,8 +84,16 @@ mod tests {
     }
 
     #[test]
+    fn a_gguf_file_is_told_by_its_name() {
+        let file = tempfile::Builder::new().suffix(".Q8_0.GGUF").tempfile().unwrap();
+        let mut checks = Checks::default();
+        let source = model_source(&mut checks, file.path().to_str().unwrap());
+        assert_eq!(checks.done(source).unwrap(), ModelSource::Gguf(file.path().to_owned()));
+    }
+
+    #[test]
     fn what_people_write_for_a_model_is_told_the_right_way() {
-        assert!(problem("./model.gguf").contains("GGUF files are not served"), "{}", problem("./model.gguf"));
+        assert!(problem("./model.gguf").ends_with("there is no file ./model.gguf"), "{}", problem("./model.gguf"));
         assert!(problem("Qwen/Qwen2.5-0.5B").contains("hf:Qwen/Qwen2.5-0.5B"));
         assert!(problem("https://huggingface.co/Qwen/Qwen3-8B/tree/main").contains("hf:Qwen/Qwen3-8B"));
         assert!(problem(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).contains("this is a file"));
@@ -90,8 +102,9 @@ mod tests {
             model_source(&mut checks, model);
             checks.done(()).unwrap_err().exit()
         };
-        let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+        let file = tempfile::Builder::new().suffix(".safetensors").tempfile().unwrap();
         assert_eq!(exit(file.path().to_str().unwrap()), Exit::Rejected, "as an adapter that is there and not served");
+        assert_eq!(exit("/does/not/model.gguf"), Exit::NotFound);
         assert_eq!(exit("/does/not/exist"), Exit::NotFound);
         assert_eq!(exit("https://huggingface.co/Qwen/Qwen3-8B"), Exit::Usage);
         let plain = problem("/does/not/exist");

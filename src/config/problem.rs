@@ -40,6 +40,14 @@ pub enum ConfigProblem {
         /// What to do, where that can be guessed; else empty.
         hint: String,
     },
+    /// A file that does not exist.
+    #[error("{flag}: there is no file {}", path.display())]
+    NoFile {
+        /// The flag.
+        flag: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
     /// The same name twice.
     #[error("{flag} names {name:?} twice")]
     Duplicate {
@@ -171,7 +179,7 @@ pub enum ConfigProblem {
 impl ConfigProblem {
     fn exit(&self) -> Exit {
         match self {
-            Self::NoFolder { .. } => Exit::NotFound,
+            Self::NoFolder { .. } | Self::NoFile { .. } => Exit::NotFound,
             Self::NotServed { .. } => Exit::Rejected,
             Self::OfVariable { problem, .. } => problem.exit(),
             _ => Exit::Usage,
@@ -185,6 +193,7 @@ impl ConfigProblem {
             Self::OutOfRange { flag, .. }
             | Self::Invalid { flag, .. }
             | Self::NoFolder { flag, .. }
+            | Self::NoFile { flag, .. }
             | Self::Duplicate { flag, .. }
             | Self::LessThan { flag, .. }
             | Self::Unsupported { flag, .. }

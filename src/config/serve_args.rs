@@ -121,8 +121,8 @@ pub enum PrefixCache {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// Folder of a Hugging Face model, or hf:ORG/NAME to fetch one, at a branch, tag or commit as in hf:ORG/NAME@v1.0
-    #[arg(long, value_name = "DIR|hf:ORG/NAME[@REV]")]
+    /// Folder of a Hugging Face model, a GGUF file, or hf:ORG/NAME to fetch one, at a branch, tag or commit as in hf:ORG/NAME@v1.0
+    #[arg(long, value_name = "DIR|GGUF|hf:ORG/NAME[@REV]")]
     pub model: Option<String>,
     /// Chat template (Jinja) in the place of the model's own; adapters that bring one of their own keep it
     #[arg(long, value_name = "FILE")]

@@ -1,7 +1,8 @@
 //! Files that others wrote, opened so that nothing waits and nothing grows without bound: a path may name a FIFO, a
-//! device or a folder, a file may be larger than anybody meant, and JSON may say one thing twice. Knows no field of any
-//! format; whoever reads says how much is plausible.
+//! device or a folder, a file may be larger than anybody meant, JSON may say one thing twice, and a header may claim what
+//! is not there. Knows no field of any format; whoever reads says how much is plausible.
 
+pub mod gguf;
 mod json;
 #[cfg(test)]
 pub(crate) mod testing;

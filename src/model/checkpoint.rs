@@ -1,5 +1,5 @@
-//! A Hugging Face model folder: config.json and safetensors, whole or in shards. Headers are read when it is opened,
-//! tensors when they are asked for. Nothing here knows a family.
+//! A base model's files: a folder as Hugging Face lays it out (config.json and safetensors, whole or in shards), or one
+//! GGUF file. Headers are read when it is opened, tensors when they are asked for. Nothing here knows a family.
 
 mod identity;
 
@@ -7,14 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use safetensors::Dtype as FileDtype;
-use safetensors::tensor::TensorInfo;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::shard::Shard;
+use super::source::{Encoding, GgufBase, StoredTensor, WeightFile};
 use super::{ModelError, read_spec};
 use crate::delta::{BaseReadError, BaseWeights};
+use crate::files::gguf::GgufMetadata;
 use crate::files::{self, MAX_SETTINGS_BYTES, parse_object};
 use crate::ops::HostTensor;
 
@@ -26,20 +25,22 @@ pub(super) const HEAD: &str = "lm_head.weight";
 /// Numbers of two tensors that are compared at a time.
 const COMPARED_NUMBERS: usize = 1 << 20;
 
-/// An opened model folder.
+/// An opened base model.
 pub struct Checkpoint {
-    dir: PathBuf,
+    path: PathBuf,
     config: Map<String, Value>,
-    shards: Vec<Shard>,
+    files: Vec<WeightFile>,
     tensors: BTreeMap<String, Place>,
     digest: [u8; 32],
+    /// Of a GGUF file.
+    metadata: Option<GgufMetadata>,
 }
 
 /// Where a tensor is.
 struct Place {
-    /// Index into the shards.
-    shard: usize,
-    info: TensorInfo,
+    /// Index into the files.
+    file: usize,
+    stored: StoredTensor,
 }
 
 impl Checkpoint {
@@ -55,12 +56,12 @@ impl Checkpoint {
         let mut digest = Sha256::new_with_prefix(b"polydelta base model v1");
         digest.update((config_bytes.len() as u64).to_le_bytes());
         digest.update(&config_bytes);
-        let (mut shards, mut tensors) = (Vec::new(), BTreeMap::new());
+        let (mut files, mut tensors) = (Vec::new(), BTreeMap::new());
         for path in shard_paths(dir)? {
-            let (shard, found) = Shard::open(&path, &mut digest)?;
-            let index = shards.len();
-            tensors.extend(found.into_iter().map(|(name, info)| (name, Place { shard: index, info })));
-            shards.push(shard);
+            let (file, found) = WeightFile::safetensors(&path, &mut digest)?;
+            let index = files.len();
+            tensors.extend(found.into_iter().map(|(name, stored)| (name, Place { file: index, stored })));
+            files.push(file);
         }
         // As transformers: where the two are one, either name will do.
         if !tensors.contains_key(EMBEDDING)
@@ -69,22 +70,48 @@ impl Checkpoint {
         {
             tensors.insert(EMBEDDING.to_owned(), head);
         }
-        Ok(Self { dir: dir.to_owned(), config, shards, tensors, digest: digest.finalize().into() })
+        let digest = digest.finalize().into();
+        Ok(Self { path: dir.to_owned(), config, files, tensors, digest, metadata: None })
     }
 
-    /// The folder.
+    /// Open a GGUF file. Its tensors go by the names that they have in transformers, and its metadata are
+    /// [`Self::config`] as transformers would have written it.
+    ///
+    /// # Errors
+    /// [`ModelError::Read`], [`ModelError::Gguf`], [`ModelError::Truncated`].
+    pub fn open_gguf(path: &Path) -> Result<Self, ModelError> {
+        let mut digest = Sha256::new_with_prefix(b"polydelta base model gguf v1");
+        let GgufBase { file, metadata, config, tensors } = GgufBase::open(path, &mut digest)?;
+        let place = |(name, stored)| (name, Place { file: 0, stored });
+        Ok(Self {
+            path: path.to_owned(),
+            config,
+            files: vec![file],
+            tensors: tensors.into_iter().map(place).collect(),
+            digest: digest.finalize().into(),
+            metadata: Some(metadata),
+        })
+    }
+
+    /// The folder, or the GGUF file.
     #[must_use]
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// `config.json`.
+    /// What a GGUF file says of itself; `None` for a folder.
+    #[must_use]
+    pub fn metadata(&self) -> Option<&GgufMetadata> {
+        self.metadata.as_ref()
+    }
+
+    /// `config.json`, or what a GGUF file says in its place.
     #[must_use]
     pub fn config(&self) -> &Map<String, Value> {
         &self.config
     }
 
-    /// Identity of the base: sha256 over config.json and every shard's size and header (names, shapes, places). It
+    /// Identity of the base: sha256 over config.json and every file's size and header (names, shapes, places). It
     /// keys the prefix cache, which lives no longer than the process.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
@@ -94,13 +121,13 @@ impl Checkpoint {
     /// Size of the weight files.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.shards.iter().map(Shard::bytes).sum()
+        self.files.iter().map(WeightFile::bytes).sum()
     }
 
     /// Numbers in all tensors.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        self.tensors.values().map(|place| place.info.shape.iter().product::<usize>() as u64).sum()
+        self.tensors.values().map(|place| place.stored.len() as u64).sum()
     }
 
     /// All tensor names.
@@ -108,17 +135,17 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// True if the matrices are stored in 16 bits.
+    /// True if the matrices are stored in 16 bits or fewer.
     #[must_use]
     pub fn is_16_bit(&self) -> bool {
-        let wide = |info: &TensorInfo| info.dtype == FileDtype::F32 && info.shape.len() > 1;
-        !self.tensors.values().any(|place| wide(&place.info))
+        let wide = |stored: &StoredTensor| stored.encoding == Encoding::F32 && stored.shape.len() > 1;
+        !self.tensors.values().any(|place| wide(&place.stored))
     }
 
     /// Shape of a tensor, if it is there; nothing is read for it.
     #[must_use]
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|place| place.info.shape.as_slice())
+        self.tensors.get(name).map(|place| place.stored.shape.as_slice())
     }
 
     /// A tensor of a known shape.
@@ -135,16 +162,17 @@ impl Checkpoint {
         self.find(name)?.ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })
     }
 
-    /// True if two tensors of one shape hold the same numbers, whatever their dtypes; reads as far as they agree.
+    /// True if two tensors of one shape hold the same numbers in the same places of their files, whatever their dtypes;
+    /// reads as far as they agree.
     pub(super) fn equal(&self, a: &str, b: &str) -> Result<bool, ModelError> {
         let (Some(first), Some(second)) = (self.tensors.get(a), self.tensors.get(b)) else { return Ok(false) };
-        if first.info.shape != second.info.shape {
+        if first.stored.shape != second.stored.shape {
             return Ok(false);
         }
-        let count: usize = first.info.shape.iter().product();
+        let count = first.stored.len();
         for start in (0..count).step_by(COMPARED_NUMBERS) {
             let range = start..count.min(start + COMPARED_NUMBERS);
-            let part = |name, place: &Place| self.shards[place.shard].numbers(name, &place.info, range.clone());
+            let part = |name, place: &Place| self.files[place.file].numbers(name, &place.stored, range.clone());
             if !part(a, first)?.equals(&part(b, second)?) {
                 return Ok(false);
             }
@@ -153,7 +181,7 @@ impl Checkpoint {
     }
 
     fn find(&self, name: &str) -> Result<Option<HostTensor>, ModelError> {
-        let read = |place: &Place| self.shards[place.shard].tensor(name, &place.info);
+        let read = |place: &Place| self.files[place.file].tensor(name, &place.stored);
         self.tensors.get(name).map(read).transpose()
     }
 }

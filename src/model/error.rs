@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::source::GgufRefusal;
 use crate::files::JsonError;
 use crate::ops::OpsError;
 
@@ -36,6 +37,30 @@ pub enum ModelError {
         /// Which file.
         path: PathBuf,
         /// The first rule it breaks.
+        reason: String,
+    },
+    /// A GGUF file that is not served.
+    #[error("{path} cannot be served: {reason}")]
+    Gguf {
+        /// Which file.
+        path: PathBuf,
+        /// The first rule it breaks, and what to do.
+        reason: GgufRefusal,
+    },
+    /// A GGUF file that describes a network that cannot be. `reason` names fields as config.json does.
+    #[error("{path}, read as a config.json, cannot be served: {reason}")]
+    GgufNetwork {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: Box<ModelError>,
+    },
+    /// Quantized numbers that could not be widened.
+    #[error("numbers of {format} could not be widened: {reason}")]
+    Widen {
+        /// ggml's name of the format.
+        format: &'static str,
+        /// What the library said.
         reason: String,
     },
     /// A weight file is shorter than its header says, or than it was.

@@ -10,7 +10,7 @@ mod fit;
 mod layout;
 mod rope;
 mod rope_config;
-mod shard;
+mod source;
 mod spec;
 mod weights;
 
@@ -20,5 +20,6 @@ pub use error::ModelError;
 pub use families::read_spec;
 pub use layout::base_layout;
 pub use rope::rope_table;
+pub use source::GgufRefusal;
 pub use spec::{DecoderSpec, Family, LayerSpec, RopeScaling, RopeSpec};
 pub use weights::{BaseModel, Progress};

@@ -72,6 +72,9 @@ pub(super) fn inverse_frequencies(spec: &RopeSpec, long: bool) -> Vec<f32> {
             let ends = ramp_ends(column(*beta_fast), column(*beta_slow), *truncate, dim);
             periods.enumerate().map(|(pair, period)| yarn(period, *factor as f32, ramp(pair, ends))).collect()
         }
+        RopeScaling::Divided { divisors } => {
+            periods.zip(divisors).map(|(period, divisor)| period.recip() / divisor).collect()
+        }
         RopeScaling::LongRope { short_factor, long_factor, .. } => {
             let factors = if long { long_factor } else { short_factor };
             periods.zip(factors).map(|(period, factor)| (*factor as f32 * period).recip()).collect()

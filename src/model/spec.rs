@@ -94,6 +94,11 @@ pub enum RopeScaling {
         /// Pairs of columns that turn.
         rotated: usize,
     },
+    /// One divisor per frequency, as a GGUF file has them in `rope_freqs.weight` (Llama 3.1's ramp, worked out).
+    Divided {
+        /// `rotary_dim / 2` of them.
+        divisors: Vec<f32>,
+    },
     /// Phi-3: one divisor per frequency, short or long, chosen by the length of the sequence ([`LongRope`]).
     LongRope {
         /// Divisors within the original context, `rotary_dim / 2` of them.

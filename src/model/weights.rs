@@ -154,15 +154,7 @@ impl<B: Backend> Loader<'_, B> {
 
     /// Tensors the config gives no place: transformers ignores them too, but an operator wants to know.
     fn warn_of_unused(&self) {
-        let known = |name: &str| {
-            let module = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias"));
-            let tied_head = self.spec.tied && name == "lm_head.weight";
-            let by_path = module.and_then(|path| self.layout.module(path));
-            tied_head
-                || name.ends_with("rotary_emb.inv_freq")
-                || by_path.is_some_and(|module| module.bias || name.ends_with(".weight"))
-        };
-        for name in self.checkpoint.names().filter(|name| !known(name)) {
+        for name in self.checkpoint.unused(self.spec, &self.layout) {
             tracing::warn!(
                 tensor = name,
                 "the checkpoint has a tensor that config.json gives no place; it is not used"

@@ -17,11 +17,13 @@ mod clock;
 mod control;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod gguf;
 mod tokenizer_class;
 
 pub use chat::{ChatError, ChatTemplate, RenderedChat};
 pub use choice::{ChoiceText, TextDelta};
 pub use detokenizer::Detokenizer;
+pub use gguf::GgufTokenizerError;
 pub use settings::TokenizerSettings;
 pub use stop::StopMatcher;
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -30,7 +30,7 @@ pub struct TokenizerSettings {
     /// Descriptions of added tokens, by the id they had where they were written down.
     pub(super) added: BTreeMap<u32, AddedToken>,
     /// The descriptions are the config's; those of `added_tokens.json` yield to what the tokenizer has at their ids.
-    described: bool,
+    pub(super) described: bool,
     /// Special tokens written out in a text are text.
     pub(super) split_special_tokens: bool,
     /// `chat_template.jinja`, else `chat_template` of the config.

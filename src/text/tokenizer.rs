@@ -13,6 +13,7 @@ use super::bound::bytes_per_token;
 use super::chat::RenderedChat;
 use super::control;
 use super::detokenizer::DecoderKind;
+use super::gguf::GgufTokenizerError;
 use super::settings::TokenizerSettings;
 use crate::files::{self, MAX_TOKENIZER_BYTES};
 
@@ -55,6 +56,9 @@ pub enum TokenizerError {
         /// What the library said.
         reason: String,
     },
+    /// The tokenizer of a GGUF file.
+    #[error("the file's tokenizer: {0}")]
+    Gguf(#[from] GgufTokenizerError),
     /// A text of this length could not be encoded.
     #[error("a text of {bytes} bytes cannot be encoded: {reason}")]
     Encode {
@@ -131,8 +135,16 @@ impl Tokenizer {
     }
 
     fn with_settings(bytes: &[u8], settings: &TokenizerSettings) -> Result<Self, TokenizerError> {
+        let inner = tokenizers::Tokenizer::from_bytes(bytes);
+        Self::finished(inner.map_err(|error| TokenizerError::Format { reason: error.to_string() })?, settings)
+    }
+
+    /// What a tokenizer's class and settings make of it.
+    pub(super) fn finished(
+        mut inner: tokenizers::Tokenizer,
+        settings: &TokenizerSettings,
+    ) -> Result<Self, TokenizerError> {
         let format = |error: tokenizers::Error| TokenizerError::Format { reason: error.to_string() };
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(format)?;
         inner.with_truncation(None).map_err(format)?;
         inner.with_padding(None);
         settings.class.apply(&mut inner).map_err(format)?;

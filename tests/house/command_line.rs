@@ -148,7 +148,10 @@ fn a_model_that_is_none_is_told_what_to_do() {
             assert_eq!(code(&output), exit, "{verb:?}: {}", said(&output));
         }
     };
-    refused("/does/not/model.gguf", "GGUF files are not served", 2);
+    refused("/does/not/model.gguf", "there is no file", 3);
+    let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+    std::fs::write(file.path(), "version https://git-lfs.github.com/spec/v1\n").unwrap();
+    refused(path(file.path()), "git lfs pull", 5);
     refused(path(&root("Cargo.toml")), "this is a file", 5);
     refused("some-org/some-name", "hf:some-org/some-name fetches it", 3);
     refused("/does/not/exist", "there is no folder", 3);

@@ -5,6 +5,7 @@ mod accuracy;
 mod bring;
 mod command;
 mod command_line;
+mod gguf;
 #[cfg(unix)]
 mod store;
 mod tls;

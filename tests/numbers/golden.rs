@@ -16,7 +16,7 @@ const REFUSED: [(&str, &str); 5] = [
     ("trainable_tokens", "TRAINABLE_TOKENS"),
 ];
 
-fn refused(adapter: &str) -> bool {
+pub(crate) fn refused(adapter: &str) -> bool {
     REFUSED.iter().any(|(name, _)| *name == adapter)
 }
 
@@ -25,14 +25,14 @@ fn served_cases(family: &Family, context: usize) -> Vec<&Case> {
     family.cases.iter().filter(|case| family.context_length(case) == context).filter(served).collect()
 }
 
-fn adapters(cases: &[&Case]) -> Vec<String> {
+pub(crate) fn adapters(cases: &[&Case]) -> Vec<String> {
     let mut names: Vec<String> = cases.iter().filter_map(|case| case.adapter.clone()).collect();
     names.sort();
     names.dedup();
     names
 }
 
-fn check(family: &Family, case: &Case, sequence: &Sequence) {
+pub(crate) fn check(family: &Family, case: &Case, sequence: &Sequence) {
     let name = format!("{} {}", family.name, case.name);
     for (step, expected) in case.ids.iter().enumerate() {
         assert!(case.margins[step] >= 2e-4, "{name}: a fixture with an unclear margin");

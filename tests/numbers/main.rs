@@ -4,6 +4,7 @@
 mod elsewhere;
 mod engine;
 mod fixture;
+mod gguf;
 mod golden;
 mod invariance;
 mod isolation;

@@ -66,6 +66,9 @@ fn base_of(dir: &Path, environment: &Environment) -> (ModelSource, Option<String
     if Path::new(&name).join("config.json").is_file() {
         return found(ModelSource::Dir(name.into()));
     }
+    if name.ends_with(".gguf") && Path::new(&name).is_file() {
+        return found(ModelSource::Gguf(name.into()));
+    }
     let at = revision.map_or_else(|| name.clone(), |revision| format!("{name}@{revision}"));
     let in_cache = at.parse().ok().filter(|repository| {
         let options = HubOptions::from_environment(environment);

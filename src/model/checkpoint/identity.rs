@@ -2,8 +2,8 @@
 //! were digested.
 //!
 //! The digest is over every tensor by name: dtype, shape and all bytes, so that two fine-tunes of one architecture that
-//! differ in a single weight differ in it. How the tensors are cut into files does not count, nor does config.json: how a
-//! base is run (context, rope scaling) is the operator's choice, which base it is, is not. A tensor enters as the sha256
+//! differ in a single weight differ in it. How the tensors are cut into files does not count, nor do config.json and what a
+//! GGUF file says beside its tensors: how a base is run (context, rope scaling) is the operator's choice, which base it is, is not. A tensor enters as the sha256
 //! of the sha256s of its pieces, so that any number of threads can share the work.
 
 use std::io;
@@ -12,19 +12,19 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use sha2::{Digest, Sha256};
 
 use super::super::ModelError;
-use super::super::shard::Shard;
+use super::super::source::WeightFile;
 use super::Checkpoint;
 use crate::types::BaseDigest;
 
 /// Bytes hashed as one piece. Part of the digest's definition.
-const PIECE: usize = 4 << 20;
+const PIECE: u64 = 4 << 20;
 
-/// A piece of a tensor: where it lies among the tensors' bytes of a shard.
+/// A piece of a tensor: where it lies in a file.
 #[derive(Clone, Copy)]
 struct Piece {
-    shard: usize,
-    start: usize,
-    end: usize,
+    file: usize,
+    start: u64,
+    end: u64,
 }
 
 impl Checkpoint {
@@ -36,17 +36,17 @@ impl Checkpoint {
         let mut pieces = Vec::new();
         let mut counts = Vec::with_capacity(self.tensors.len());
         for place in self.tensors.values() {
-            let (start, end) = place.info.data_offsets;
-            let starts = (start..end).step_by(PIECE);
-            counts.push(starts.len());
-            pieces.extend(starts.map(|at| Piece { shard: place.shard, start: at, end: end.min(at + PIECE) }));
+            let (start, end) = (place.stored.range.start, place.stored.range.end);
+            let starts = (start..end).step_by(PIECE as usize);
+            counts.push((end - start).div_ceil(PIECE) as usize);
+            pieces.extend(starts.map(|at| Piece { file: place.file, start: at, end: end.min(at + PIECE) }));
         }
         let mut digests = self.hash(&pieces, threads)?.into_iter();
-        self.shards.iter().try_for_each(Shard::check_unchanged)?;
+        self.files.iter().try_for_each(WeightFile::check_unchanged)?;
         let mut digest = Sha256::new_with_prefix(b"polydelta base content 1\0");
         digest.update((self.tensors.len() as u64).to_le_bytes());
         for ((name, place), count) in self.tensors.iter().zip(counts) {
-            let form = format!("{:?} {:?}", place.info.dtype, place.info.shape);
+            let form = place.stored.form();
             for text in [name, &form] {
                 digest.update((text.len() as u64).to_le_bytes());
                 digest.update(text.as_bytes());
@@ -64,8 +64,8 @@ impl Checkpoint {
     /// [`ModelError::Read`].
     pub fn files_sign(&self) -> Result<String, ModelError> {
         let mut digest = Sha256::new_with_prefix(b"polydelta base files 1\0");
-        for shard in &self.shards {
-            shard.stamps()?.iter().for_each(|number| digest.update(number.to_le_bytes()));
+        for file in &self.files {
+            file.stamps()?.iter().for_each(|number| digest.update(number.to_le_bytes()));
         }
         Ok(hex::encode(digest.finalize()))
     }
@@ -80,8 +80,8 @@ impl Checkpoint {
                 let Some(piece) = pieces.get(index).filter(|_| !failed.load(Ordering::Relaxed)) else {
                     return Ok(done);
                 };
-                buffer.resize(piece.end - piece.start, 0);
-                if let Err(error) = self.shards[piece.shard].read_data(&mut buffer, piece.start) {
+                buffer.resize((piece.end - piece.start) as usize, 0);
+                if let Err(error) = self.files[piece.file].read_at(&mut buffer, piece.start) {
                     failed.store(true, Ordering::Relaxed);
                     return Err(error);
                 }
@@ -99,8 +99,10 @@ impl Checkpoint {
                 digests[index] = Some(digest);
             }
         }
-        let missing =
-            || ModelError::Read { path: self.dir.clone(), source: io::Error::other("a thread that read it has ended") };
+        let missing = || ModelError::Read {
+            path: self.path.clone(),
+            source: io::Error::other("a thread that read it has ended"),
+        };
         digests.into_iter().map(|digest| digest.ok_or_else(missing)).collect()
     }
 }
@@ -162,7 +164,7 @@ mod tests {
     #[test]
     fn one_bit_of_one_weight_makes_another_base() {
         let base = digest_of(whole(&tensors()).path(), 1).unwrap();
-        for (name, at) in [("a.weight", 0), ("b.weight", BIG - 1), ("b.weight", PIECE), ("c.weight", 63)] {
+        for (name, at) in [("a.weight", 0), ("b.weight", BIG - 1), ("b.weight", PIECE as usize), ("c.weight", 63)] {
             let mut changed = tensors();
             changed.get_mut(name).unwrap()[at] ^= 1;
             assert_ne!(digest_of(whole(&changed).path(), 1).unwrap(), base, "{name} {at}");

@@ -100,7 +100,8 @@ pub(in crate::server) fn from_admission(error: &AdmissionError) -> Status {
             TokenizerError::Read { .. }
             | TokenizerError::Missing { .. }
             | TokenizerError::Settings { .. }
-            | TokenizerError::Format { .. },
+            | TokenizerError::Format { .. }
+            | TokenizerError::Gguf(_),
         )
         | E::TokenizerPanicked => return internal_error("admission", error),
     };

@@ -1,0 +1,259 @@
+//! The container GGUF (ggml-org/ggml, docs/gguf.md): named values and a table of tensors before the tensors' bytes.
+//! Knows no key but its
+//! own, `general.alignment`, and no type of tensors. The file is a stranger's: whatever it claims is held against its size and against
+//! the limits here before memory is taken, and no byte of a tensor is read.
+//!
+//! Format, all numbers little-endian: `GGUF`, u32 version, u64 tensors, u64 values; the values, each a key and a typed
+//! value; the tensors, each name, u32 dimensions, their u64 sizes (columns first), u32 type, u64 place; padding up to
+//! `general.alignment`; the tensors' bytes, to which the places refer. A string is its u64 length and UTF-8.
+
+mod metadata;
+mod reader;
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+
+pub use metadata::{GgufList, GgufMetadata, GgufNumber, GgufValue};
+use reader::Reader;
+
+/// Most bytes before the tensors' own; the largest vocabularies take some 15 MB.
+pub const MAX_GGUF_HEADER_BYTES: u64 = 64 << 20;
+/// Most values.
+const MAX_VALUES: u64 = 4096;
+/// Most tensors.
+const MAX_TENSORS: u64 = 1 << 16;
+/// Most bytes of a key, or of a tensor's name.
+const MAX_NAME_BYTES: u64 = 512;
+/// Most dimensions, as in ggml.
+const MAX_DIMS: u32 = 4;
+/// Where the tensors' bytes begin is a multiple of it, unless the file says otherwise.
+const DEFAULT_ALIGNMENT: u64 = 32;
+const MAX_ALIGNMENT: u64 = 1 << 16;
+const ALIGNMENT: &str = "general.alignment";
+
+/// Why a file is not read.
+#[derive(Debug, thiserror::Error)]
+pub enum GgufError {
+    /// The disk.
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    /// Another format under this name.
+    #[error("it does not begin with GGUF")]
+    NotGguf,
+    /// What Git leaves in the place of a large file.
+    #[error("it is a Git LFS pointer; `git lfs pull` fetches the file itself")]
+    LfsPointer,
+    /// A version of the format that is not read.
+    #[error("it is GGUF version {version}; versions 2 and 3 are read, llama.cpp's converter writes them")]
+    Version {
+        /// Of the file.
+        version: u32,
+    },
+    /// Written on, and for, a machine of the other byte order.
+    #[error("its numbers are big-endian; convert it for little-endian machines")]
+    BigEndian,
+    /// The header is cut off.
+    #[error("it has {bytes} bytes and ends within its header")]
+    Truncated {
+        /// Of the file.
+        bytes: u64,
+    },
+    /// A count or a length beyond what is read.
+    #[error("{what}: {found}, at most {max}")]
+    TooLarge {
+        /// What is counted.
+        what: &'static str,
+        /// In the file.
+        found: u64,
+        /// Read here, or possible in a file of this size.
+        max: u64,
+    },
+    /// A key, or a tensor's name, that is not printable ASCII.
+    #[error("{name:?} is no name")]
+    BadName {
+        /// Shortened.
+        name: String,
+    },
+    /// One key, or one tensor's name, twice.
+    #[error("`{name}` is there twice")]
+    Twice {
+        /// Which.
+        name: String,
+    },
+    /// A type of value that the format does not have.
+    #[error("`{key}` has values of the unknown type {found}")]
+    UnknownType {
+        /// Of the value.
+        key: String,
+        /// In the file.
+        found: u32,
+    },
+    /// A list of lists.
+    #[error("`{key}` is a list of lists, which no known key is")]
+    Nested {
+        /// Of the value.
+        key: String,
+    },
+    /// A string that is not UTF-8.
+    #[error("a text of `{key}` is not UTF-8")]
+    NotText {
+        /// Of the value.
+        key: String,
+    },
+    /// A truth value that is neither 0 nor 1.
+    #[error("`{key}` is neither true nor false: {found}")]
+    NotBool {
+        /// Of the value.
+        key: String,
+        /// The byte.
+        found: u8,
+    },
+    /// A value of another type than its key has.
+    #[error("`{key}` is {found}, expected {expected}")]
+    WrongType {
+        /// Of the value.
+        key: String,
+        /// The value, shortened, or its type.
+        found: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// A value that is needed.
+    #[error("it has no `{key}`")]
+    Missing {
+        /// Of the value.
+        key: String,
+    },
+    /// A tensor without dimensions or with too many, or with more numbers than can be counted.
+    #[error("tensor `{name}` has the shape {shape:?}")]
+    Shape {
+        /// Of the tensor.
+        name: String,
+        /// Rows first.
+        shape: Vec<u64>,
+    },
+}
+
+/// One tensor of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GgufTensor {
+    /// Unique in the file, printable.
+    pub name: String,
+    /// 1 to 4 sizes, none 0, slowest first: `[rows, columns]`.
+    pub shape: Vec<usize>,
+    /// Number of the type, of which [`GgufHeader`] knows nothing.
+    pub kind: u32,
+    /// Where its bytes begin, counted from [`GgufHeader::data_start`].
+    pub offset: u64,
+}
+
+impl GgufTensor {
+    /// Numbers.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Never: no size is 0.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Everything before the tensors' bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GgufHeader {
+    /// Named values.
+    pub metadata: GgufMetadata,
+    /// In the order of the file.
+    pub tensors: Vec<GgufTensor>,
+    /// Multiple of which the places of tensors are.
+    pub alignment: u64,
+    /// Where the tensors' bytes begin in the file.
+    pub data_start: u64,
+}
+
+impl GgufHeader {
+    /// Read the header of a file of `bytes` bytes.
+    ///
+    /// # Errors
+    /// [`GgufError`].
+    pub fn read(file: &File, bytes: u64) -> Result<Self, GgufError> {
+        let mut reader = Reader::new(file, bytes);
+        magic(&mut reader)?;
+        let tensor_count = count(&mut reader, "tensors", MAX_TENSORS)?;
+        let value_count = count(&mut reader, "values", MAX_VALUES)?;
+        let metadata = GgufMetadata::read(&mut reader, value_count)?;
+        let mut tensors = Vec::new();
+        let mut names = HashSet::new();
+        for _ in 0..tensor_count {
+            let tensor = tensor(&mut reader)?;
+            if !names.insert(tensor.name.clone()) {
+                return Err(GgufError::Twice { name: tensor.name });
+            }
+            tensors.push(tensor);
+        }
+        let alignment = alignment(&metadata)?;
+        let data_start = reader.position().next_multiple_of(alignment);
+        Ok(Self { metadata, tensors, alignment, data_start })
+    }
+}
+
+fn magic(reader: &mut Reader<'_>) -> Result<(), GgufError> {
+    match &reader.take::<4>()? {
+        b"GGUF" => {}
+        b"vers" => return Err(GgufError::LfsPointer),
+        _ => return Err(GgufError::NotGguf),
+    }
+    match reader.u32()? {
+        2 | 3 => Ok(()),
+        // A small number in the high bytes: the other byte order.
+        swapped if swapped != 0 && swapped & 0xffff == 0 => Err(GgufError::BigEndian),
+        version => Err(GgufError::Version { version }),
+    }
+}
+
+fn count(reader: &mut Reader<'_>, what: &'static str, max: u64) -> Result<u64, GgufError> {
+    let found = reader.u64()?;
+    if found > max { Err(GgufError::TooLarge { what, found, max }) } else { Ok(found) }
+}
+
+/// A key or the name of a tensor.
+fn name(reader: &mut Reader<'_>) -> Result<String, GgufError> {
+    let bytes = count(reader, "bytes of a name", MAX_NAME_BYTES)?;
+    let name = String::from_utf8_lossy(&reader.bytes(bytes)?).into_owned();
+    let fits = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
+    if fits { Ok(name) } else { Err(GgufError::BadName { name: name.chars().take(64).collect() }) }
+}
+
+fn tensor(reader: &mut Reader<'_>) -> Result<GgufTensor, GgufError> {
+    let name = name(reader)?;
+    let dims = reader.u32()?;
+    if !(1..=MAX_DIMS).contains(&dims) {
+        return Err(GgufError::TooLarge { what: "dimensions of a tensor", found: dims.into(), max: MAX_DIMS.into() });
+    }
+    let mut shape = (0..dims).map(|_| reader.u64()).collect::<Result<Vec<_>, _>>()?;
+    shape.reverse();
+    // Any type takes less than 8 bytes a number: what is counted in numbers can be counted in bytes.
+    let numbers = shape.iter().try_fold(1u64, |product, size| product.checked_mul(*size));
+    if numbers.is_none_or(|numbers| numbers == 0 || numbers > u64::MAX >> 4) {
+        return Err(GgufError::Shape { name, shape });
+    }
+    let shape = shape.into_iter().map(|size| size as usize).collect();
+    Ok(GgufTensor { name, shape, kind: reader.u32()?, offset: reader.u64()? })
+}
+
+fn alignment(metadata: &GgufMetadata) -> Result<u64, GgufError> {
+    let alignment = metadata.count(ALIGNMENT)?.unwrap_or(DEFAULT_ALIGNMENT);
+    let fits = alignment.is_power_of_two() && (8..=MAX_ALIGNMENT).contains(&alignment);
+    let expected = "a power of two from 8 to 65536";
+    let wrong = || GgufError::WrongType { key: ALIGNMENT.to_owned(), found: alignment.to_string(), expected };
+    fits.then_some(alignment).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
