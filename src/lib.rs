@@ -5,8 +5,8 @@
 //! | floor | rooms |
 //! |---|---|
 //! | house | [`app`], [`cli`] |
-//! | porch | [`server`]: gRPC, the only place with generated code |
-//! | gate | [`admission`], [`text`] |
+//! | porch | [`grpc`]: the only place with generated code, and [`http`] |
+//! | gate | [`admission`], [`text`]; beside it [`wire`]: bytes and connections |
 //! | hall | [`engine`]: one OS thread, schedule → prepare → execute → publish |
 //! | west wing, decides, no tensors | [`scheduler`], [`cache`], [`adapters`] |
 //! | east wing, computes, no async | [`model`], [`sampler`], [`delta`], [`ops`] |
@@ -22,12 +22,14 @@ pub mod config;
 pub mod delta;
 pub mod engine;
 pub mod files;
+pub mod grpc;
+pub mod http;
 pub mod hub;
 pub mod model;
 pub mod ops;
 pub mod sampler;
 pub mod scheduler;
-pub mod server;
 pub mod telemetry;
 pub mod text;
 pub mod types;
+pub mod wire;

@@ -12,8 +12,8 @@ const FLOORS: [&[&str]; 7] = [
     &["config", "telemetry"],
     &["scheduler", "cache", "adapters", "model", "sampler", "delta", "ops", "hub"],
     &["engine", "text"],
-    &["admission"],
-    &["server"],
+    &["admission", "wire"],
+    &["grpc", "http"],
     &["cli", "app"],
 ];
 
@@ -31,9 +31,10 @@ const BESIDE: [(&str, &str); 7] = [
 ];
 
 /// Crates that only some rooms may name.
-const CRATES: [(&[&str], &[&str]); 4] = [
-    (&["tonic", "prost", "hyper", "http_body"], &["server", "cli", "app"]),
-    (&["tokio"], &["engine", "admission", "server", "cli", "app", "telemetry"]),
+const CRATES: [(&[&str], &[&str]); 5] = [
+    (&["tonic", "prost"], &["grpc", "cli", "app"]),
+    (&["hyper", "http_body"], &["wire", "grpc", "http"]),
+    (&["tokio"], &["engine", "admission", "wire", "grpc", "http", "cli", "app", "telemetry"]),
     (&["candle_core", "safetensors"], &["model", "delta", "ops"]),
     (&["hf_hub"], &["hub"]),
 ];
@@ -185,8 +186,9 @@ fn violations_are_found() {
     assert_eq!(what("model", "use crate::engine::{A, B};"), ["`model` must not import `engine`"]);
     assert_eq!(what("ops", "use crate::{delta, types::A};"), ["`ops` must not import `delta`"]);
     assert_eq!(what("cache", "let x = tokio::spawn(y);"), ["`cache` must not know the crate `tokio`"]);
+    assert_eq!(what("wire", "fn answer(status: tonic::Status)"), ["`wire` must not know the crate `tonic`"]);
     assert_eq!(what("types", "x(crate::config::Exit::Ok)"), ["`types` must not import `config`"]);
-    assert!(what("model", "use crate::delta::BaseLayout; // not crate::server").is_empty());
-    assert!(what("server", "use crate::admission::Gate;").is_empty());
+    assert!(what("model", "use crate::delta::BaseLayout; // not crate::grpc").is_empty());
+    assert!(what("grpc", "use crate::admission::Gate;").is_empty());
     assert_eq!(check(place, "ops", "\n\nuse crate::model::A;")[0].line, 3);
 }

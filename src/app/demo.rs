@@ -17,7 +17,7 @@ use super::serve::end_on_signals;
 use super::start::Server;
 use crate::cli::CliError;
 use crate::config::{DemoArgs, Environment, ServeConfig, Terminal};
-use crate::server::pb;
+use crate::grpc::pb;
 use crate::telemetry::LogSink;
 use pb::adapter_service_client::AdapterServiceClient;
 use pb::generate_stream_response::Event;

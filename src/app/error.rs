@@ -17,10 +17,10 @@ use crate::files::FileRefusal;
 use crate::hub::HubError;
 use crate::model::ModelError;
 use crate::ops::OpsError;
-use crate::server::InvalidHeaderName;
 use crate::telemetry::{LoggingError, MetricsError};
 use crate::text::{ChatError, TokenizerError};
 use crate::types::AdapterName;
+use crate::wire::InvalidHeaderName;
 
 /// Everything that can end a command.
 #[derive(Debug, thiserror::Error)]

@@ -6,8 +6,8 @@ use super::base::OpenedBase;
 use super::error::AppError;
 use super::start::Server;
 use crate::config::{Environment, ServeArgs, ServeConfig};
-use crate::server::Lifecycle;
 use crate::telemetry::LogSink;
+use crate::wire::Lifecycle;
 
 pub(super) async fn run(args: &ServeArgs, environment: &Environment, log: &LogSink) -> Result<(), AppError> {
     let began = Instant::now();

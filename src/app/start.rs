@@ -35,14 +35,13 @@ use crate::config::{
 };
 use crate::delta::SERVED_KINDS;
 use crate::engine::{EngineHandle, HostMemory};
+use crate::grpc::{self, Adapters, Generator, Informer, ModelInfo, ServerInfo, ServerLimits, Services};
+use crate::http::serve_metrics;
 use crate::ops::Dtype;
-use crate::server::{
-    Adapters, ClientIdentity, Generator, Informer, Lifecycle, Listeners, ModelInfo, ServerInfo, ServerLimits, Services,
-    serve, serve_metrics,
-};
 use crate::telemetry::{Metrics, MetricsPage, recorded};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::types::{AdapterName, BaseDigest, ClientKey};
+use crate::wire::{ClientIdentity, Lifecycle, Listeners};
 
 /// Events kept for watchers that read late.
 const EVENT_HISTORY: usize = 4096;
@@ -127,7 +126,7 @@ impl Server {
         let routes = services.into_routes(config.transport.max_message_bytes, &lifecycle).await?;
         let identity = ClientIdentity::new(config.fair_share.client_header.as_deref())?;
         let drain = config.drain_timeout;
-        let serving = serve(listeners, routes, transport, drain, identity, lifecycle.clone(), metrics.clone());
+        let serving = grpc::serve(listeners, routes, transport, drain, identity, lifecycle.clone(), metrics.clone());
         let serving = tokio::spawn(serving);
         if let Some(Exporter { listeners, page, .. }) = exporter {
             tokio::spawn(serve_metrics(listeners, page, metrics_connections, lifecycle.clone(), metrics.clone()));

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::error::AppError;
 use crate::config::WatchdogConfig;
 use crate::engine::{Alarm, EngineEnd, EnginePulse, WatchdogLimits, watch as watch_steps};
-use crate::server::Lifecycle;
+use crate::wire::Lifecycle;
 
 /// What came of the engine.
 pub(super) struct Vigil {
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
     use crate::config::Exit;
     use crate::engine::StepInFlight;
-    use crate::server::Phase;
+    use crate::wire::Phase;
 
     fn limits() -> WatchdogConfig {
         WatchdogConfig { step_timeout: Duration::from_secs(10), step_abort_timeout: None }

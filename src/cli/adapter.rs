@@ -13,7 +13,7 @@ use super::upload;
 use crate::config::client::NamedArgs;
 use crate::config::units::format_bytes;
 use crate::config::{AdapterCommand, ClientArgs, Environment, InspectArgs, Terminal};
-use crate::server::pb;
+use crate::grpc::pb;
 use crate::telemetry::Spinner;
 use pb::adapter_service_client::AdapterServiceClient;
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::exit::{CliError, UsageError};
 use crate::files;
-use crate::server::pb;
+use crate::grpc::pb;
 
 /// Most bytes of a file with a conversation; what a server takes in one message is less.
 const MAX_BYTES: u64 = 256 << 20;

@@ -11,7 +11,7 @@ use super::interrupt::unless_interrupted;
 use super::logprobs;
 use crate::config::client::{SamplingArgs, StoppingArgs};
 use crate::config::{GenerateArgs, Terminal};
-use crate::server::pb;
+use crate::grpc::pb;
 use crate::telemetry::Spinner;
 use pb::generate_request::Input;
 use pb::generate_stream_response::Event;

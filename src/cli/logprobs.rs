@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::table::Table;
-use crate::server::pb;
+use crate::grpc::pb;
 
 /// Write one table for each choice that has log-probabilities: the token, its log-probability and probability, and
 /// the most likely tokens at its place.

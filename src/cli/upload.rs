@@ -20,7 +20,7 @@ use super::interrupt::unless_interrupted;
 use crate::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, WEIGHTS_FILE};
 use crate::config::{ClientArgs, Environment, Terminal, UploadArgs};
 use crate::files;
-use crate::server::pb;
+use crate::grpc::pb;
 use crate::telemetry::{Progress, Spinner};
 use pb::adapter_service_client::AdapterServiceClient;
 use pb::upload_adapter_request::Frame;

@@ -3,7 +3,7 @@
 use std::io::{BufRead, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 
-use polydelta::server::pb;
+use polydelta::grpc::pb;
 use tokio::net::{TcpSocket, TcpStream};
 use tonic::Code;
 

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use polydelta::server::pb;
-use polydelta::server::pb::generation_service_client::GenerationServiceClient;
+use polydelta::grpc::pb;
+use polydelta::grpc::pb::generation_service_client::GenerationServiceClient;
 use tokio::task::JoinSet;
 use tonic::Code;
 

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Duration;
 
-use polydelta::server::pb;
-use polydelta::server::pb::adapter_service_client::AdapterServiceClient;
-use polydelta::server::pb::generation_service_client::GenerationServiceClient;
+use polydelta::grpc::pb;
+use polydelta::grpc::pb::adapter_service_client::AdapterServiceClient;
+use polydelta::grpc::pb::generation_service_client::GenerationServiceClient;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;

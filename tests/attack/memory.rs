@@ -1,7 +1,7 @@
 //! A process with little address space: what does not fit is refused, and nothing ends it.
 
 use polydelta::adapters::{CONFIG_FILE, WEIGHTS_FILE};
-use polydelta::server::pb;
+use polydelta::grpc::pb;
 use tonic::Code;
 
 use super::harness::{ATTACKER, Victim, generate, within};

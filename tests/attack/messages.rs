@@ -1,7 +1,7 @@
 //! Messages that are never finished.
 
-use polydelta::server::pb;
-use polydelta::server::pb::generation_service_client::GenerationServiceClient;
+use polydelta::grpc::pb;
+use polydelta::grpc::pb::generation_service_client::GenerationServiceClient;
 use tonic::Code;
 
 use super::harness::{ATTACKER, Victim, within};

@@ -1,6 +1,6 @@
 //! Answers that nobody reads.
 
-use polydelta::server::pb;
+use polydelta::grpc::pb;
 
 use super::harness::{ATTACKER, Victim, generate, within};
 use super::raw::{Raw, frame};

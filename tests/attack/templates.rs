@@ -5,8 +5,8 @@ use std::path::Path;
 
 use pb::upload_adapter_request::Frame;
 use polydelta::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Sha256Digest, StoreLimits, WEIGHTS_FILE};
-use polydelta::server::pb;
-use polydelta::server::pb::generation_service_client::GenerationServiceClient;
+use polydelta::grpc::pb;
+use polydelta::grpc::pb::generation_service_client::GenerationServiceClient;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 use tonic::{Code, Status};

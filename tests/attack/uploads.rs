@@ -5,7 +5,7 @@ use std::path::Path;
 
 use pb::upload_adapter_request::Frame;
 use polydelta::adapters::{CONFIG_FILE, MAX_CHUNK_BYTES, Sha256Digest, WEIGHTS_FILE};
-use polydelta::server::pb;
+use polydelta::grpc::pb;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 use tokio_stream::wrappers::UnboundedReceiverStream;

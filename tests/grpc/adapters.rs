@@ -3,8 +3,8 @@
 use std::fs;
 
 use polydelta::adapters::ResidencyLimits;
-use polydelta::server::pb;
-use polydelta::server::pb::adapter_service_client::AdapterServiceClient;
+use polydelta::grpc::pb;
+use polydelta::grpc::pb::adapter_service_client::AdapterServiceClient;
 use tonic::transport::Endpoint;
 use tonic::{Code, Streaming};
 use tonic_types::StatusExt;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use polydelta::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Sha256Digest, StoreLimits, WEIGHTS_FILE};
 use polydelta::cli::{SavedTemplate, bring};
 use polydelta::config::{AdapterSource, Environment};
-use polydelta::server::pb;
+use polydelta::grpc::pb;
 use polydelta::text::{Tokenizer, TokenizerSettings};
 use serde::Deserialize;
 use serde_json::Value;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use polydelta::adapters::{DiskFs, Found, StoreFile, StoreFs};
-use polydelta::server::pb;
+use polydelta::grpc::pb;
 use tonic::Code;
 
 use super::files::AdapterFiles;

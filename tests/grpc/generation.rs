@@ -1,8 +1,8 @@
 //! `GenerationService` where all goes well.
 
-use polydelta::server::pb;
-use polydelta::server::pb::generation_service_client::GenerationServiceClient;
-use polydelta::server::pb::server_service_client::ServerServiceClient;
+use polydelta::grpc::pb;
+use polydelta::grpc::pb::generation_service_client::GenerationServiceClient;
+use polydelta::grpc::pb::server_service_client::ServerServiceClient;
 use polydelta::types::FinishReason;
 use tonic::Request;
 use tonic::transport::Endpoint;

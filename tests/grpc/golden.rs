@@ -11,11 +11,11 @@ use polydelta::engine::{
     EngineHandle, EngineInstaller, EventReceiver, HostMemory, Lease, Leftover, Loaders, ModelExecutor, ModelLoader,
     StartedEngine, StepError, StepExecutor, SubmitError, start,
 };
+use polydelta::grpc::pb;
 use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, base_layout};
 use polydelta::ops::Dtype;
 use polydelta::ops::cpu::{CpuBackend, CpuOptions};
 use polydelta::scheduler::{SchedulerConfig, ShareConfig};
-use polydelta::server::pb;
 use polydelta::telemetry::Metrics;
 use polydelta::text::{Tokenizer, TokenizerSettings};
 use polydelta::types::{AdapterSlot, EngineRequest, RequestId, ScheduledBatch, StepOutput};

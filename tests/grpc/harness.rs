@@ -15,14 +15,13 @@ use polydelta::admission::{
     AdapterHall, AdapterTemplates, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits, PrefixSalting,
 };
 use polydelta::config::{Args, Command, Environment, ServeConfig, TransportConfig};
-use polydelta::server::pb::adapter_service_client::AdapterServiceClient;
-use polydelta::server::pb::generation_service_client::GenerationServiceClient;
-use polydelta::server::pb::server_service_client::ServerServiceClient;
-use polydelta::server::{
-    Adapters, ClientIdentity, Generator, Informer, Lifecycle, ModelInfo, ServerInfo, Services, pb, serve,
-};
+use polydelta::grpc::pb::adapter_service_client::AdapterServiceClient;
+use polydelta::grpc::pb::generation_service_client::GenerationServiceClient;
+use polydelta::grpc::pb::server_service_client::ServerServiceClient;
+use polydelta::grpc::{Adapters, Generator, Informer, ModelInfo, ServerInfo, Services, pb, serve};
 use polydelta::telemetry::Metrics;
 use polydelta::text::{ChatTemplate, Tokenizer, TokenizerSettings};
+use polydelta::wire::{ClientIdentity, Lifecycle};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::net::TcpListener;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use polydelta::server::Phase;
-use polydelta::server::pb;
+use polydelta::grpc::pb;
+use polydelta::wire::Phase;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use polydelta::server::pb::generation_service_client::GenerationServiceClient;
+use polydelta::grpc::pb::generation_service_client::GenerationServiceClient;
 use tokio::net::TcpStream;
 use tonic::body::Body;
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use polydelta::server::pb;
+use polydelta::grpc::pb;
 use polydelta::types::RequestFailure;
 use tonic::{Code, Request};
 use tonic_types::StatusExt;

@@ -1,6 +1,6 @@
 //! Requests that are refused for what they ask: INVALID_ARGUMENT, naming the field, before anything is done for them.
 
-use polydelta::server::pb;
+use polydelta::grpc::pb;
 use tonic::Code;
 use tonic_types::StatusExt;
 

@@ -1,7 +1,7 @@
 //! Clients beside each other: who is who, who shares the prefix cache, what a client may take of what all need.
 
-use polydelta::server::ClientIdentity;
-use polydelta::server::pb;
+use polydelta::grpc::pb;
+use polydelta::wire::ClientIdentity;
 use tonic::{Code, Request};
 
 use super::fakes::{End, FakeServer, Plan};

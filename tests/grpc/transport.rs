@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use polydelta::config::TransportConfig;
-use polydelta::server::pb;
+use polydelta::grpc::pb;
 use prost::Message;
 use tonic::{Code, Request};
 

@@ -3,7 +3,7 @@
 use std::fs;
 
 use polydelta::adapters::{StoreLimits, WEIGHTS_FILE};
-use polydelta::server::pb;
+use polydelta::grpc::pb;
 use serde_json::json;
 use tokio_stream::StreamExt;
 use tonic::{Code, Status};

@@ -11,7 +11,7 @@ use pb::generation_service_client::GenerationServiceClient;
 use pb::server_service_client::ServerServiceClient;
 use polydelta::app::{OpenedBase, Server};
 use polydelta::config::{Args, Command, Environment, ModelSource, ServeConfig};
-use polydelta::server::pb;
+use polydelta::grpc::pb;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;

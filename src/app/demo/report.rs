@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::super::bundled::DemoPrompt;
 use crate::cli::Table;
-use crate::server::pb;
+use crate::grpc::pb;
 
 /// What one adapter said.
 pub(super) struct Answer {

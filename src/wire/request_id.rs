@@ -11,19 +11,19 @@ const MAX_LEN: usize = 128;
 
 /// Makes ids that are unique within the process and hard to mistake for those of another.
 #[derive(Clone)]
-pub(super) struct RequestIds {
+pub(crate) struct RequestIds {
     process: u64,
     next: Arc<AtomicU64>,
 }
 
 impl RequestIds {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // RandomState is seeded by the operating system.
         Self { process: RandomState::new().hash_one(std::process::id()), next: Arc::default() }
     }
 
     /// The id of a call: the client's where it is usable, else a new one.
-    pub(super) fn of(&self, headers: &HeaderMap) -> String {
+    pub(crate) fn of(&self, headers: &HeaderMap) -> String {
         let given = headers.get(HEADER).and_then(|value| value.to_str().ok()).filter(|id| is_valid(id));
         given.map_or_else(|| self.make(), str::to_owned)
     }
@@ -34,12 +34,12 @@ impl RequestIds {
 }
 
 /// 1 to 128 printable ASCII characters.
-pub(super) fn is_valid(id: &str) -> bool {
+pub(crate) fn is_valid(id: &str) -> bool {
     (1..=MAX_LEN).contains(&id.len()) && id.bytes().all(|byte| (b' '..=b'~').contains(&byte))
 }
 
 /// Put the id on a response, unless its handler did.
-pub(super) fn stamp<B>(mut response: Response<B>, request_id: &str) -> Response<B> {
+pub(crate) fn stamp<B>(mut response: Response<B>, request_id: &str) -> Response<B> {
     if let Ok(value) = HeaderValue::from_str(request_id) {
         response.headers_mut().entry(HEADER).or_insert(value);
     }

@@ -5,6 +5,7 @@
 //! a call at its deadline with CANCELLED.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -12,7 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -20,7 +23,6 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
-use tonic::body::Body;
 use tower::Service;
 
 use super::lifecycle::{Lifecycle, Phase};
@@ -61,7 +63,7 @@ pub(super) fn builder(config: &TransportConfig) -> ConnectionBuilder {
 }
 
 /// Serve `stream` until the client closes it, a limit strikes, it comes of age, or the server ends.
-pub(super) async fn serve<S>(
+pub(super) async fn serve<S, B>(
     stream: TcpStream,
     service: S,
     builder: ConnectionBuilder,
@@ -69,8 +71,10 @@ pub(super) async fn serve<S>(
     lifecycle: Lifecycle,
     activity: Arc<Activity>,
 ) where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let received = Arc::new(AtomicUsize::new(0));
     let io = TokioIo::new(CountedStream { stream, received: Arc::clone(&received) });

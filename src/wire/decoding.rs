@@ -10,11 +10,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::PollSemaphore;
 
 /// Messages of up to this many bytes need no turn.
-pub(super) const SMALL: u64 = 256 << 10;
+pub(crate) const SMALL: u64 = 256 << 10;
 
 /// How many messages that are not small may be decoded at a time. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct DecodingTurns(Arc<Semaphore>);
+pub(crate) struct DecodingTurns(Arc<Semaphore>);
 
 impl Default for DecodingTurns {
     /// Half of the processors: the runtime has a thread for each.
@@ -25,22 +25,22 @@ impl Default for DecodingTurns {
 
 impl DecodingTurns {
     /// So many, and one at least.
-    pub(super) fn new(count: usize) -> Self {
+    pub(crate) fn new(count: usize) -> Self {
         Self(Arc::new(Semaphore::new(count.max(1))))
     }
 
     /// To wait for one.
-    pub(super) fn wait(&self) -> PollSemaphore {
+    pub(crate) fn wait(&self) -> PollSemaphore {
         PollSemaphore::new(Arc::clone(&self.0))
     }
 }
 
 /// The turn of a call, if it has one.
 #[derive(Clone, Default)]
-pub(super) struct Turn(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
+pub(crate) struct Turn(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
 impl Turn {
-    pub(super) fn begin(&self, permit: OwnedSemaphorePermit) {
+    pub(crate) fn begin(&self, permit: OwnedSemaphorePermit) {
         self.replace(Some(permit));
     }
 
@@ -51,7 +51,7 @@ impl Turn {
 
     /// Run what reads the call's messages. A turn ends when it rests: what it does with a message right after it has
     /// come belongs to decoding it.
-    pub(super) async fn during<F: Future>(&self, work: F) -> F::Output {
+    pub(crate) async fn during<F: Future>(&self, work: F) -> F::Output {
         let mut work = pin!(work);
         poll_fn(|cx| {
             let polled = work.as_mut().poll(cx);

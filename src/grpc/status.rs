@@ -18,8 +18,8 @@ use self::refusal::Refusal;
 use super::body::BodyRefused;
 use super::convert::BadMessage;
 use super::deadline::BadTimeout;
-use super::limits::Exhausted;
 use super::page::BadPage;
+use crate::wire::Exhausted;
 
 pub(super) use self::adapters::{from_adapter, from_upload_stream, load_failed};
 pub(super) use self::admission::{from_admission, from_failure, from_stats};

@@ -83,7 +83,7 @@ impl Lifecycle {
     }
 
     /// As [`Lifecycle::reached`], for a future that outlives the borrow.
-    pub(super) fn reached_owned(&self, phase: Phase) -> impl Future<Output = ()> + Send + 'static {
+    pub(crate) fn reached_owned(&self, phase: Phase) -> impl Future<Output = ()> + Send + 'static {
         let lifecycle = self.clone();
         async move { lifecycle.reached(phase).await }
     }
@@ -100,7 +100,7 @@ impl Lifecycle {
     }
 
     /// Count a call that a drain waits for.
-    pub(super) fn enter(&self) -> RunningCall {
+    pub(crate) fn enter(&self) -> RunningCall {
         self.inner.running.send_modify(|running| *running += 1);
         RunningCall { lifecycle: self.clone() }
     }
@@ -119,7 +119,7 @@ impl Lifecycle {
 }
 
 /// RAII: a call runs while this lives.
-pub(super) struct RunningCall {
+pub(crate) struct RunningCall {
     lifecycle: Lifecycle,
 }
 

@@ -7,11 +7,11 @@ use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 use tonic_reflection::server::Builder;
 
-use super::lifecycle::{Lifecycle, Phase};
 use super::pb::adapter_service_server::AdapterServiceServer;
 use super::pb::generation_service_server::GenerationServiceServer;
 use super::pb::server_service_server::ServerServiceServer;
 use super::{Adapters, Generator, Informer, pb};
+use crate::wire::{Lifecycle, Phase};
 
 /// Everything a server answers.
 pub struct Services {

@@ -8,7 +8,7 @@ use super::saturate;
 use crate::adapters::ResidencyStats;
 use crate::engine::EngineStats;
 
-pub(in crate::server) fn server_info(info: &ServerInfo) -> pb::GetServerInfoResponse {
+pub(in crate::grpc) fn server_info(info: &ServerInfo) -> pb::GetServerInfoResponse {
     pb::GetServerInfoResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         model: Some(model(&info.model)),
@@ -53,7 +53,7 @@ fn limits(limits: &ServerLimits) -> pb::Limits {
     }
 }
 
-pub(in crate::server) fn stats(
+pub(in crate::grpc) fn stats(
     engine: EngineStats,
     registered: usize,
     adapters: &ResidencyStats,

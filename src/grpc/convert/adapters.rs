@@ -8,10 +8,7 @@ use crate::adapters::{
 };
 use crate::types::{AdapterFacts, ClientKey};
 
-pub(in crate::server) fn upload_header(
-    header: pb::UploadHeader,
-    client: ClientKey,
-) -> Result<UploadHeader, BadMessage> {
+pub(in crate::grpc) fn upload_header(header: pb::UploadHeader, client: ClientKey) -> Result<UploadHeader, BadMessage> {
     let pb::UploadHeader { name, files, upload_id, expected_version, validate_only, pin, config: _, chat_template: _ } =
         header;
     let upload_id = match upload_id.as_str() {
@@ -36,14 +33,14 @@ pub(in crate::server) fn upload_header(
 }
 
 /// A name that must not exist cannot be deleted, so here the empty version is no version.
-pub(in crate::server) fn expected_for_delete(version: Option<&str>) -> Result<Expected, BadMessage> {
+pub(in crate::grpc) fn expected_for_delete(version: Option<&str>) -> Result<Expected, BadMessage> {
     match version {
         None => Ok(Expected::Any),
         Some(version) => adapter_version("expected_version", version).map(Expected::Version),
     }
 }
 
-pub(in crate::server) fn adapter(info: &AdapterInfo) -> pb::Adapter {
+pub(in crate::grpc) fn adapter(info: &AdapterInfo) -> pb::Adapter {
     let status = &info.status;
     let state = match status.state {
         AdapterState::Stored => pb::AdapterState::Stored,
@@ -68,20 +65,20 @@ pub(in crate::server) fn adapter(info: &AdapterInfo) -> pb::Adapter {
 }
 
 /// Whether a header declares this content of a file.
-pub(in crate::server) fn declares(header: &UploadHeader, path: &str, content: &[u8]) -> bool {
+pub(in crate::grpc) fn declares(header: &UploadHeader, path: &str, content: &[u8]) -> bool {
     let digest = Sha256Digest::of(content).to_string();
     let is_it = |file: &FileHeader| file.path == path && file.size == content.len() as u64 && file.sha256 == digest;
     header.files.iter().any(is_it)
 }
 
 /// An adapter as it was when its upload was acknowledged.
-pub(in crate::server) fn published(published: &Published) -> pb::Adapter {
+pub(in crate::grpc) fn published(published: &Published) -> pb::Adapter {
     let state = pb::AdapterState::Stored.into();
     pb::Adapter { state, ..described(stored(&published.adapter), Some(&published.facts)) }
 }
 
 /// An adapter as it would be, had it not been sent for validation only.
-pub(in crate::server) fn preview(staged: &Staged, facts: &AdapterFacts) -> pb::Adapter {
+pub(in crate::grpc) fn preview(staged: &Staged, facts: &AdapterFacts) -> pb::Adapter {
     let adapter = pb::Adapter {
         name: staged.name().to_string(),
         version: staged.version().to_string(),
@@ -126,7 +123,7 @@ fn described(adapter: pb::Adapter, facts: Option<&AdapterFacts>) -> pb::Adapter 
     }
 }
 
-pub(in crate::server) fn upload(upload_id: String, status: &UploadStatus) -> pb::Upload {
+pub(in crate::grpc) fn upload(upload_id: String, status: &UploadStatus) -> pb::Upload {
     match status {
         UploadStatus::Open(files) => {
             let file = |file: &crate::adapters::FileProgress| pb::UploadedFile {

@@ -12,7 +12,7 @@ use crate::types::ConnectionId;
 
 /// All that is allowed is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Exhausted {
+pub(crate) enum Exhausted {
     /// By everybody together.
     #[error("the limit of {limit} is reached")]
     Total {
@@ -31,7 +31,7 @@ pub(super) enum Exhausted {
 
 impl Exhausted {
     /// The word for metrics.
-    pub(super) fn reason(self) -> &'static str {
+    pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::Total { .. } => "total",
             Self::Peer { .. } => "peer",
@@ -41,7 +41,7 @@ impl Exhausted {
 
 /// So much of something in all, and so much of it for one peer. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Shares {
+pub(crate) struct Shares {
     inner: Arc<SharesInner>,
 }
 
@@ -58,12 +58,12 @@ struct Taken {
 }
 
 impl Shares {
-    pub(super) fn new(max: u64, max_per_peer: u64) -> Self {
+    pub(crate) fn new(max: u64, max_per_peer: u64) -> Self {
         Self { inner: Arc::new(SharesInner { max, max_per_peer, taken: Mutex::default() }) }
     }
 
     /// Take `amount` for `peer`, all or nothing; given back on drop.
-    pub(super) fn acquire(&self, peer: Peer, amount: u64) -> Result<Share, Exhausted> {
+    pub(crate) fn acquire(&self, peer: Peer, amount: u64) -> Result<Share, Exhausted> {
         let SharesInner { max, max_per_peer, .. } = *self.inner;
         let mut taken = self.lock();
         let of_peer = taken.by_peer.get(&peer).copied().unwrap_or(0).saturating_add(amount);
@@ -89,7 +89,7 @@ impl Shares {
 }
 
 /// RAII: what a peer has taken.
-pub(super) struct Share {
+pub(crate) struct Share {
     shares: Shares,
     peer: Peer,
     amount: u64,
@@ -209,7 +209,7 @@ impl Drop for ConnectionPermit {
 }
 
 /// Whether calls run on a connection, and since when none does.
-pub(super) struct Activity {
+pub(crate) struct Activity {
     connection: ConnectionId,
     state: Mutex<ActivityState>,
     leave: Notify,
@@ -221,24 +221,24 @@ struct ActivityState {
 }
 
 impl Activity {
-    pub(super) fn new(connection: ConnectionId) -> Self {
+    pub(crate) fn new(connection: ConnectionId) -> Self {
         let state = ActivityState { calls: 0, idle_since: Instant::now() };
         Self { connection, state: Mutex::new(state), leave: Notify::new() }
     }
 
     /// Whose activity it is.
-    pub(super) fn connection(&self) -> ConnectionId {
+    pub(crate) fn connection(&self) -> ConnectionId {
         self.connection
     }
 
     /// A call has begun.
-    pub(super) fn begin(self: &Arc<Self>) -> ActiveCall {
+    pub(crate) fn begin(self: &Arc<Self>) -> ActiveCall {
         self.lock().calls += 1;
         ActiveCall { activity: Arc::clone(self) }
     }
 
     /// `None` while a call runs.
-    pub(super) fn idle_since(&self) -> Option<Instant> {
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
         let state = self.lock();
         (state.calls == 0).then_some(state.idle_since)
     }
@@ -254,7 +254,7 @@ impl Activity {
 }
 
 /// RAII: a call runs on a connection.
-pub(super) struct ActiveCall {
+pub(crate) struct ActiveCall {
     activity: Arc<Activity>,
 }
 

@@ -32,7 +32,7 @@ fn exhausted(reason: &'static str, subject: &str, error: &dyn Error) -> Refusal 
     Refusal::new(Code::ResourceExhausted, reason, error).quota(subject, error)
 }
 
-pub(in crate::server) fn from_adapter(error: &AdapterError) -> Status {
+pub(in crate::grpc) fn from_adapter(error: &AdapterError) -> Status {
     use AdapterError as E;
     let refusal = match error {
         E::MissingFile { path } => bad("MISSING_FILE", "header.files", error).with("path", path),
@@ -246,7 +246,7 @@ fn disk(error: &AdapterError, action: &'static str, fault: DiskFault) -> Refusal
 }
 
 /// Why an adapter could not be read, compiled or installed. Whoever made the error knows its kind; see the hall.
-pub(in crate::server) fn load_failed(failure: &(dyn Error + Send + Sync + 'static)) -> Status {
+pub(in crate::grpc) fn load_failed(failure: &(dyn Error + Send + Sync + 'static)) -> Status {
     if let Some(error) = failure.downcast_ref::<AdapterError>() {
         return match error {
             // Never nested in practice; a cycle must not become a deep recursion.
@@ -379,7 +379,7 @@ fn from_delta(error: &DeltaError) -> Status {
     refusal.into_status()
 }
 
-pub(in crate::server) fn from_upload_stream(error: &BadUploadStream) -> Status {
+pub(in crate::grpc) fn from_upload_stream(error: &BadUploadStream) -> Status {
     use BadUploadStream as E;
     let refusal = match error {
         E::Empty | E::ChunkBeforeHeader => {

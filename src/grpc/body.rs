@@ -15,10 +15,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::PollSemaphore;
 use tonic::Status;
 
-use super::decoding::{DecodingTurns, SMALL, Turn};
-use super::limits::{Exhausted, Share, Shares};
-use super::peer::Peer;
 use super::status;
+use crate::wire::{DecodingTurns, Exhausted, Peer, SMALL, Share, Shares, Turn};
 
 /// Every so many bytes of a message are worth a second more: a slow client that makes progress is left alone.
 const BYTES_PER_SECOND: u64 = 32 << 10;

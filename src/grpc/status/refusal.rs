@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 /// `ErrorInfo.domain` of every status.
-pub(in crate::server) const DOMAIN: &str = "polydelta.dev";
+pub(in crate::grpc) const DOMAIN: &str = "polydelta.dev";
 
 /// Read by retry policies of grpc clients (gRFC A6).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";

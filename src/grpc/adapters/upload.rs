@@ -16,7 +16,7 @@ use pb::upload_adapter_request::Frame;
 
 /// What a client can do wrong in the order of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(in crate::server) enum BadUploadStream {
+pub(in crate::grpc) enum BadUploadStream {
     /// Nothing came.
     #[error("the upload has no header")]
     Empty,

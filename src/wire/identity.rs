@@ -32,14 +32,14 @@ impl ClientIdentity {
     }
 
     /// The key of whoever the headers of a call name, else of its peer.
-    pub(super) fn of(&self, headers: &HeaderMap, peer: ClientKey) -> ClientKey {
+    pub(crate) fn of(&self, headers: &HeaderMap, peer: ClientKey) -> ClientKey {
         let named = self.header.as_ref().and_then(|name| headers.get(name));
         named.filter(|value| !value.is_empty()).map_or(peer, |value| key(b"header", value.as_bytes()))
     }
 }
 
 /// The key of an address. Of IPv6 the first 64 bits count: the rest is the client's own to choose.
-pub(super) fn of_peer(peer: IpAddr) -> ClientKey {
+pub(crate) fn of_peer(peer: IpAddr) -> ClientKey {
     match peer.to_canonical() {
         IpAddr::V4(address) => key(b"ipv4", &address.octets()),
         IpAddr::V6(address) => key(b"ipv6", &address.octets()[..8]),

@@ -20,13 +20,9 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::accept::Acceptor;
-use super::lifecycle::{Lifecycle, Phase};
-use super::limits::Shares;
-use super::listeners::Listeners;
-use super::peer::Peer;
 use crate::telemetry::MetricsPage;
 use crate::telemetry::metrics::Metrics;
+use crate::wire::{Acceptor, Lifecycle, Listeners, Peer, Phase, Shares};
 
 /// How long a client may take to send its request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);

@@ -12,11 +12,10 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::super::limits::{Exhausted, Share, Shares};
-use super::super::peer::Peer;
 use super::super::{convert, pb, status};
 use crate::adapters::{AdapterEvent, AdapterEventKind, AdapterObserver, AdapterRegistry, EventLog};
 use crate::types::AdapterName;
+use crate::wire::{Exhausted, Peer, Share, Shares};
 use pb::AdapterEventType as EventType;
 
 pub(super) type Watch = ReceiverStream<Result<pb::WatchAdaptersResponse, Status>>;

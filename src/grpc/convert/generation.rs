@@ -15,7 +15,7 @@ use crate::types::generate::{
 use crate::types::{FinishReason, Usage};
 
 /// Without the transport's part: id, arrival and deadline are the handler's to add.
-pub(in crate::server) fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, BadMessage> {
+pub(in crate::grpc) fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, BadMessage> {
     use pb::generate_request::Input;
     let pb::GenerateRequest {
         request_id,
@@ -29,7 +29,7 @@ pub(in crate::server) fn generate_request(request: pb::GenerateRequest) -> Resul
         priority,
         cache_salt,
     } = request;
-    if !request_id.is_empty() && !super::super::request_id::is_valid(&request_id) {
+    if !request_id.is_empty() && !crate::wire::is_valid(&request_id) {
         return Err(BadMessage::RequestId);
     }
     let prompt = match input.ok_or(BadMessage::Missing { field: "input" })? {
@@ -131,7 +131,7 @@ fn stopping_input(stopping: pb::StoppingParams) -> StoppingInput {
 }
 
 /// What to tokenize, and for which adapter.
-pub(in crate::server) fn tokenize_input(
+pub(in crate::grpc) fn tokenize_input(
     request: pb::TokenizeRequest,
 ) -> Result<(PromptInput, Option<AdapterChoice>), BadMessage> {
     use pb::tokenize_request::Input;
@@ -152,14 +152,14 @@ fn event(event: pb::generate_stream_response::Event) -> pb::GenerateStreamRespon
     pb::GenerateStreamResponse { event: Some(event) }
 }
 
-pub(in crate::server) fn started(info: &GenerationInfo) -> pb::GenerateStreamResponse {
+pub(in crate::grpc) fn started(info: &GenerationInfo) -> pb::GenerateStreamResponse {
     let (adapter, adapter_version) = adapter_strings(info);
     let request_id = info.request_id.clone();
     event(pb::generate_stream_response::Event::Started(pb::Started { request_id, adapter, adapter_version }))
 }
 
 /// `token_ids` says whether the client wants them.
-pub(in crate::server) fn delta(delta: ChoiceDelta, token_ids: bool) -> pb::GenerateStreamResponse {
+pub(in crate::grpc) fn delta(delta: ChoiceDelta, token_ids: bool) -> pb::GenerateStreamResponse {
     let ChoiceDelta { index, text, tokens, finish } = delta;
     let Tokens { ids, logprobs } = Tokens::of(tokens, token_ids);
     let (finish_reason, stop_match) = finish_parts(finish);
@@ -173,7 +173,7 @@ pub(in crate::server) fn delta(delta: ChoiceDelta, token_ids: bool) -> pb::Gener
     }))
 }
 
-pub(in crate::server) fn finished(usage: Usage, timings: Timings) -> pb::GenerateStreamResponse {
+pub(in crate::grpc) fn finished(usage: Usage, timings: Timings) -> pb::GenerateStreamResponse {
     event(pb::generate_stream_response::Event::Finished(pb::Finished {
         usage: Some(self::usage(usage)),
         timings: Some(self::timings(timings)),
@@ -213,12 +213,12 @@ fn finish_parts(finish: Option<(FinishReason, Option<StopMatch>)>) -> (pb::Finis
     (reason, stop.map(|matched| pb::StopMatch { r#match: Some(matched) }))
 }
 
-pub(in crate::server) fn usage(usage: Usage) -> pb::Usage {
+pub(in crate::grpc) fn usage(usage: Usage) -> pb::Usage {
     let Usage { prompt_tokens, completion_tokens, cached_tokens } = usage;
     pb::Usage { prompt_tokens, completion_tokens, cached_tokens }
 }
 
-pub(in crate::server) fn timings(timings: Timings) -> pb::Timings {
+pub(in crate::grpc) fn timings(timings: Timings) -> pb::Timings {
     pb::Timings {
         queue_ms: milliseconds(timings.queue),
         prefill_ms: milliseconds(timings.prefill),
@@ -228,13 +228,13 @@ pub(in crate::server) fn timings(timings: Timings) -> pb::Timings {
 }
 
 /// A unary response in the making: the deltas of a stream, put together.
-pub(in crate::server) struct Collected {
+pub(in crate::grpc) struct Collected {
     response: pb::GenerateResponse,
     token_ids: bool,
 }
 
 impl Collected {
-    pub(in crate::server) fn new(info: &GenerationInfo, token_ids: bool) -> Self {
+    pub(in crate::grpc) fn new(info: &GenerationInfo, token_ids: bool) -> Self {
         let (adapter, adapter_version) = adapter_strings(info);
         let choice = |index| pb::Choice { index, ..pb::Choice::default() };
         let response = pb::GenerateResponse {
@@ -248,7 +248,7 @@ impl Collected {
         Self { response, token_ids }
     }
 
-    pub(in crate::server) fn add(&mut self, delta: ChoiceDelta) {
+    pub(in crate::grpc) fn add(&mut self, delta: ChoiceDelta) {
         let Some(choice) = self.response.choices.get_mut(delta.index as usize) else { return };
         let Tokens { ids, logprobs } = Tokens::of(delta.tokens, self.token_ids);
         choice.text.push_str(&delta.text);
@@ -261,7 +261,7 @@ impl Collected {
         }
     }
 
-    pub(in crate::server) fn finish(mut self, usage: Usage, timings: Timings) -> pb::GenerateResponse {
+    pub(in crate::grpc) fn finish(mut self, usage: Usage, timings: Timings) -> pb::GenerateResponse {
         self.response.usage = Some(self::usage(usage));
         self.response.timings = Some(self::timings(timings));
         self.response

@@ -15,7 +15,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Accepts connections one by one.
-pub(super) struct Acceptor {
+pub(crate) struct Acceptor {
     listeners: Listeners,
     /// For the log: `grpc` or `metrics`.
     name: &'static str,
@@ -23,12 +23,12 @@ pub(super) struct Acceptor {
 }
 
 impl Acceptor {
-    pub(super) fn new(listeners: Listeners, name: &'static str) -> Self {
+    pub(crate) fn new(listeners: Listeners, name: &'static str) -> Self {
         Self { listeners, name, backoff: Backoff::default() }
     }
 
     /// The next connection. Dropping the future loses none.
-    pub(super) async fn next(&mut self) -> (TcpStream, SocketAddr) {
+    pub(crate) async fn next(&mut self) -> (TcpStream, SocketAddr) {
         loop {
             match self.listeners.accept().await {
                 Ok((stream, peer)) => {

@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -146,9 +147,13 @@ impl Server {
         Self { lifecycle, alive, shared, address: address(1), activity }
     }
 
+    fn connected(&self) -> Connected {
+        Connected { address: self.address, activity: Arc::clone(&self.activity) }
+    }
+
     async fn call(&self, path: &str, headers: &[(&str, &str)], head: Act, body: &'static [Act]) -> Response<Body> {
         let handler = Handler { head, body, alive: self.alive.clone() };
-        let mut service = CallService::new(handler, self.shared.clone(), self.address, Arc::clone(&self.activity));
+        let mut service = CallService::new(handler, self.shared.clone(), self.connected());
         let mut request = Request::builder().uri(format!("http://host{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);

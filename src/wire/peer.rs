@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 /// An address that counts as one client: an IPv4 address, or the 64-bit network of an IPv6 address, which is what one
 /// subscriber has at least (RFC 6177).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Peer(IpAddr);
+pub(crate) struct Peer(IpAddr);
 
 impl From<IpAddr> for Peer {
     fn from(address: IpAddr) -> Self {

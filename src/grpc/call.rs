@@ -4,7 +4,6 @@
 //! deadline for that minute, and a panic in it ends this call and no other.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,17 +20,15 @@ use tracing::{Instrument, Span};
 
 use super::body::{Arrival, HeldBytes, MessageLimits, RequestBody};
 use super::deadline::deadline;
-use super::decoding::{DecodingTurns, Turn};
-use super::identity::{self, ClientIdentity};
-use super::lifecycle::{Lifecycle, Phase, RunningCall};
-use super::limits::{ActiveCall, Activity, Share, Shares};
 use super::observe::{CallRecord, Role, method_of};
-use super::peer::Peer;
-use super::request_id::{self, RequestIds};
 use super::status::{self, Interrupted};
 use crate::config::TransportConfig;
 use crate::telemetry::metrics::Metrics;
 use crate::types::{ClientKey, ConnectionId};
+use crate::wire::{
+    self, ActiveCall, Activity, ClientIdentity, Connected, DecodingTurns, Lifecycle, Peer, Phase, RequestIds,
+    RunningCall, Share, Shares, Turn,
+};
 
 /// Facts about a call that handlers find in the request's extensions.
 #[derive(Clone, Debug)]
@@ -86,11 +83,6 @@ impl CallShared {
         let calls = Shares::new(u64::from(config.max_calls), u64::from(config.max_calls_per_peer));
         Self { lifecycle, ids: RequestIds::new(), identity, metrics, calls, messages }
     }
-
-    /// Of the server.
-    pub(super) fn lifecycle(&self) -> &Lifecycle {
-        &self.lifecycle
-    }
 }
 
 /// Who makes a call; handlers that are called without a connection are local.
@@ -110,9 +102,10 @@ pub(super) struct CallService<S> {
 }
 
 impl<S> CallService<S> {
-    /// The service of a connection from `address`.
-    pub(super) fn new(inner: S, shared: CallShared, address: IpAddr, activity: Arc<Activity>) -> Self {
-        Self { inner, shared, peer: Peer::from(address), client: identity::of_peer(address), activity }
+    /// The service of a connection.
+    pub(super) fn new(inner: S, shared: CallShared, connected: Connected) -> Self {
+        let Connected { address, activity } = connected;
+        Self { inner, shared, peer: Peer::from(address), client: wire::of_peer(address), activity }
     }
 }
 
@@ -195,7 +188,7 @@ where
             let span = record.span().clone();
             let response =
                 response.map(|body| Body::new(CallBody { inner: Some(body), limits, record, span, _hold: hold }));
-            Ok(request_id::stamp(response, &request_id))
+            Ok(wire::stamp(response, &request_id))
         };
         Box::pin(answer.instrument(span))
     }
@@ -203,7 +196,7 @@ where
 
 fn refuse(status: Status, request_id: &str, mut record: CallRecord) -> CallFuture {
     record.ended(status.code());
-    let response = request_id::stamp(status.into_http(), request_id);
+    let response = wire::stamp(status.into_http(), request_id);
     Box::pin(std::future::ready(Ok(response)))
 }
 

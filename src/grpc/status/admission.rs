@@ -16,7 +16,7 @@ use crate::types::RequestFailure;
 /// A wait after which a place in the queue may be free: a few steps.
 const RETRY: Duration = Duration::from_millis(250);
 
-pub(in crate::server) fn from_failure(error: &GenerationError) -> Status {
+pub(in crate::grpc) fn from_failure(error: &GenerationError) -> Status {
     match error {
         GenerationError::Failed(RequestFailure::Draining) => draining(),
         GenerationError::Failed(RequestFailure::DeadlineExceeded) => deadline_exceeded(),
@@ -57,11 +57,11 @@ fn share_full(error: impl Display, holder: Holder, held: usize) -> Refusal {
         .retry_after(RETRY)
 }
 
-pub(in crate::server) fn from_stats(error: &SubmitError) -> Status {
+pub(in crate::grpc) fn from_stats(error: &SubmitError) -> Status {
     from_submit(error)
 }
 
-pub(in crate::server) fn from_admission(error: &AdmissionError) -> Status {
+pub(in crate::grpc) fn from_admission(error: &AdmissionError) -> Status {
     use AdmissionError as E;
     let bad = |reason, field: &str| Refusal::new(Code::InvalidArgument, reason, error).field(field, error);
     let unmet = |reason, subject: &dyn std::fmt::Display| {
