@@ -4,10 +4,10 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use super::disk_fault::DiskFault;
 use super::files::{Sha256Digest, UploadId};
-use crate::types::{AdapterFault, AdapterName, AdapterVersion, BaseDigest};
+use crate::types::{AdapterFault, AdapterName, AdapterVersion, BaseDigest, ToProblem};
 
-/// The error a loader reported; kept whole so that whoever answers the request can look at its kind.
-pub type LoadFailure = Arc<dyn std::error::Error + Send + Sync>;
+/// The error a loader reported; it says itself what it is to those who wait for the adapter.
+pub type LoadFailure = Arc<dyn ToProblem>;
 
 /// Errors of storing, naming and placing adapters.
 #[derive(Debug, thiserror::Error)]

@@ -28,6 +28,7 @@ pub mod import;
 pub mod lease;
 pub mod look;
 mod pins;
+mod problem;
 pub mod registry;
 pub mod residency;
 mod slots;

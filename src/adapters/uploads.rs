@@ -21,7 +21,7 @@ use std::time::Instant;
 use self::session::Session;
 use self::table::{Leftover, Table};
 use super::error::AdapterError;
-use super::files::{CheckedHeader, StoreLimits, UploadHeader, UploadId};
+use super::files::{CheckedHeader, FileHeader, Sha256Digest, StoreLimits, UploadHeader, UploadId};
 use super::fs::StoreFs;
 use super::registry::Published;
 use super::sync::lock;
@@ -196,6 +196,14 @@ impl UploadHeader {
     /// The first rule it breaks.
     pub fn validate(&self, limits: &StoreLimits) -> Result<(), AdapterError> {
         self.check(limits).map(drop)
+    }
+
+    /// Whether it declares this content of a file.
+    #[must_use]
+    pub fn declares(&self, path: &str, content: &[u8]) -> bool {
+        let digest = Sha256Digest::of(content).to_string();
+        let is_it = |file: &FileHeader| file.path == path && file.size == content.len() as u64 && file.sha256 == digest;
+        self.files.iter().any(is_it)
     }
 }
 

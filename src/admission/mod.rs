@@ -1,15 +1,21 @@
-//! The gate: limits, validation, permits, deadlines, adapter leases. Turns a request into an
-//! [`EngineRequest`](crate::types::EngineRequest) or a refusal that names the field, and the engine's events into text.
+//! The way in, for requests and for adapters.
 //!
-//! It knows no gRPC. Nothing here computes with weights; what takes long runs off the reactor.
+//! The [`Gate`]: limits, validation, permits, deadlines, adapter leases. Turns a request into an
+//! [`EngineRequest`](crate::types::EngineRequest) or a refusal that names the field, and the engine's events into text.
+//! The [`Intake`]: what an adapter goes through before it is one.
+//!
+//! It knows no protocol. Nothing here computes with weights; what takes long runs off the reactor.
 
+mod background;
 mod engine;
 mod error;
 mod gate;
 mod generation;
 pub mod generation_defaults;
 mod hall;
+mod intake;
 mod lease;
+mod problem;
 mod salt;
 mod templates;
 #[cfg(test)]
@@ -18,6 +24,8 @@ mod tokenizing;
 mod turns;
 pub mod validate;
 
+pub use background::Lost;
+pub(crate) use background::off_reactor;
 pub use engine::{GenerationEngine, StatsFuture};
 pub use error::AdmissionError;
 pub use gate::{AdapterChoice, Arrival, Gate, GateParts, GenerateRequest};
@@ -27,6 +35,7 @@ pub use generation::{
 };
 pub use generation_defaults::{GenerationDefaults, GenerationDefaultsError};
 pub use hall::{AdapterHall, ResidentFuture};
+pub use intake::{Early, Intake, IntakeError, OpenUpload, Taken, UploadArrival, UploadBegun};
 pub use salt::PrefixSalting;
 pub use templates::AdapterTemplates;
 pub use tokenizing::TokenizedPrompt;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OnceCell;
 
+use super::background::{Lost, in_background};
 use super::error::AdmissionError;
 use super::hall::AdapterHall;
 use super::turns::Turns;
@@ -46,17 +47,16 @@ impl AdapterTemplates {
     /// Compile a template that a client uploads and throw the result away, in the background when its turn has come.
     ///
     /// # Errors
-    /// [`AdmissionError::Chat`] with [`ChatError::NotText`] or [`ChatError::Template`].
+    /// [`Lost`], and within [`ChatError::NotText`] or [`ChatError::Template`].
     pub async fn check_in_turn(
         self: &Arc<Self>,
         template: Vec<u8>,
         client: ClientKey,
         hall: &dyn AdapterHall,
-    ) -> Result<(), AdmissionError> {
+    ) -> Result<Result<(), ChatError>, Lost> {
         let (templates, party) = (Arc::clone(self), Party { client, adapter: None });
         let work = move |template: &[u8]| templates.check(template);
-        let checked = in_turn(&self.uploads, party, template.len() as u64, hall, move || work(&template)).await?;
-        checked.map_err(|source| AdmissionError::Chat { adapter: None, source })
+        in_turn(&self.uploads, party, template.len() as u64, hall, move || work(&template)).await
     }
 
     /// Compile a template and throw the result away. Takes a part of a second where it is long.
@@ -90,7 +90,8 @@ impl AdapterTemplates {
                 let failed = |source| AdmissionError::Chat { adapter: Some(name), source };
                 templates.compile(&bytes).map(Arc::new).map_err(failed)
             };
-            in_turn(&self.chats, party, template.bytes, hall, compile).await?
+            let compiled = in_turn(&self.chats, party, template.bytes, hall, compile).await;
+            compiled.map_err(|Lost| AdmissionError::TokenizerPanicked)?
         });
         compiled.await.cloned()
     }
@@ -107,17 +108,14 @@ async fn in_turn<T: Send + 'static>(
     bytes: u64,
     hall: &dyn AdapterHall,
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, AdmissionError> {
+) -> Result<T, Lost> {
     let turn = turns.take(party, bytes.saturating_mul(MICROSECONDS_PER_BYTE)).await;
-    let (done, result) = tokio::sync::oneshot::channel();
-    hall.in_background(Box::new(move || {
+    in_background(hall, move || {
         // The turn goes with the work and not with the client, who may leave before it is done.
         let _turn = turn;
-        if !done.is_closed() {
-            drop(done.send(work()));
-        }
-    }));
-    result.await.map_err(|_| AdmissionError::TokenizerPanicked)
+        work()
+    })
+    .await
 }
 
 /// A chat template, and the adapter whose own it is; `None`: the model's.

@@ -9,15 +9,15 @@ use tokio::sync::mpsc;
 
 use super::validate::Limits;
 use super::{
-    AdapterHall, AdapterTemplates, Gate, GateParts, GenerateRequest, GenerationDefaults, GenerationEngine,
+    AdapterHall, AdapterTemplates, Gate, GateParts, GenerateRequest, GenerationDefaults, GenerationEngine, Intake,
     PrefixSalting, ResidentFuture, StatsFuture,
 };
 use crate::adapters::testing::{contents, facts, header};
 use crate::adapters::{
-    Acquire, AdapterError, AdapterRegistry, Begin, FolderStore, LoadFailure, RegistryLimits, ResidencyLimits, Staged,
-    StoreLimits, UploadHead, Want,
+    Acquire, AdapterError, AdapterRegistry, Begin, FolderStore, RegistryLimits, ResidencyLimits, Staged, StoreLimits,
+    UploadHead, Want,
 };
-use crate::engine::{EngineStats, EventReceiver, Lease, SubmitError};
+use crate::engine::{EngineStats, EventReceiver, InstallError, Lease, StepError, SubmitError};
 use crate::telemetry::Metrics;
 use crate::text::TokenizerSettings;
 use crate::text::fixtures::byte_level;
@@ -161,6 +161,8 @@ pub(crate) struct FakeHall {
     pub(crate) stuck: AtomicBool,
     /// Refuses every adapter.
     pub(crate) broken: AtomicBool,
+    /// Takes adapters in and cannot bring them to the device.
+    pub(crate) unloadable: AtomicBool,
     pub(crate) virtual_tokens: AtomicUsize,
     pub(crate) asked: AtomicUsize,
     /// Checks that have begun.
@@ -174,11 +176,15 @@ pub(crate) struct FakeHall {
 }
 
 /// Why a broken hall refuses.
-#[derive(Debug, thiserror::Error)]
-#[error("the hall is broken")]
-pub(crate) struct Broken;
+pub(crate) fn broken() -> InstallError {
+    InstallError::Step(StepError::Panicked { message: "the hall is broken".to_owned() })
+}
 
 impl FakeHall {
+    fn fails_loads(&self) -> bool {
+        self.broken.load(Ordering::SeqCst) || self.unloadable.load(Ordering::SeqCst)
+    }
+
     fn facts(&self) -> AdapterFacts {
         let count = u32::try_from(self.virtual_tokens.load(Ordering::SeqCst)).unwrap();
         let virtual_tokens = (count > 0).then_some(VirtualTokens { count, saved_kv: true });
@@ -187,20 +193,20 @@ impl FakeHall {
 }
 
 impl AdapterHall for FakeHall {
-    fn check_config(&self, _: &[u8]) -> Result<(), LoadFailure> {
-        if self.broken.load(Ordering::SeqCst) { Err(Arc::new(Broken)) } else { Ok(()) }
+    fn check_config(&self, _: &[u8]) -> Result<(), InstallError> {
+        if self.broken.load(Ordering::SeqCst) { Err(broken()) } else { Ok(()) }
     }
 
-    fn check(&self, _: &Staged) -> Result<AdapterFacts, LoadFailure> {
+    fn check(&self, _: &Staged) -> Result<AdapterFacts, InstallError> {
         self.checks.fetch_add(1, Ordering::SeqCst);
         let hold = self.hold.lock().unwrap().take();
         if let Some(hold) = hold {
             hold.recv().unwrap();
         }
-        if self.broken.load(Ordering::SeqCst) { Err(Arc::new(Broken)) } else { Ok(self.facts()) }
+        if self.broken.load(Ordering::SeqCst) { Err(broken()) } else { Ok(self.facts()) }
     }
 
-    fn check_head(&self, _: &UploadHead) -> Result<(), LoadFailure> {
+    fn check_head(&self, _: &UploadHead) -> Result<(), InstallError> {
         Ok(())
     }
 
@@ -225,7 +231,7 @@ impl AdapterHall for FakeHall {
             loop {
                 match want.poll()? {
                     Acquire::Ready(lease) => return Ok(lease),
-                    Acquire::Load(ticket) if self.broken.load(Ordering::SeqCst) => ticket.fail(Arc::new(Broken)),
+                    Acquire::Load(ticket) if self.fails_loads() => ticket.fail(Arc::new(broken())),
                     Acquire::Load(ticket) => ticket.begin_install(Arc::new(self.facts()))?.complete(),
                     Acquire::Pending => return Err(AdapterError::LoadAbandoned { version: want.version() }),
                 }
@@ -288,6 +294,12 @@ impl House {
 
     pub(crate) fn new() -> Self {
         Self::with(|_| ())
+    }
+
+    /// The way of adapters in.
+    pub(crate) fn intake(&self, metrics: Metrics) -> Arc<Intake> {
+        let hall = Arc::clone(&self.hall) as Arc<dyn AdapterHall>;
+        Arc::new(Intake::new(Arc::clone(&self.registry), hall, Arc::clone(&self.templates), metrics))
     }
 
     /// Where adapters are kept.

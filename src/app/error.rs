@@ -7,12 +7,12 @@ use std::time::Duration;
 use super::inspect::InspectError;
 use super::listen::MetricsListenError;
 use super::model_folder::NoModel;
-use crate::adapters::{AdapterError, LoadFailure, RepairError};
-use crate::admission::GenerationDefaultsError;
+use crate::adapters::{AdapterError, RepairError};
+use crate::admission::{GenerationDefaultsError, IntakeError};
 use crate::cli::{BringError, CliError, exit_of, exit_of_hub};
 use crate::config::units::format_bytes;
 use crate::config::{ConfigProblems, Exit};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, InstallError};
 use crate::files::FileRefusal;
 use crate::hub::HubError;
 use crate::model::ModelError;
@@ -95,7 +95,7 @@ pub enum AppError {
         /// Its name.
         name: AdapterName,
         /// Why not.
-        source: LoadFailure,
+        source: IntakeError,
     },
     /// A temporary folder.
     #[error("cannot make a temporary folder: {0}")]
@@ -268,10 +268,13 @@ fn of_store(error: &AdapterError) -> Exit {
     }
 }
 
-fn of_import(source: &LoadFailure) -> Exit {
-    match source.downcast_ref::<AdapterError>() {
-        Some(AdapterError::MissingFile { .. }) => Exit::NotFound,
-        Some(AdapterError::Io { .. }) => Exit::Failure,
+fn of_import(error: &IntakeError) -> Exit {
+    match error {
+        IntakeError::Adapter(error) | IntakeError::Install(InstallError::Adapter(error)) => match error {
+            AdapterError::MissingFile { .. } => Exit::NotFound,
+            AdapterError::Io { .. } => Exit::Failure,
+            _ => Exit::Rejected,
+        },
         _ => Exit::Rejected,
     }
 }

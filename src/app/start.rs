@@ -21,12 +21,12 @@ use super::listen;
 use super::sizing::{self, Demand, Sizes};
 use super::vigil::Vigil;
 use crate::adapters::{
-    AdapterError, AdapterRegistry, DiskFs, FolderStore, LoadFailure, MAX_CHUNK_BYTES, OnStoreError, PinLimits,
-    RegistryLimits, ResidencyLimits, Sha256Digest, StoreLimits, StoreOptions,
+    AdapterRegistry, DiskFs, FolderStore, MAX_CHUNK_BYTES, OnStoreError, PinLimits, RegistryLimits, ResidencyLimits,
+    Sha256Digest, StoreLimits, StoreOptions,
 };
 use crate::admission::validate::MAX_REQUEST_TOKENS;
 use crate::admission::{
-    AdapterHall, AdapterTemplates, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits, PrefixSalting,
+    AdapterTemplates, Gate, GateParts, GenerationDefaults, GenerationEngine, Intake, Limits, PrefixSalting,
 };
 use crate::cli::{Brought, SavedTemplate, bring};
 use crate::config::units::format_bytes;
@@ -100,26 +100,26 @@ impl Server {
         let digest = tokio::task::block_in_place(|| identity.finish())?;
         registry.serve_base(digest, dtype.size());
         metrics.record_cache(config.cache.block_size, sizes.kv_blocks as usize);
+        let intake = Intake::new(
+            Arc::clone(&registry),
+            Arc::clone(&hall.adapters),
+            Arc::clone(&front.adapter_templates),
+            metrics.clone(),
+        );
+        let intake = Arc::new(intake);
         for (name, adapter) in &brought {
-            tokio::task::block_in_place(|| import(&registry, hall.adapters.as_ref(), name, adapter))?;
+            tokio::task::block_in_place(|| import(&intake, name, adapter))?;
         }
-        load_pinned(&registry, &hall.adapters);
+        load_pinned(&registry, &intake);
         housekeeping::start(Arc::clone(&registry), metrics.clone());
 
         let lifecycle = Lifecycle::new();
         let engine: Arc<dyn GenerationEngine> = Arc::new(hall.engine.clone());
         let info = server_info(config, base, digest, dtype, sizes, &hall, front.chat_template.is_some());
-        let templates = Arc::clone(&front.adapter_templates);
         let gate = gate(config, base, front, sizes, &hall, &registry, &metrics);
         let services = Services {
             generation: Generator::new(Arc::new(gate), config.transport.stream_stall_timeout),
-            adapters: Adapters::new(
-                Arc::clone(&registry),
-                Arc::clone(&hall.adapters),
-                templates,
-                config.transport.upload_idle_timeout,
-                metrics.clone(),
-            ),
+            adapters: Adapters::new(Arc::clone(&registry), intake, config.transport.upload_idle_timeout),
             info: Informer::new(info, engine, Arc::clone(&registry), began),
             reflection: config.reflection,
         };
@@ -321,15 +321,6 @@ fn sizes(config: &ServeConfig, base: &OpenedBase, dtype: Dtype) -> Result<Sizes,
     })
 }
 
-/// Why a folder named by `--adapter` is not taken in.
-struct ImportFailure(LoadFailure);
-
-impl From<AdapterError> for ImportFailure {
-    fn from(error: AdapterError) -> Self {
-        Self(Arc::new(error))
-    }
-}
-
 /// Bring the adapters that the flags name, before anything large is read: one that is not there ends the start.
 fn bring_adapters(
     config: &ServeConfig,
@@ -341,20 +332,14 @@ fn bring_adapters(
         let brought = bring(source, SavedTemplate::Take, environment).map_err(failed)?;
         brought.notes().iter().for_each(|note| tracing::info!(adapter = %name, "{note}"));
         let template = brought.chat_template().map_or(Ok(()), |template| front.adapter_templates.check(template));
-        template.map_err(|error| AppError::Import { name: name.clone(), source: Arc::new(error) })?;
+        template.map_err(|error| AppError::Import { name: name.clone(), source: error.into() })?;
         Ok((name.clone(), brought))
     };
     config.adapters.iter().map(bring_one).collect()
 }
 
-fn import(
-    registry: &AdapterRegistry,
-    hall: &dyn AdapterHall,
-    name: &AdapterName,
-    adapter: &Brought,
-) -> Result<(), AppError> {
-    let imported = registry.import(name, adapter.folder(), false, |staged| hall.check(staged).map_err(ImportFailure));
-    match imported {
+fn import(intake: &Intake, name: &AdapterName, adapter: &Brought) -> Result<(), AppError> {
+    match intake.import(name, adapter.folder()) {
         Ok(Some(published)) => tracing::info!(
             adapter = %name,
             kind = published.facts.kind,
@@ -362,22 +347,18 @@ fn import(
             "adapter imported"
         ),
         Ok(None) => tracing::info!(adapter = %name, "the store has this adapter already"),
-        Err(ImportFailure(source)) => return Err(AppError::Import { name: name.clone(), source }),
+        Err(source) => return Err(AppError::Import { name: name.clone(), source }),
     }
     Ok(())
 }
 
 /// Bring what is pinned to the device, while requests are served already.
-fn load_pinned(registry: &Arc<AdapterRegistry>, hall: &Arc<dyn AdapterHall>) {
+fn load_pinned(registry: &AdapterRegistry, intake: &Arc<Intake>) {
     let pinned = registry.list(None, usize::MAX).into_iter().filter(|info| info.stored.pinned);
     for name in pinned.map(|info| info.stored.name) {
-        let (registry, hall) = (Arc::clone(registry), Arc::clone(hall));
+        let intake = Arc::clone(intake);
         tokio::spawn(async move {
-            let loaded = match registry.want(&name, None, ClientKey::LOCAL) {
-                Ok(want) => hall.resident(want).await.map(drop),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = loaded {
+            if let Err(error) = intake.load(&name, None, ClientKey::LOCAL).await {
                 tracing::warn!(adapter = %name, %error, "a pinned adapter could not be loaded");
             }
         });

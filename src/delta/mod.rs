@@ -7,6 +7,7 @@ pub mod convert;
 mod error;
 pub mod layout;
 mod peft;
+mod problem;
 mod program;
 mod resident;
 pub mod safetensors;

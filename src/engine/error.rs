@@ -1,9 +1,7 @@
 //! What can go wrong in the hall.
 
-use std::sync::Arc;
-
 use super::host_memory::TooLargeToLoad;
-use crate::adapters::{AdapterError, LoadFailure};
+use crate::adapters::AdapterError;
 use crate::delta::DeltaError;
 use crate::model::ModelError;
 use crate::ops::OpsError;
@@ -66,16 +64,4 @@ pub enum InstallError {
     /// The engine has stopped.
     #[error("the engine is not running")]
     Stopped,
-}
-
-impl InstallError {
-    /// The error as those see it who wait for the adapter: they look at the kind of its cause, so no wrapper stays.
-    #[must_use]
-    pub fn into_failure(self) -> LoadFailure {
-        match self {
-            Self::Adapter(error) => Arc::new(error),
-            Self::Delta(error) => Arc::new(error),
-            Self::Step(_) | Self::Memory(_) | Self::Stopped => Arc::new(self),
-        }
-    }
 }

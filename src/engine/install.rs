@@ -182,7 +182,7 @@ impl<L: DeltaLoader> Shared<L> {
             Ok(compiled) => compiled,
             Err(error) => {
                 tracing::warn!(%version, %error, "an adapter could not be loaded");
-                ticket.fail(error.into_failure());
+                ticket.fail(Arc::new(error));
                 return None;
             }
         };
@@ -226,7 +226,7 @@ impl<L: DeltaLoader> Shared<L> {
         match self.installs.install(ticket.slot(), prepared).await {
             Ok(()) => ticket.complete(),
             Err(InstallError::Stopped) => return Err(InstallError::Stopped),
-            Err(error) => ticket.fail(error.into_failure()),
+            Err(error) => ticket.fail(Arc::new(error)),
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ mod isolate;
 mod loaders;
 mod mailbox;
 mod prepare;
+mod problem;
 mod pulse;
 mod watchdog;
 

@@ -1,49 +1,36 @@
 //! `AdapterService`: uploads, adapters, residency. Whatever touches the disk runs off the reactor.
 
-mod upload;
+pub(super) mod upload;
 mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
-pub(super) use self::upload::BadUploadStream;
 use self::watch::{Feed, Watch};
 use super::call::{CallContext, client_of};
 use super::pb::adapter_service_server::AdapterService;
 use super::{convert, page, pb, status};
-use crate::adapters::{AdapterError, AdapterInfo, AdapterRegistry, ResidentLease};
-use crate::admission::{AdapterHall, AdapterTemplates};
-use crate::telemetry::metrics::Metrics;
-use crate::types::{AdapterName, ClientKey};
+use crate::adapters::{AdapterError, AdapterInfo, AdapterRegistry};
+use crate::admission::{Intake, off_reactor};
+use crate::types::AdapterName;
 
 /// What `AdapterService` is made of.
 #[derive(Clone)]
 pub struct Adapters {
     registry: Arc<AdapterRegistry>,
-    hall: Arc<dyn AdapterHall>,
-    templates: Arc<AdapterTemplates>,
+    intake: Arc<Intake>,
     feed: Arc<Feed>,
-    /// Uploads that are being compiled: that takes as many cores as it gets, and requests need them.
-    checks: Arc<Semaphore>,
     upload_idle: Duration,
-    metrics: Metrics,
 }
 
 impl Adapters {
     /// An upload that sends nothing for `upload_idle` is ended. Must be called within a runtime.
     #[must_use]
-    pub fn new(
-        registry: Arc<AdapterRegistry>,
-        hall: Arc<dyn AdapterHall>,
-        templates: Arc<AdapterTemplates>,
-        upload_idle: Duration,
-        metrics: Metrics,
-    ) -> Self {
+    pub fn new(registry: Arc<AdapterRegistry>, intake: Arc<Intake>, upload_idle: Duration) -> Self {
         let feed = Arc::new(Feed::of(&registry));
-        Self { registry, hall, templates, feed, checks: Arc::new(Semaphore::new(1)), upload_idle, metrics }
+        Self { registry, intake, feed, upload_idle }
     }
 
     /// Run `work` on the registry where it may block.
@@ -53,41 +40,17 @@ impl Adapters {
         F: FnOnce(&AdapterRegistry) -> Result<T, AdapterError> + Send + 'static,
     {
         let registry = Arc::clone(&self.registry);
-        off_reactor(move || work(&registry).map_err(|error| status::from_adapter(&error))).await?
-    }
-
-    /// Run `work`, which takes long, where it takes no time from steps.
-    async fn in_background<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
-        let span = tracing::Span::current();
-        let (done, result) = tokio::sync::oneshot::channel();
-        self.hall.in_background(Box::new(move || {
-            // The client may have left meanwhile.
-            let _ = done.send(span.in_scope(work));
-        }));
-        result.await.map_err(|panicked| status::internal_error("background work", &panicked))
+        let done = off_reactor(move || work(&registry)).await.map_err(|lost| status::of(&lost))?;
+        done.map_err(|error| status::of(&error))
     }
 
     fn describe(&self, name: &AdapterName) -> Result<pb::Adapter, Status> {
-        self.registry.get(name).map(|info| convert::adapter(&info)).map_err(|error| status::from_adapter(&error))
+        self.registry.get(name).map(|info| convert::adapter(&info)).map_err(|error| status::of(&error))
     }
-
-    /// Bring a name to the device and hold it there.
-    async fn load(&self, name: &AdapterName, client: ClientKey) -> Result<ResidentLease, AdapterError> {
-        let want = self.registry.want(name, None, client)?;
-        self.hall.resident(want).await
-    }
-}
-
-/// Run `work` on a thread that may block.
-async fn off_reactor<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
-    let span = tracing::Span::current();
-    tokio::task::spawn_blocking(move || span.in_scope(work))
-        .await
-        .map_err(|error| status::internal_error("blocking work", &error))
 }
 
 fn name(text: &str) -> Result<AdapterName, Status> {
-    convert::adapter_name("name", text).map_err(|bad| status::from_bad_message(&bad))
+    convert::adapter_name("name", text).map_err(|bad| status::of(&bad))
 }
 
 #[tonic::async_trait]
@@ -105,7 +68,7 @@ impl AdapterService for Adapters {
         request: Request<pb::GetUploadRequest>,
     ) -> Result<Response<pb::GetUploadResponse>, Status> {
         let upload_id = request.into_inner().upload_id;
-        let id = upload_id.parse().map_err(|error| status::from_adapter(&error))?;
+        let id = upload_id.parse().map_err(|error| status::of(&error))?;
         // Waits for the disk where a chunk is being written just now.
         let progress = self.blocking(move |registry| registry.upload_status(&id)).await?;
         Ok(Response::new(pb::GetUploadResponse { upload: Some(convert::upload(upload_id, &progress)) }))
@@ -124,7 +87,7 @@ impl AdapterService for Adapters {
         request: Request<pb::ListAdaptersRequest>,
     ) -> Result<Response<pb::ListAdaptersResponse>, Status> {
         let pb::ListAdaptersRequest { page_size, page_token } = request.into_inner();
-        let refuse = |bad| status::from_bad_page(&bad);
+        let refuse = |bad| status::of(&bad);
         let (size, after) = (page::size(page_size).map_err(refuse)?, page::after(&page_token).map_err(refuse)?);
         // One more than asked for tells whether there is a next page.
         let mut found: Vec<AdapterInfo> = self.registry.list(after.as_ref(), size + 1);
@@ -144,8 +107,7 @@ impl AdapterService for Adapters {
     ) -> Result<Response<pb::DeleteAdapterResponse>, Status> {
         let pb::DeleteAdapterRequest { name: text, expected_version, allow_missing } = request.into_inner();
         let name = name(&text)?;
-        let expected =
-            convert::expected_for_delete(expected_version.as_deref()).map_err(|bad| status::from_bad_message(&bad))?;
+        let expected = convert::expected_for_delete(expected_version.as_deref()).map_err(|bad| status::of(&bad))?;
         self.blocking(move |registry| match registry.delete(&name, expected) {
             Err(AdapterError::NotFound { .. }) if allow_missing => Ok(()),
             result => result.map(drop),
@@ -161,19 +123,7 @@ impl AdapterService for Adapters {
         let client = client_of(&request);
         let pb::LoadAdapterRequest { name: text, pin } = request.into_inner();
         let name = name(&text)?;
-        // Whoever loads it by name has looked at why it was set aside.
-        self.registry.reinstate(&name).map_err(|error| status::from_adapter(&error))?;
-        // Held until it is pinned, so that what is pinned is on the device; a load that fails pins nothing.
-        let held = self.load(&name, client).await.map_err(|error| status::from_adapter(&error))?;
-        if let Some(pinned) = pin {
-            let name = name.clone();
-            self.blocking(move |registry| match pinned {
-                true => registry.pin(&name, client),
-                false => registry.unpin(&name),
-            })
-            .await?;
-        }
-        drop(held);
+        self.intake.load(&name, pin, client).await.map_err(|error| status::of(&error))?;
         Ok(Response::new(pb::LoadAdapterResponse { adapter: Some(self.describe(&name)?) }))
     }
 
@@ -195,6 +145,8 @@ impl AdapterService for Adapters {
     ) -> Result<Response<Self::WatchAdaptersStream>, Status> {
         let peer = CallContext::peer_of(request.extensions());
         let watch = self.feed.watch(Arc::clone(&self.registry), peer);
-        watch.map(Response::new).map_err(|exhausted| status::too_many_watchers(&exhausted))
+        watch
+            .map(Response::new)
+            .map_err(|exhausted| status::of_problem(exhausted.problem("TOO_MANY_WATCHERS", "too many watchers")))
     }
 }

@@ -16,6 +16,7 @@ use tokio_util::sync::PollSemaphore;
 use tonic::Status;
 
 use super::status;
+use crate::types::{Class, Problem, ToProblem};
 use crate::wire::{DecodingTurns, Exhausted, Peer, SMALL, Share, Shares, Turn};
 
 /// Every so many bytes of a message are worth a second more: a slow client that makes progress is left alone.
@@ -56,6 +57,19 @@ pub(super) enum BodyRefused {
         /// Bytes that came.
         received: u64,
     },
+}
+
+impl ToProblem for BodyRefused {
+    fn to_problem(&self) -> Problem {
+        match self {
+            Self::NoRoom { bytes, refused } => {
+                refused.problem("MESSAGE_MEMORY_FULL", "no memory for the message now").with("bytes", bytes)
+            }
+            Self::TooSlow { limit, received } => Problem::new(Class::TooSlow, "MESSAGE_TOO_SLOW", self)
+                .with("limit_ms", limit.as_millis())
+                .with("received_bytes", received),
+        }
+    }
 }
 
 /// What the messages of a call have taken of the budget: the one that was last begun. It is held until the next begins,
@@ -199,7 +213,7 @@ where
             return self.poll_turn(cx).map(|frame| frame.map(Ok));
         }
         let frame = match Pin::new(&mut self.inner).poll_frame(cx) {
-            Poll::Pending => return self.poll_due(cx).map(|late| Some(Err(status::from_body(&late)))),
+            Poll::Pending => return self.poll_due(cx).map(|late| Some(Err(status::of(&late)))),
             Poll::Ready(frame) => frame,
         };
         Poll::Ready(match frame {
@@ -209,7 +223,7 @@ where
                     self.whole = Some(frame);
                     return self.poll_turn(cx).map(|frame| frame.map(Ok));
                 }
-                Err(refused) => Some(Err(status::from_body(&refused))),
+                Err(refused) => Some(Err(status::of(&refused))),
             },
             Some(Err(error)) => Some(Err(Status::from_error(error.into()))),
             None => {

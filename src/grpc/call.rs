@@ -24,7 +24,7 @@ use super::observe::{CallRecord, Role, method_of};
 use super::status::{self, Interrupted};
 use crate::config::TransportConfig;
 use crate::telemetry::metrics::Metrics;
-use crate::types::{ClientKey, ConnectionId};
+use crate::types::{ClientKey, ConnectionId, Problem};
 use crate::wire::{
     self, ActiveCall, Activity, ClientIdentity, Connected, DecodingTurns, Lifecycle, Peer, Phase, RequestIds,
     RunningCall, Share, Shares, Turn,
@@ -143,15 +143,21 @@ where
         // Entered before the phase is read: a drain either sees this call running or this call sees the drain.
         let running = (method.role == Role::Work).then(|| lifecycle.enter());
         if method.role != Role::Observe && lifecycle.phase() >= Phase::Draining {
-            return refuse(status::draining(), &request_id, record);
+            return refuse(status::of_problem(Problem::draining()), &request_id, record);
         }
         let place = match calls.acquire(self.peer, 1) {
             Ok(place) => place,
-            Err(exhausted) => return refuse(status::too_many_calls(&exhausted), &request_id, record),
+            Err(exhausted) => {
+                return refuse(
+                    status::of_problem(exhausted.problem("TOO_MANY_CALLS", "too many calls")),
+                    &request_id,
+                    record,
+                );
+            }
         };
         let deadline = match deadline(request.headers(), arrived) {
             Ok(deadline) => deadline,
-            Err(bad) => return refuse(status::bad_timeout(&bad), &request_id, record),
+            Err(bad) => return refuse(status::of(&bad), &request_id, record),
         };
         let hold = CallHold { _running: running, _active: active, _place: place };
         let (held, turn) = (HeldBytes::default(), Turn::default());
@@ -180,7 +186,7 @@ where
             let mut response = match outcome {
                 Ok(Ok(response)) => response,
                 Ok(Err(infallible)) => match infallible {},
-                Err(interrupted) => status::interrupted(interrupted).into_http(),
+                Err(interrupted) => status::of(&interrupted).into_http(),
             };
             held.release();
             status::normalize(response.headers_mut());
@@ -278,7 +284,7 @@ impl http_body::Body for CallBody {
             Poll::Ready(Err(interrupted)) => interrupted,
         };
         *body = None;
-        let status = status::interrupted(interrupted);
+        let status = status::of(&interrupted);
         record.ended(status.code());
         Poll::Ready(Some(Ok(Frame::trailers(trailers(&status)))))
     }

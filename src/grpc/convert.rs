@@ -8,9 +8,9 @@ mod template_json;
 
 use std::time::Duration;
 
-use crate::types::{AdapterName, AdapterVersion, InvalidAdapterName, InvalidAdapterVersion};
+use crate::types::{AdapterName, AdapterVersion, InvalidAdapterName, InvalidAdapterVersion, Problem, ToProblem};
 
-pub(super) use self::adapters::{adapter, declares, expected_for_delete, preview, published, upload, upload_header};
+pub(super) use self::adapters::{adapter, expected_for_delete, preview, published, upload, upload_header};
 pub(super) use self::generation::{Collected, delta, finished, generate_request, started, tokenize_input};
 pub(super) use self::info::{server_info, stats};
 
@@ -48,9 +48,6 @@ pub(super) enum BadMessage {
     /// An upload id that breaks the rule.
     #[error("header.upload_id: not of the form [A-Za-z0-9._:-]{{1,128}}")]
     UploadId,
-    /// A config beside the files of another.
-    #[error("header.config is not what header.files declares for adapter_config.json")]
-    Config,
     /// Template variables that are no JSON object.
     #[error("chat.template_kwargs_json: {reason}")]
     TemplateJson {
@@ -63,9 +60,6 @@ pub(super) enum BadMessage {
         /// The variable, shortened to 64 characters.
         name: String,
     },
-    /// A chat template beside the files of another.
-    #[error("header.chat_template is not what header.files declares for chat_template.jinja")]
-    ChatTemplate,
 }
 
 impl BadMessage {
@@ -76,10 +70,14 @@ impl BadMessage {
             Self::VersionWithoutAdapter => "adapter_version",
             Self::RequestId => "request_id",
             Self::UploadId => "header.upload_id",
-            Self::Config => "header.config",
             Self::TemplateJson { .. } | Self::TemplateVariableTwice { .. } => "chat.template_kwargs_json",
-            Self::ChatTemplate => "header.chat_template",
         }
+    }
+}
+
+impl ToProblem for BadMessage {
+    fn to_problem(&self) -> Problem {
+        Problem::invalid("INVALID_FIELD", self.field(), self)
     }
 }
 

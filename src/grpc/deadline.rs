@@ -5,12 +5,20 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue};
 
+use crate::types::{Problem, ToProblem};
+
 const HEADER: &str = "grpc-timeout";
 
 /// A header that is not of the form of the gRPC specification.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("grpc-timeout is not of the form [0-9]{{1,8}}[HMSmun]")]
 pub(super) struct BadTimeout;
+
+impl ToProblem for BadTimeout {
+    fn to_problem(&self) -> Problem {
+        Problem::invalid("INVALID_TIMEOUT", HEADER, self)
+    }
+}
 
 /// When the client stops waiting: the moment by which the call must have ended; `None` without a limit.
 ///

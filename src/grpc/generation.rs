@@ -16,7 +16,7 @@ use super::call::{CallContext, client_of};
 use super::convert::{self, Collected};
 use super::pb::generation_service_server::GenerationService;
 use super::{pb, status};
-use crate::admission::{Arrival, Gate, Generation, GenerationEvent};
+use crate::admission::{Arrival, Gate, Generation, GenerationError, GenerationEvent};
 
 /// Messages a stream may be ahead of its reader. What the engine makes meanwhile waits in the request's own channel.
 const AHEAD: usize = 16;
@@ -38,8 +38,7 @@ impl Generator {
     /// Admit a request; also says whether its client wants token ids.
     async fn admit(&self, request: Request<pb::GenerateRequest>) -> Result<(Generation, bool), Status> {
         let context = request.extensions().get::<CallContext>().cloned();
-        let mut request =
-            convert::generate_request(request.into_inner()).map_err(|bad| status::from_bad_message(&bad))?;
+        let mut request = convert::generate_request(request.into_inner()).map_err(|bad| status::of(&bad))?;
         let arrival = context.map_or_else(Arrival::now, |context| {
             if request.request_id.is_empty() {
                 request.request_id = context.request_id;
@@ -50,7 +49,7 @@ impl Generator {
             Arrival { client, connection, arrived, deadline }
         });
         let token_ids = request.input.options.token_ids || request.input.options.echo;
-        let generation = self.gate.admit(request, arrival).await.map_err(|error| status::from_admission(&error))?;
+        let generation = self.gate.admit(request, arrival).await.map_err(|error| status::of(&error))?;
         Ok((generation, token_ids))
     }
 }
@@ -71,14 +70,14 @@ impl GenerationService for Generator {
         let request_id = generation.info().request_id.clone();
         let mut collected = Collected::new(generation.info(), token_ids);
         while let Some(event) = generation.next().await {
-            match event.map_err(|error| status::from_failure(&error))? {
+            match event.map_err(|error| status::of(&error))? {
                 GenerationEvent::Delta(delta) => collected.add(delta),
                 GenerationEvent::Finished { usage, timings } => {
                     return Ok(respond(collected.finish(usage, timings), &request_id));
                 }
             }
         }
-        Err(status::internal())
+        Err(status::internal_error("generation", &GenerationError::EngineGone))
     }
 
     type GenerateStreamStream = Streamed;
@@ -97,10 +96,10 @@ impl GenerationService for Generator {
 
     async fn tokenize(&self, request: Request<pb::TokenizeRequest>) -> Result<Response<pb::TokenizeResponse>, Status> {
         let client = client_of(&request);
-        let input = convert::tokenize_input(request.into_inner()).map_err(|bad| status::from_bad_message(&bad))?;
+        let input = convert::tokenize_input(request.into_inner()).map_err(|bad| status::of(&bad))?;
         let (prompt, adapter) = input;
         let prompt = self.gate.tokenize(prompt, adapter.as_ref(), client).await;
-        let prompt = prompt.map_err(|error| status::from_admission(&error))?;
+        let prompt = prompt.map_err(|error| status::of(&error))?;
         Ok(Response::new(pb::TokenizeResponse { token_ids: prompt.ids, text: prompt.text }))
     }
 
@@ -111,7 +110,7 @@ impl GenerationService for Generator {
         let client = client_of(&request);
         let pb::DetokenizeRequest { token_ids, skip_special_tokens } = request.into_inner();
         let text = self.gate.detokenize(token_ids, skip_special_tokens, client).await;
-        let text = text.map_err(|error| status::from_admission(&error))?;
+        let text = text.map_err(|error| status::of(&error))?;
         Ok(Response::new(pb::DetokenizeResponse { text }))
     }
 }
@@ -153,7 +152,7 @@ impl Pump {
                 None => return Ended::Complete,
                 Some(Ok(GenerationEvent::Delta(delta))) => Ok(convert::delta(delta, self.token_ids)),
                 Some(Ok(GenerationEvent::Finished { usage, timings })) => Ok(convert::finished(usage, timings)),
-                Some(Err(error)) => Err(status::from_failure(&error)),
+                Some(Err(error)) => Err(status::of(&error)),
             };
         }
     }

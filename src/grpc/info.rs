@@ -117,7 +117,7 @@ impl ServerService for Informer {
     }
 
     async fn get_stats(&self, _: Request<pb::GetStatsRequest>) -> Result<Response<pb::GetStatsResponse>, Status> {
-        let engine = self.engine.stats().await.map_err(|error| status::from_stats(&error))?;
+        let engine = self.engine.stats().await.map_err(|error| status::of(&error))?;
         let adapters = self.registry.residency().stats();
         let response = convert::stats(engine, self.registry.len(), &adapters, self.started.elapsed());
         Ok(Response::new(response))

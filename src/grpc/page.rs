@@ -1,6 +1,6 @@
 //! Pages of a list (AIP-158). A page token is opaque to clients: it says after which name the next page begins.
 
-use crate::types::AdapterName;
+use crate::types::{AdapterName, Problem, ToProblem};
 
 const DEFAULT_SIZE: i32 = 100;
 const MAX_SIZE: i32 = 1000;
@@ -19,6 +19,16 @@ pub(super) enum BadPage {
     /// Not a token of a page before.
     #[error("page_token is not one that this server gave")]
     BadToken,
+}
+
+impl ToProblem for BadPage {
+    fn to_problem(&self) -> Problem {
+        let field = match self {
+            Self::NegativeSize { .. } => "page_size",
+            Self::BadToken => "page_token",
+        };
+        Problem::invalid("INVALID_FIELD", field, self)
+    }
 }
 
 /// Adapters a page may hold. 0 is the default, too many are cut to the limit.

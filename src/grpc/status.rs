@@ -1,40 +1,108 @@
-//! The one place where an error becomes a gRPC status.
+//! The one place where a [`Problem`] becomes a gRPC status.
 //!
-//! Every match here is exhaustive, so that a new error does not compile before somebody has chosen its code. A status
-//! carries `google.rpc.ErrorInfo` with a stable reason and the numbers as metadata, and what else helps a client to
-//! react. INTERNAL tells the client nothing beyond the request id; the log has the whole chain.
-
-mod adapters;
-mod admission;
-mod refusal;
+//! Every match here is exhaustive, so that a new class or subject does not compile before somebody has chosen what it is
+//! in gRPC. A status carries `google.rpc.ErrorInfo` with the stable reason and the numbers as metadata, and what else
+//! helps a client to react. INTERNAL tells the client nothing beyond the request id; the log has the whole chain.
 
 use std::any::Any;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::fmt::Display;
 
 use http::HeaderMap;
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
-use self::refusal::Refusal;
-use super::body::BodyRefused;
-use super::convert::BadMessage;
-use super::deadline::BadTimeout;
-use super::page::BadPage;
-use crate::wire::Exhausted;
+use crate::types::{Class, Problem, Subject, ToProblem};
 
-pub(super) use self::adapters::{from_adapter, from_upload_stream, load_failed};
-pub(super) use self::admission::{from_admission, from_failure, from_stats};
+/// `ErrorInfo.domain` of every status.
+const DOMAIN: &str = "polydelta.dev";
 
-/// A wait after which something that was used up may be free.
-const RETRY: Duration = Duration::from_millis(500);
+/// Resources of the protocol, as `ResourceInfo.resource_type` names them.
+const ADAPTER: &str = "polydelta.v1.Adapter";
+const UPLOAD: &str = "polydelta.v1.Upload";
+
+/// Read by retry policies of grpc clients (gRFC A6).
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+/// Bytes of one text in a status. Some clients take no more than 8 KiB of trailers, and texts of the client (names,
+/// fields of a config) come back in them, twice: as the message and, in base64, in the details.
+const MAX_TEXT: usize = 512;
+
+/// What an error is to the client; the log gets what it is to the operator.
+pub(super) fn of(error: &dyn ToProblem) -> Status {
+    of_problem(error.to_problem())
+}
+
+/// As [`of`], of a problem that no error stands for.
+pub(super) fn of_problem(problem: Problem) -> Status {
+    let Problem { class, reason, message, subjects, numbers, retry, report } = problem;
+    if let Some(report) = report {
+        tracing::error!(reason, error = report.error, "{}", report.what);
+    }
+    let message = clipped(message);
+    let numbers: HashMap<String, String> =
+        numbers.into_iter().map(|(name, value)| (name.to_owned(), clipped(value))).collect();
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason, DOMAIN, numbers);
+    for subject in subjects {
+        tell(&mut details, subject, &message);
+    }
+    let mut trailers = MetadataMap::new();
+    if let Some(delay) = retry {
+        details.set_retry_info(Some(delay));
+        trailers.insert(PUSHBACK, MetadataValue::from(delay.as_millis() as u64));
+    }
+    Status::with_error_details_and_metadata(code(class), message, details, trailers)
+}
+
+fn code(class: Class) -> Code {
+    match class {
+        Class::Invalid => Code::InvalidArgument,
+        Class::OutOfRange => Code::OutOfRange,
+        Class::NotFound => Code::NotFound,
+        Class::AlreadyExists => Code::AlreadyExists,
+        Class::Conflict | Class::TooSlow => Code::Aborted,
+        Class::Unmet => Code::FailedPrecondition,
+        Class::TooLarge | Class::Exhausted => Code::ResourceExhausted,
+        Class::Unsupported => Code::Unimplemented,
+        Class::Unavailable => Code::Unavailable,
+        Class::DeadlineExceeded => Code::DeadlineExceeded,
+        Class::DataLoss => Code::DataLoss,
+        Class::Internal => Code::Internal,
+    }
+}
+
+fn tell(details: &mut ErrorDetails, subject: Subject, message: &str) {
+    match subject {
+        Subject::Field(field) => details.add_bad_request_violation(clipped(field), message),
+        Subject::Adapter(name) => details.set_resource_info(ADAPTER, clipped(name), "", message),
+        Subject::Upload(id) => details.set_resource_info(UPLOAD, clipped(id), "", message),
+        Subject::Condition { kind, of } => details.add_precondition_failure_violation(kind, clipped(of), message),
+        Subject::Quota(quota) => details.add_quota_failure_violation(quota, message),
+    };
+}
+
+fn clipped(text: impl Display) -> String {
+    let mut text = text.to_string();
+    if text.len() > MAX_TEXT {
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        text.push('…');
+    }
+    text
+}
 
 /// What ended a call from outside its handler.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Interrupted {
     /// The client's deadline.
+    #[error("the deadline of the call has passed")]
     DeadlineExceeded,
     /// The server ended while the call ran.
+    #[error("the server is shutting down")]
     Cut,
     /// A defect of ours, contained in this call.
+    #[error("{message}")]
     Panicked {
         /// The panic's message.
         message: String,
@@ -52,100 +120,29 @@ impl Interrupted {
     }
 }
 
-pub(super) fn interrupted(interrupted: Interrupted) -> Status {
-    match interrupted {
-        Interrupted::DeadlineExceeded => deadline_exceeded(),
-        Interrupted::Cut => draining(),
-        Interrupted::Panicked { message } => {
-            tracing::error!(message, "a call panicked");
-            internal()
+impl ToProblem for Interrupted {
+    fn to_problem(&self) -> Problem {
+        match self {
+            Self::DeadlineExceeded => Problem::deadline_exceeded(),
+            Self::Cut => Problem::draining(),
+            Self::Panicked { .. } => Problem::internal("a call panicked", self),
         }
     }
 }
 
-/// The server ends: the call may be made again, elsewhere.
-pub(super) fn draining() -> Status {
-    Refusal::new(Code::Unavailable, "SERVER_DRAINING", "the server is shutting down").into_status()
-}
-
-pub(super) fn deadline_exceeded() -> Status {
-    Refusal::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline of the call has passed").into_status()
-}
-
-pub(super) fn bad_timeout(bad: &BadTimeout) -> Status {
-    Refusal::new(Code::InvalidArgument, "INVALID_TIMEOUT", bad).field("grpc-timeout", bad).into_status()
-}
-
-/// A defect or a broken machine; the caller has logged it.
-pub(super) fn internal() -> Status {
-    Refusal::new(Code::Internal, "INTERNAL", "internal error; the server's log has the cause").into_status()
-}
-
-/// Log the chain of `error` and say no more than that something failed.
-pub(super) fn internal_error(context: &str, error: &dyn std::error::Error) -> Status {
-    let mut chain = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        chain = format!("{chain}: {cause}");
-        source = cause.source();
-    }
-    tracing::error!(context, error = chain, "internal error");
-    internal()
-}
-
-pub(super) fn from_bad_message(bad: &BadMessage) -> Status {
-    Refusal::new(Code::InvalidArgument, "INVALID_FIELD", bad).field(bad.field(), bad).into_status()
-}
-
-pub(super) fn from_bad_page(bad: &BadPage) -> Status {
-    let field = match bad {
-        BadPage::NegativeSize { .. } => "page_size",
-        BadPage::BadToken => "page_token",
-    };
-    Refusal::new(Code::InvalidArgument, "INVALID_FIELD", bad).field(field, bad).into_status()
-}
-
-pub(super) fn too_many_watchers(exhausted: &Exhausted) -> Status {
-    of_exhausted("TOO_MANY_WATCHERS", "too many watchers", exhausted).into_status()
-}
-
-pub(super) fn too_many_calls(exhausted: &Exhausted) -> Status {
-    of_exhausted("TOO_MANY_CALLS", "too many calls", exhausted).into_status()
-}
-
-fn of_exhausted(reason: &'static str, what: &str, exhausted: &Exhausted) -> Refusal {
-    let (Exhausted::Total { limit } | Exhausted::Peer { limit, .. }) = exhausted;
-    Refusal::new(Code::ResourceExhausted, reason, format_args!("{what}: {exhausted}"))
-        .with("limit", limit)
-        .retry_after(RETRY)
-}
-
-/// A request whose messages take too much memory, or too long to come.
-pub(super) fn from_body(refused: &BodyRefused) -> Status {
-    let refusal = match refused {
-        BodyRefused::NoRoom { bytes, refused: exhausted } => {
-            of_exhausted("MESSAGE_MEMORY_FULL", "no memory for the message now", exhausted).with("bytes", bytes)
-        }
-        BodyRefused::TooSlow { limit, received } => Refusal::new(Code::Aborted, "MESSAGE_TOO_SLOW", refused)
-            .with("limit_ms", limit.as_millis())
-            .with("received_bytes", received),
-    };
-    refusal.into_status()
+/// Log `error` and say no more than that something failed.
+pub(super) fn internal_error(context: &'static str, error: &dyn std::error::Error) -> Status {
+    of_problem(Problem::internal(context, error))
 }
 
 /// A stream whose client took nothing for too long.
 pub(super) fn stalled() -> Status {
-    Refusal::new(Code::Aborted, "STREAM_STALLED", "the stream was not read for too long").into_status()
-}
-
-/// What a client's message stream breaks with: its own cancellation, a message too large, bytes that are no message.
-pub(super) fn of_message_stream(status: Status) -> Status {
-    of_transport(&status).unwrap_or(status)
+    of_problem(Problem::new(Class::TooSlow, "STREAM_STALLED", "the stream was not read for too long"))
 }
 
 /// A watcher fell behind and is to list again.
 pub(super) fn watcher_lagged() -> Status {
-    Refusal::new(Code::Aborted, "WATCH_LAGGED", "events were lost; begin the watch again").into_status()
+    of_problem(Problem::new(Class::Conflict, "WATCH_LAGGED", "events were lost; begin the watch again"))
 }
 
 /// Put what tonic says by itself into the words of this server. `headers` are the trailers of a call, or the head of one
@@ -157,6 +154,11 @@ pub(super) fn normalize(headers: &mut HeaderMap) {
     let _ = status.add_header(headers);
 }
 
+/// What a client's message stream breaks with: its own cancellation, a message too large, bytes that are no message.
+pub(super) fn of_message_stream(status: Status) -> Status {
+    of_transport(&status).unwrap_or(status)
+}
+
 /// A status that no handler made; `None` for any other.
 ///
 /// tonic answers a message above the limit with OUT_OF_RANGE, where every other implementation has RESOURCE_EXHAUSTED,
@@ -166,20 +168,20 @@ fn of_transport(status: &Status) -> Option<Status> {
     if !status.details().is_empty() {
         return None;
     }
-    let refusal = match status.code() {
+    let problem = match status.code() {
         Code::OutOfRange if message.contains("message length too large") => {
-            Refusal::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message).quota("max_message_bytes", message)
+            Problem::new(Class::TooLarge, "MESSAGE_TOO_LARGE", message).about(Subject::Quota("max_message_bytes"))
         }
         Code::Internal if message.starts_with(UNDECODABLE) => {
-            Refusal::new(Code::InvalidArgument, "MALFORMED_MESSAGE", message).field(undecodable_field(message), message)
+            Problem::invalid("MALFORMED_MESSAGE", undecodable_field(message), message)
         }
         Code::Unimplemented if message.is_empty() => {
-            Refusal::new(Code::Unimplemented, "UNKNOWN_METHOD", "this server has no such method")
+            Problem::new(Class::Unsupported, "UNKNOWN_METHOD", "this server has no such method")
         }
-        Code::Unimplemented => Refusal::new(Code::Unimplemented, "UNSUPPORTED", message),
+        Code::Unimplemented => Problem::new(Class::Unsupported, "UNSUPPORTED", message),
         _ => return None,
     };
-    Some(refusal.into_status())
+    Some(of_problem(problem))
 }
 
 /// How prost begins to say that bytes are no message.

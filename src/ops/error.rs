@@ -1,5 +1,7 @@
 //! What can go wrong in this room: memory, and matrices whose shapes do not fit.
 
+use crate::types::{Problem, ToProblem};
+
 /// Errors of building device memory. Kernels return none: what goes wrong in one surfaces in
 /// [`Backend::finish`](super::Backend::finish).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,4 +38,15 @@ pub enum OpsError {
         /// Name of the path.
         isa: &'static str,
     },
+}
+
+impl ToProblem for OpsError {
+    fn to_problem(&self) -> Problem {
+        match self {
+            Self::OutOfMemory { what, bytes } => {
+                Problem::quota("DEVICE_OUT_OF_MEMORY", "device_bytes", self).with("what", what).with("bytes", bytes)
+            }
+            Self::Shape { .. } | Self::Thread { .. } | Self::Isa { .. } => Problem::internal("the device", self),
+        }
+    }
 }

@@ -18,6 +18,7 @@ mod control;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod gguf;
+mod problem;
 mod tokenizer_class;
 
 pub use chat::{ChatError, ChatTemplate, RenderedChat};

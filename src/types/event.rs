@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use super::problem::{Class, Problem, ToProblem};
+
 /// Why a sequence ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
@@ -46,6 +48,18 @@ pub enum RequestFailure {
     /// This request made its step fail, alone too; the log has the cause. Its neighbours went on.
     #[error("the engine failed in a step of this request")]
     EngineFailed,
+}
+
+impl ToProblem for RequestFailure {
+    fn to_problem(&self) -> Problem {
+        match self {
+            Self::Draining => Problem::draining(),
+            Self::DeadlineExceeded => Problem::deadline_exceeded(),
+            // The client is told: it is its adapter, or its request, that overflowed.
+            Self::NonFinite => Problem::new(Class::Internal, "NON_FINITE", self),
+            Self::EngineFailed => Problem::internal("generation", self),
+        }
+    }
 }
 
 /// One event of a request's channel.

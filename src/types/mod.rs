@@ -10,6 +10,7 @@ pub mod client;
 pub mod event;
 pub mod generate;
 pub mod ids;
+pub mod problem;
 pub mod request;
 pub mod rope;
 pub mod sampling;
@@ -28,6 +29,7 @@ pub use ids::{
     AdapterName, AdapterSlot, AdapterVersion, BaseDigest, BlockId, InvalidAdapterName, InvalidAdapterVersion,
     RequestId, SequenceId,
 };
+pub use problem::{Class, Problem, Report, Subject, ToProblem};
 pub use request::{AdapterBinding, EngineRequest, VirtualTokens};
 pub use rope::LongRope;
 pub use sampling::{SamplingParams, StoppingParams};

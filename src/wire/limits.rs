@@ -8,7 +8,10 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::peer::Peer;
-use crate::types::ConnectionId;
+use crate::types::{Class, ConnectionId, Problem};
+
+/// A wait after which something that was used up may be free.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// All that is allowed is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +33,13 @@ pub(crate) enum Exhausted {
 }
 
 impl Exhausted {
+    /// It may be free again soon. `what` is used up, in words.
+    pub(crate) fn problem(self, reason: &'static str, what: &str) -> Problem {
+        let (Self::Total { limit } | Self::Peer { limit, .. }) = self;
+        let problem = Problem::new(Class::Exhausted, reason, format_args!("{what}: {self}"));
+        problem.with("limit", limit).retry_after(RETRY)
+    }
+
     /// The word for metrics.
     pub(crate) fn reason(self) -> &'static str {
         match self {

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use polydelta::adapters::{
-    Acquire, AdapterError, AdapterObserver, AdapterRegistry, LoadFailure, ResidentLease, Staged, UploadHead, Want,
+    Acquire, AdapterError, AdapterObserver, AdapterRegistry, ResidentLease, Staged, UploadHead, Want,
 };
 use polydelta::admission::{AdapterHall, GenerationDefaults, GenerationEngine, ResidentFuture, StatsFuture};
-use polydelta::engine::{EngineStats, EventReceiver, Lease, SubmitError};
+use polydelta::engine::{EngineStats, EventReceiver, InstallError, Lease, SubmitError};
 use polydelta::text::{Tokenizer, TokenizerSettings};
 use polydelta::types::{
     AdapterFacts, EngineRequest, FinishReason, OpClass, RequestFailure, RequestId, SequenceEvent, TokenLogprob,
@@ -234,17 +234,17 @@ fn facts() -> AdapterFacts {
 }
 
 impl AdapterHall for FakeHall {
-    fn check_config(&self, _: &[u8]) -> Result<(), LoadFailure> {
+    fn check_config(&self, _: &[u8]) -> Result<(), InstallError> {
         Ok(())
     }
 
-    fn check(&self, staged: &Staged) -> Result<AdapterFacts, LoadFailure> {
+    fn check(&self, staged: &Staged) -> Result<AdapterFacts, InstallError> {
         let config = staged.read().unwrap().config;
         assert_ne!(config, b"panic", "a defect of the compiler");
         Ok(facts())
     }
 
-    fn check_head(&self, _: &UploadHead) -> Result<(), LoadFailure> {
+    fn check_head(&self, _: &UploadHead) -> Result<(), InstallError> {
         Ok(())
     }
 

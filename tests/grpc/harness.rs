@@ -12,7 +12,7 @@ use polydelta::adapters::{
     AdapterRegistry, DiskFs, FolderStore, RegistryLimits, ResidencyLimits, StoreFs, StoreLimits, StoreOptions,
 };
 use polydelta::admission::{
-    AdapterHall, AdapterTemplates, Gate, GateParts, GenerationDefaults, GenerationEngine, Limits, PrefixSalting,
+    AdapterHall, AdapterTemplates, Gate, GateParts, GenerationDefaults, GenerationEngine, Intake, Limits, PrefixSalting,
 };
 use polydelta::config::{Args, Command, Environment, ServeConfig, TransportConfig};
 use polydelta::grpc::pb::adapter_service_client::AdapterServiceClient;
@@ -147,16 +147,11 @@ impl Server {
             model: ModelInfo { vocab_size: vocab_size as usize, ..ModelInfo::default() },
             ..ServerInfo::default()
         };
+        let intake = Arc::new(Intake::new(Arc::clone(&registry), hall, templates, Metrics::disabled()));
         let lifecycle = Lifecycle::new();
         let services = Services {
             generation: Generator::new(Arc::clone(&gate), options.transport.stream_stall_timeout),
-            adapters: Adapters::new(
-                Arc::clone(&registry),
-                hall,
-                templates,
-                options.transport.upload_idle_timeout,
-                Metrics::disabled(),
-            ),
+            adapters: Adapters::new(Arc::clone(&registry), intake, options.transport.upload_idle_timeout),
             info: Informer::new(info, engine, Arc::clone(&registry), Instant::now()),
             reflection: true,
         };

@@ -48,6 +48,11 @@ impl Device {
     }
 }
 
+/// A disk that fails while a version is loaded.
+fn broken(words: &str) -> AdapterError {
+    AdapterError::io("reading")(std::io::Error::other(words))
+}
+
 fn ready(want: &Want) -> ResidentLease {
     match want.poll().unwrap() {
         Acquire::Ready(lease) => lease,
@@ -175,7 +180,7 @@ fn a_failure_after_the_removals_leaves_the_slot_free() {
     let mut install = ticket(&want).begin_install(Arc::new(facts(50))).unwrap();
     install.evicted();
     assert_eq!((install.evict().len(), device.state(1)), (0, AdapterState::Stored));
-    install.fail(Arc::new(std::io::Error::other("no")));
+    install.fail(Arc::new(broken("no")));
     let stats = device.residency.stats();
     assert_eq!((stats.slots_used, stats.bytes_used, stats.resident), (0, 0, 0));
 }
@@ -186,7 +191,7 @@ fn a_failed_load_is_reported_once_to_everyone_who_waits() {
     let (first, second) = (device.want(1, 10), device.want(1, 10));
     let load = ticket(&first);
     assert!(pending(&second));
-    load.fail(Arc::new(std::io::Error::other("disk on fire")));
+    load.fail(Arc::new(broken("disk on fire")));
     for want in [&first, &second] {
         let error = want.poll().unwrap_err();
         assert!(matches!(&error, AdapterError::LoadFailed { .. }) && error.to_string().contains("disk on fire"));

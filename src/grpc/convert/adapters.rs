@@ -3,8 +3,7 @@
 use super::super::pb;
 use super::{BadMessage, adapter_name, adapter_version, saturate};
 use crate::adapters::{
-    AdapterInfo, AdapterState, Expected, FileHeader, Published, Sha256Digest, Staged, StoredAdapter, UploadHeader,
-    UploadStatus,
+    AdapterInfo, AdapterState, Expected, FileHeader, Published, Staged, StoredAdapter, UploadHeader, UploadStatus,
 };
 use crate::types::{AdapterFacts, ClientKey};
 
@@ -62,13 +61,6 @@ pub(in crate::grpc) fn adapter(info: &AdapterInfo) -> pb::Adapter {
         base_mismatch: info.mismatch.is_some(),
         ..described(stored(&info.stored), status.facts.as_deref())
     }
-}
-
-/// Whether a header declares this content of a file.
-pub(in crate::grpc) fn declares(header: &UploadHeader, path: &str, content: &[u8]) -> bool {
-    let digest = Sha256Digest::of(content).to_string();
-    let is_it = |file: &FileHeader| file.path == path && file.size == content.len() as u64 && file.sha256 == digest;
-    header.files.iter().any(is_it)
 }
 
 /// An adapter as it was when its upload was acknowledged.

@@ -3,8 +3,10 @@ use std::sync::Arc;
 
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::super::adapters::BadUploadStream;
-use super::refusal::DOMAIN;
+use super::super::adapters::upload::BadUploadStream;
+use super::super::convert::BadMessage;
+use super::super::deadline::BadTimeout;
+use super::super::page::BadPage;
 use super::*;
 use crate::adapters::{AdapterError, DiskFault, LoadFailure, Sha256Digest};
 use crate::admission::validate::Interval;
@@ -67,6 +69,11 @@ fn path() -> String {
     "adapter_model.safetensors".to_owned()
 }
 
+/// A load that fails of itself.
+fn broken() -> InstallError {
+    InstallError::Step(StepError::Panicked { message: "/secret/path".to_owned() })
+}
+
 fn io_error() -> io::Error {
     io::Error::other("/secret/path went wrong")
 }
@@ -110,9 +117,9 @@ fn requests_that_are_not_admitted() {
         (E::DeadlineExceeded, Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
     ];
     for (error, code, reason) in cases {
-        expect(&from_admission(&error), code, reason);
+        expect(&of(&error), code, reason);
     }
-    expect(&from_stats(&SubmitError::Stopped), Code::Unavailable, "SERVER_DRAINING");
+    expect(&of(&SubmitError::Stopped), Code::Unavailable, "SERVER_DRAINING");
 }
 
 #[test]
@@ -165,12 +172,12 @@ fn requests_with_a_field_out_of_range_name_it_and_the_numbers() {
         ),
     ];
     for (error, reason, wanted) in cases {
-        let status = from_admission(&AdmissionError::Invalid(error.clone()));
+        let status = of(&AdmissionError::Invalid(error.clone()));
         expect(&status, Code::InvalidArgument, reason);
         assert_eq!(field(&status), wanted);
         assert_eq!(status.message(), error.to_string());
     }
-    let of = |error| from_admission(&AdmissionError::Invalid(error));
+    let of = |error| of(&AdmissionError::Invalid(error));
     let long = of(E::PromptTooLong { field: "prompt", prompt_tokens: 9, virtual_tokens: 1, context_length: 8 });
     let number = |key| metadata(&long, key);
     assert_eq!(number("prompt_tokens").as_deref(), Some("9"));
@@ -181,24 +188,24 @@ fn requests_with_a_field_out_of_range_name_it_and_the_numbers() {
 
 #[test]
 fn what_ends_a_running_request() {
-    let of = |failure| from_failure(&GenerationError::Failed(failure));
-    expect(&of(RequestFailure::Draining), Code::Unavailable, "SERVER_DRAINING");
-    expect(&of(RequestFailure::DeadlineExceeded), Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
-    expect(&of(RequestFailure::NonFinite), Code::Internal, "NON_FINITE");
-    expect(&from_failure(&GenerationError::EngineGone), Code::Unavailable, "SERVER_DRAINING");
-    expect(&interrupted(Interrupted::Cut), Code::Unavailable, "SERVER_DRAINING");
-    expect(&interrupted(Interrupted::DeadlineExceeded), Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    let failed = |failure| of(&GenerationError::Failed(failure));
+    expect(&failed(RequestFailure::Draining), Code::Unavailable, "SERVER_DRAINING");
+    expect(&failed(RequestFailure::DeadlineExceeded), Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    expect(&failed(RequestFailure::NonFinite), Code::Internal, "NON_FINITE");
+    expect(&of(&GenerationError::EngineGone), Code::Unavailable, "SERVER_DRAINING");
+    expect(&of(&Interrupted::Cut), Code::Unavailable, "SERVER_DRAINING");
+    expect(&of(&Interrupted::DeadlineExceeded), Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     expect(&stalled(), Code::Aborted, "STREAM_STALLED");
     expect(&watcher_lagged(), Code::Aborted, "WATCH_LAGGED");
 }
 
 #[test]
 fn messages_that_cannot_be_meant() {
-    expect(&from_bad_message(&BadMessage::Missing { field: "input" }), Code::InvalidArgument, "INVALID_FIELD");
-    expect(&from_bad_message(&BadMessage::VersionWithoutAdapter), Code::InvalidArgument, "INVALID_FIELD");
-    expect(&from_bad_page(&BadPage::BadToken), Code::InvalidArgument, "INVALID_FIELD");
-    assert_eq!(field(&from_bad_page(&BadPage::NegativeSize { given: -1 })), "page_size");
-    expect(&bad_timeout(&BadTimeout), Code::InvalidArgument, "INVALID_TIMEOUT");
+    expect(&of(&BadMessage::Missing { field: "input" }), Code::InvalidArgument, "INVALID_FIELD");
+    expect(&of(&BadMessage::VersionWithoutAdapter), Code::InvalidArgument, "INVALID_FIELD");
+    expect(&of(&BadPage::BadToken), Code::InvalidArgument, "INVALID_FIELD");
+    assert_eq!(field(&of(&BadPage::NegativeSize { given: -1 })), "page_size");
+    expect(&of(&BadTimeout), Code::InvalidArgument, "INVALID_TIMEOUT");
 }
 
 /// A status as tonic sends it, and as it arrives.
@@ -246,7 +253,7 @@ fn bytes_that_are_no_message_are_the_clients_mistake() {
 
 #[test]
 fn what_a_handler_said_stays_as_it_is() {
-    let ours = from_adapter(&AdapterError::WrongOffset { path: path(), expected: 100, got: 90 });
+    let ours = of(&AdapterError::WrongOffset { path: path(), expected: 100, got: 90 });
     for status in [ours, Status::out_of_range("the offset"), Status::internal("no"), Status::ok("")] {
         let after = normalized(&status);
         assert_eq!((after.code(), after.message()), (status.code(), status.message()));
@@ -258,10 +265,10 @@ fn what_a_handler_said_stays_as_it_is() {
 fn texts_of_a_client_come_back_short() {
     let long = "é".repeat(1 << 20);
     let statuses = [
-        from_admission(&AdmissionError::Chat { adapter: None, source: ChatError::Refused { message: long.clone() } }),
-        load_failed(&DeltaError::UnknownTensor { tensor: long.clone(), kind: "LoRA", nearest: long.clone() }),
-        load_failed(&DeltaError::UnsupportedField { field: long.clone(), found: long.clone(), hint: "" }),
-        load_failed(&DeltaError::MissingTensor { module: long.clone(), missing: "lora_A.weight", found: long }),
+        of(&AdmissionError::Chat { adapter: None, source: ChatError::Refused { message: long.clone() } }),
+        of(&DeltaError::UnknownTensor { tensor: long.clone(), kind: "LoRA", nearest: long.clone() }),
+        of(&DeltaError::UnsupportedField { field: long.clone(), found: long.clone(), hint: "" }),
+        of(&DeltaError::MissingTensor { module: long.clone(), missing: "lora_A.weight", found: long }),
     ];
     for status in statuses {
         check(&status);
@@ -275,7 +282,7 @@ fn texts_of_a_client_come_back_short() {
 #[test]
 fn text_of_a_client_cannot_break_the_headers() {
     let hostile = "x\r\ngrpc-status: 0\r\n\u{0}\u{7f}🦀".to_owned();
-    let status = from_adapter(&AdapterError::BadPath { path: hostile });
+    let status = of(&AdapterError::BadPath { path: hostile });
     check(&status);
 }
 

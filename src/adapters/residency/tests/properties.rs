@@ -157,7 +157,7 @@ impl World {
             Op::Fail { index } if index < self.installs.len() => {
                 // The removals were carried out, but the engine did not get to say so.
                 self.evict(index);
-                self.installs.swap_remove(index).0.fail(Arc::new(std::io::Error::other("no")));
+                self.installs.swap_remove(index).0.fail(Arc::new(broken("no")));
             }
             Op::Release { index } if index < self.running.len() => drop(self.running.swap_remove(index)),
             Op::Pin { id, pinned } => {

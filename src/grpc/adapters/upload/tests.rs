@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -9,8 +10,8 @@ use tonic_prost::ProstCodec;
 use tonic_types::StatusExt;
 
 use super::*;
+use crate::adapters::CHAT_TEMPLATE_FILE;
 use crate::adapters::testing::contents;
-use crate::admission::AdapterHall;
 use crate::admission::testing::{House, metric, recorded};
 use metrics_exporter_prometheus::PrometheusHandle;
 use sha2::Digest;
@@ -88,9 +89,7 @@ impl Uploads {
     fn new() -> Self {
         let (metrics, handle) = recorded();
         let house = House::new();
-        let hall = Arc::clone(&house.hall) as Arc<dyn AdapterHall>;
-        let templates = Arc::clone(&house.templates);
-        let adapters = Adapters::new(Arc::clone(&house.registry), hall, templates, IDLE, metrics);
+        let adapters = Adapters::new(Arc::clone(&house.registry), house.intake(metrics), IDLE);
         Self { house, adapters, metrics: handle }
     }
 
@@ -209,28 +208,6 @@ async fn a_client_that_falls_silent_is_ended() {
     assert_eq!((reason(&status).as_str(), begun.elapsed().as_secs()), ("UPLOAD_IDLE", IDLE.as_secs()));
     assert_eq!(uploads.counted("interrupted"), 1.0);
     drop(client);
-}
-
-#[tokio::test]
-async fn compiling_keeps_its_turn_when_its_client_leaves() {
-    let uploads = Uploads::new();
-    let (client, stream) = Client::new();
-    client.header("sql", 1, |_| ());
-    client.chunks(1);
-    drop(client);
-    let (release, hold) = std::sync::mpsc::channel();
-    *uploads.house.hall.hold.lock().unwrap() = Some(hold);
-    let adapters = uploads.adapters.clone();
-    let upload = tokio::spawn(async move { receive(&adapters, ClientKey::LOCAL, stream).await });
-    while uploads.house.hall.checks.load(SeqCst) == 0 {
-        tokio::task::yield_now().await;
-    }
-    upload.abort();
-    assert!(upload.await.unwrap_err().is_cancelled());
-    assert_eq!(uploads.adapters.checks.available_permits(), 0);
-    release.send(()).unwrap();
-    drop(uploads.adapters.checks.acquire().await.unwrap());
-    assert_eq!((uploads.house.registry.len(), uploads.counted("interrupted")), (0, 1.0));
 }
 
 #[tokio::test]

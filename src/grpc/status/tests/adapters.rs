@@ -31,12 +31,12 @@ fn uploads_that_are_wrong() {
         (E::UploadIdReused { upload_id: "id".parse().unwrap() }, "UPLOAD_ID_REUSED", "header.upload_id"),
     ];
     for (error, reason, wanted) in cases {
-        let status = from_adapter(&error);
+        let status = of(&error);
         expect(&status, Code::InvalidArgument, reason);
         assert_eq!(field(&status), wanted, "{reason}");
         assert_eq!(status.message(), error.to_string());
     }
-    let offset = from_adapter(&E::WrongOffset { path: path(), expected: 100, got: 90 });
+    let offset = of(&E::WrongOffset { path: path(), expected: 100, got: 90 });
     expect(&offset, Code::OutOfRange, "UPLOAD_OFFSET_MISMATCH");
     assert_eq!(metadata(&offset, "expected").as_deref(), Some("100"), "a program can go on from there");
     let stream = [
@@ -47,7 +47,7 @@ fn uploads_that_are_wrong() {
         (BadUploadStream::Idle { limit: std::time::Duration::from_secs(30) }, Code::Aborted, "UPLOAD_IDLE"),
     ];
     for (error, code, reason) in stream {
-        expect(&from_upload_stream(&error), code, reason);
+        expect(&of(&error), code, reason);
     }
 }
 
@@ -107,7 +107,7 @@ fn uploads_and_adapters_in_the_wrong_moment() {
         (E::Corrupt { version: V, path: path() }, Code::DataLoss, "ADAPTER_CORRUPT"),
     ];
     for (error, code, reason) in cases {
-        expect(&from_adapter(&error), code, reason);
+        expect(&of(&error), code, reason);
     }
 }
 
@@ -126,7 +126,7 @@ fn a_disk_that_fails_says_how_and_whether_to_come_back() {
     ];
     for (number, code, reason, again) in cases {
         let fault = DiskFault::of(&std::io::Error::from_raw_os_error(number));
-        let status = from_adapter(&AdapterError::Io { action: "renaming", fault, source: io_error() });
+        let status = of(&AdapterError::Io { action: "renaming", fault, source: io_error() });
         expect(&status, code, reason);
         assert_eq!(status.get_details_retry_info().is_some(), again, "{reason}");
         assert!(status.message().starts_with("renaming failed: ") && !format!("{status:?}").contains("secret"));
@@ -143,12 +143,12 @@ fn a_broken_machine_tells_the_client_nothing() {
         E::StoreLocked { root: "/secret/path".into() },
         E::NotAFolder { path: "/secret/path".into() },
         E::UnknownVersion { version: V },
-        E::LoadFailed { version: V, source: Arc::new(io_error()) },
+        E::LoadFailed { version: V, source: Arc::new(broken()) },
     ];
-    let chat = |source| from_admission(&AdmissionError::Chat { adapter: None, source });
-    let tokenizer = |error| from_admission(&AdmissionError::Tokenizer(error));
+    let chat = |source| of(&AdmissionError::Chat { adapter: None, source });
+    let tokenizer = |error| of(&AdmissionError::Tokenizer(error));
     let path = || std::path::PathBuf::from("/secret/path");
-    let mut statuses: Vec<Status> = defects.iter().map(from_adapter).collect();
+    let mut statuses: Vec<Status> = defects.iter().map(|error| of(error)).collect();
     statuses.extend([
         chat(ChatError::Read { path: path(), source: io_error() }),
         chat(ChatError::Template(crate::text::jinja::SyntaxError { line: 1, message: "/secret/path".into() })),
@@ -157,11 +157,11 @@ fn a_broken_machine_tells_the_client_nothing() {
         tokenizer(TokenizerError::Settings { path: path(), reason: "/secret/path".into() }),
         tokenizer(TokenizerError::Read { path: path(), source: io_error() }),
         tokenizer(TokenizerError::Format { reason: "/secret/path".into() }),
-        from_admission(&AdmissionError::TokenizerPanicked),
-        from_failure(&GenerationError::Failed(RequestFailure::EngineFailed)),
-        from_failure(&GenerationError::Text(TokenizerError::Decode { count: 1, reason: "/secret/path".into() })),
-        interrupted(Interrupted::panicked(&"/secret/path")),
-        interrupted(Interrupted::panicked(&7u8)),
+        of(&AdmissionError::TokenizerPanicked),
+        of(&GenerationError::Failed(RequestFailure::EngineFailed)),
+        of(&GenerationError::Text(TokenizerError::Decode { count: 1, reason: "/secret/path".into() })),
+        of(&Interrupted::panicked(&"/secret/path")),
+        of(&Interrupted::panicked(&7u8)),
     ]);
     for status in statuses {
         expect(&status, Code::Internal, "INTERNAL");
@@ -193,32 +193,28 @@ fn adapters_that_do_not_compile() {
         (E::NonFinite { tensor: "t".into(), index: 3 }, "NON_FINITE", "t"),
     ];
     for (error, reason, wanted) in cases {
-        let status = load_failed(&error);
+        let status = of(&error);
         expect(&status, Code::InvalidArgument, reason);
         assert_eq!(field(&status), wanted);
     }
-    expect(&load_failed(&E::BaseMismatch { tensor: "t".into() }), Code::FailedPrecondition, "BASE_MISMATCH");
+    expect(&of(&E::BaseMismatch { tensor: "t".into() }), Code::FailedPrecondition, "BASE_MISMATCH");
     let memory = || OpsError::OutOfMemory { what: "lora", bytes: 9 };
-    expect(&load_failed(&E::Ops(memory())), Code::ResourceExhausted, "DEVICE_OUT_OF_MEMORY");
-    expect(
-        &load_failed(&InstallError::from(StepError::from(memory()))),
-        Code::ResourceExhausted,
-        "DEVICE_OUT_OF_MEMORY",
-    );
+    expect(&of(&E::Ops(memory())), Code::ResourceExhausted, "DEVICE_OUT_OF_MEMORY");
+    expect(&of(&InstallError::from(StepError::from(memory()))), Code::ResourceExhausted, "DEVICE_OUT_OF_MEMORY");
     let larger = AdapterError::LargerThanMemory { bytes: 9, max: 8 };
-    expect(&from_adapter(&larger), Code::ResourceExhausted, "LOAD_MEMORY_TOO_SMALL");
+    expect(&of(&larger), Code::ResourceExhausted, "LOAD_MEMORY_TOO_SMALL");
     for defect in [
         OpsError::Shape { rows: 1, cols: 2, expected: 3 },
         OpsError::Thread { index: 1, reason: "x".into() },
         OpsError::Isa { isa: "avx512" },
     ] {
-        expect(&load_failed(&E::Ops(defect)), Code::Internal, "INTERNAL");
+        expect(&of(&E::Ops(defect)), Code::Internal, "INTERNAL");
     }
 }
 
 #[test]
 fn a_failed_load_is_what_its_cause_is() {
-    let load = |source: LoadFailure| from_adapter(&AdapterError::LoadFailed { version: V, source });
+    let load = |source: LoadFailure| of(&AdapterError::LoadFailed { version: V, source });
     expect(
         &load(Arc::new(DeltaError::NothingMatched { shown: String::new() })),
         Code::FailedPrecondition,
@@ -235,7 +231,8 @@ fn a_failed_load_is_what_its_cause_is() {
     let corrupt = AdapterError::Corrupt { version: V, path: path() };
     expect(&install(InstallError::Adapter(corrupt)), Code::DataLoss, "ADAPTER_CORRUPT");
     expect(&install(InstallError::Stopped), Code::Unavailable, "SERVER_DRAINING");
-    let nested = || AdapterError::LoadFailed { version: V, source: Arc::new(io_error()) };
+    // An error that names another version's failure is what that was.
+    let nested = || AdapterError::LoadFailed { version: V, source: Arc::new(broken()) };
     expect(&load(Arc::new(nested())), Code::Internal, "INTERNAL");
     expect(&install(InstallError::Adapter(nested())), Code::Internal, "INTERNAL");
 }
