@@ -1,5 +1,5 @@
-//! The names that are bound, in order, and which of them stand for a version. Both questions are asked for every change
-//! of every version, so neither may look at all names.
+//! The names that are bound, in order, which of them stand for a version, and which are pinned. These questions are asked
+//! for every change of every version, so none may look at all names.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
@@ -7,11 +7,12 @@ use std::ops::Bound;
 use super::store::StoredAdapter;
 use crate::types::{AdapterName, AdapterVersion};
 
-/// Bindings by name, with an index by version.
+/// Bindings by name, with an index by version and one of what is pinned.
 #[derive(Debug, Default)]
 pub(super) struct Catalog {
     by_name: BTreeMap<AdapterName, StoredAdapter>,
     by_version: HashMap<AdapterVersion, BTreeSet<AdapterName>>,
+    pinned: BTreeSet<AdapterName>,
 }
 
 impl Catalog {
@@ -42,6 +43,11 @@ impl Catalog {
         self.by_name.range::<AdapterName, _>((start, Bound::Unbounded)).map(|(_, adapter)| adapter)
     }
 
+    /// Those that are pinned.
+    pub(super) fn pinned(&self) -> impl Iterator<Item = &StoredAdapter> {
+        self.pinned.iter().filter_map(|name| self.by_name.get(name))
+    }
+
     /// The bindings to a version.
     pub(super) fn of_version(&self, version: AdapterVersion) -> impl Iterator<Item = &StoredAdapter> {
         let names = self.by_version.get(&version).into_iter().flatten();
@@ -52,6 +58,9 @@ impl Catalog {
     pub(super) fn insert(&mut self, adapter: StoredAdapter) -> Option<StoredAdapter> {
         let before = self.remove(&adapter.name.clone());
         self.by_version.entry(adapter.version).or_default().insert(adapter.name.clone());
+        if adapter.pinned {
+            self.pinned.insert(adapter.name.clone());
+        }
         self.by_name.insert(adapter.name.clone(), adapter);
         before
     }
@@ -59,6 +68,7 @@ impl Catalog {
     /// Unbind a name; what it was bound to.
     pub(super) fn remove(&mut self, name: &AdapterName) -> Option<StoredAdapter> {
         let before = self.by_name.remove(name)?;
+        self.pinned.remove(name);
         if let Some(names) = self.by_version.get_mut(&before.version) {
             names.remove(name);
             if names.is_empty() {
@@ -98,5 +108,18 @@ mod tests {
         assert!(catalog.remove(&"b".parse().unwrap()).is_some());
         assert!(catalog.remove(&"b".parse().unwrap()).is_none());
         assert_eq!((names(&catalog, 1).len(), catalog.by_version.len(), catalog.len()), (0, 1, 2));
+    }
+
+    #[test]
+    fn pinned_names_are_known_as_they_are_pinned_unpinned_and_removed() {
+        let pinned = |name| StoredAdapter { pinned: true, ..adapter(name, 1) };
+        let names = |catalog: &Catalog| catalog.pinned().map(|found| found.name.to_string()).collect::<Vec<_>>();
+        let mut catalog = Catalog::new(vec![pinned("b"), adapter("a", 1), pinned("c")]);
+        assert_eq!(names(&catalog), ["b", "c"]);
+        catalog.insert(pinned("a"));
+        catalog.insert(adapter("b", 2));
+        assert_eq!(names(&catalog), ["a", "c"]);
+        catalog.remove(&"c".parse().unwrap());
+        assert_eq!(names(&catalog), ["a"]);
     }
 }

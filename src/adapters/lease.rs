@@ -17,6 +17,7 @@ pub struct LeaseTable {
 #[derive(Default)]
 struct State {
     counts: HashMap<AdapterVersion, usize>,
+    total: usize,
     retired: BTreeSet<AdapterVersion>,
 }
 
@@ -30,7 +31,10 @@ impl LeaseTable {
     /// Count one more user of `version`. The caller makes sure that the version exists at this moment.
     #[must_use]
     pub fn lease(self: &Arc<Self>, version: AdapterVersion) -> AdapterLease {
-        *lock(&self.state).counts.entry(version).or_insert(0) += 1;
+        let mut state = lock(&self.state);
+        *state.counts.entry(version).or_insert(0) += 1;
+        state.total += 1;
+        drop(state);
         AdapterLease { table: Arc::clone(self), version }
     }
 
@@ -43,7 +47,7 @@ impl LeaseTable {
     /// Leases alive on all versions.
     #[must_use]
     pub fn total(&self) -> usize {
-        lock(&self.state).counts.values().sum()
+        lock(&self.state).total
     }
 
     /// No name refers to `version` any more: it may be removed once its last lease ends.
@@ -62,7 +66,7 @@ impl LeaseTable {
     /// bound to them again.
     pub(super) fn take_garbage(&self) -> Vec<AdapterVersion> {
         let mut state = lock(&self.state);
-        let State { counts, retired } = &mut *state;
+        let State { counts, retired, .. } = &mut *state;
         let idle: Vec<_> = retired.iter().copied().filter(|version| !counts.contains_key(version)).collect();
         idle.iter().for_each(|version| {
             retired.remove(version);
@@ -95,7 +99,8 @@ impl Drop for AdapterLease {
     fn drop(&mut self) {
         let garbage = {
             let mut state = lock(&self.table.state);
-            let State { counts, retired } = &mut *state;
+            let State { counts, total, retired } = &mut *state;
+            *total -= 1;
             match counts.get_mut(&self.version) {
                 Some(count) if *count > 1 => {
                     *count -= 1;
@@ -127,7 +132,7 @@ mod tests {
         let version = AdapterVersion([1; 32]);
         let first = table.lease(version);
         let second = first.clone();
-        assert_eq!(table.count(version), 2);
+        assert_eq!((table.count(version), table.total()), (2, 2));
         assert!(!table.retire(version).garbage);
         assert!(table.take_garbage().is_empty());
         drop(first);

@@ -54,8 +54,8 @@ pub use residency::{
     ResidentLease, SetAside, VersionStatus, Want,
 };
 pub use store::{
-    AdapterBytes, AdapterStore, CheckedName, Compiled, Flaw, FolderStore, IdleStore, Mend, NamelessObject,
-    OnStoreError, Quarantined, QuarantinedContent, QuarantinedEntry, RecoveryReport, RepairError, RepairWishes,
-    StoreCheck, StoreFault, StoreOptions, StoredAdapter,
+    AdapterBytes, AdapterStore, Binding, Bound, CheckedName, Compiled, Flaw, FolderNames, FolderObjects, FolderStore,
+    IdleStore, Mend, NameStore, NamelessObject, ObjectStore, OnStoreError, Quarantined, QuarantinedContent,
+    QuarantinedEntry, RecoveryReport, RepairError, RepairWishes, StoreCheck, StoreFault, StoreOptions, StoredAdapter,
 };
 pub use uploads::{Begin, FileProgress, Staged, UploadHead, UploadSession, UploadStatus, Uploads, WeightsHead};

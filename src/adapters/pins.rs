@@ -58,7 +58,7 @@ impl Pins {
         catalog: &Catalog,
         size: impl Fn(&StoredAdapter) -> u64,
     ) -> Result<(), AdapterError> {
-        let others = || catalog.all().filter(|stored| stored.pinned && stored.name != *pin.name);
+        let others = || catalog.pinned().filter(|stored| stored.name != *pin.name);
         self.check_client(pin, others())?;
         let sizes: BTreeMap<_, _> = others().map(|stored| (stored.version, size(stored))).collect();
         if sizes.contains_key(&pin.version) {

@@ -84,7 +84,7 @@ impl Alias {
 
 /// Names, versions, leases, residency, uploads. Shared by `Arc`.
 pub struct AdapterRegistry {
-    store: Arc<dyn AdapterStore>,
+    store: AdapterStore,
     uploads: Uploads,
     residency: Residency,
     leases: Arc<LeaseTable>,
@@ -104,20 +104,20 @@ pub struct AdapterRegistry {
 impl AdapterRegistry {
     /// A registry of all that `store` holds.
     #[must_use]
-    pub fn new(store: Arc<dyn AdapterStore>, limits: RegistryLimits) -> Self {
-        Self::with_fs(store, limits, Arc::new(DiskFs))
+    pub fn new(store: impl Into<AdapterStore>, limits: RegistryLimits) -> Self {
+        Self::with_fs(store.into(), limits, Arc::new(DiskFs))
     }
 
     /// As [`AdapterRegistry::new`], staging uploads on another disk.
     #[must_use]
-    pub fn with_fs(store: Arc<dyn AdapterStore>, limits: RegistryLimits, fs: Arc<dyn StoreFs>) -> Self {
+    pub fn with_fs(store: AdapterStore, limits: RegistryLimits, fs: Arc<dyn StoreFs>) -> Self {
         let events = Arc::new(EventLog::new(limits.event_history));
-        let uploads = Uploads::new(store.staging().to_owned(), fs, limits.store);
+        let uploads = Uploads::new(store.objects.staging().to_owned(), fs, limits.store);
         let residency = Residency::new(limits.residency, Arc::clone(&events));
         let leases = LeaseTable::new(Arc::clone(&events));
-        let catalog = Catalog::new(store.list());
+        let catalog = Catalog::new(store.names.list());
         let aliases = catalog.all().map(|found| (found.name.clone(), Alias::of(found))).collect();
-        for pinned in catalog.all().filter(|found| found.pinned) {
+        for pinned in catalog.pinned() {
             // Nobody observes yet.
             let _ = residency.set_pinned(pinned.version, true);
         }
@@ -180,7 +180,7 @@ impl AdapterRegistry {
 
     /// Where a name is not known: is it certain that there is none?
     fn absent(&self, name: &AdapterName) -> AdapterError {
-        self.store.trouble(name).unwrap_or_else(|| AdapterError::NotFound { name: name.clone() })
+        self.store.names.trouble(name).unwrap_or_else(|| AdapterError::NotFound { name: name.clone() })
     }
 
     /// Up to `limit` adapters after the name `after`, by name. A page shorter than `limit` is the last.
@@ -281,7 +281,7 @@ impl AdapterRegistry {
     pub fn delete(&self, name: &AdapterName, expected: Expected) -> Result<StoredAdapter, AdapterError> {
         let (result, signals) = {
             let _changes = lock(&self.changes);
-            let result = self.store.unbind(name, expected);
+            let result = self.store.names.unbind(name, expected);
             (result, self.follow_store(name))
         };
         self.after_change(signals);
@@ -312,7 +312,7 @@ impl AdapterRegistry {
                 let bytes = self.device_bytes(&stored);
                 self.check_pin(&Pin { name, version: stored.version, bytes, client })?;
             }
-            let result = self.store.set_pinned(name, client.is_some());
+            let result = self.store.names.set_pinned(name, client.is_some());
             if result.is_ok() {
                 lock(&self.pins).own(name, client);
             }
@@ -370,7 +370,7 @@ impl AdapterRegistry {
     /// Make the catalog and the alias of a name what the store says, whether or not a change succeeded: a failure of
     /// the disk can come after the change was made. The caller holds `changes`.
     fn follow_store(&self, name: &AdapterName) -> Signals {
-        let stored = self.store.get(name);
+        let stored = self.store.names.get(name);
         match &stored {
             Some(stored) => drop(self.aliases.insert(name.clone(), Alias::of(stored))),
             None => drop(self.aliases.remove(name)),

@@ -1,12 +1,15 @@
 //! Where adapters live for good: names, and the files of the versions they are bound to.
 //!
-//! A store keeps two kinds of things. *Objects* are the files of a version, immutable, addressed by content. *Names*
-//! are bindings to versions, changed by compare and set. An upload is acknowledged when both are durable.
+//! A store keeps two kinds of things, each behind a seam of its own. *Objects* ([`ObjectStore`]) are the files of a
+//! version, immutable, addressed by content. *Names* ([`NameStore`]) are bindings to versions, changed by compare and set.
+//! An upload is acknowledged when both are durable ([`AdapterStore`]).
 
 mod check;
 mod folder;
 mod layout;
 mod manifest;
+mod names;
+mod objects;
 mod record;
 mod recovery;
 mod repair;
@@ -15,6 +18,8 @@ mod survey;
 
 pub use check::{CheckedName, IdleStore, NamelessObject, QuarantinedContent, QuarantinedEntry, StoreCheck};
 pub use folder::FolderStore;
+pub use names::FolderNames;
+pub use objects::FolderObjects;
 pub use recovery::{Quarantined, RecoveryReport, StoreFault};
 pub use repair::{Mend, RepairError, RepairWishes};
 pub use survey::Flaw;
@@ -140,19 +145,32 @@ pub struct Bound {
     pub previous: Option<AdapterVersion>,
 }
 
-/// A durable home for adapters. All calls block; the registry makes those that change something one at a time.
-pub trait AdapterStore: Send + Sync {
-    /// A local folder for uploads in progress, on a file system from which [`AdapterStore::publish`] can take files.
-    fn staging(&self) -> &Path;
+/// Whether a version has a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// At least one.
+    Bound,
+    /// None that is known; one that cannot be read may be bound to it.
+    Unknown,
+    /// None.
+    None,
+}
 
-    /// Make the verified and synced files in the folder `dir` the object `adapter.version`, durably; then bind the name,
-    /// durably. Nothing has changed if it fails before the name is bound.
+/// A durable home for names. All calls block but those that only look.
+pub trait NameStore: Send + Sync {
+    /// Whether a name could be bound now.
     ///
     /// # Errors
-    /// The compare and set ([`AdapterError::AlreadyExists`], [`AdapterError::VersionMismatch`]), quotas, the disk.
-    fn publish(&self, dir: &Path, adapter: StoredAdapter, expected: Expected) -> Result<Bound, AdapterError>;
+    /// The compare and set ([`AdapterError::AlreadyExists`], [`AdapterError::VersionMismatch`]), the quota.
+    fn check(&self, name: &AdapterName, expected: Expected) -> Result<(), AdapterError>;
 
-    /// Remove a name, durably. The object stays until [`AdapterStore::remove_object`].
+    /// Bind a name to a version whose object is durable, durably.
+    ///
+    /// # Errors
+    /// As [`NameStore::check`]; the disk.
+    fn bind(&self, adapter: StoredAdapter, expected: Expected) -> Result<Bound, AdapterError>;
+
+    /// Remove a name, durably.
     ///
     /// # Errors
     /// [`AdapterError::NotFound`], the compare and set, the disk.
@@ -183,18 +201,42 @@ pub trait AdapterStore: Send + Sync {
     /// Why a name without binding may have one all the same: it cannot be read.
     fn trouble(&self, name: &AdapterName) -> Option<AdapterError>;
 
-    /// How many names there are, or may be, of which [`AdapterStore::trouble`] knows.
+    /// How many names there are, or may be, of which [`NameStore::trouble`] knows.
     fn troubled(&self) -> usize;
 
-    /// Try to read what could not be read; returns the names that are bound now.
-    fn heal(&self) -> Vec<AdapterName>;
+    /// Try to read what could not be read; returns what is bound now.
+    fn heal(&self) -> Vec<StoredAdapter>;
 
-    /// Remove the files of a version that no name is bound to. False: a name is bound to it or may be, or there is none
-    /// such.
+    /// Whether a version has a name, without looking at all of them.
+    fn binding(&self, version: AdapterVersion) -> Binding;
+
+    /// The binding of a name.
+    fn get(&self, name: &AdapterName) -> Option<StoredAdapter>;
+
+    /// All bindings, sorted by name.
+    fn list(&self) -> Vec<StoredAdapter>;
+}
+
+/// A durable home for objects: the files of a version, immutable, addressed by their content. All calls block.
+pub trait ObjectStore: Send + Sync {
+    /// A local folder for uploads in progress, on a file system from which [`ObjectStore::put`] can take files.
+    fn staging(&self) -> &Path;
+
+    /// Make the verified and synced `files` in the folder `dir` the object `version`, durably. What is there already is
+    /// replaced by the same content.
+    ///
+    /// # Errors
+    /// The quota, the disk.
+    fn put(&self, dir: &Path, version: AdapterVersion, files: &[StoredFile]) -> Result<(), AdapterError>;
+
+    /// A name that could not be read is bound to this object, which is there.
+    fn recognize(&self, version: AdapterVersion, files: &[StoredFile]);
+
+    /// Remove an object. False: there is none such.
     ///
     /// # Errors
     /// The disk.
-    fn remove_object(&self, version: AdapterVersion) -> Result<bool, AdapterError>;
+    fn remove(&self, version: AdapterVersion) -> Result<bool, AdapterError>;
 
     /// Read config and weights of a version, checking sizes before allocating and digests after reading.
     ///
@@ -202,17 +244,63 @@ pub trait AdapterStore: Send + Sync {
     /// [`AdapterError::UnknownVersion`], [`AdapterError::FilesMissing`], [`AdapterError::Corrupt`], the disk.
     fn read(&self, version: AdapterVersion) -> Result<AdapterBytes, AdapterError>;
 
-    /// Read the chat template of a version, verified as [`AdapterStore::read`] does it. `None`: it has none of its own.
+    /// Read the chat template of a version, verified as [`ObjectStore::read`] does it. `None`: it has none of its own.
     ///
     /// # Errors
-    /// As [`AdapterStore::read`].
+    /// As [`ObjectStore::read`].
     fn read_chat_template(&self, version: AdapterVersion) -> Result<Option<Vec<u8>>, AdapterError>;
+}
 
-    /// The binding of a name.
-    fn get(&self, name: &AdapterName) -> Option<StoredAdapter>;
+/// Names and objects together: what takes both, in the order that makes a crash at any point harmless. The registry makes
+/// changes one at a time.
+#[derive(Clone)]
+pub struct AdapterStore {
+    /// The names.
+    pub names: Arc<dyn NameStore>,
+    /// The objects.
+    pub objects: Arc<dyn ObjectStore>,
+}
 
-    /// All bindings, sorted by name.
-    fn list(&self) -> Vec<StoredAdapter>;
+impl From<FolderStore> for AdapterStore {
+    fn from(FolderStore { names, objects }: FolderStore) -> Self {
+        Self { names, objects }
+    }
+}
+
+impl AdapterStore {
+    /// Make the verified and synced files in the folder `dir` the object `adapter.version`, durably; then bind the name,
+    /// durably. Nothing has changed if it fails before the name is bound.
+    ///
+    /// # Errors
+    /// The compare and set ([`AdapterError::AlreadyExists`], [`AdapterError::VersionMismatch`]), quotas, the disk.
+    pub fn publish(&self, dir: &Path, adapter: StoredAdapter, expected: Expected) -> Result<Bound, AdapterError> {
+        self.names.check(&adapter.name, expected)?;
+        self.objects.put(dir, adapter.version, &adapter.files)?;
+        self.names.bind(adapter, expected)
+    }
+
+    /// Try to read what could not be read; returns the names that are bound now.
+    pub fn heal(&self) -> Vec<AdapterName> {
+        let healed = self.names.heal();
+        healed.iter().for_each(|adapter| self.objects.recognize(adapter.version, &adapter.files));
+        healed.into_iter().map(|adapter| adapter.name).collect()
+    }
+
+    /// Remove the files of a version that no name is bound to. False: a name is bound to it or may be, or there is none
+    /// such.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn remove_object(&self, version: AdapterVersion) -> Result<bool, AdapterError> {
+        match self.names.binding(version) {
+            Binding::Bound => Ok(false),
+            Binding::Unknown => {
+                tracing::info!(%version, "kept the files of a version without a name: a name that cannot be read may be theirs");
+                Ok(false)
+            }
+            Binding::None => self.objects.remove(version),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -5,11 +5,11 @@
 //! Whoever holds one of these takes only those below it, and lets go before it calls anything that is not of this room:
 //!
 //! 1. `AdapterRegistry::changes`, held through a change of a name, the disk included;
-//! 2. the table of uploads, the store's own state: each alone;
+//! 2. the table of uploads, the store's names, its objects: each alone;
 //! 3. `AdapterRegistry::pins`;
 //! 4. a shard of `AdapterRegistry::aliases`, `AdapterRegistry::catalog`: each alone;
 //! 5. `LeaseTable`, `Residency`: each alone;
-//! 6. the names that `FolderStore` cannot read, which requests ask for: below its own state;
+//! 6. the names that `FolderNames` cannot read, which requests ask for: below its own state;
 //! 7. `EventLog`'s history: the last one.
 //!
 //! Observers are called with none of them held: what they are to be told is gathered as

@@ -260,7 +260,7 @@ impl House {
             residency: ResidencyLimits { max_resident_adapters: 2, device_bytes: 4000 },
             event_history: 64,
         };
-        let registry = Arc::new(AdapterRegistry::new(Arc::new(store), limits));
+        let registry = Arc::new(AdapterRegistry::new(store, limits));
         let (engine, hall) = (Arc::new(FakeEngine::default()), Arc::new(FakeHall::default()));
         let tokenizer = byte_level();
         let mut parts = GateParts {

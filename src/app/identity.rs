@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use super::base::OpenedBase;
 use super::error::AppError;
-use crate::adapters::FolderStore;
+use crate::adapters::FolderNames;
 use crate::model::{Checkpoint, ModelError};
 use crate::types::BaseDigest;
 
@@ -16,7 +16,7 @@ const REMEMBERED_FROM: u64 = 64 << 20;
 /// The digest of a base, known or on its way.
 pub(super) struct BaseIdentity {
     checkpoint: Arc<Checkpoint>,
-    store: Arc<FolderStore>,
+    store: Arc<FolderNames>,
     work: Work,
 }
 
@@ -34,7 +34,7 @@ impl BaseIdentity {
     ///
     /// # Errors
     /// Of the files, or of the system that refuses a thread.
-    pub(super) fn begin(base: &OpenedBase, store: Arc<FolderStore>, threads: usize) -> Result<Self, AppError> {
+    pub(super) fn begin(base: &OpenedBase, store: Arc<FolderNames>, threads: usize) -> Result<Self, AppError> {
         let checkpoint = Arc::clone(&base.checkpoint);
         let sign = match checkpoint.bytes() {
             REMEMBERED_FROM.. => Some(checkpoint.files_sign()?),

@@ -90,8 +90,7 @@ impl Server {
         let (transport, metrics_connections) = descriptors::share(config.transport, store_limits.max_uploads);
         let (metrics, exporter) = metrics(config, &base.name).await?;
         let metrics_address = exporter.as_ref().map(|exporter| exporter.address);
-        let store = Arc::new(store);
-        let identity = BaseIdentity::begin(base, Arc::clone(&store), config.threads)?;
+        let identity = BaseIdentity::begin(base, Arc::clone(&store.names), config.threads)?;
         let registry = AdapterRegistry::new(store, registry_limits(config, sizes, store_limits));
         let registry = Arc::new(registry.with_pin_limits(pin_limits(config, sizes)));
         registry.residency().limit_faults(config.adapter_limits.max_faults);

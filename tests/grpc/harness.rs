@@ -104,7 +104,7 @@ pub(crate) fn registry(options: &Options) -> Arc<AdapterRegistry> {
         residency: options.residency,
         event_history: options.event_history,
     };
-    Arc::new(AdapterRegistry::new(Arc::new(folder), limits))
+    Arc::new(AdapterRegistry::new(folder, limits))
 }
 
 /// A server that runs, whatever its engine.

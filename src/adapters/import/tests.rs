@@ -1,5 +1,4 @@
 use std::os::unix::fs::symlink;
-use std::sync::Arc;
 
 use super::super::testing::contents;
 use super::super::{FolderStore, RegistryLimits, ResidencyLimits};
@@ -53,7 +52,7 @@ fn what_is_too_large_is_refused_by_its_size() {
     let (store, _) = FolderStore::open(store.path(), little.clone()).unwrap();
     let residency = ResidencyLimits { max_resident_adapters: 1, device_bytes: 1 };
     let limits = RegistryLimits { store: little, residency, event_history: 1 };
-    let registry = AdapterRegistry::new(Arc::new(store), limits);
+    let registry = AdapterRegistry::new(store, limits);
     weights.set_len(1 << 42).unwrap();
     let import = |_: &Staged| -> Result<AdapterFacts, AdapterError> { panic!("it is not even read") };
     let from = AdapterFolder { dir: folder.path(), chat_template: None };

@@ -24,7 +24,7 @@ impl AdapterRegistry {
     /// another base are refused by name, and what the store knows of the others is known to residency. Once.
     pub fn serve_base(&self, base: BaseDigest, weight_bytes: usize) {
         let changes = lock(&self.changes);
-        let adopted = self.store.adopt(base);
+        let adopted = self.store.names.adopt(base);
         let present = *self.present.get_or_init(|| Present { base, weight_bytes, adopted });
         let (mut foreign, mut known) = (0, Vec::new());
         for stored in lock(&self.catalog).all() {
@@ -49,7 +49,7 @@ impl AdapterRegistry {
     /// What the store knows of a name that came back.
     fn learn_stored(&self, name: &AdapterName) -> Signals {
         let Some(Present { base, weight_bytes, .. }) = self.present.get() else { return Signals::default() };
-        let stored = self.store.get(name);
+        let stored = self.store.names.get(name);
         let compiled = stored.as_ref().and_then(|stored| stored.compiled.as_ref()).filter(|known| known.base == *base);
         match (&stored, compiled) {
             (Some(stored), Some(compiled)) => self.residency.learn(stored.version, facts_here(compiled, *weight_bytes)),
@@ -60,7 +60,7 @@ impl AdapterRegistry {
     /// Names that the store has and cannot serve now: it cannot read them, or a later version of the server wrote them.
     #[must_use]
     pub fn unreadable(&self) -> usize {
-        self.store.troubled()
+        self.store.names.troubled()
     }
 
     /// Try again to read what the store could not read; returns how many names came back. Blocks.
@@ -111,7 +111,7 @@ impl AdapterRegistry {
         let mut signals = Signals::default();
         let changes = lock(&self.changes);
         for name in &names {
-            match self.store.set_compiled(name, version, &compiled) {
+            match self.store.names.set_compiled(name, version, &compiled) {
                 Ok(_) => signals |= self.follow_store(name),
                 Err(error) => tracing::warn!(adapter = %name, %error, "what it compiled to could not be written down"),
             }

@@ -26,7 +26,7 @@ fn limits() -> RegistryLimits {
 
 fn open(root: &tempfile::TempDir) -> AdapterRegistry {
     let (store, _) = FolderStore::open(root.path(), StoreLimits::default()).unwrap();
-    AdapterRegistry::new(Arc::new(store), limits())
+    AdapterRegistry::new(store, limits())
 }
 
 /// A week and a day later.
@@ -157,7 +157,12 @@ fn observers_are_called_with_no_lock_held() {
             assert!(registry.catalog.try_lock().is_ok(), "catalog");
             assert!(!registry.aliases.try_get(&name("a")).is_locked(), "aliases");
             // Each takes a lock, for which it would wait for ever if its holder were the one who calls.
-            let _ = (registry.residency.stats(), registry.leases(), registry.store.list(), registry.events.revision());
+            let _ = (
+                registry.residency.stats(),
+                registry.leases(),
+                registry.store.names.list(),
+                registry.events.revision(),
+            );
             self.calls[kind].fetch_add(1, Ordering::SeqCst);
         }
     }

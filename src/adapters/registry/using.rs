@@ -110,7 +110,7 @@ impl AdapterRegistry {
     pub fn read_chat_template(&self, lease: &AdapterLease) -> Result<Vec<u8>, AdapterError> {
         let version = lease.version();
         let none = || AdapterError::Corrupt { version, path: CHAT_TEMPLATE_FILE.to_owned() };
-        self.store.read_chat_template(version)?.ok_or_else(none)
+        self.store.objects.read_chat_template(version)?.ok_or_else(none)
     }
 
     /// Read the files of a leased version, sizes and digests verified. Blocks.
@@ -118,6 +118,6 @@ impl AdapterRegistry {
     /// # Errors
     /// [`AdapterError::Corrupt`], [`AdapterError::UnknownVersion`], the disk.
     pub fn read(&self, lease: &AdapterLease) -> Result<AdapterBytes, AdapterError> {
-        self.store.read(lease.version())
+        self.store.objects.read(lease.version())
     }
 }

@@ -27,15 +27,20 @@ fn adapter(text: &str, seed: u8) -> StoredAdapter {
     StoredAdapter { name: name(text), version, files, created_ms: 1, pinned: false, compiled: None }
 }
 
-/// A week and a day later.
-fn later(root: &TempDir) -> (FolderStore, RecoveryReport) {
-    let mut options = StoreOptions::new(StoreLimits::default());
-    options.now_ms += 8 * 24 * 3600 * 1000;
-    FolderStore::open_with(root.path(), &options, Arc::new(DiskFs)).unwrap()
+/// As the registry has it.
+fn joined((store, report): (FolderStore, RecoveryReport)) -> (AdapterStore, RecoveryReport) {
+    (store.into(), report)
 }
 
-fn open_on(root: &TempDir, fs: &FaultyFs) -> Result<(FolderStore, RecoveryReport), AdapterError> {
-    FolderStore::open_with(root.path(), &StoreOptions::new(StoreLimits::default()), Arc::new(fs.clone()))
+/// A week and a day later.
+fn later(root: &TempDir) -> (AdapterStore, RecoveryReport) {
+    let mut options = StoreOptions::new(StoreLimits::default());
+    options.now_ms += 8 * 24 * 3600 * 1000;
+    joined(FolderStore::open_with(root.path(), &options, Arc::new(DiskFs)).unwrap())
+}
+
+fn open_on(root: &TempDir, fs: &FaultyFs) -> Result<(AdapterStore, RecoveryReport), AdapterError> {
+    FolderStore::open_with(root.path(), &StoreOptions::new(StoreLimits::default()), Arc::new(fs.clone())).map(joined)
 }
 
 fn refusing() -> StoreOptions {
@@ -51,9 +56,9 @@ fn object_of(root: &TempDir, seed: u8) -> PathBuf {
 }
 
 /// A staged upload, as `uploads` leaves it: files and folder synced.
-fn stage(store: &FolderStore, fs: &dyn StoreFs, seed: u8) -> Result<PathBuf, AdapterError> {
+fn stage(store: &AdapterStore, fs: &dyn StoreFs, seed: u8) -> Result<PathBuf, AdapterError> {
     let io = AdapterError::io;
-    let dir = store.staging().join(format!("test-{seed}"));
+    let dir = store.objects.staging().join(format!("test-{seed}"));
     fs.create_dir(&dir).map_err(io("test"))?;
     for (path, content) in contents(seed) {
         let mut file = fs.create_file(&dir.join(path)).map_err(io("test"))?;
@@ -64,19 +69,19 @@ fn stage(store: &FolderStore, fs: &dyn StoreFs, seed: u8) -> Result<PathBuf, Ada
     Ok(dir)
 }
 
-fn put_on(store: &FolderStore, fs: &dyn StoreFs, text: &str, seed: u8) -> Result<Bound, AdapterError> {
+fn put_on(store: &AdapterStore, fs: &dyn StoreFs, text: &str, seed: u8) -> Result<Bound, AdapterError> {
     let dir = stage(store, fs, seed)?;
     let result = store.publish(&dir, adapter(text, seed), Expected::Any);
     drop(fs.remove_dir_all(&dir));
     result
 }
 
-fn put(store: &FolderStore, text: &str, seed: u8) -> Bound {
+fn put(store: &AdapterStore, text: &str, seed: u8) -> Bound {
     put_on(store, &DiskFs, text, seed).unwrap()
 }
 
-fn open(root: &TempDir) -> (FolderStore, RecoveryReport) {
-    FolderStore::open(root.path(), StoreLimits::default()).unwrap()
+fn open(root: &TempDir) -> (AdapterStore, RecoveryReport) {
+    joined(FolderStore::open(root.path(), StoreLimits::default()).unwrap())
 }
 
 fn two_adapters() -> TempDir {
@@ -87,12 +92,12 @@ fn two_adapters() -> TempDir {
     root
 }
 
-fn assert_holds(store: &FolderStore, text: &str, seed: u8) {
-    assert_eq!(store.get(&name(text)).unwrap().version, adapter(text, seed).version);
-    let bytes = store.read(adapter(text, seed).version).unwrap();
+fn assert_holds(store: &AdapterStore, text: &str, seed: u8) {
+    assert_eq!(store.names.get(&name(text)).unwrap().version, adapter(text, seed).version);
+    let bytes = store.objects.read(adapter(text, seed).version).unwrap();
     let expected = contents(seed);
     assert!(bytes.config == expected[0].1 && bytes.weights == expected[1].1);
-    let template = store.read_chat_template(adapter(text, seed).version).unwrap();
+    let template = store.objects.read_chat_template(adapter(text, seed).version).unwrap();
     assert_eq!(template.as_ref(), expected.get(2).map(|(_, template)| template));
 }
 
@@ -103,13 +108,13 @@ fn adapters_are_there_after_a_restart() {
     assert_eq!(put(&store, "a", 1).previous, None);
     assert_eq!(put(&store, "b", 1).previous, None);
     assert_eq!(put(&store, "a", 2).previous, Some(adapter("a", 1).version));
-    store.set_pinned(&name("b"), true).unwrap();
-    let before = store.list();
+    store.names.set_pinned(&name("b"), true).unwrap();
+    let before = store.names.list();
     drop(store);
     let (store, report) = open(&root);
     assert_eq!(report, RecoveryReport { adapters: 2, ..RecoveryReport::default() });
-    assert_eq!(store.list(), before);
-    assert!(store.get(&name("b")).unwrap().pinned);
+    assert_eq!(store.names.list(), before);
+    assert!(store.names.get(&name("b")).unwrap().pinned);
     assert_holds(&store, "a", 2);
     assert_holds(&store, "b", 1);
 }
@@ -164,7 +169,7 @@ fn everything_in_a_store_is_for_its_owner_alone() {
         found.retain(|path| fs::metadata(path).unwrap().permissions().mode() & 0o077 != 0);
         found
     };
-    let (store, _) = FolderStore::open(&root, StoreLimits::default()).unwrap();
+    let (store, _) = joined(FolderStore::open(&root, StoreLimits::default()).unwrap());
     put(&store, "a", 1);
     assert_eq!(loose(), Vec::<PathBuf>::new());
     drop(store);
@@ -199,7 +204,7 @@ fn publishing_the_same_content_again_heals_damage() {
     let mut damaged = contents(1)[1].1.clone();
     damaged[500] ^= 1;
     fs::write(&weights, damaged).unwrap();
-    assert!(matches!(store.read(version), Err(AdapterError::Corrupt { path, .. }) if path == WEIGHTS_FILE));
+    assert!(matches!(store.objects.read(version), Err(AdapterError::Corrupt { path, .. }) if path == WEIGHTS_FILE));
     put(&store, "a", 1);
     assert_holds(&store, "a", 1);
 }
@@ -211,13 +216,13 @@ fn an_object_goes_only_without_a_name() {
     put(&store, "a", 1);
     let version = adapter("a", 1).version;
     assert!(!store.remove_object(version).unwrap());
-    let gone = store.unbind(&name("a"), Expected::Version(version)).unwrap();
+    let gone = store.names.unbind(&name("a"), Expected::Version(version)).unwrap();
     assert_eq!(gone.version, version);
-    store.read(version).unwrap();
+    store.objects.read(version).unwrap();
     assert!(store.remove_object(version).unwrap());
     assert!(!store.remove_object(version).unwrap());
-    assert!(matches!(store.read(version), Err(AdapterError::UnknownVersion { .. })));
-    assert!(matches!(store.unbind(&name("a"), Expected::Any), Err(AdapterError::NotFound { .. })));
+    assert!(matches!(store.objects.read(version), Err(AdapterError::UnknownVersion { .. })));
+    assert!(matches!(store.names.unbind(&name("a"), Expected::Any), Err(AdapterError::NotFound { .. })));
     assert_eq!(tree(root.path()).len(), 1, "only LOCK is left");
 }
 
@@ -226,13 +231,43 @@ fn quotas_of_names_and_bytes_are_kept() {
     let root = tempfile::tempdir().unwrap();
     let bytes = adapter("a", 1).bytes();
     let limits = StoreLimits { max_adapters: 2, max_store_bytes: bytes, ..StoreLimits::default() };
-    let (store, _) = FolderStore::open(root.path(), limits).unwrap();
+    let (store, _) = joined(FolderStore::open(root.path(), limits).unwrap());
     put(&store, "a", 1);
     put(&store, "b", 1);
     let result = put_on(&store, &DiskFs, "c", 1);
     assert!(matches!(result, Err(AdapterError::TooManyAdapters { count: 2, max: 2 })));
     let result = put_on(&store, &DiskFs, "a", 2);
     assert!(matches!(result, Err(AdapterError::StoreFull { used, .. }) if used == bytes));
+}
+
+#[test]
+fn the_bytes_of_objects_are_those_that_lie_there() {
+    let root = tempfile::tempdir().unwrap();
+    let on_disk = || -> u64 {
+        let files = tree(&root.path().join("objects")).into_iter();
+        files.map(|(_, content)| content.len() as u64).sum()
+    };
+    let opened = || FolderStore::open(root.path(), StoreLimits::default()).unwrap().0;
+    let store = opened();
+    let objects = Arc::clone(&store.objects);
+    let store = AdapterStore::from(store);
+    let sum = |seeds: &[u8]| seeds.iter().map(|seed| adapter("x", *seed).bytes()).sum::<u64>();
+    for (text, seed, there) in [("a", 1, &[1][..]), ("b", 1, &[1]), ("a", 2, &[1, 2]), ("a", 2, &[1, 2])] {
+        put(&store, text, seed);
+        assert_eq!((objects.bytes(), on_disk()), (sum(there), sum(there)));
+    }
+    store.names.unbind(&name("b"), Expected::Any).unwrap();
+    assert!(store.remove_object(adapter("b", 1).version).unwrap());
+    assert!(!store.remove_object(adapter("b", 1).version).unwrap());
+    assert_eq!((objects.bytes(), on_disk()), (sum(&[2]), sum(&[2])));
+    store.names.unbind(&name("a"), Expected::Any).unwrap();
+    drop((store, objects));
+    let again = opened();
+    assert_eq!(again.objects.bytes(), sum(&[2]), "without a name, and there");
+    put(&again.into(), "c", 2);
+    assert_eq!(opened().objects.bytes(), sum(&[2]));
+    fs::remove_dir_all(object_of(&root, 2)).unwrap();
+    assert_eq!(opened().objects.bytes(), 0, "a name does not bring its files back");
 }
 
 type Damage = fn(&Path, &Path);
@@ -277,8 +312,8 @@ fn damage_is_put_aside_and_the_rest_is_served() {
         let (store, report) = open(&root);
         assert!(!report.quarantined.is_empty(), "{what}");
         // A name whose manifest is intact stays known, and says that its files are gone.
-        if let Some(found) = store.get(&name("a")) {
-            assert!(matches!(store.read(found.version), Err(AdapterError::FilesMissing { .. })), "{what}");
+        if let Some(found) = store.names.get(&name("a")) {
+            assert!(matches!(store.objects.read(found.version), Err(AdapterError::FilesMissing { .. })), "{what}");
         }
         assert_holds(&store, "b", 2);
         put(&store, "a", 1);
@@ -328,7 +363,7 @@ fn an_object_is_kept_while_its_name_may_be_a_damaged_one() {
         assert_holds(&store, "b", 1);
     }
     let (store, _) = open(&root);
-    store.unbind(&name("b"), Expected::Any).unwrap();
+    store.names.unbind(&name("b"), Expected::Any).unwrap();
     assert!(!store.remove_object(adapter("b", 1).version).unwrap(), "the damaged name may be bound to it, too");
     assert!(object_of(&root, 1).is_dir());
 }
@@ -354,9 +389,9 @@ fn live_and_crash(root: &TempDir, fault: Fault, at: usize) -> (Vec<bool>, usize)
     let acknowledged = vec![
         put_on(&store, &fs, "new", 3).is_ok(),
         put_on(&store, &fs, "old", 4).is_ok(),
-        store.unbind(&name("gone"), Expected::Any).is_ok(),
+        store.names.unbind(&name("gone"), Expected::Any).is_ok(),
         store.remove_object(adapter("gone", 2).version).is_ok_and(|removed| removed),
-        store.set_pinned(&name("new"), true).is_ok(),
+        store.names.set_pinned(&name("new"), true).is_ok(),
     ];
     drop(store);
     fs.reboot();
@@ -375,19 +410,19 @@ fn a_crash_at_any_change_loses_nothing_acknowledged_and_shows_nothing_half_done(
             let case = format!("{fault:?} at change {at}, acknowledged {acknowledged:?}");
             let (store, report) = open(&root);
             assert_eq!(report.quarantined, vec![], "{case}");
-            for stored in store.list() {
-                store.read(stored.version).unwrap_or_else(|error| panic!("{case}: {error}"));
-                let template = store.read_chat_template(stored.version);
+            for stored in store.names.list() {
+                store.objects.read(stored.version).unwrap_or_else(|error| panic!("{case}: {error}"));
+                let template = store.objects.read_chat_template(stored.version);
                 template.unwrap_or_else(|error| panic!("{case}: {error}"));
             }
-            let version = |text: &str| store.get(&name(text)).map(|stored| stored.version);
+            let version = |text: &str| store.names.get(&name(text)).map(|stored| stored.version);
             let (old, replaced) = (adapter("old", 1).version, adapter("old", 4).version);
             let names = [version("new"), version("old"), version("gone")];
             // Without an acknowledgement either outcome may be found, but only whole.
             assert!(names[0] == Some(adapter("new", 3).version) || !acknowledged[0], "{case}");
             assert!(names[1] == Some(replaced) || (!acknowledged[1] && names[1] == Some(old)), "{case}");
             assert!(names[2].is_none() || !acknowledged[2], "{case}");
-            let pinned = store.get(&name("new")).is_some_and(|stored| stored.pinned);
+            let pinned = store.names.get(&name("new")).is_some_and(|stored| stored.pinned);
             assert!(pinned || !acknowledged[4], "{case}");
             drop(store);
             drop(later(&root));
@@ -416,7 +451,7 @@ fn a_failing_disk_is_reported_and_the_next_attempt_works() {
             }
             assert!(matches!(&result, Err(AdapterError::Io { fault: found, .. }) if *found == fault), "{result:?}");
             // Whatever is visible is whole.
-            store.read(store.get(&name("a")).unwrap().version).unwrap();
+            store.objects.read(store.names.get(&name("a")).unwrap().version).unwrap();
             drop(fs::remove_dir_all(&dir));
             put_on(&store, &fs, "a", 2).unwrap();
             assert_holds(&store, "a", 2);
@@ -434,12 +469,12 @@ fn reading_checks_that_files_are_regular_and_of_the_right_size() {
     let version = adapter("a", 1).version;
     let config = root.path().join("objects").join(version.to_string()).join(CONFIG_FILE);
     fs::write(&config, vec![b'x'; 1 << 20]).unwrap();
-    assert!(matches!(store.read(version), Err(AdapterError::Corrupt { .. })));
+    assert!(matches!(store.objects.read(version), Err(AdapterError::Corrupt { .. })));
     fs::remove_file(&config).unwrap();
     std::os::unix::fs::symlink("/dev/zero", &config).unwrap();
-    assert!(matches!(store.read(version), Err(AdapterError::Corrupt { .. })));
+    assert!(matches!(store.objects.read(version), Err(AdapterError::Corrupt { .. })));
     fs::remove_file(&config).unwrap();
-    assert!(matches!(store.read(version), Err(AdapterError::Corrupt { .. })));
+    assert!(matches!(store.objects.read(version), Err(AdapterError::Corrupt { .. })));
 }
 
 mod faults;

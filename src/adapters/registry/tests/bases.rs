@@ -143,7 +143,7 @@ fn a_name_that_cannot_be_read_is_not_taken_for_absent_and_comes_back() {
     fs.deny(&manifest, EIO);
     let options = crate::adapters::StoreOptions::new(StoreLimits::default());
     let (store, _) = FolderStore::open_with(root.path(), &options, Arc::new(fs.clone())).unwrap();
-    let registry = AdapterRegistry::new(Arc::new(store), limits());
+    let registry = AdapterRegistry::new(store, limits());
     for refused in [registry.lease(&name("a"), None).err(), registry.get(&name("a")).err()] {
         assert!(matches!(refused, Some(AdapterError::Unreadable { .. })), "{refused:?}");
     }

@@ -36,13 +36,13 @@ fn a_name_that_cannot_be_read_says_so_until_it_can() {
         let (store, report) = open_on(&root, &fs).unwrap();
         assert_eq!((report.adapters, report.faults.len(), &report.quarantined), (1, 1, &vec![]));
         assert_holds(&store, "b", 2);
-        let trouble = |store: &FolderStore| store.trouble(&name("a"));
+        let trouble = |store: &AdapterStore| store.names.trouble(&name("a"));
         assert!(matches!(trouble(&store), Some(AdapterError::Unreadable { .. })));
-        assert!(store.trouble(&name("c")).is_none());
+        assert!(store.names.trouble(&name("c")).is_none());
         // Nothing is decided about it blindly.
         let absent = put_on_expecting(&store, "a", 3, Expected::Absent);
         assert!(matches!(absent, Err(AdapterError::Unreadable { .. })), "{absent:?}");
-        assert!(matches!(store.unbind(&name("a"), Expected::Any), Err(AdapterError::Unreadable { .. })));
+        assert!(matches!(store.names.unbind(&name("a"), Expected::Any), Err(AdapterError::Unreadable { .. })));
         assert_eq!(store.heal(), vec![]);
         fs.mend();
         assert_eq!(store.heal(), vec![name("a")]);
@@ -53,7 +53,7 @@ fn a_name_that_cannot_be_read_says_so_until_it_can() {
     }
 }
 
-fn put_on_expecting(store: &FolderStore, text: &str, seed: u8, expected: Expected) -> Result<Bound, AdapterError> {
+fn put_on_expecting(store: &AdapterStore, text: &str, seed: u8, expected: Expected) -> Result<Bound, AdapterError> {
     let dir = stage(store, &DiskFs, seed)?;
     let result = store.publish(&dir, adapter(text, seed), expected);
     drop(fs::remove_dir_all(&dir));
@@ -68,7 +68,7 @@ fn replacing_a_name_that_cannot_be_read_heals_it() {
     let (store, _) = open_on(&root, &fs).unwrap();
     fs.mend();
     put(&store, "a", 3);
-    assert!(store.trouble(&name("a")).is_none());
+    assert!(store.names.trouble(&name("a")).is_none());
     drop(store);
     assert_holds(&open(&root).0, "a", 3);
 }
@@ -83,7 +83,7 @@ fn an_object_shared_with_a_name_that_cannot_be_read_is_kept() {
     let fs = FaultyFs::new(Fault::None, 0);
     fs.deny(&manifest_of(&root, "a"), EIO);
     let (store, _) = open_on(&root, &fs).unwrap();
-    store.unbind(&name("b"), Expected::Any).unwrap();
+    store.names.unbind(&name("b"), Expected::Any).unwrap();
     assert!(!store.remove_object(adapter("b", 1).version).unwrap());
     drop(store);
     assert_holds(&open(&root).0, "a", 1);
@@ -96,7 +96,7 @@ fn files_that_cannot_be_read_fail_their_own_adapter_and_heal() {
     fs.deny(&object_of(&root, 1), EIO);
     let (store, report) = open_on(&root, &fs).unwrap();
     assert_eq!((report.adapters, report.faults.len(), &report.quarantined), (2, 1, &vec![]));
-    let read = store.read(adapter("a", 1).version);
+    let read = store.objects.read(adapter("a", 1).version);
     assert!(matches!(read, Err(AdapterError::Io { fault: DiskFault::Device, .. })), "{read:?}");
     assert_holds(&store, "b", 2);
     fs.mend();
@@ -117,7 +117,7 @@ fn missing_names_remove_no_object() {
         assert_eq!(report.lost, 2, "told at every start");
         for (seed, removed) in [(1, false), (3, true)] {
             put(&store, "c", seed);
-            store.unbind(&name("c"), Expected::Any).unwrap();
+            store.names.unbind(&name("c"), Expected::Any).unwrap();
             assert_eq!(store.remove_object(adapter("c", seed).version).unwrap(), removed);
         }
     }
@@ -131,7 +131,7 @@ fn missing_files_leave_the_name_and_heal_when_they_are_restored() {
     fs::rename(&object, &away).unwrap();
     let (store, report) = open(&root);
     assert_eq!((report.adapters, report.faults.len(), &report.quarantined), (2, 1, &vec![]));
-    assert!(matches!(store.read(adapter("a", 1).version), Err(AdapterError::FilesMissing { .. })));
+    assert!(matches!(store.objects.read(adapter("a", 1).version), Err(AdapterError::FilesMissing { .. })));
     fs::rename(&away, &object).unwrap();
     assert_holds(&store, "a", 1);
     drop(store);
@@ -163,7 +163,7 @@ fn a_manifest_of_a_later_version_is_left_alone() {
     for _ in 0..2 {
         let (store, report) = later(&root);
         assert_eq!((report.adapters, report.removed_objects, &report.quarantined), (1, 0, &vec![]));
-        assert!(matches!(store.trouble(&name("a")), Some(AdapterError::NewerFormat { format: 9, known: 3, .. })));
+        assert!(matches!(store.names.trouble(&name("a")), Some(AdapterError::NewerFormat { format: 9, known: 3, .. })));
         assert_eq!(store.heal(), vec![]);
     }
     assert_eq!(fs::read_to_string(&manifest).unwrap(), newer);
@@ -181,13 +181,13 @@ fn a_store_of_the_first_format_is_served_and_rewritten_only_where_it_changes() {
     let (store, report) = open(&root);
     assert_eq!((report.adapters, &report.quarantined), (2, &vec![]));
     let (one, other) = (BaseDigest([1; 32]), BaseDigest([2; 32]));
-    assert_eq!(store.adopt(one), one);
-    store.set_pinned(&name("a"), true).unwrap();
+    assert_eq!(store.names.adopt(one), one);
+    store.names.set_pinned(&name("a"), true).unwrap();
     drop(store);
     assert_eq!(fs::read(manifest_of(&root, "b")).unwrap(), before);
     let (store, _) = open(&root);
-    assert_eq!(store.adopt(other), one, "the first base has adopted them for good");
-    assert!(store.get(&name("a")).unwrap().pinned);
+    assert_eq!(store.names.adopt(other), one, "the first base has adopted them for good");
+    assert!(store.names.get(&name("a")).unwrap().pinned);
     assert_holds(&store, "b", 2);
 }
 
@@ -223,15 +223,16 @@ fn half_written_manifests_block_nobody() {
 #[test]
 fn a_damaged_record_costs_no_adapter() {
     let root = two_adapters();
-    let (store, _) = open(&root);
-    store.remember_base("files".into(), BaseDigest([1; 32])).unwrap();
-    assert_eq!(store.known_base("files"), Some(BaseDigest([1; 32])));
+    let open = || FolderStore::open(root.path(), StoreLimits::default()).unwrap();
+    let (store, _) = open();
+    store.names.remember_base("files".into(), BaseDigest([1; 32])).unwrap();
+    assert_eq!(store.names.known_base("files"), Some(BaseDigest([1; 32])));
     drop(store);
     fs::write(root.path().join("store.json"), b"{").unwrap();
-    let (store, report) = open(&root);
+    let (store, report) = open();
     assert_eq!((report.adapters, report.quarantined.len()), (2, 1));
-    assert_eq!(store.known_base("files"), None);
-    assert_holds(&store, "a", 1);
+    assert_eq!(store.names.known_base("files"), None);
+    assert_holds(&store.into(), "a", 1);
 }
 
 /// What a client asked for.
@@ -267,17 +268,17 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 type Possible = Vec<Option<u8>>;
 
 /// One call; its name ends up as `after` if it is acknowledged.
-fn call(store: &FolderStore, disk: &FaultyFs, change: &Change, possible: &mut [Possible; 3]) {
+fn call(store: &AdapterStore, disk: &FaultyFs, change: &Change, possible: &mut [Possible; 3]) {
     let (at, result, after) = match change {
         Change::Put(at, seed) => (*at, put_on(store, disk, NAMES[*at as usize], *seed).map(drop), Some(*seed)),
         Change::Delete(at) => {
-            let result = store.unbind(&name(NAMES[*at as usize]), Expected::Any);
+            let result = store.names.unbind(&name(NAMES[*at as usize]), Expected::Any);
             if let Ok(gone) = &result {
                 drop(store.remove_object(gone.version));
             }
             (*at, result.map(drop), None)
         }
-        Change::Pin(at) => return drop(store.set_pinned(&name(NAMES[*at as usize]), true)),
+        Change::Pin(at) => return drop(store.names.set_pinned(&name(NAMES[*at as usize]), true)),
         Change::Restart => return,
     };
     let possible = &mut possible[at as usize];
@@ -322,11 +323,11 @@ proptest! {
             prop_assert_eq!(&report.quarantined, &vec![]);
             prop_assert_eq!(&report.faults, &vec![]);
             for (text, possible) in NAMES.iter().zip(&possible) {
-                let found = store.get(&name(text)).map(|found| found.version);
+                let found = store.names.get(&name(text)).map(|found| found.version);
                 let expected = |seed: &Option<u8>| found == seed.map(|seed| adapter(text, seed).version);
                 prop_assert!(possible.iter().any(expected), "{} is {:?}, possible {:?}", text, found, possible);
                 if let Some(version) = found {
-                    store.read(version).unwrap();
+                    store.objects.read(version).unwrap();
                 }
             }
         }
@@ -339,8 +340,8 @@ fn what_the_disk_would_not_let_go_goes_with_the_next() {
         let root = two_adapters();
         let fs = FaultyFs::new(Fault::None, 0);
         let (store, _) = open_on(&root, &fs).unwrap();
-        store.unbind(&name("a"), Expected::Any).unwrap();
-        store.unbind(&name("b"), Expected::Any).unwrap();
+        store.names.unbind(&name("a"), Expected::Any).unwrap();
+        store.names.unbind(&name("b"), Expected::Any).unwrap();
         fs.arm(Fault::ChangeErrno { number: EIO, times: 1 }, at);
         let first = store.remove_object(adapter("a", 1).version);
         fs.mend();

@@ -64,7 +64,7 @@ fn one_changed_byte_is_found() {
     // Set aside, the name says that its files are gone, and an upload heals it.
     repair(&root, &RepairWishes::default());
     let (store, _) = open(&root);
-    assert!(matches!(store.read(adapter("a", 1).version), Err(AdapterError::FilesMissing { .. })));
+    assert!(matches!(store.objects.read(adapter("a", 1).version), Err(AdapterError::FilesMissing { .. })));
     put(&store, "a", 1);
     assert_holds(&store, "a", 1);
     drop(store);
@@ -88,7 +88,7 @@ fn a_chat_template_is_verified_as_the_other_files_are() {
         let check = idle(&root).check().unwrap();
         assert!(check.names[0].flaw.is_none() && check.names[1].flaw.is_some(), "{what}");
         let (store, _) = open(&root);
-        assert!(store.read_chat_template(adapter("b", 2).version).is_err(), "{what}");
+        assert!(store.objects.read_chat_template(adapter("b", 2).version).is_err(), "{what}");
         drop(store);
         repair(&root, &RepairWishes::default());
         let (store, _) = open(&root);
@@ -167,7 +167,7 @@ fn a_binding_that_proves_itself_is_written_anew() {
     let (store, _) = open(&root);
     assert_holds(&store, "a", 1);
     assert_holds(&store, "b", 2);
-    assert!(!store.get(&name("a")).unwrap().pinned);
+    assert!(!store.names.get(&name("a")).unwrap().pinned);
 }
 
 #[test]
