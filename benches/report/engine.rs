@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use polydelta::delta::PreparedDelta;
-use polydelta::engine::{EngineHandle, ModelExecutor, StartedEngine, start};
+use polydelta::engine::{EngineHandle, GenerationEngine, ModelExecutor, StartedEngine, start};
 use polydelta::model::{Decoder, DecoderLimits, base_layout};
 use polydelta::scheduler::{SchedulerConfig, ShareConfig};
 use polydelta::types::{

@@ -3,7 +3,7 @@
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::hall::AdapterHall;
+use crate::engine::AdapterInstaller;
 use crate::types::{Problem, ToProblem};
 
 /// Work that did not come back, since it panicked.
@@ -22,12 +22,12 @@ impl ToProblem for Lost {
 /// # Errors
 /// [`Lost`].
 pub(super) async fn in_background<T: Send + 'static>(
-    hall: &dyn AdapterHall,
+    installer: &dyn AdapterInstaller,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Lost> {
     let span = Span::current();
     let (done, result) = oneshot::channel();
-    hall.in_background(Box::new(move || {
+    installer.in_background(Box::new(move || {
         if !done.is_closed() {
             // Fails where the client has left meanwhile.
             let _ = done.send(span.in_scope(work));

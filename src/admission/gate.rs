@@ -5,16 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use super::engine::GenerationEngine;
 use super::error::AdmissionError;
 use super::generation::{Admitted, Echo, Generation, GenerationInfo};
-use super::hall::AdapterHall;
 use super::lease::SharedLease;
 use super::salt::PrefixSalting;
 use super::templates::{AdapterTemplates, Chosen};
 use super::tokenizing::{TokenizedPrompt, Tokenizing};
 use super::validate::{InvalidRequest, Limits, Resolved, prompt_field};
 use crate::adapters::{AdapterError, AdapterRegistry, ResidentLease, ResolvedAdapter};
+use crate::engine::{AdapterInstaller, GenerationEngine};
 use crate::scheduler::places::{NoPlace, Place, Places};
 use crate::telemetry::metrics::{Metrics, QueueCause};
 use crate::text::{ChatTemplate, ChoiceText, Tokenizer};
@@ -69,7 +68,7 @@ pub struct GateParts {
     /// Which adapters there are.
     pub registry: Arc<AdapterRegistry>,
     /// Brings adapters to the device.
-    pub hall: Arc<dyn AdapterHall>,
+    pub installer: Arc<dyn AdapterInstaller>,
     /// Of the base model.
     pub tokenizer: Arc<Tokenizer>,
     /// Of the base model, where it has one.
@@ -201,7 +200,7 @@ impl Gate {
     async fn lease(&self, adapter: ResolvedAdapter, client: ClientKey) -> Result<ResidentLease, AdmissionError> {
         let want = self.parts.registry.want_resolved(adapter, client)?;
         let asked = Instant::now();
-        let lease = self.parts.hall.resident(want).await?;
+        let lease = self.parts.installer.acquire(want).await?;
         self.parts.metrics.record_adapter_wait(asked.elapsed());
         self.parts.metrics.record_queue_wait(QueueCause::Adapter, asked.elapsed());
         Ok(lease)
@@ -252,8 +251,8 @@ impl Gate {
         let Some((adapter, own)) = adapter.and_then(|adapter| Some((adapter, adapter.chat_template?))) else {
             return Ok(self.parts.chat_template.clone().map(|template| Chosen { template, adapter: None }));
         };
-        let GateParts { adapter_templates, registry, hall, .. } = &self.parts;
-        let template = adapter_templates.of(adapter, own, party, registry, hall.as_ref()).await?;
+        let GateParts { adapter_templates, registry, installer, .. } = &self.parts;
+        let template = adapter_templates.of(adapter, own, party, registry, installer.as_ref()).await?;
         Ok(Some(Chosen { template, adapter: Some(adapter.name.clone()) }))
     }
 

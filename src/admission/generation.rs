@@ -6,10 +6,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::engine::GenerationEngine;
 use super::gate::Arrival;
 use super::lease::SharedLease;
-use crate::engine::EventReceiver;
+use crate::engine::{EventReceiver, GenerationEngine};
 use crate::scheduler::places::Place;
 use crate::telemetry::LoraRequest;
 use crate::telemetry::metrics::{Metrics, QueueCause, RequestFacts, RequestOutcome};

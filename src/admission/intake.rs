@@ -10,14 +10,13 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::background::{Lost, in_background, off_reactor};
-use super::hall::AdapterHall;
 use super::templates::AdapterTemplates;
 use crate::adapters::import::AdapterFolder;
 use crate::adapters::{
     AdapterError, AdapterRegistry, Begin, CHAT_TEMPLATE_FILE, CONFIG_FILE, Published, ResidentLease, Staged,
     UploadHeader, UploadSession,
 };
-use crate::engine::InstallError;
+use crate::engine::{AdapterInstaller, InstallError};
 use crate::telemetry::metrics::{Metrics, UploadOutcome};
 use crate::text::ChatError;
 use crate::types::{AdapterFacts, AdapterName, ClientKey, Problem, ToProblem};
@@ -30,7 +29,7 @@ pub enum IntakeError {
     Adapter(#[from] AdapterError),
     /// Its files are refused, or could not be checked.
     #[error(transparent)]
-    Install(#[from] InstallError),
+    Install(Box<InstallError>),
     /// Its chat template is refused.
     #[error(transparent)]
     Template(#[from] ChatError),
@@ -45,6 +44,12 @@ pub enum IntakeError {
     /// A defect, contained.
     #[error(transparent)]
     Lost(#[from] Lost),
+}
+
+impl From<InstallError> for IntakeError {
+    fn from(error: InstallError) -> Self {
+        Self::Install(Box::new(error))
+    }
 }
 
 impl ToProblem for IntakeError {
@@ -72,7 +77,7 @@ pub struct Early {
 /// Takes adapters in. One per server.
 pub struct Intake {
     registry: Arc<AdapterRegistry>,
-    hall: Arc<dyn AdapterHall>,
+    installer: Arc<dyn AdapterInstaller>,
     templates: Arc<AdapterTemplates>,
     /// Uploads that are being compiled: that takes as many cores as it gets, and requests need them.
     checks: Arc<Semaphore>,
@@ -80,15 +85,15 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// An intake for `registry`, which checks by means of `hall` and `templates`.
+    /// An intake for `registry`, which checks by means of `installer` and `templates`.
     #[must_use]
     pub fn new(
         registry: Arc<AdapterRegistry>,
-        hall: Arc<dyn AdapterHall>,
+        installer: Arc<dyn AdapterInstaller>,
         templates: Arc<AdapterTemplates>,
         metrics: Metrics,
     ) -> Self {
-        Self { registry, hall, templates, checks: Arc::new(Semaphore::new(1)), metrics }
+        Self { registry, installer, templates, checks: Arc::new(Semaphore::new(1)), metrics }
     }
 
     /// An upload of a client has begun to come.
@@ -104,7 +109,7 @@ impl Intake {
     /// # Errors
     /// [`IntakeError::Adapter`], [`IntakeError::Install`].
     pub fn import(&self, name: &AdapterName, folder: AdapterFolder<'_>) -> Result<Option<Published>, IntakeError> {
-        self.registry.import(name, folder, false, |staged| Ok(self.hall.check(staged)?))
+        self.registry.import(name, folder, false, |staged| Ok(self.installer.check(staged)?))
     }
 
     /// Bring the version that a name stands for to the device, whether or not it was set aside: whoever loads it by name
@@ -126,7 +131,7 @@ impl Intake {
 
     async fn hold(&self, name: &AdapterName, client: ClientKey) -> Result<ResidentLease, AdapterError> {
         let want = self.registry.want(name, None, client)?;
-        self.hall.resident(want).await
+        self.installer.acquire(want).await
     }
 
     /// Change what the registry has of a name, which blocks on the disk.
@@ -151,7 +156,7 @@ impl Intake {
             return Ok(header);
         }
         header.validate(self.registry.uploads().limits())?;
-        let hall = Arc::clone(&self.hall);
+        let installer = Arc::clone(&self.installer);
         let check = move || {
             for (field, path, content) in
                 [("header.config", CONFIG_FILE, &config), ("header.chat_template", CHAT_TEMPLATE_FILE, &chat_template)]
@@ -161,12 +166,12 @@ impl Intake {
                 }
             }
             if !config.is_empty() {
-                hall.check_config(&config)?;
+                installer.check_config(&config)?;
             }
             Ok((header, chat_template))
         };
         // A few at a time: a config takes many times its size while it is read.
-        let (header, chat_template) = in_background(self.hall.as_ref(), check).await??;
+        let (header, chat_template) = in_background(self.installer.as_ref(), check).await??;
         if !chat_template.is_empty() {
             self.check_template(chat_template, client).await?;
         }
@@ -174,7 +179,7 @@ impl Intake {
     }
 
     async fn check_template(&self, template: Vec<u8>, client: ClientKey) -> Result<(), IntakeError> {
-        Ok(self.templates.check_in_turn(template, client, self.hall.as_ref()).await??)
+        Ok(self.templates.check_in_turn(template, client, self.installer.as_ref()).await??)
     }
 
     /// Every byte is there and is the one declared: check the content.
@@ -186,11 +191,11 @@ impl Intake {
         }
         // Never closed.
         let turn = Arc::clone(&self.checks).acquire_owned().await.ok();
-        let hall = Arc::clone(&self.hall);
+        let installer = Arc::clone(&self.installer);
         let check = move || {
             // The turn goes with the work and not with the client, who may leave before it is done.
             let _turn = turn;
-            hall.check(&staged).map(|facts| (staged, facts))
+            installer.check(&staged).map(|facts| (staged, facts))
         };
         Ok(off_reactor(check).await??)
     }
@@ -286,14 +291,17 @@ pub enum Taken {
     /// It is an adapter. `UploadHeader::pin`: and on the device, if it could be loaded.
     Published(Box<Published>),
     /// It would be: it was sent for validation only.
-    Valid {
-        /// The files.
-        staged: Staged,
-        /// What they compiled to.
-        facts: AdapterFacts,
-        /// There is an adapter of this name.
-        exists: bool,
-    },
+    Valid(Box<ValidUpload>),
+}
+
+/// An upload that was sent for validation only, and is valid.
+pub struct ValidUpload {
+    /// Its files; they go with this.
+    pub staged: Staged,
+    /// What they compiled to.
+    pub facts: AdapterFacts,
+    /// There is an adapter of this name.
+    pub exists: bool,
 }
 
 impl OpenUpload {
@@ -309,18 +317,18 @@ impl OpenUpload {
     /// Why the chunk is refused, or the adapter whatever else comes.
     pub async fn write(self, file_index: usize, offset: u64, data: Bytes) -> Result<Self, IntakeError> {
         let Self { intake, client, mut session, mut record } = self;
-        let (hall, bytes) = (Arc::clone(&intake.hall), data.len() as u64);
+        let (installer, bytes) = (Arc::clone(&intake.installer), data.len() as u64);
         let write = move || {
             session.write(file_index, offset, &data, Instant::now())?;
             if let Some(head) = session.head()
-                && let Err(refused) = hall.check_head(&head)
+                && let Err(refused) = installer.check_head(&head)
             {
                 session.refuse();
                 return Err(refused.into());
             }
             Ok(session)
         };
-        let written: Result<Result<_, IntakeError>, Lost> = in_background(intake.hall.as_ref(), write).await;
+        let written: Result<Result<_, IntakeError>, Lost> = in_background(intake.installer.as_ref(), write).await;
         let session = record.judge(written.map_err(IntakeError::from).flatten())?;
         record.bytes += bytes;
         Ok(Self { intake, client, session, record })
@@ -336,7 +344,7 @@ impl OpenUpload {
         let taken = Self::take(&intake, client, session).await;
         let taken = record.judge(taken)?;
         record.outcome = match &taken {
-            Taken::Valid { .. } => UploadOutcome::Validated,
+            Taken::Valid(_) => UploadOutcome::Validated,
             Taken::Published(published) => match (published.created, published.replaced) {
                 (true, _) => UploadOutcome::Created,
                 (false, Some(_)) => UploadOutcome::Replaced,
@@ -352,11 +360,11 @@ impl OpenUpload {
     }
 
     async fn take(intake: &Intake, client: ClientKey, session: UploadSession) -> Result<Taken, IntakeError> {
-        let staged = in_background(intake.hall.as_ref(), move || session.finish()).await??;
+        let staged = in_background(intake.installer.as_ref(), move || session.finish()).await??;
         let (staged, facts) = intake.check(staged, client).await?;
         if staged.validate_only() {
             let exists = intake.registry.get(staged.name()).is_ok();
-            return Ok(Taken::Valid { staged, facts, exists });
+            return Ok(Taken::Valid(Box::new(ValidUpload { staged, facts, exists })));
         }
         let registry = Arc::clone(&intake.registry);
         let published = off_reactor(move || registry.publish(staged, facts, SystemTime::now())).await??;

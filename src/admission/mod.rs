@@ -7,12 +7,10 @@
 //! It knows no protocol. Nothing here computes with weights; what takes long runs off the reactor.
 
 mod background;
-mod engine;
 mod error;
 mod gate;
 mod generation;
 pub mod generation_defaults;
-mod hall;
 mod intake;
 mod lease;
 mod problem;
@@ -26,7 +24,6 @@ pub mod validate;
 
 pub use background::Lost;
 pub(crate) use background::off_reactor;
-pub use engine::{GenerationEngine, StatsFuture};
 pub use error::AdmissionError;
 pub use gate::{AdapterChoice, Arrival, Gate, GateParts, GenerateRequest};
 pub use generation::{
@@ -34,8 +31,7 @@ pub use generation::{
     Timings, TopToken,
 };
 pub use generation_defaults::{GenerationDefaults, GenerationDefaultsError};
-pub use hall::{AdapterHall, ResidentFuture};
-pub use intake::{Early, Intake, IntakeError, OpenUpload, Taken, UploadArrival, UploadBegun};
+pub use intake::{Early, Intake, IntakeError, OpenUpload, Taken, UploadArrival, UploadBegun, ValidUpload};
 pub use salt::PrefixSalting;
 pub use templates::AdapterTemplates;
 pub use tokenizing::TokenizedPrompt;

@@ -8,9 +8,9 @@ use tokio::sync::OnceCell;
 
 use super::background::{Lost, in_background};
 use super::error::AdmissionError;
-use super::hall::AdapterHall;
 use super::turns::Turns;
 use crate::adapters::{AdapterRegistry, OwnChatTemplate, ResolvedAdapter, Sha256Digest};
+use crate::engine::AdapterInstaller;
 use crate::text::{ChatError, ChatTemplate, Tokenizer, TokenizerSettings};
 use crate::types::{AdapterName, ClientKey, Party};
 
@@ -52,11 +52,11 @@ impl AdapterTemplates {
         self: &Arc<Self>,
         template: Vec<u8>,
         client: ClientKey,
-        hall: &dyn AdapterHall,
+        installer: &dyn AdapterInstaller,
     ) -> Result<Result<(), ChatError>, Lost> {
         let (templates, party) = (Arc::clone(self), Party { client, adapter: None });
         let work = move |template: &[u8]| templates.check(template);
-        in_turn(&self.uploads, party, template.len() as u64, hall, move || work(&template)).await
+        in_turn(&self.uploads, party, template.len() as u64, installer, move || work(&template)).await
     }
 
     /// Compile a template and throw the result away. Takes a part of a second where it is long.
@@ -79,7 +79,7 @@ impl AdapterTemplates {
         template: OwnChatTemplate,
         party: Party,
         registry: &Arc<AdapterRegistry>,
-        hall: &dyn AdapterHall,
+        installer: &dyn AdapterInstaller,
     ) -> Result<Arc<ChatTemplate>, AdmissionError> {
         let cell = self.kept().cell(template);
         let compiled = cell.get_or_try_init(|| async {
@@ -90,7 +90,7 @@ impl AdapterTemplates {
                 let failed = |source| AdmissionError::Chat { adapter: Some(name), source };
                 templates.compile(&bytes).map(Arc::new).map_err(failed)
             };
-            let compiled = in_turn(&self.chats, party, template.bytes, hall, compile).await;
+            let compiled = in_turn(&self.chats, party, template.bytes, installer, compile).await;
             compiled.map_err(|Lost| AdmissionError::TokenizerPanicked)?
         });
         compiled.await.cloned()
@@ -106,11 +106,11 @@ async fn in_turn<T: Send + 'static>(
     turns: &Turns,
     party: Party,
     bytes: u64,
-    hall: &dyn AdapterHall,
+    installer: &dyn AdapterInstaller,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Lost> {
     let turn = turns.take(party, bytes.saturating_mul(MICROSECONDS_PER_BYTE)).await;
-    in_background(hall, move || {
+    in_background(installer, move || {
         // The turn goes with the work and not with the client, who may leave before it is done.
         let _turn = turn;
         work()

@@ -1,4 +1,4 @@
-//! A gate with an engine and a hall that tests hold in their hands: nothing happens until a test says so.
+//! A gate with an engine and an installer that tests hold in their hands: nothing happens until a test says so.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,16 +8,16 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 
 use super::validate::Limits;
-use super::{
-    AdapterHall, AdapterTemplates, Gate, GateParts, GenerateRequest, GenerationDefaults, GenerationEngine, Intake,
-    PrefixSalting, ResidentFuture, StatsFuture,
-};
+use super::{AdapterTemplates, Gate, GateParts, GenerateRequest, GenerationDefaults, Intake, PrefixSalting};
 use crate::adapters::testing::{contents, facts, header};
 use crate::adapters::{
     Acquire, AdapterError, AdapterRegistry, Begin, FolderStore, RegistryLimits, ResidencyLimits, Staged, StoreLimits,
     UploadHead, Want,
 };
-use crate::engine::{EngineStats, EventReceiver, InstallError, Lease, StepError, SubmitError};
+use crate::engine::{
+    AcquireFuture, AdapterInstaller, EngineStats, EventReceiver, GenerationEngine, InstallError, Lease, StatsFuture,
+    StepError, SubmitError,
+};
 use crate::telemetry::Metrics;
 use crate::text::TokenizerSettings;
 use crate::text::fixtures::byte_level;
@@ -154,9 +154,9 @@ impl Submitted {
     }
 }
 
-/// A hall that brings adapters at once, never, or not at all.
+/// A installer that brings adapters at once, never, or not at all.
 #[derive(Default)]
-pub(crate) struct FakeHall {
+pub(crate) struct FakeInstaller {
     /// Never answers.
     pub(crate) stuck: AtomicBool,
     /// Refuses every adapter.
@@ -175,12 +175,12 @@ pub(crate) struct FakeHall {
     pub(crate) hold_background: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
 }
 
-/// Why a broken hall refuses.
+/// Why a broken installer refuses.
 pub(crate) fn broken() -> InstallError {
-    InstallError::Step(StepError::Panicked { message: "the hall is broken".to_owned() })
+    InstallError::Step(StepError::Panicked { message: "the installer is broken".to_owned() })
 }
 
-impl FakeHall {
+impl FakeInstaller {
     fn fails_loads(&self) -> bool {
         self.broken.load(Ordering::SeqCst) || self.unloadable.load(Ordering::SeqCst)
     }
@@ -192,7 +192,7 @@ impl FakeHall {
     }
 }
 
-impl AdapterHall for FakeHall {
+impl AdapterInstaller for FakeInstaller {
     fn check_config(&self, _: &[u8]) -> Result<(), InstallError> {
         if self.broken.load(Ordering::SeqCst) { Err(broken()) } else { Ok(()) }
     }
@@ -222,7 +222,7 @@ impl AdapterHall for FakeHall {
         }));
     }
 
-    fn resident(&self, want: Want) -> ResidentFuture<'_> {
+    fn acquire(&self, want: Want) -> AcquireFuture<'_> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
             if self.stuck.load(Ordering::SeqCst) {
@@ -244,7 +244,7 @@ impl AdapterHall for FakeHall {
 pub(crate) struct House {
     pub(crate) gate: Arc<Gate>,
     pub(crate) engine: Arc<FakeEngine>,
-    pub(crate) hall: Arc<FakeHall>,
+    pub(crate) installer: Arc<FakeInstaller>,
     pub(crate) registry: Arc<AdapterRegistry>,
     pub(crate) templates: Arc<AdapterTemplates>,
     root: tempfile::TempDir,
@@ -261,12 +261,12 @@ impl House {
             event_history: 64,
         };
         let registry = Arc::new(AdapterRegistry::new(store, limits));
-        let (engine, hall) = (Arc::new(FakeEngine::default()), Arc::new(FakeHall::default()));
+        let (engine, installer) = (Arc::new(FakeEngine::default()), Arc::new(FakeInstaller::default()));
         let tokenizer = byte_level();
         let mut parts = GateParts {
             engine: Arc::clone(&engine) as Arc<dyn GenerationEngine>,
             registry: Arc::clone(&registry),
-            hall: Arc::clone(&hall) as Arc<dyn AdapterHall>,
+            installer: Arc::clone(&installer) as Arc<dyn AdapterInstaller>,
             limits: Limits {
                 context_length: 100,
                 vocab_size: u32::try_from(tokenizer.vocab_size()).unwrap(),
@@ -289,7 +289,7 @@ impl House {
         };
         change(&mut parts);
         let templates = Arc::clone(&parts.adapter_templates);
-        Self { gate: Arc::new(Gate::new(parts)), engine, hall, registry, templates, root }
+        Self { gate: Arc::new(Gate::new(parts)), engine, installer, registry, templates, root }
     }
 
     pub(crate) fn new() -> Self {
@@ -298,8 +298,8 @@ impl House {
 
     /// The way of adapters in.
     pub(crate) fn intake(&self, metrics: Metrics) -> Arc<Intake> {
-        let hall = Arc::clone(&self.hall) as Arc<dyn AdapterHall>;
-        Arc::new(Intake::new(Arc::clone(&self.registry), hall, Arc::clone(&self.templates), metrics))
+        let installer = Arc::clone(&self.installer) as Arc<dyn AdapterInstaller>;
+        Arc::new(Intake::new(Arc::clone(&self.registry), installer, Arc::clone(&self.templates), metrics))
     }
 
     /// Where adapters are kept.
@@ -322,7 +322,7 @@ impl House {
             session.write(index, 0, content, now).unwrap();
         }
         let staged = session.finish().unwrap();
-        self.registry.publish(staged, self.hall.facts(), SystemTime::now()).unwrap().adapter.version
+        self.registry.publish(staged, self.installer.facts(), SystemTime::now()).unwrap().adapter.version
     }
 }
 

@@ -95,7 +95,7 @@ pub enum AppError {
         /// Its name.
         name: AdapterName,
         /// Why not.
-        source: IntakeError,
+        source: Box<IntakeError>,
     },
     /// A temporary folder.
     #[error("cannot make a temporary folder: {0}")]
@@ -269,12 +269,17 @@ fn of_store(error: &AdapterError) -> Exit {
 }
 
 fn of_import(error: &IntakeError) -> Exit {
-    match error {
-        IntakeError::Adapter(error) | IntakeError::Install(InstallError::Adapter(error)) => match error {
-            AdapterError::MissingFile { .. } => Exit::NotFound,
-            AdapterError::Io { .. } => Exit::Failure,
-            _ => Exit::Rejected,
+    let adapter = match error {
+        IntakeError::Adapter(error) => Some(error),
+        IntakeError::Install(install) => match install.as_ref() {
+            InstallError::Adapter(error) => Some(error),
+            _ => None,
         },
+        _ => None,
+    };
+    match adapter {
+        Some(AdapterError::MissingFile { .. }) => Exit::NotFound,
+        Some(AdapterError::Io { .. }) => Exit::Failure,
         _ => Exit::Rejected,
     }
 }

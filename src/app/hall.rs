@@ -9,12 +9,11 @@ use super::base::OpenedBase;
 use super::error::AppError;
 use super::sizing::Sizes;
 use crate::adapters::AdapterRegistry;
-use crate::admission::AdapterHall;
 use crate::config::{AdapterLimits, Kernels, PrefixCache, ServeConfig};
 use crate::delta::CompileLimits;
 use crate::engine::{
-    self, EngineEnd, EngineFact, EngineHandle, EngineInstaller, EngineObserver, HostMemory, Loaders, ModelExecutor,
-    ModelLoader, StartedEngine,
+    self, AdapterInstaller, EngineEnd, EngineFact, EngineHandle, EngineInstaller, EngineObserver, HostMemory, Loaders,
+    ModelExecutor, ModelLoader, StartedEngine,
 };
 use crate::model::{BaseModel, Decoder, DecoderLimits, base_layout};
 use crate::ops::cpu::{CpuBackend, CpuOptions};
@@ -29,7 +28,7 @@ const MAX_VIRTUAL_TOKENS: usize = 4096;
 /// A running engine.
 pub(super) struct Hall {
     pub(super) engine: EngineHandle,
-    pub(super) adapters: Arc<dyn AdapterHall>,
+    pub(super) adapters: Arc<dyn AdapterInstaller>,
     /// Says why the engine thread has ended, once it has.
     pub(super) ended: watch::Receiver<Option<EngineEnd>>,
     pub(super) backend: BackendInfo,

@@ -25,16 +25,14 @@ use crate::adapters::{
     Sha256Digest, StoreLimits, StoreOptions,
 };
 use crate::admission::validate::MAX_REQUEST_TOKENS;
-use crate::admission::{
-    AdapterTemplates, Gate, GateParts, GenerationDefaults, GenerationEngine, Intake, Limits, PrefixSalting,
-};
+use crate::admission::{AdapterTemplates, Gate, GateParts, GenerationDefaults, Intake, Limits, PrefixSalting};
 use crate::cli::{Brought, SavedTemplate, bring};
 use crate::config::units::format_bytes;
 use crate::config::{
     AdapterSource, Environment, PrefixCache, ServeConfig, StoreErrors, StoreLocation, available_memory,
 };
 use crate::delta::SERVED_KINDS;
-use crate::engine::{EngineHandle, HostMemory};
+use crate::engine::{EngineHandle, GenerationEngine, HostMemory};
 use crate::grpc::{self, Adapters, Generator, Informer, ModelInfo, ServerInfo, ServerLimits, Services};
 use crate::http::serve_metrics;
 use crate::ops::Dtype;
@@ -331,7 +329,7 @@ fn bring_adapters(
         let brought = bring(source, SavedTemplate::Take, environment).map_err(failed)?;
         brought.notes().iter().for_each(|note| tracing::info!(adapter = %name, "{note}"));
         let template = brought.chat_template().map_or(Ok(()), |template| front.adapter_templates.check(template));
-        template.map_err(|error| AppError::Import { name: name.clone(), source: error.into() })?;
+        template.map_err(|error| AppError::Import { name: name.clone(), source: Box::new(error.into()) })?;
         Ok((name.clone(), brought))
     };
     config.adapters.iter().map(bring_one).collect()
@@ -346,7 +344,7 @@ fn import(intake: &Intake, name: &AdapterName, adapter: &Brought) -> Result<(), 
             "adapter imported"
         ),
         Ok(None) => tracing::info!(adapter = %name, "the store has this adapter already"),
-        Err(source) => return Err(AppError::Import { name: name.clone(), source }),
+        Err(source) => return Err(AppError::Import { name: name.clone(), source: Box::new(source) }),
     }
     Ok(())
 }
@@ -401,7 +399,7 @@ fn gate(
     Gate::new(GateParts {
         engine: Arc::new(hall.engine.clone()),
         registry: Arc::clone(registry),
-        hall: Arc::clone(&hall.adapters),
+        installer: Arc::clone(&hall.adapters),
         tokenizer: front.tokenizer,
         chat_template: front.chat_template,
         adapter_templates: front.adapter_templates,

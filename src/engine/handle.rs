@@ -1,5 +1,6 @@
 //! What the async side may ask of the engine thread.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -116,6 +117,30 @@ pub trait HeldAdapter: Send {
 /// Whatever must stay alive until the engine has let go of a request: its adapter's lease.
 pub type Lease = Box<dyn HeldAdapter>;
 
+/// The result of [`GenerationEngine::stats`].
+pub type StatsFuture<'a> = Pin<Box<dyn Future<Output = Result<EngineStats, SubmitError>> + Send + 'a>>;
+
+/// Runs requests. None of these calls waits for a step.
+pub trait GenerationEngine: Send + Sync {
+    /// Queue a request. The engine never waits for its reader: a request whose reader is behind by its whole window is
+    /// laid aside until it has caught up. Dropping the receiver aborts the request at the next step. `lease` is dropped
+    /// once the engine has let go of the request, and not before; the request's last event comes after that.
+    ///
+    /// # Errors
+    /// [`SubmitError::QueueFull`], [`SubmitError::QueueShare`] and [`SubmitError::Stopped`]; nothing is queued then.
+    fn submit(&self, request: EngineRequest, lease: Option<Lease>) -> Result<EventReceiver, SubmitError>;
+
+    /// End a request; its KV is free before the next step. Unknown ids are ignored (it may just have finished).
+    fn abort(&self, id: RequestId);
+
+    /// End one choice of a request, as after a stop string: no event of it follows, its KV is free before the next
+    /// step. The last choice ends the request.
+    fn finish_choice(&self, id: RequestId, choice: u32);
+
+    /// Counters as of the end of the current step. [`SubmitError::Stopped`] once the engine thread has ended.
+    fn stats(&self) -> StatsFuture<'_>;
+}
+
 /// Cheap to clone; the engine stops when asked to, not when handles drop.
 #[derive(Clone)]
 pub struct EngineHandle {
@@ -131,14 +156,8 @@ pub(super) struct Shared {
     pub(super) limits: EngineLimits,
 }
 
-impl EngineHandle {
-    /// Queue a request. The engine never waits for its reader: a request whose reader is behind by its whole window is
-    /// laid aside until it has caught up. Dropping the receiver aborts the request at the next step. `lease` is dropped once the engine has
-    /// let go of the request, and not before; the request's last event comes after that.
-    ///
-    /// # Errors
-    /// [`SubmitError::QueueFull`], [`SubmitError::QueueShare`] and [`SubmitError::Stopped`]; nothing is queued then.
-    pub fn submit(&self, request: EngineRequest, lease: Option<Lease>) -> Result<EventReceiver, SubmitError> {
+impl GenerationEngine for EngineHandle {
+    fn submit(&self, request: EngineRequest, lease: Option<Lease>) -> Result<EventReceiver, SubmitError> {
         if self.shared.draining.load(Ordering::Acquire) {
             return Err(SubmitError::Stopped);
         }
@@ -155,23 +174,30 @@ impl EngineHandle {
         Ok(receiver)
     }
 
+    fn abort(&self, id: RequestId) {
+        // Closed means that the engine has stopped, and with it the request.
+        let _ = self.post(|letters| letters.wishes.entry(id).or_default().abort = true);
+    }
+
+    fn finish_choice(&self, id: RequestId, choice: u32) {
+        // As above.
+        let _ = self.post(|letters| letters.wishes.entry(id).or_default().finished_choices.push(choice));
+    }
+
+    fn stats(&self) -> StatsFuture<'_> {
+        Box::pin(self.ask(|letters, reply| {
+            // Those who no longer wait take no room.
+            letters.questions.retain(|question| !question.is_closed());
+            letters.questions.push(reply);
+        }))
+    }
+}
+
+impl EngineHandle {
     /// Whether there is anything to compute, as of the last step.
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.shared.pulse.in_flight().is_some()
-    }
-
-    /// End one choice of a request, as after a stop string: no event of it follows, its KV is free before the next
-    /// step. The last choice ends the request.
-    pub fn finish_choice(&self, id: RequestId, choice: u32) {
-        // Closed means that the engine has stopped, and with it the request.
-        let _ = self.post(|letters| letters.wishes.entry(id).or_default().finished_choices.push(choice));
-    }
-
-    /// End a request; its KV is free before the next step. Unknown ids are ignored (it may just have finished).
-    pub fn abort(&self, id: RequestId) {
-        // As above.
-        let _ = self.post(|letters| letters.wishes.entry(id).or_default().abort = true);
     }
 
     /// Empty adapter slots between two steps. What they held comes back, to be dropped where that takes no time from
@@ -188,19 +214,6 @@ impl EngineHandle {
     pub fn forget(&self, versions: impl IntoIterator<Item = AdapterVersion>) {
         // Closed means that the engine has stopped, and its KV with it.
         let _ = self.post(|letters| letters.forgotten.extend(versions));
-    }
-
-    /// Counters as of the end of the current step.
-    ///
-    /// # Errors
-    /// [`SubmitError::Stopped`] once the engine thread has ended.
-    pub async fn stats(&self) -> Result<EngineStats, SubmitError> {
-        self.ask(|letters, reply| {
-            // Those who no longer wait take no room.
-            letters.questions.retain(|question| !question.is_closed());
-            letters.questions.push(reply);
-        })
-        .await
     }
 
     /// Take no more requests, end those that have not started, and return once the last running one has ended.

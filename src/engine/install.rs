@@ -2,6 +2,7 @@
 //! tables on the engine thread between two steps. Decides nothing: [`Residency`](crate::adapters::Residency) says who
 //! gets a slot and who leaves.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,8 +14,8 @@ use super::handle::{InstallHandle, Leftover};
 use super::host_memory::{HostMemory, HostShare};
 use super::loaders::Loaders;
 use crate::adapters::{
-    Acquire, AdapterBytes, AdapterError, AdapterLease, AdapterObserver, AdapterRegistry, InstallTicket, LoadTicket,
-    ResidentLease, Want,
+    Acquire, AdapterError, AdapterLease, AdapterObserver, AdapterRegistry, InstallTicket, LoadTicket, ResidentLease,
+    Staged, UploadHead, Want,
 };
 use crate::delta::{DeltaError, DeltaProgram};
 use crate::telemetry::{LoadStage, Metrics};
@@ -30,6 +31,41 @@ impl AdapterObserver for CapacityBell {
     fn on_capacity(&self) {
         self.0.send_modify(|count| *count += 1);
     }
+}
+
+/// The result of [`AdapterInstaller::acquire`].
+pub type AcquireFuture<'a> = Pin<Box<dyn Future<Output = Result<ResidentLease, AdapterError>> + Send + 'a>>;
+
+/// Reads, checks, compiles and installs adapters, whatever the device.
+pub trait AdapterInstaller: Send + Sync {
+    /// Check an adapter's config against the base, before its weights have come. Blocks, but not for long: no weight of the
+    /// base is read.
+    ///
+    /// # Errors
+    /// [`InstallError::Delta`]: why it is refused.
+    fn check_config(&self, config: &[u8]) -> Result<(), InstallError>;
+
+    /// Check the beginning of an upload as far as it goes: its config, the header of its weights, and where both are
+    /// there, that names and shapes are those of an adapter of the base. Reads no weights.
+    ///
+    /// # Errors
+    /// [`InstallError::Delta`]: why it will be refused, whatever else comes.
+    fn check_head(&self, head: &UploadHead) -> Result<(), InstallError>;
+
+    /// Compile an upload against the base and throw the result away. Blocks: for memory, for the disk, and because it takes
+    /// long.
+    ///
+    /// # Errors
+    /// [`InstallError::Delta`]: why it is refused; [`InstallError::Memory`]; the disk.
+    fn check(&self, staged: &Staged) -> Result<AdapterFacts, InstallError>;
+
+    /// Have `work` done where it takes no time from steps: the files of uploads are hashed and written there.
+    fn in_background(&self, work: Box<dyn FnOnce() + Send>);
+
+    /// Wait until the wanted version is on the device, loading it if nobody does. Dropping the future gives the wish up; a
+    /// load that it began goes on for others. Fails with what [`Want::poll`] says, and with
+    /// [`AdapterError::LoadAbandoned`] once the engine has ended.
+    fn acquire(&self, want: Want) -> AcquireFuture<'_>;
 }
 
 /// The installer of a running engine. Cheap to clone.
@@ -78,53 +114,40 @@ impl<L: DeltaLoader> EngineInstaller<L> {
         tokio::spawn(remove_retired(Arc::clone(&shared)));
         Self { shared }
     }
+}
 
-    /// Check an adapter's files in full against the base. `file_bytes` is their size, and `read` brings them once there is
-    /// memory for them. Blocks: for memory, for the disk, and because it takes long.
-    ///
-    /// # Errors
-    /// [`InstallError::Delta`]: why it is refused; [`InstallError::Memory`]; whatever `read` says.
-    pub fn check(
-        &self,
-        file_bytes: u64,
-        read: impl FnOnce() -> Result<AdapterBytes, AdapterError> + Send,
-    ) -> Result<AdapterFacts, InstallError> {
+impl<L: DeltaLoader> AdapterInstaller for EngineInstaller<L> {
+    fn check_config(&self, config: &[u8]) -> Result<(), InstallError> {
+        Ok(self.shared.loader.check_config(config)?)
+    }
+
+    fn check_head(&self, head: &UploadHead) -> Result<(), InstallError> {
+        let weights = head.weights.as_ref().map(|weights| (&weights.bytes[..], weights.file_bytes));
+        Ok(self.shared.loader.check_head(head.config.as_deref(), weights)?)
+    }
+
+    fn check(&self, staged: &Staged) -> Result<AdapterFacts, InstallError> {
         let Shared { loader, loaders, memory, .. } = &*self.shared;
-        let _share = memory.take(file_bytes)?;
-        loaders.run(file_bytes, || {
-            let files = read()?;
+        let bytes = staged.bytes_to_read();
+        let _share = memory.take(bytes)?;
+        loaders.run(bytes, || {
+            let files = staged.read()?;
             Ok(loader.check(&files.config, &files.weights)?.facts(loader.weight_bytes()))
         })
     }
 
-    /// Check an adapter's config against the base, before its weights have come.
-    ///
-    /// # Errors
-    /// [`InstallError::Delta`]: why it is refused.
-    pub fn check_config(&self, config: &[u8]) -> Result<(), InstallError> {
-        Ok(self.shared.loader.check_config(config)?)
+    fn in_background(&self, work: Box<dyn FnOnce() + Send>) {
+        self.shared.loaders.spawn(work);
     }
 
-    /// Have work done where it takes no time from steps.
-    pub fn loaders(&self) -> &Loaders {
-        &self.shared.loaders
+    fn acquire(&self, want: Want) -> AcquireFuture<'_> {
+        Box::pin(self.shared.acquire(want))
     }
+}
 
-    /// Check what has come of an upload: its config, the beginning of its weights with the size of the whole file.
-    ///
-    /// # Errors
-    /// [`InstallError::Delta`]: why it will be refused.
-    pub fn check_head(&self, config: Option<&[u8]>, weights: Option<(&[u8], u64)>) -> Result<(), InstallError> {
-        Ok(self.shared.loader.check_head(config, weights)?)
-    }
-
-    /// Wait until the wanted version is on the device, loading it if nobody does. Dropping the future gives the wish
-    /// up; a load that it began goes on for others.
-    ///
-    /// # Errors
-    /// Why it cannot be loaded, or [`InstallError::Stopped`].
-    pub async fn acquire(&self, want: Want) -> Result<ResidentLease, InstallError> {
-        let mut capacity = self.shared.capacity.clone();
+impl<L: DeltaLoader> Shared<L> {
+    async fn acquire(self: &Arc<Self>, want: Want) -> Result<ResidentLease, AdapterError> {
+        let mut capacity = self.capacity.clone();
         loop {
             // Marked as seen before polling, so that no change in between is missed.
             capacity.borrow_and_update();
@@ -132,16 +155,16 @@ impl<L: DeltaLoader> EngineInstaller<L> {
                 Acquire::Ready(lease) => return Ok(lease),
                 Acquire::Load(ticket) => {
                     // On a task of its own: others may wait for this load when its first asker has gone.
-                    tokio::spawn(Arc::clone(&self.shared).load(ticket));
+                    tokio::spawn(Arc::clone(self).load(ticket));
                 }
                 Acquire::Pending => {}
             }
-            capacity.changed().await.map_err(|_| InstallError::Stopped)?;
+            // Fails where the engine has ended, and the server with it.
+            let changed = capacity.changed().await;
+            changed.map_err(|_| AdapterError::LoadAbandoned { version: want.version() })?;
         }
     }
-}
 
-impl<L: DeltaLoader> Shared<L> {
     async fn load(self: Arc<Self>, ticket: LoadTicket) {
         let version = ticket.version();
         let small = Loaders::is_small(self.registry.file_bytes(ticket.lease()));

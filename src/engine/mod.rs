@@ -21,10 +21,11 @@ pub use error::{EngineError, InstallError, StepError};
 pub use events::EventReceiver;
 pub use executor::{DeltaLoader, ModelExecutor, ModelLoader, StepExecutor};
 pub use handle::{
-    EngineEnd, EngineHandle, EngineLimits, EngineStats, HeldAdapter, InstallHandle, Lease, Leftover, SubmitError,
+    EngineEnd, EngineHandle, EngineLimits, EngineStats, GenerationEngine, HeldAdapter, InstallHandle, Lease, Leftover,
+    StatsFuture, SubmitError,
 };
 pub use host_memory::{HostMemory, HostShare, TooLargeToLoad};
-pub use install::EngineInstaller;
+pub use install::{AcquireFuture, AdapterInstaller, EngineInstaller};
 pub use loaders::Loaders;
 pub use pulse::{EnginePulse, StepInFlight};
 pub use watchdog::{Alarm, WatchdogLimits, watch};

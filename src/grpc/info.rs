@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::pb::server_service_server::ServerService;
 use super::{convert, pb, status};
 use crate::adapters::AdapterRegistry;
-use crate::admission::GenerationEngine;
+use crate::engine::GenerationEngine;
 
 /// What a server says of itself. Does not change while it runs.
 #[derive(Clone, Debug, Default, PartialEq)]

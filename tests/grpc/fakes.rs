@@ -8,8 +8,11 @@ use std::time::Instant;
 use polydelta::adapters::{
     Acquire, AdapterError, AdapterObserver, AdapterRegistry, ResidentLease, Staged, UploadHead, Want,
 };
-use polydelta::admission::{AdapterHall, GenerationDefaults, GenerationEngine, ResidentFuture, StatsFuture};
-use polydelta::engine::{EngineStats, EventReceiver, InstallError, Lease, SubmitError};
+use polydelta::admission::GenerationDefaults;
+use polydelta::engine::{
+    AcquireFuture, AdapterInstaller, EngineStats, EventReceiver, GenerationEngine, InstallError, Lease, StatsFuture,
+    SubmitError,
+};
 use polydelta::text::{Tokenizer, TokenizerSettings};
 use polydelta::types::{
     AdapterFacts, EngineRequest, FinishReason, OpClass, RequestFailure, RequestId, SequenceEvent, TokenLogprob,
@@ -180,7 +183,7 @@ impl GenerationEngine for FakeEngine {
 }
 
 /// Checks nothing and installs at once.
-struct FakeHall {
+struct FakeInstaller {
     capacity: Arc<Capacity>,
 }
 
@@ -195,7 +198,7 @@ impl AdapterObserver for Capacity {
     }
 }
 
-impl FakeHall {
+impl FakeInstaller {
     fn new(registry: &AdapterRegistry) -> Self {
         let capacity = Arc::new(Capacity::default());
         registry.events().observe(Arc::clone(&capacity) as Arc<dyn AdapterObserver>);
@@ -233,7 +236,7 @@ fn facts() -> AdapterFacts {
     }
 }
 
-impl AdapterHall for FakeHall {
+impl AdapterInstaller for FakeInstaller {
     fn check_config(&self, _: &[u8]) -> Result<(), InstallError> {
         Ok(())
     }
@@ -253,7 +256,7 @@ impl AdapterHall for FakeHall {
         drop(tokio::task::spawn_blocking(work));
     }
 
-    fn resident(&self, want: Want) -> ResidentFuture<'_> {
+    fn acquire(&self, want: Want) -> AcquireFuture<'_> {
         Box::pin(self.drive(want))
     }
 }
@@ -277,10 +280,10 @@ impl FakeServer {
     pub(crate) async fn speaking(options: Options, tokenizer: Arc<Tokenizer>, settings: TokenizerSettings) -> Self {
         let registry = registry(&options);
         let engine = Arc::new(FakeEngine::new());
-        let hall = Arc::new(FakeHall::new(&registry));
+        let installer = Arc::new(FakeInstaller::new(&registry));
         let vocab_size = u32::try_from(tokenizer.vocab_size()).unwrap();
         let model = Model { tokenizer, settings, vocab_size, context: 4096, defaults: GenerationDefaults::default() };
-        let server = Server::start(options, model, registry, Arc::clone(&engine) as _, hall).await;
+        let server = Server::start(options, model, registry, Arc::clone(&engine) as _, installer).await;
         Self { server, engine }
     }
 }

@@ -5,11 +5,11 @@ use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex};
 
-use polydelta::admission::{GenerationDefaults, GenerationEngine, StatsFuture};
+use polydelta::admission::GenerationDefaults;
 use polydelta::delta::CompileLimits;
 use polydelta::engine::{
-    EngineHandle, EngineInstaller, EventReceiver, HostMemory, Lease, Leftover, Loaders, ModelExecutor, ModelLoader,
-    StartedEngine, StepError, StepExecutor, SubmitError, start,
+    EngineHandle, EngineInstaller, EventReceiver, GenerationEngine, HostMemory, Lease, Leftover, Loaders,
+    ModelExecutor, ModelLoader, StartedEngine, StatsFuture, StepError, StepExecutor, SubmitError, start,
 };
 use polydelta::grpc::pb;
 use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, base_layout};
@@ -264,7 +264,7 @@ impl GoldenServer {
         let loader = ModelLoader::new(backend, base_layout(&spec), checkpoint, limits);
         let (engine, memory) = (handle.clone(), HostMemory::new(64 << 20));
         let loaders = Loaders::start(move || engine.is_busy()).unwrap();
-        let hall =
+        let installer =
             EngineInstaller::start(loader, Arc::clone(&registry), installs, loaders, memory, Metrics::disabled());
         let engine = Arc::new(WatchedEngine::new(handle));
         let tokenizer = ascii();
@@ -276,7 +276,7 @@ impl GoldenServer {
         assert_eq!(defaults.eos_token_ids, [EOS]);
         let settings = TokenizerSettings::default();
         let model = Model { tokenizer: Arc::clone(&tokenizer), settings, vocab_size, context: CONTEXT, defaults };
-        let server = Server::start(options, model, registry, Arc::clone(&engine) as _, Arc::new(hall)).await;
+        let server = Server::start(options, model, registry, Arc::clone(&engine) as _, Arc::new(installer)).await;
         Self { server, steps, engine, tokenizer }
     }
 }

@@ -11,10 +11,9 @@ use clap::Parser;
 use polydelta::adapters::{
     AdapterRegistry, DiskFs, FolderStore, RegistryLimits, ResidencyLimits, StoreFs, StoreLimits, StoreOptions,
 };
-use polydelta::admission::{
-    AdapterHall, AdapterTemplates, Gate, GateParts, GenerationDefaults, GenerationEngine, Intake, Limits, PrefixSalting,
-};
+use polydelta::admission::{AdapterTemplates, Gate, GateParts, GenerationDefaults, Intake, Limits, PrefixSalting};
 use polydelta::config::{Args, Command, Environment, ServeConfig, TransportConfig};
+use polydelta::engine::{AdapterInstaller, GenerationEngine};
 use polydelta::grpc::pb::adapter_service_client::AdapterServiceClient;
 use polydelta::grpc::pb::generation_service_client::GenerationServiceClient;
 use polydelta::grpc::pb::server_service_client::ServerServiceClient;
@@ -124,7 +123,7 @@ impl Server {
         model: Model,
         registry: Arc<AdapterRegistry>,
         engine: Arc<dyn GenerationEngine>,
-        hall: Arc<dyn AdapterHall>,
+        installer: Arc<dyn AdapterInstaller>,
     ) -> Self {
         let Model { tokenizer, settings, vocab_size, context, defaults: generation } = model;
         let template =
@@ -133,7 +132,7 @@ impl Server {
         let gate = Arc::new(Gate::new(GateParts {
             engine: Arc::clone(&engine),
             registry: Arc::clone(&registry),
-            hall: Arc::clone(&hall),
+            installer: Arc::clone(&installer),
             tokenizer,
             chat_template: template.map(Arc::new),
             adapter_templates: Arc::clone(&templates),
@@ -147,7 +146,7 @@ impl Server {
             model: ModelInfo { vocab_size: vocab_size as usize, ..ModelInfo::default() },
             ..ServerInfo::default()
         };
-        let intake = Arc::new(Intake::new(Arc::clone(&registry), hall, templates, Metrics::disabled()));
+        let intake = Arc::new(Intake::new(Arc::clone(&registry), installer, templates, Metrics::disabled()));
         let lifecycle = Lifecycle::new();
         let services = Services {
             generation: Generator::new(Arc::clone(&gate), options.transport.stream_stall_timeout),

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use polydelta::delta::PreparedDelta;
 use polydelta::engine::{
-    DeltaLoader, EngineHandle, EngineStats, EventReceiver, ModelExecutor, ModelLoader, StartedEngine, StepExecutor,
-    start,
+    DeltaLoader, EngineHandle, EngineStats, EventReceiver, GenerationEngine, ModelExecutor, ModelLoader, StartedEngine,
+    StepExecutor, start,
 };
 use polydelta::model::{BaseModel, Decoder, DecoderLimits, base_layout};
 use polydelta::ops::{Backend, Dtype, reference::ReferenceBackend};

@@ -97,7 +97,7 @@ async fn every_refusal_gives_the_place_back() {
     assert!(matches!(full, AdmissionError::Submit(SubmitError::QueueFull { queued: 4, limit: 4 })));
     house.engine.refuse(SubmitError::Stopped);
     assert!(matches!(refusal(&house, request("x")).await, AdmissionError::Submit(SubmitError::Stopped)));
-    house.hall.broken.store(true, SeqCst);
+    house.installer.broken.store(true, SeqCst);
     house.adapter("new", 2);
     let broken = refusal(&house, with_adapter("new", None)).await;
     assert!(matches!(broken, AdmissionError::Adapter(AdapterError::LoadFailed { .. })));
@@ -129,13 +129,13 @@ async fn the_cheapest_refusal_comes_first() {
     assert!(matches!(unknown, AdmissionError::Adapter(AdapterError::NotFound { .. })), "before it is tokenized");
     wrong.adapter = with_adapter("sql", None).adapter;
     assert_eq!(field(refusal(&house, wrong).await), "prompt");
-    assert_eq!(house.hall.asked.load(SeqCst), 0, "no adapter was loaded for any of them");
+    assert_eq!(house.installer.asked.load(SeqCst), 0, "no adapter was loaded for any of them");
 }
 
 #[tokio::test]
 async fn virtual_tokens_count_towards_the_context() {
     let house = House::new();
-    house.hall.virtual_tokens.store(30, SeqCst);
+    house.installer.virtual_tokens.store(30, SeqCst);
     house.adapter("prefix", 1);
     let mut wanted = with_adapter("prefix", None);
     wanted.input.prompt = PromptInput::TokenIds(vec![id("a"); 60]);
@@ -154,9 +154,9 @@ async fn virtual_tokens_count_towards_the_context() {
 async fn a_client_that_leaves_while_its_adapter_loads_leaves_nothing_behind() {
     let house = House::new();
     house.adapter("sql", 1);
-    house.hall.stuck.store(true, SeqCst);
+    house.installer.stuck.store(true, SeqCst);
     let mut admission = Box::pin(house.gate.admit(with_adapter("sql", None), Arrival::now()));
-    while house.hall.asked.load(SeqCst) == 0 {
+    while house.installer.asked.load(SeqCst) == 0 {
         assert!(futures_poll(&mut admission).await.is_none());
     }
     assert_eq!((house.gate.free_places(), house.registry.leases()), (1, 1));
@@ -339,7 +339,7 @@ async fn an_id_that_the_model_has_no_row_for_is_refused_wherever_it_comes_from_a
         let text = invalid.to_string();
         assert!(text.contains(&format!("token id {id} (\"</s>\")")), "{text}");
     }
-    assert_eq!(house.hall.asked.load(SeqCst), 0, "no adapter is loaded for it");
+    assert_eq!(house.installer.asked.load(SeqCst), 0, "no adapter is loaded for it");
     let unknown = refusal(&house, input(|input, _| input.prompt = PromptInput::TokenIds(vec![u32::MAX]))).await;
     assert!(unknown.to_string().contains(&format!("token id {} is not", u32::MAX)), "{unknown}");
     let text = house.gate.tokenize(PromptInput::Text("</s>".into()), None, ClientKey::LOCAL).await.unwrap();
@@ -416,7 +416,7 @@ async fn a_text_that_cannot_fit_is_refused_before_it_waits_for_a_turn() {
         let expected = InvalidRequest::TextTooLong { field: "prompt", bytes, more_than: 100, context_length: 100 };
         assert_eq!(invalid, expected);
     }
-    assert_eq!((house.gate.free_places(), house.hall.asked.load(SeqCst)), (2, 0));
+    assert_eq!((house.gate.free_places(), house.installer.asked.load(SeqCst)), (2, 0));
 }
 
 #[tokio::test]

@@ -389,7 +389,7 @@ async fn the_metrics_say_which_adapters_have_requests() {
     let house = running.house;
     drop(running.generation);
     labels("", "");
-    house.hall.broken.store(true, std::sync::atomic::Ordering::SeqCst);
+    house.installer.broken.store(true, std::sync::atomic::Ordering::SeqCst);
     house.adapter("b", 3);
     let adapter = Some(AdapterChoice { name: "b".parse().unwrap(), version: None });
     assert!(house.gate.admit(GenerateRequest { adapter, ..request("prompt") }, Arrival::now()).await.is_err());

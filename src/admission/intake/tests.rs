@@ -55,9 +55,9 @@ async fn compiling_keeps_its_turn_when_its_client_leaves() {
     let door = Door::new();
     let upload = door.sent(|_| ()).await;
     let (release, hold) = std::sync::mpsc::channel();
-    *door.house.hall.hold.lock().unwrap() = Some(hold);
+    *door.house.installer.hold.lock().unwrap() = Some(hold);
     let upload = tokio::spawn(upload.finish());
-    while door.house.hall.checks.load(SeqCst) == 0 {
+    while door.house.installer.checks.load(SeqCst) == 0 {
         tokio::task::yield_now().await;
     }
     upload.abort();
@@ -91,7 +91,7 @@ async fn an_upload_that_is_to_be_pinned_is_on_the_device_when_it_is_acknowledged
 async fn an_upload_that_cannot_be_brought_to_the_device_is_stored_and_not_pinned() {
     let door = Door::new();
     let upload = door.sent(|header| header.pin = true).await;
-    door.house.hall.unloadable.store(true, SeqCst);
+    door.house.installer.unloadable.store(true, SeqCst);
     upload.finish().await.unwrap();
     let info = door.house.registry.get(&"sql".parse().unwrap()).unwrap();
     assert_eq!((info.stored.pinned, info.status.state), (false, AdapterState::Stored));
@@ -103,10 +103,10 @@ async fn what_is_loaded_by_name_is_pinned_only_once_it_is_there() {
     door.house.adapter("sql", 1);
     let name: AdapterName = "sql".parse().unwrap();
     let pinned = || door.house.registry.get(&name).unwrap().stored.pinned;
-    door.house.hall.unloadable.store(true, SeqCst);
+    door.house.installer.unloadable.store(true, SeqCst);
     door.intake.load(&name, Some(true), ClientKey::LOCAL).await.unwrap_err();
     assert!(!pinned());
-    door.house.hall.unloadable.store(false, SeqCst);
+    door.house.installer.unloadable.store(false, SeqCst);
     door.intake.load(&name, Some(true), ClientKey::LOCAL).await.unwrap();
     assert_eq!((pinned(), door.state()), (true, AdapterState::Resident));
     door.intake.load(&name, Some(false), ClientKey::LOCAL).await.unwrap();
@@ -118,7 +118,7 @@ async fn a_defect_in_a_check_refuses_its_upload_and_no_other() {
     let door = Door::new();
     let upload = door.sent(|_| ()).await;
     // Its sender is gone: the check panics on it.
-    *door.house.hall.hold.lock().unwrap() = Some(std::sync::mpsc::channel().1);
+    *door.house.installer.hold.lock().unwrap() = Some(std::sync::mpsc::channel().1);
     assert!(matches!(upload.finish().await, Err(IntakeError::Lost(Lost))));
     assert_eq!(door.counted("rejected"), 1.0);
     door.sent(|_| ()).await.finish().await.unwrap();

@@ -32,7 +32,7 @@ fn what_is_kept_is_bounded_and_the_least_used_goes_first() {
 async fn of(house: &House, name: &str) -> Result<Arc<ChatTemplate>, AdmissionError> {
     let resolved = house.registry.resolve(&name.parse().unwrap(), None).unwrap();
     let template = resolved.chat_template.unwrap();
-    house.templates.of(&resolved, template, PARTY, &house.registry, house.hall.as_ref()).await
+    house.templates.of(&resolved, template, PARTY, &house.registry, house.installer.as_ref()).await
 }
 
 #[tokio::test]
@@ -45,7 +45,7 @@ async fn adapters_with_the_same_template_share_one_and_those_who_ask_at_once_wai
     let (one, same, other) = (one.unwrap(), same.unwrap(), other.unwrap());
     assert!(Arc::ptr_eq(&one, &same) && !Arc::ptr_eq(&one, &other));
     assert!(Arc::ptr_eq(&one, &of(&house, "a").await.unwrap()));
-    assert_eq!(house.hall.background.load(std::sync::atomic::Ordering::SeqCst), 2, "each was compiled once");
+    assert_eq!(house.installer.background.load(std::sync::atomic::Ordering::SeqCst), 2, "each was compiled once");
 }
 
 #[tokio::test]
@@ -67,7 +67,7 @@ async fn a_client_that_leaves_keeps_nobody_waiting() {
     let house = House::new();
     house.adapter("a", 2);
     let (release, hold) = std::sync::mpsc::channel();
-    *house.hall.hold_background.lock().unwrap() = Some(hold);
+    *house.installer.hold_background.lock().unwrap() = Some(hold);
     let mut first = Box::pin(of(&house, "a"));
     tokio::select! {
         biased;
@@ -77,7 +77,7 @@ async fn a_client_that_leaves_keeps_nobody_waiting() {
     drop(first);
     of(&house, "a").await.unwrap();
     release.send(()).unwrap();
-    assert_eq!(house.hall.background.load(std::sync::atomic::Ordering::SeqCst), 2);
+    assert_eq!(house.installer.background.load(std::sync::atomic::Ordering::SeqCst), 2);
 }
 
 /// However many bring templates, some of the threads that bring adapters in are left to adapters.
@@ -85,12 +85,13 @@ async fn a_client_that_leaves_keeps_nobody_waiting() {
 async fn few_templates_are_compiled_at_a_time() {
     let house = House::new();
     let (release, hold) = std::sync::mpsc::channel();
-    *house.hall.hold_background.lock().unwrap() = Some(hold);
+    *house.installer.hold_background.lock().unwrap() = Some(hold);
     let check = |text: &str| {
-        let (templates, hall, text) = (Arc::clone(&house.templates), Arc::clone(&house.hall), text.as_bytes().to_vec());
-        tokio::spawn(async move { templates.check_in_turn(text, ClientKey::LOCAL, hall.as_ref()).await })
+        let (templates, installer, text) =
+            (Arc::clone(&house.templates), Arc::clone(&house.installer), text.as_bytes().to_vec());
+        tokio::spawn(async move { templates.check_in_turn(text, ClientKey::LOCAL, installer.as_ref()).await })
     };
-    let begun = || house.hall.background.load(std::sync::atomic::Ordering::SeqCst);
+    let begun = || house.installer.background.load(std::sync::atomic::Ordering::SeqCst);
     let checks: Vec<_> = ["{{ a }}", "{% for %}", "{{ b }}"].into_iter().map(check).collect();
     while house.templates.uploads.waiting() < 2 {
         tokio::task::yield_now().await;

@@ -5,7 +5,7 @@ use super::super::handle::Leftover;
 use super::*;
 use crate::engine::error::{InstallError, StepError};
 use crate::engine::events::EventReceiver;
-use crate::engine::handle::{HeldAdapter, SubmitError};
+use crate::engine::handle::{GenerationEngine, HeldAdapter, SubmitError};
 use crate::engine::watchdog::{Alarm, WatchdogLimits, watch};
 use crate::scheduler::{PROBE, ShareConfig};
 use crate::types::{

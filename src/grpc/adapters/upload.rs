@@ -68,8 +68,9 @@ pub(super) async fn receive(
         upload = upload.write(file_index as usize, offset, data).await.map_err(|error| status::of(&error))?;
     }
     Ok(match upload.finish().await.map_err(|error| status::of(&error))? {
-        Taken::Valid { staged, facts, exists } => {
-            pb::UploadAdapterResponse { adapter: Some(convert::preview(&staged, &facts)), created: !exists }
+        Taken::Valid(valid) => {
+            let adapter = convert::preview(&valid.staged, &valid.facts);
+            pb::UploadAdapterResponse { adapter: Some(adapter), created: !valid.exists }
         }
         Taken::Published(published) => adapters.describe(&published.adapter.name).map_or_else(
             // Deleted or replaced since.

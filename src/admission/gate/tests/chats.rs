@@ -22,7 +22,7 @@ async fn a_chat_is_rendered_with_its_adapters_own_template_where_that_has_one() 
     drop(house.gate.admit(wanted, Arrival::now()).await.unwrap());
     let ids = house.gate.parts.tokenizer.encode("2hi", false).unwrap();
     assert_eq!(house.engine.take().request.prompt[..], ids);
-    assert_eq!(house.hall.asked.load(SeqCst), 1, "tokenizing loads nothing");
+    assert_eq!(house.installer.asked.load(SeqCst), 1, "tokenizing loads nothing");
     // Another version of the name, another template.
     house.adapter("own", 4);
     assert_eq!(text(Some("own")).await, "4hi");

@@ -178,7 +178,7 @@ async fn frames_out_of_order_are_refused() {
 #[tokio::test]
 async fn an_adapter_that_does_not_compile_is_not_stored() {
     let uploads = Uploads::new();
-    uploads.house.hall.broken.store(true, SeqCst);
+    uploads.house.installer.broken.store(true, SeqCst);
     let whole = |client: &Client| {
         client.header("sql", 1, |_| ());
         client.chunks(1);
