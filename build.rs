@@ -7,6 +7,7 @@ use std::process::Command;
 use std::{env, fs, io};
 
 use prost::Message;
+use tonic_prost_build::{Config, FileDescriptorSet};
 
 const PROTOS: [&str; 3] = [
     "polydelta/v1/generation_service.proto",
@@ -28,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     let descriptors = protox::compile(PROTOS, ["proto"])?;
     fs::write(out_dir.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".polydelta.v1.UploadChunk.data").compile_fds(descriptors)?;
+    generate(&out_dir, descriptors)?;
 
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?).join(MODEL);
     let mut files = Vec::new();
@@ -36,6 +37,25 @@ fn main() -> Result<(), Box<dyn Error>> {
     files.sort();
     fs::write(out_dir.join("bundled.rs"), bundle(&root, &files)?)?;
     Ok(())
+}
+
+/// Messages and the server's side, whose codec names the field of what is no message; the clients' side into a folder of its
+/// own, with tonic's codec.
+fn generate(out_dir: &Path, descriptors: FileDescriptorSet) -> io::Result<()> {
+    let mut named = Config::new();
+    named.enable_type_names();
+    tonic_prost_build::configure()
+        .bytes(".polydelta.v1.UploadChunk.data")
+        .build_client(false)
+        .codec_path("crate::grpc::codec::Codec")
+        .compile_fds_with_config(descriptors.clone(), named)?;
+    let clients = out_dir.join("clients");
+    fs::create_dir_all(&clients)?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .extern_path(".polydelta.v1", "crate::grpc::pb")
+        .out_dir(clients)
+        .compile_fds(descriptors)
 }
 
 /// Name and version of the compiler.

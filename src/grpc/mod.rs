@@ -5,7 +5,8 @@
 //! |---|---|
 //! | [`services`] | the services of one server, with health and reflection |
 //! | `call` | what surrounds every call: request id, deadline, panics, refusal while draining |
-//! | `body` | length-prefixed messages on their way in: memory and time that they may take |
+//! | `body`, `framing` | length-prefixed messages on their way in: memory and time that they may take |
+//! | `codec`, `malformed` | bytes to messages, and which field it is where they are none |
 //! | `observe` | which method, how it ended, how long it took |
 //! | `convert` | messages to plain data and back, no logic |
 //! | `status` | errors as gRPC statuses |
@@ -17,10 +18,13 @@
 pub mod adapters;
 mod body;
 mod call;
+mod codec;
 mod convert;
 mod deadline;
+mod framing;
 pub mod generation;
 pub mod info;
+mod malformed;
 mod observe;
 mod page;
 pub mod services;
@@ -47,6 +51,7 @@ use crate::wire::{self, ClientIdentity, Lifecycle, Listeners};
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod pb {
     tonic::include_proto!("polydelta.v1");
+    include!(concat!(env!("OUT_DIR"), "/clients/polydelta.v1.rs"));
 
     /// Every message and service above, for reflection.
     pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -159,22 +159,19 @@ pub(super) fn of_message_stream(status: Status) -> Status {
     of_transport(&status).unwrap_or(status)
 }
 
-/// A status that no handler made; `None` for any other.
+/// A status that no handler made, known by its having no details; `None` for any other.
 ///
-/// tonic answers a message above the limit with OUT_OF_RANGE, where every other implementation has RESOURCE_EXHAUSTED,
-/// and bytes that are no message with INTERNAL, which would make a client's mistake look like a defect of the server.
+/// tonic answers a message above the limit with OUT_OF_RANGE, where every other implementation has RESOURCE_EXHAUSTED.
 fn of_transport(status: &Status) -> Option<Status> {
     let message = status.message();
     if !status.details().is_empty() {
         return None;
     }
     let problem = match status.code() {
-        Code::OutOfRange if message.contains("message length too large") => {
+        Code::OutOfRange => {
             Problem::new(Class::TooLarge, "MESSAGE_TOO_LARGE", message).about(Subject::Quota("max_message_bytes"))
         }
-        Code::Internal if message.starts_with(UNDECODABLE) => {
-            Problem::invalid("MALFORMED_MESSAGE", undecodable_field(message), message)
-        }
+        // It says something of a request that it knows how to read, and nothing of one that it does not know.
         Code::Unimplemented if message.is_empty() => {
             Problem::new(Class::Unsupported, "UNKNOWN_METHOD", "this server has no such method")
         }
@@ -182,19 +179,6 @@ fn of_transport(status: &Status) -> Option<Status> {
         _ => return None,
     };
     Some(of_problem(problem))
-}
-
-/// How prost begins to say that bytes are no message.
-const UNDECODABLE: &str = "failed to decode Protobuf message: ";
-
-/// prost goes on with the way to the field from within, `SamplingParams.top_k: GenerateRequest.sampling: `, and then
-/// says why.
-fn undecodable_field(message: &str) -> String {
-    let way = message.strip_prefix(UNDECODABLE).unwrap_or_default().split(": ");
-    let names = way.map_while(|step| step.split_once('.').filter(|_| !step.contains(' ')));
-    let mut path: Vec<&str> = names.map(|(_, field)| field).collect();
-    path.reverse();
-    if path.is_empty() { "message".to_owned() } else { path.join(".") }
 }
 
 #[cfg(test)]
