@@ -45,9 +45,7 @@ pub use fair_share::ShareConfig;
 pub use sequence::SequenceState;
 
 use crate::cache::{BlockSize, KvCacheManager};
-use crate::types::{
-    AdapterVersion, EngineRequest, RequestFailure, RequestId, ScheduledBatch, SequenceEvent, SequenceId, StepOutput,
-};
+use crate::types::{AdapterVersion, RequestId, ScheduledBatch, SequenceEvent, SequenceId};
 use fair_share::FairShare;
 use make_way::Blocked;
 use queue::{PartyQueues, RankQueue};
@@ -200,80 +198,11 @@ impl Scheduler {
         }
     }
 
-    /// Take a request: one waiting sequence per choice, whose ids are returned in order of choice.
-    ///
-    /// # Errors
-    /// Every request variant of [`SchedulerError`], with the numbers; nothing is kept of a refused request.
-    pub fn add(&mut self, request: EngineRequest) -> Result<Vec<SequenceId>, SchedulerError> {
-        self.check_request(&request)?;
-        Ok(self.insert_request(request))
-    }
-
-    /// End a request without an event; its KV is free on return. False where it is not here (any more).
-    pub fn abort(&mut self, id: RequestId) -> bool {
-        self.remove_request(id)
-    }
-
-    /// End one choice of a request without an event, as after a stop string; its KV is free on return. False where it
-    /// is not here (any more).
-    pub fn finish_choice(&mut self, id: RequestId, choice: u32) -> bool {
-        self.remove_choice(id, choice)
-    }
-
-    /// Lay a request aside: its sequences take no part in steps, hold no place among the running ones and give up their
-    /// KV, until [`Self::unpark`]. What the prefix index keeps of it meanwhile need not be computed again. Without effect
-    /// where it is not here or parked already.
-    pub fn park(&mut self, id: RequestId) {
-        self.park_request(id);
-    }
-
-    /// Let a parked request go on where it was: its sequences wait in the order of their rank.
-    pub fn unpark(&mut self, id: RequestId) {
-        self.unpark_request(id);
-    }
-
-    /// Decide the next step: drop what is past its deadline, then give tokens to running decodes, running prefills
-    /// and waiting sequences, in this order and by fair share, within the budgets.
-    ///
-    /// Must be followed by [`Self::update`], [`Self::fail_step`] or [`Self::fail_all`] before it is called again.
-    pub fn schedule(&mut self, now: Instant) -> Scheduled {
-        self.plan_step(now)
-    }
-
-    /// Take in the result of a step. Results of sequences that are gone are ignored; a non-finite row ends its
-    /// request alone and takes the KV of its adapter version out of the prefix index. A sequence that was to be
-    /// sampled and has no result ends its request with `EngineFailed`.
-    pub fn update(&mut self, batch: &ScheduledBatch, output: &StepOutput, now: Instant) -> Events {
-        self.apply_step(batch, output, now)
-    }
-
-    /// The step failed as a whole: every request with a part in it ends with `failure`; the others go on.
-    pub fn fail_step(&mut self, batch: &ScheduledBatch, failure: RequestFailure) -> Events {
-        self.fail_batch(batch, failure)
-    }
-
-    /// A step that depends on nobody: one row of the base on a block that nobody holds, as the sequence
-    /// [`PROBE`]. `None` where every block is held. It must be run, if at all, before anything else is asked of the
-    /// scheduler.
-    pub fn probe(&mut self) -> Option<ScheduledBatch> {
-        self.make_probe()
-    }
-
-    /// End every request with `failure` and trust nothing in the KV cache any more.
-    pub fn fail_all(&mut self, failure: RequestFailure) -> Events {
-        self.fail_everything(failure)
-    }
-
     /// These versions are gone for good: their virtual tokens give their blocks back, and nothing computed with them is
     /// found any more. Requests that run on one all the same go on.
     pub fn forget(&mut self, versions: &BTreeSet<AdapterVersion>) {
         let pages = self.pages.remove_unwanted(versions);
         self.release_pages(pages);
         self.cache.forget_versions(versions);
-    }
-
-    /// Refuse new requests from now on and end those that have not started with `Draining`; the others run on.
-    pub fn drain(&mut self) -> Events {
-        self.begin_drain()
     }
 }

@@ -8,7 +8,10 @@ use super::Scheduler;
 use crate::types::RequestId;
 
 impl Scheduler {
-    pub(super) fn park_request(&mut self, id: RequestId) {
+    /// Lay a request aside: its sequences take no part in steps, hold no place among the running ones and give up their
+    /// KV, until [`Self::unpark`]. What the prefix index keeps of it meanwhile need not be computed again. Without effect
+    /// where it is not here or parked already.
+    pub fn park(&mut self, id: RequestId) {
         let Some(request) = self.requests.get_mut(&id).filter(|request| !request.parked) else { return };
         request.parked = true;
         let ranks = request.live.clone();
@@ -29,7 +32,8 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn unpark_request(&mut self, id: RequestId) {
+    /// Let a parked request go on where it was: its sequences wait in the order of their rank.
+    pub fn unpark(&mut self, id: RequestId) {
         let Some(request) = self.requests.get_mut(&id).filter(|request| request.parked) else { return };
         request.parked = false;
         let ranks = request.live.clone();

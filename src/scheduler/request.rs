@@ -34,7 +34,7 @@ fn num_virtual(request: &EngineRequest) -> usize {
 }
 
 impl Scheduler {
-    pub(super) fn check_request(&self, request: &EngineRequest) -> Result<(), SchedulerError> {
+    fn check(&self, request: &EngineRequest) -> Result<(), SchedulerError> {
         let id = request.id;
         let pages = request.adapter.and_then(|adapter| PagesKey::of(&adapter));
         let empty = |field| Err(SchedulerError::EmptyField { id, field });
@@ -97,7 +97,12 @@ impl Scheduler {
         SequenceId(self.next_sequence)
     }
 
-    pub(super) fn insert_request(&mut self, request: EngineRequest) -> Vec<SequenceId> {
+    /// Take a request: one waiting sequence per choice, whose ids are returned in order of choice.
+    ///
+    /// # Errors
+    /// Every request variant of [`SchedulerError`], with the numbers; nothing is kept of a refused request.
+    pub fn add(&mut self, request: EngineRequest) -> Result<Vec<SequenceId>, SchedulerError> {
+        self.check(&request)?;
         let known = num_virtual(&request) + request.prompt.len();
         let scope = Arc::new(PrefixScope {
             tenant_salt: Arc::clone(&request.tenant_salt),
@@ -139,7 +144,7 @@ impl Scheduler {
                 prompt_computed: false,
             },
         );
-        ids
+        Ok(ids)
     }
 
     /// Take a sequence out of whichever queue it is in.
@@ -178,8 +183,8 @@ impl Scheduler {
         }
     }
 
-    /// End a request, all choices. False where it is not here.
-    pub(super) fn remove_request(&mut self, id: RequestId) -> bool {
+    /// End a request without an event; its KV is free on return. False where it is not here (any more).
+    pub fn abort(&mut self, id: RequestId) -> bool {
         let Some(request) = self.requests.get(&id) else { return false };
         for rank in request.live.clone() {
             self.finish_sequence(rank.id());
@@ -187,8 +192,9 @@ impl Scheduler {
         true
     }
 
-    /// End one choice without an event. The other choices wait for the first one's prompt only while it lives.
-    pub(super) fn remove_choice(&mut self, id: RequestId, choice: u32) -> bool {
+    /// End one choice of a request without an event, as after a stop string; its KV is free on return. False where it
+    /// is not here (any more).
+    pub fn finish_choice(&mut self, id: RequestId, choice: u32) -> bool {
         let Some(request) = self.requests.get_mut(&id) else { return false };
         let is_choice = |rank: &&Rank| self.sequences.get(rank.id()).is_some_and(|sequence| sequence.choice == choice);
         let Some(rank) = request.live.iter().find(is_choice).copied() else { return false };
@@ -199,7 +205,7 @@ impl Scheduler {
 
     /// End a request with an event; nothing where it is gone already.
     pub(super) fn fail_request(&mut self, id: RequestId, failure: RequestFailure, events: &mut Events) {
-        if self.remove_request(id) {
+        if self.abort(id) {
             events.push((id, SequenceEvent::Failed(failure)));
         }
     }
@@ -220,7 +226,8 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn begin_drain(&mut self) -> Events {
+    /// Refuse new requests from now on and end those that have not started with `Draining`; the others run on.
+    pub fn drain(&mut self) -> Events {
         self.draining = true;
         let unstarted: Vec<_> =
             self.requests.iter().filter(|(_, request)| !request.started).map(|(id, _)| *id).collect();
@@ -231,7 +238,8 @@ impl Scheduler {
         events
     }
 
-    pub(super) fn fail_everything(&mut self, failure: RequestFailure) -> Events {
+    /// End every request with `failure` and trust nothing in the KV cache any more.
+    pub fn fail_all(&mut self, failure: RequestFailure) -> Events {
         let ids: Vec<_> = self.requests.keys().copied().collect();
         let mut events = Events::new();
         for id in ids {

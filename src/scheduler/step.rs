@@ -52,7 +52,11 @@ enum PrefillWork {
 }
 
 impl Scheduler {
-    pub(super) fn plan_step(&mut self, now: Instant) -> Scheduled {
+    /// Decide the next step: drop what is past its deadline, then give tokens to running decodes, running prefills
+    /// and waiting sequences, in this order and by fair share, within the budgets.
+    ///
+    /// Must be followed by [`Self::update`], [`Self::fail_step`] or [`Self::fail_all`] before it is called again.
+    pub fn schedule(&mut self, now: Instant) -> Scheduled {
         self.counters.steps += 1;
         self.fair.begin_step();
         self.make_way();

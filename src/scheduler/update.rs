@@ -11,7 +11,10 @@ use crate::types::{
 };
 
 impl Scheduler {
-    pub(super) fn apply_step(&mut self, batch: &ScheduledBatch, output: &StepOutput, now: Instant) -> Events {
+    /// Take in the result of a step. Results of sequences that are gone are ignored; a non-finite row ends its
+    /// request alone and takes the KV of its adapter version out of the prefix index. A sequence that was to be
+    /// sampled and has no result ends its request with `EngineFailed`.
+    pub fn update(&mut self, batch: &ScheduledBatch, output: &StepOutput, now: Instant) -> Events {
         let results: HashMap<_, _> = output.sampled.iter().map(|(id, result)| (*id, result)).collect();
         let mut events = Events::new();
         for scheduled in &batch.sequences {
@@ -115,7 +118,10 @@ impl Scheduler {
         requests
     }
 
-    pub(super) fn make_probe(&mut self) -> Option<ScheduledBatch> {
+    /// A step that depends on nobody: one row of the base on a block that nobody holds, as the sequence
+    /// [`PROBE`]. `None` where every block is held. It must be run, if at all, before anything else is asked of the
+    /// scheduler.
+    pub fn probe(&mut self) -> Option<ScheduledBatch> {
         // Taken and given back: what it held before is not findable any more, and nobody has it until the probe has run.
         let block = self.cache.allocate()?;
         self.cache.release(block);
@@ -138,7 +144,8 @@ impl Scheduler {
         Some(ScheduledBatch { sequences: vec![row], ..ScheduledBatch::default() })
     }
 
-    pub(super) fn fail_batch(&mut self, batch: &ScheduledBatch, failure: RequestFailure) -> Events {
+    /// The step failed as a whole: every request with a part in it ends with `failure`; the others go on.
+    pub fn fail_step(&mut self, batch: &ScheduledBatch, failure: RequestFailure) -> Events {
         let mut events = Events::new();
         for scheduled in &batch.sequences {
             for request in self.requests_behind(scheduled.id) {

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use super::testing::{FakeExecutor, oracle};
 use super::*;
 use crate::types::{
-    AdapterBinding, AdapterSlot, AdapterVersion, BlockId, ClientKey, ConnectionId, FinishReason, SamplingParams,
-    StoppingParams, VirtualTokens,
+    AdapterBinding, AdapterSlot, AdapterVersion, BlockId, ClientKey, ConnectionId, EngineRequest, FinishReason,
+    RequestFailure, SamplingParams, StepOutput, StoppingParams, VirtualTokens,
 };
 
 /// What a request's channel has received.
