@@ -201,7 +201,6 @@ impl Gate {
         let want = self.parts.registry.want_resolved(adapter, client)?;
         let asked = Instant::now();
         let lease = self.parts.installer.acquire(want).await?;
-        self.parts.metrics.record_adapter_wait(asked.elapsed());
         self.parts.metrics.record_queue_wait(QueueCause::Adapter, asked.elapsed());
         Ok(lease)
     }

@@ -114,7 +114,7 @@ pub enum LoadStage {
 pub enum QueueCause {
     /// Its turn at the tokenizer.
     Tokenizing,
-    /// Its adapter.
+    /// Its adapter, until that is on the device.
     Adapter,
     /// Its first row, once it is with the engine.
     Engine,
@@ -380,11 +380,6 @@ impl Metrics {
     /// An adapter was taken off the device; `reason` is one of a few fixed words.
     pub fn record_eviction(&self, reason: &'static str) {
         self.registrar().counter(names::ADAPTER_EVICTIONS, &[("tier", "device"), ("reason", reason)]).increment(1);
-    }
-
-    /// A request waited this long for its adapter to be on the device.
-    pub fn record_adapter_wait(&self, duration: Duration) {
-        self.registrar().histogram(names::ADAPTER_WAIT, &[]).record(duration.as_secs_f64());
     }
 
     /// A request waited this long for one thing.

@@ -129,9 +129,6 @@ pub const ADAPTER_BYTES: Metric = gauge("polydelta_adapter_bytes", "Bytes of res
 pub const ADAPTER_LOAD: Metric = histogram("polydelta_adapter_load_seconds", SECONDS, "Adapter load time, by stage.");
 /// Adapters taken off the device, by `reason`.
 pub const ADAPTER_EVICTIONS: Metric = counter("polydelta_adapter_evictions_total", "Adapters evicted, by reason.");
-/// Time requests waited for their adapter.
-pub const ADAPTER_WAIT: Metric =
-    histogram("polydelta_adapter_swap_wait_seconds", SECONDS, "Time a request waited for its adapter.");
 /// Sequences whose reader is behind.
 pub const SEQUENCES_PARKED: Metric =
     gauge("polydelta_sequences_parked", "Sequences laid aside until their reader has caught up.");
@@ -219,7 +216,6 @@ pub const ALL: &[Metric] = &[
     ADAPTER_BYTES,
     ADAPTER_LOAD,
     ADAPTER_EVICTIONS,
-    ADAPTER_WAIT,
     SEQUENCES_PARKED,
     STEP_TOKENS,
     BATCH_SIZE,

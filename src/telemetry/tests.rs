@@ -132,7 +132,6 @@ fn every_other_fact_shows_up() {
     });
     metrics.record_adapter_load(LoadStage::Compile, Duration::from_millis(3));
     metrics.record_eviction("room");
-    metrics.record_adapter_wait(Duration::from_millis(1));
     metrics.record_queue_wait(QueueCause::Tokenizing, Duration::from_millis(1));
     metrics.record_upload(UploadOutcome::Created, 4096);
     metrics.record_rejection("queue_full");

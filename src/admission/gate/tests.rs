@@ -300,7 +300,8 @@ async fn refusals_and_waits_are_counted() {
     let rejected = |reason| metric(&handle, "polydelta_queue_rejected_total", &[reason]);
     assert_eq!(rejected("reason=\"invalid\""), Some(2.0));
     assert_eq!(rejected("reason=\"adapter\""), Some(1.0));
-    assert_eq!(metric(&handle, "polydelta_adapter_swap_wait_seconds_count", &[]), Some(1.0));
+    let waits = metric(&handle, "polydelta_queue_wait_seconds_count", &["cause=\"adapter\""]);
+    assert_eq!(waits, Some(1.0));
 }
 
 /// A tokenizer may know tokens that were added to it and that the model has no rows for.
