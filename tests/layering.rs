@@ -165,6 +165,21 @@ fn unsafe_code_stays_where_it_is_allowed() {
     }
 }
 
+#[test]
+fn files_that_the_documents_name_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for document in ["ARCHITECTURE.md", "CONTRIBUTING.md"] {
+        let text = fs::read_to_string(root.join(document)).unwrap();
+        let named = text.split('`').skip(1).step_by(2).filter(|quoted| quoted.ends_with(".rs"));
+        let mut count = 0;
+        for path in named {
+            assert!(root.join(path).is_file() || root.join("src").join(path).is_file(), "{document}: {path}");
+            count += 1;
+        }
+        assert!(count > 0, "{document} names no file");
+    }
+}
+
 /// Unit tests share a process, and a child holds every lock of it between its fork and its exec.
 #[test]
 fn nothing_starts_a_process() {
