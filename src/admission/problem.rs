@@ -36,7 +36,8 @@ impl ToProblem for AdmissionError {
                 | TokenizerError::Missing { .. }
                 | TokenizerError::Settings { .. }
                 | TokenizerError::Format { .. }
-                | TokenizerError::Gguf(_),
+                | TokenizerError::Gguf(_)
+                | TokenizerError::Panicked,
             )
             | E::TokenizerPanicked => Problem::internal("admission", self),
         }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use tokenizers::decoders::DecoderWrapper;
@@ -59,6 +60,9 @@ pub enum TokenizerError {
     /// The tokenizer of a GGUF file.
     #[error("the file's tokenizer: {0}")]
     Gguf(#[from] GgufTokenizerError),
+    /// The file made the `tokenizers` library panic; the log has where.
+    #[error("not a tokenizer.json: the tokenizers library fails on it")]
+    Panicked,
     /// A text of this length could not be encoded.
     #[error("a text of {bytes} bytes cannot be encoded: {reason}")]
     Encode {
@@ -135,7 +139,9 @@ impl Tokenizer {
     }
 
     fn with_settings(bytes: &[u8], settings: &TokenizerSettings) -> Result<Self, TokenizerError> {
-        let inner = tokenizers::Tokenizer::from_bytes(bytes);
+        // The library panics on some of what it should refuse, such as a merge that is longer than every token.
+        let inner = catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes));
+        let inner = inner.map_err(|_| TokenizerError::Panicked)?;
         Self::finished(inner.map_err(|error| TokenizerError::Format { reason: error.to_string() })?, settings)
     }
 
@@ -392,6 +398,18 @@ mod tests {
     #[test]
     fn a_broken_file_is_refused_with_a_reason() {
         assert!(matches!(Tokenizer::from_bytes(b"{}"), Err(TokenizerError::Format { .. })));
+        let with = |prefix: &str, merge: [&str; 2]| {
+            let vocab = serde_json::json!({"a": 0, "b": 1, "##b": 2, "ab": 3});
+            let model = serde_json::json!(
+                {"type": "BPE", "vocab": vocab, "merges": [merge], "continuing_subword_prefix": prefix}
+            );
+            Tokenizer::from_bytes(&serde_json::to_vec(&serde_json::json!({"model": model})).unwrap())
+        };
+        assert!(with("", ["a", "b"]).is_ok());
+        assert!(with("##", ["a", "##b"]).is_ok());
+        assert!(matches!(with("", ["b", "a"]), Err(TokenizerError::Format { .. })), "a merge that is no token");
+        assert!(matches!(with("", ["ab", "##b"]), Err(TokenizerError::Panicked)), "a merge longer than any token");
+        assert!(matches!(with("##", ["a", "b"]), Err(TokenizerError::Panicked)), "a part without its prefix");
         let dir = tempfile::tempdir().unwrap();
         let said = || Tokenizer::from_dir(dir.path(), &TokenizerSettings::default()).unwrap_err().to_string();
         assert!(said().ends_with("tokenizer.json is not there"), "{}", said());
