@@ -67,7 +67,7 @@ pub struct CpuBackend {
     scratch: Mutex<Scratch>,
 }
 
-/// Memory of ops between two regions, kept from step to step so that a warm step allocates nothing.
+/// Memory of ops between two regions, kept from step to step: large enough once, it is not allocated again.
 #[derive(Debug, Default)]
 struct Scratch {
     x: Vec<u32>,
