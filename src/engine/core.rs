@@ -14,7 +14,7 @@ use super::executor::StepExecutor;
 use super::handle::{
     EngineEnd, EngineHandle, EngineLimits, EngineStats, Install, InstallHandle, Lease, MAX_INSTALLS, Shared,
 };
-use super::isolate::{BrokenDevice, Culprit, Guarded, Isolated, panic_message};
+use super::isolate::{BrokenDevice, Culprit, Guarded, Isolated, panic_text};
 use super::mailbox::{Letters, Mailbox, Submission};
 use super::pulse::EnginePulse;
 use crate::scheduler::places::{Place, Places};
@@ -87,7 +87,7 @@ pub fn start<E: StepExecutor>(
     let run = move || {
         // The engine goes with its thread: every channel it held is closed when the end is announced.
         let end = catch_unwind(AssertUnwindSafe(|| engine.run())).unwrap_or_else(|panic| {
-            let message = panic_message(&*panic);
+            let message = panic_text(&*panic);
             tracing::error!(message, "the engine panicked");
             EngineEnd::Panicked { message }
         });

@@ -13,6 +13,7 @@ use super::error::StepError;
 use super::executor::StepExecutor;
 use super::handle::Leftover;
 use super::pulse::EnginePulse;
+use crate::telemetry::panic_message;
 use crate::types::{AdapterSlot, ScheduledBatch, ScheduledSequence, StepOutput, TokenSource};
 
 /// After so many attempts at a step in which not even a row of the base could be computed the engine gives up: the device
@@ -151,11 +152,10 @@ fn part(whole: &ScheduledBatch, sequences: &[ScheduledSequence]) -> ScheduledBat
 
 /// Run something of the executor's; a panic is an error like any other.
 fn contained<T>(work: impl FnOnce() -> T) -> Result<T, StepError> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| StepError::Panicked { message: panic_message(&*panic) })
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| StepError::Panicked { message: panic_text(&*panic) })
 }
 
-/// The message of a panic, where it had one.
-pub(super) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+/// What a panic of the engine said.
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    panic_message(panic).unwrap_or("no message").to_owned()
 }

@@ -13,6 +13,7 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::telemetry::panic_message;
 use crate::types::{Class, Problem, Subject, ToProblem};
 
 /// `ErrorInfo.domain` of every status.
@@ -111,12 +112,7 @@ pub(super) enum Interrupted {
 
 impl Interrupted {
     pub(super) fn panicked(payload: &(dyn Any + Send)) -> Self {
-        let message = payload
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| payload.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "a panic without a message".to_owned());
-        Self::Panicked { message }
+        Self::Panicked { message: panic_message(payload).unwrap_or("a panic without a message").to_owned() }
     }
 }
 

@@ -54,12 +54,15 @@ pub(super) fn log_panic(panic: &PanicHookInfo<'_>) {
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
     let backtrace = Backtrace::capture();
     let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
-    tracing::error!(thread, location, backtrace, "panicked: {}", panic_message(panic.payload()));
+    let message = panic_message(panic.payload()).unwrap_or("a panic without a message");
+    tracing::error!(thread, location, backtrace, "panicked: {message}");
 }
 
-fn panic_message(payload: &dyn Any) -> &str {
+/// The message of a panic, where it had one.
+#[must_use]
+pub fn panic_message(payload: &dyn Any) -> Option<&str> {
     let text = payload.downcast_ref::<&str>().copied();
-    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a message")
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
 }
 
 /// The subscriber of these settings, writing where it is told.

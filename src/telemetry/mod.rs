@@ -16,7 +16,7 @@ mod tests;
 
 pub use exporter::{MetricsError, MetricsPage, recorded};
 pub use log_sink::{LogSink, LostLines};
-pub use logging::{LogSettings, LoggingError, init_logging};
+pub use logging::{LogSettings, LoggingError, init_logging, panic_message};
 pub use lora::{LoraRequest, LoraRequests};
 pub use metrics::{
     AdapterGauges, EngineGauges, LoadStage, Metrics, RequestFacts, RequestOutcome, RpcFacts, StepCulprit, StepFacts,
