@@ -94,7 +94,18 @@ impl GenerationDefaults {
         config: &[u8],
         vocab_size: u32,
     ) -> Result<Self, GenerationDefaultsError> {
-        let config = File::parse(CONFIG, config)?;
+        Self::of(generation_config, File::parse(CONFIG, config)?, vocab_size)
+    }
+
+    /// Of a model that has no `generation_config.json` and whose config was read, as that of a GGUF file is.
+    ///
+    /// # Errors
+    /// What stands in it cannot be meant.
+    pub fn from_config(config: &Map<String, Value>, vocab_size: u32) -> Result<Self, GenerationDefaultsError> {
+        Self::of(None, File { name: CONFIG, object: config.clone() }, vocab_size)
+    }
+
+    fn of(generation_config: Option<&[u8]>, config: File, vocab_size: u32) -> Result<Self, GenerationDefaultsError> {
         let eos_of_config = eos_of_config(&config, vocab_size)?;
         // With a file of its own transformers looks into config.json for nothing, not even for the end of sequence.
         let (file, eos) = match generation_config {

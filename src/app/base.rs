@@ -106,11 +106,14 @@ impl OpenedBase {
             let path = self.path().join(name);
             files::read_if_there(&path, MAX_SETTINGS_BYTES).map_err(|source| ModelError::Read { path, source })
         };
-        let (generation, config) = match self.checkpoint.metadata() {
-            Some(_) => (None, serde_json::to_vec(self.checkpoint.config()).unwrap_or_default()),
-            None => (read("generation_config.json")?, read("config.json")?.unwrap_or_default()),
+        let vocab_size = self.spec.vocab_size as u32;
+        let defaults = match self.checkpoint.metadata() {
+            Some(_) => GenerationDefaults::from_config(self.checkpoint.config(), vocab_size)?,
+            None => {
+                let (generation, config) = (read("generation_config.json")?, read("config.json")?.unwrap_or_default());
+                GenerationDefaults::from_json(generation.as_deref(), &config, vocab_size)?
+            }
         };
-        let defaults = GenerationDefaults::from_json(generation.as_deref(), &config, self.spec.vocab_size as u32)?;
         if !defaults.unreachable_eos.is_empty() {
             tracing::warn!(
                 eos_token_ids = ?defaults.unreachable_eos,
