@@ -1,7 +1,6 @@
 //! The container GGUF (ggml-org/ggml, docs/gguf.md): named values and a table of tensors before the tensors' bytes.
-//! Knows no key but its
-//! own, `general.alignment`, and no type of tensors. The file is a stranger's: whatever it claims is held against its size and against
-//! the limits here before memory is taken, and no byte of a tensor is read.
+//! Knows no key but its own, `general.alignment`, and no type of tensors. The file is a stranger's: whatever it claims is
+//! held against its size and against the limits here before memory is taken, and no byte of a tensor is read.
 //!
 //! Format, all numbers little-endian: `GGUF`, u32 version, u64 tensors, u64 values; the values, each a key and a typed
 //! value; the tensors, each name, u32 dimensions, their u64 sizes (columns first), u32 type, u64 place; padding up to
@@ -149,16 +148,10 @@ pub struct GgufTensor {
 }
 
 impl GgufTensor {
-    /// Numbers.
+    /// How many numbers it has, at least 1.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn num_numbers(&self) -> usize {
         self.shape.iter().product()
-    }
-
-    /// Never: no size is 0.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 

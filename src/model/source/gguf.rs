@@ -87,7 +87,7 @@ fn row_order(tensor: &GgufTensor, network: &Network) -> Result<RowOrder, GgufRef
 
 /// How a tensor is stored, and its bytes.
 fn encoding(tensor: &GgufTensor) -> Result<(Encoding, u64), GgufRefusal> {
-    let plain = |encoding, size: u64| Ok((encoding, tensor.len() as u64 * size));
+    let plain = |encoding, size: u64| Ok((encoding, tensor.num_numbers() as u64 * size));
     match tensor.kind {
         0 => return plain(Encoding::F32, 4),
         1 => return plain(Encoding::F16, 2),
@@ -101,7 +101,7 @@ fn encoding(tensor: &GgufTensor) -> Result<(Encoding, u64), GgufRefusal> {
         let (format, block) = (format.name(), format.numbers());
         return Err(GgufRefusal::Columns { name: tensor.name.clone(), columns, format, block });
     }
-    Ok((Encoding::Blocks(format), (tensor.len() / format.numbers()) as u64 * format.bytes() as u64))
+    Ok((Encoding::Blocks(format), (tensor.num_numbers() / format.numbers()) as u64 * format.bytes() as u64))
 }
 
 /// The file ends where its last tensor does, but for padding.
