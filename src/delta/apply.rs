@@ -1,8 +1,8 @@
 //! The maths of a linear site with deltas, written once for every backend.
 //!
 //! Per token row (DESIGN's order): x' = InputScale(x); y = Wx'; y += LowRank(x); y∘=g before the bias; y += base bias;
-//! y∘=g after the bias; y += Bias. One op class runs at a time for all rows at once; an absent class costs a look at a
-//! length.
+//! y∘=g after the bias; y += Bias. One op class runs at a time for all rows at once; an absent class costs a look
+//! at each adapter of the step.
 
 use super::sites::LinearSites;
 use crate::ops::{Backend, RowPlan, Rows, SiteId, SiteTable};
