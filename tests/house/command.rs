@@ -154,8 +154,9 @@ impl Served {
         Self::start_with(model, store, "127.0.0.1:0", arguments)
     }
 
+    /// In bf16: which dtype `auto` takes is the machine's, and sizes and answers depend on it.
     fn start_with(model: &Path, store: &TempDir, listen: &str, arguments: &[&str]) -> Self {
-        let mut command = polydelta(&["serve", "--listen", listen, "--log-format", "json"]);
+        let mut command = polydelta(&["serve", "--listen", listen, "--log-format", "json", "--dtype", "bf16"]);
         command.arg("--model").arg(model).arg("--store").arg(store.path()).args(arguments);
         let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(process.stderr.take().unwrap());
