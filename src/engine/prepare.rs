@@ -2,7 +2,7 @@
 
 use crate::model::{EmbedRows, ModelInput};
 use crate::ops::{RowPlan, SampledRows, SequencePlan};
-use crate::types::{ScheduledBatch, ScheduledSequence, SequenceId, TokenSource};
+use crate::types::{Output, ScheduledBatch, ScheduledSequence, SequenceId, TokenSource};
 
 /// A decoder's input, and for each sampled row in order whose it is.
 pub(super) struct Prepared {
@@ -29,7 +29,7 @@ pub(super) fn prepare(batch: &ScheduledBatch, block_size: u32, long_rows: Option
         if let Some(spec) = &sequence.sample {
             sampled.push(sequence.id);
             sampled_rows.push(slots.len() as u32 - 1);
-            input.plan.samples.push(spec.clone());
+            input.plan.outputs.push(Output::Sample(spec.clone()));
         }
     }
     input.plan.rows = RowPlan::new(slots);
@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(plan.ids, [Some(7), Some(4), Some(5), Some(6), None]);
         assert_eq!(plan.rows.order, [0, 4]);
         assert_eq!(plan.sequences[1].rows, 1..4);
-        assert_eq!((&plan.sampled[0].sources[..], &plan.samples[..]), (&[3][..], &[spec][..]));
+        assert_eq!((&plan.sampled[0].sources[..], &plan.outputs[..]), (&[3][..], &[Output::Sample(spec)][..]));
         assert_eq!(prepared.sampled, [SequenceId(1)]);
         assert!(plan.rope_rows.is_empty());
         assert_eq!(prepare(&batch, 4, Some(100)).input.plan.rope_rows, [105, 0, 101, 102, 101]);

@@ -125,7 +125,7 @@ impl<B: Backend> Decoder<B> {
         true
     }
 
-    /// Run one pass and choose a token for each of its sampled rows, in order, by the plan's samples.
+    /// Run one pass and choose or score a token for each of its sampled rows, in order, by the plan's outputs.
     ///
     /// # Errors
     /// [`OpsError`] when the plan cannot be moved to the device, or when the device fails.

@@ -200,13 +200,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     // --- the end of a step --------------------------------------------------------------------------------------
 
-    /// Semantics: for each row i of a group of sampled rows ([`StepPlan::sampled`]): the token that
-    /// [`Sampler`](crate::sampler::Sampler) chooses from row `i` of `logits` by its sample ([`StepPlan::samples_of`]), kept
-    /// with the step. Groups come in ascending order.
+    /// Semantics: for each row i of a group of sampled rows ([`StepPlan::sampled`]): what
+    /// [`Sampler`](crate::sampler::Sampler) makes of row `i` of `logits` by its output ([`StepPlan::outputs_of`]), a token
+    /// chosen or one scored, kept with the step. Groups come in ascending order.
     fn sample(&self, step: &mut Self::Step, group: usize, logits: &Self::Buffer);
 
-    /// Wait for the step and take out what was chosen, in the order of the plan's sampled rows: a token, or why its
-    /// sequence has none.
+    /// Wait for the step and take out what was chosen and scored, in the order of the plan's sampled rows: a token, or why
+    /// its sequence has none.
     ///
     /// # Errors
     /// Whatever went wrong on the device since the upload: kernels are launched without waiting for them, and this is

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::types::{AdapterSlot, SampleSpec};
+use crate::types::{AdapterSlot, Output};
 
 /// Consecutive entries of [`RowPlan::order`] that share one adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,10 +125,10 @@ pub struct StepPlan {
     pub kv_slots: Vec<u32>,
     /// Sequences, in row order.
     pub sequences: Vec<SequencePlan>,
-    /// Rows whose logits are wanted.
+    /// Rows whose logits are wanted: a token is chosen from them, or a known one scored.
     pub sampled: Vec<SampledRows>,
-    /// How to choose from the logits of each sampled row, in order; empty where nothing is chosen.
-    pub samples: Vec<SampleSpec>,
+    /// What is wanted of the logits of each sampled row, in order; empty where they are only looked at.
+    pub outputs: Vec<Output>,
 }
 
 impl StepPlan {
@@ -150,11 +150,11 @@ impl StepPlan {
         }
     }
 
-    /// How to choose from the logits of a group's rows.
+    /// What is wanted of the logits of a group's rows.
     #[must_use]
-    pub fn samples_of(&self, group: usize) -> &[SampleSpec] {
+    pub fn outputs_of(&self, group: usize) -> &[Output] {
         let first = self.sampled[..group].iter().map(|group| group.sources.len()).sum::<usize>();
-        &self.samples[first..][..self.sampled[group].sources.len()]
+        &self.outputs[first..][..self.sampled[group].sources.len()]
     }
 
     /// Row of the rotary tables of row `row`.
@@ -182,27 +182,20 @@ mod tests {
     }
 
     #[test]
-    fn sampled_rows_keep_their_adapters_and_samples_through_the_groups() {
+    fn sampled_rows_keep_their_adapters_and_outputs_through_the_groups() {
         let slots: Vec<_> = (0..200).map(|row| (row % 3 > 0).then_some(AdapterSlot(row % 3))).collect();
         let rows = RowPlan::new(slots.clone());
         let sampled: Vec<u32> = (0..200).step_by(2).collect();
-        let sample = |row: &u32| SampleSpec {
-            params: crate::types::SamplingParams::greedy().into(),
-            choice: *row,
-            output_position: 0,
-            banned: Vec::new(),
-            counts: None,
-        };
+        let output = |row: &u32| Output::PromptLogprobs { target: *row, top: 0 };
         let plan = StepPlan {
             sampled: SampledRows::groups(&rows, &sampled),
-            samples: sampled.iter().map(sample).collect(),
+            outputs: sampled.iter().map(output).collect(),
             rows,
             ..StepPlan::default()
         };
         assert_eq!(plan.sampled.iter().map(|group| group.sources.len()).collect::<Vec<_>>(), [64, 36]);
         for (index, group) in plan.sampled.iter().enumerate() {
-            let choices: Vec<u32> = plan.samples_of(index).iter().map(|sample| sample.choice).collect();
-            assert_eq!(choices, group.sources);
+            assert_eq!(plan.outputs_of(index), group.sources.iter().map(output).collect::<Vec<_>>());
             let of_sources: Vec<_> = group.sources.iter().map(|row| slots[*row as usize]).collect();
             assert_eq!(plan.of(Rows::Sampled(index)).slots, of_sources);
         }

@@ -14,7 +14,8 @@
 //! 5. top-k, then top-p over what top-k left (renormalized), then min-p relative to the most likely token;
 //! 6. one draw by inverse CDF over the kept tokens in ascending id order.
 //!
-//! Log-probabilities are those of the model: log-softmax of the logits before step 1.
+//! Log-probabilities are those of the model: log-softmax of the logits before step 1. Those of a prompt's tokens are the
+//! same function of a row as those of chosen ones, so that scoring a text gives the bits that generating it gave.
 //!
 //! This room must not know of sequences, adapters, text or batches.
 
@@ -26,7 +27,7 @@ mod softmax;
 #[cfg(test)]
 mod tests;
 
-use crate::types::{SampleSpec, SampledToken, SequenceFailure, TokenLogprob};
+use crate::types::{Output, SampleSpec, SampledToken, SequenceFailure, TokenLogprob};
 
 pub use pass::{AnyMachine, Pass, Simd};
 
@@ -54,6 +55,41 @@ impl Sampler {
             candidates: Vec::new(),
             alternatives: Vec::new(),
         }
+    }
+
+    /// What is wanted of `logits` `[vocab_size]`: [`Self::sample`] or [`Self::score`].
+    ///
+    /// # Errors
+    /// Theirs.
+    pub fn output(
+        &mut self,
+        simd: &impl Simd,
+        logits: &[f32],
+        output: &Output,
+    ) -> Result<SampledToken, SequenceFailure> {
+        match output {
+            Output::Sample(spec) => self.sample(simd, logits, spec),
+            Output::PromptLogprobs { target, top } => {
+                let logprob = self.score(simd, logits, *target, *top)?;
+                Ok(SampledToken { token: *target, logprob: Some(logprob) })
+            }
+        }
+    }
+
+    /// The log-probability of `target`, a known token, and of the `top` most likely ones, from `logits` `[vocab_size]`: to
+    /// the bit what [`Self::sample`] reports where it chooses that token.
+    ///
+    /// # Errors
+    /// [`SequenceFailure::NonFinite`] where any logit is NaN or infinite.
+    pub fn score(
+        &mut self,
+        simd: &impl Simd,
+        logits: &[f32],
+        target: u32,
+        top: u32,
+    ) -> Result<TokenLogprob, SequenceFailure> {
+        let raw = select::argmax(simd, logits).ok_or(SequenceFailure::NonFinite)?;
+        Ok(self.logprob(simd, logits, raw.score, target, top))
     }
 
     /// Choose the next token of one sequence from `logits` `[vocab_size]`, the model's raw output for its last row.

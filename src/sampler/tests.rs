@@ -4,7 +4,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::{AnyMachine, Sampler};
-use crate::types::{SampleSpec, SamplingParams, SequenceFailure, TokenCounts};
+use crate::types::{Output, SampleSpec, SamplingParams, SequenceFailure, TokenCounts};
 
 fn spec(params: SamplingParams) -> SampleSpec {
     SampleSpec { params: Arc::new(params), choice: 0, output_position: 0, banned: Vec::new(), counts: None }
@@ -225,6 +225,28 @@ fn logprobs_without_alternatives_and_with_more_than_there_are() {
     assert_eq!(with(None), None);
     assert_eq!(with(Some(0)).unwrap().top, []);
     assert_eq!(with(Some(u32::MAX)).unwrap().top.len(), 3);
+}
+
+#[test]
+fn a_score_has_the_bits_of_the_choice_of_that_token() {
+    let bits = |found: &crate::types::TokenLogprob| {
+        let top: Vec<_> = found.top.iter().map(|(id, logprob)| (*id, logprob.to_bits())).collect();
+        (found.logprob.to_bits(), top)
+    };
+    for vocab in [5, 700, 5000] {
+        let logits = row(vocab);
+        let mut sampler = Sampler::new(vocab);
+        for draw in 0..20 {
+            let params = SamplingParams { logprobs: Some(draw % 4), seed: u64::from(draw), ..warm() };
+            let chosen = sampler.sample(&AnyMachine, &logits, &spec(params)).unwrap();
+            let output = Output::PromptLogprobs { target: chosen.token, top: draw % 4 };
+            let scored = sampler.output(&AnyMachine, &logits, &output).unwrap();
+            assert_eq!(scored.token, chosen.token);
+            assert_eq!(bits(&scored.logprob.unwrap()), bits(&chosen.logprob.unwrap()));
+        }
+    }
+    let broken = [0.0, f32::NAN];
+    assert_eq!(Sampler::new(2).score(&AnyMachine, &broken, 0, 1), Err(SequenceFailure::NonFinite));
 }
 
 /// The definition, in f64 with a full sort: probability of every id, 0 where filtered out.

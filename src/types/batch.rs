@@ -55,6 +55,20 @@ pub struct SampleSpec {
     pub counts: Option<Arc<TokenCounts>>,
 }
 
+/// What is wanted of a row's logits.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// A token, chosen from them.
+    Sample(SampleSpec),
+    /// The log-probability of a token that is known: the one that follows the row in a prompt.
+    PromptLogprobs {
+        /// The token.
+        target: u32,
+        /// How many of the most likely tokens are reported beside it.
+        top: u32,
+    },
+}
+
 /// Which ids a sequence has seen, and how often: all that penalties need of its past.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenCounts(BTreeMap<u32, u32>);
@@ -139,12 +153,12 @@ impl ScheduledBatch {
     }
 }
 
-/// The token chosen for one sequence.
+/// The token of a row whose logits were wanted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampledToken {
-    /// Chosen id.
+    /// Chosen id, or the one that was scored.
     pub token: u32,
-    /// Present where the request asked for log-probabilities.
+    /// Present where the request asked for log-probabilities, and wherever a token was scored.
     pub logprob: Option<TokenLogprob>,
 }
 

@@ -17,8 +17,8 @@ pub mod sampling;
 
 pub use adapter::{AdapterFacts, AdapterFault, OpClass};
 pub use batch::{
-    BlockCopy, PrefixWrite, SampleSpec, SampledToken, ScheduledBatch, ScheduledSequence, SequenceFailure, StepOutput,
-    TokenCounts, TokenSource,
+    BlockCopy, Output, PrefixWrite, SampleSpec, SampledToken, ScheduledBatch, ScheduledSequence, SequenceFailure,
+    StepOutput, TokenCounts, TokenSource,
 };
 pub use client::{ClientKey, ConnectionId, Party};
 pub use event::{FinishReason, RequestFailure, SequenceEvent, TokenLogprob, Usage};

@@ -210,12 +210,12 @@ impl Backend for CpuBackend {
     }
 
     fn sample(&self, step: &mut Step, group: usize, logits: &Buffer) {
-        self.sample_rows(step.plan.samples_of(group), logits, &mut step.outcomes);
+        self.sample_rows(step.plan.outputs_of(group), logits, &mut step.outcomes);
     }
 
     fn finish(&self, step: &mut Step) -> Result<Vec<SampleOutcome>, OpsError> {
         // What a sequence counts is shared with its sample: let go, so that counting on copies nothing.
-        step.plan.samples.clear();
+        step.plan.outputs.clear();
         Ok(std::mem::take(&mut step.outcomes))
     }
 

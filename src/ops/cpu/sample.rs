@@ -9,7 +9,7 @@ use super::isa::{DetectedIsa, Isa};
 use super::memory::Buffer;
 use crate::ops::SampleOutcome;
 use crate::sampler::{Pass, Sampler, Simd};
-use crate::types::SampleSpec;
+use crate::types::Output;
 
 /// Work of sampling per logit, in multiply-adds.
 const COST: usize = 8;
@@ -40,12 +40,12 @@ impl Simd for DetectedIsa {
 }
 
 impl CpuBackend {
-    /// Row i of `logits` by the i-th spec; the outcomes in that order. See [`crate::ops::Backend::sample`].
-    pub(super) fn sample_rows(&self, specs: &[SampleSpec], logits: &Buffer, outcomes: &mut Vec<SampleOutcome>) {
-        assert!(specs.len() <= logits.rows());
+    /// Row i of `logits` by the i-th output; the outcomes in that order. See [`crate::ops::Backend::sample`].
+    pub(super) fn sample_rows(&self, outputs: &[Output], logits: &Buffer, outcomes: &mut Vec<SampleOutcome>) {
+        assert!(outputs.len() <= logits.rows());
         let mut scratch = self.scratch();
         let samplers = &mut scratch.samplers;
-        let threads = self.pool.threads().min(specs.len());
+        let threads = self.pool.threads().min(outputs.len());
         if samplers.len() < threads {
             samplers.resize_with(threads, || RowSampler { sampler: Sampler::new(logits.cols), chosen: Vec::new() });
         }
@@ -53,12 +53,12 @@ impl CpuBackend {
         samplers.iter_mut().for_each(|one| one.chosen.clear());
         // Rows differ in what they ask for: whoever is done takes the next.
         let next = AtomicUsize::new(0);
-        self.pool.for_blocks(specs.len() * logits.cols * COST, samplers, 1, |_, samplers| {
+        self.pool.for_blocks(outputs.len() * logits.cols * COST, samplers, 1, |_, samplers| {
             for RowSampler { sampler, chosen } in samplers {
                 loop {
                     let row = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(spec) = specs.get(row) else { break };
-                    chosen.push((row, sampler.sample(&self.isa, logits.row(row), spec)));
+                    let Some(output) = outputs.get(row) else { break };
+                    chosen.push((row, sampler.output(&self.isa, logits.row(row), output)));
                 }
             }
         });

@@ -161,14 +161,14 @@ impl Backend for ReferenceBackend {
     }
 
     fn sample(&self, step: &mut Step, group: usize, logits: &Matrix) {
-        for (row, spec) in step.plan.samples_of(group).iter().enumerate() {
+        for (row, output) in step.plan.outputs_of(group).iter().enumerate() {
             let logits = logits.row(row);
-            step.outcomes.push(Sampler::new(logits.len()).sample(&AnyMachine, logits, spec));
+            step.outcomes.push(Sampler::new(logits.len()).output(&AnyMachine, logits, output));
         }
     }
 
     fn finish(&self, step: &mut Step) -> Result<Vec<SampleOutcome>, OpsError> {
-        step.plan.samples.clear();
+        step.plan.outputs.clear();
         Ok(std::mem::take(&mut step.outcomes))
     }
 

@@ -2,15 +2,21 @@ use std::sync::Arc;
 
 use super::*;
 use crate::ops::SampledRows;
-use crate::types::{SampleSpec, SamplingParams, SequenceFailure, TokenCounts};
+use crate::types::{Output, SampleSpec, SamplingParams, SequenceFailure, TokenCounts};
 
-fn spec(index: u32, params: SamplingParams) -> SampleSpec {
+fn sample(index: u32, params: SamplingParams) -> Output {
     let counts = params.needs_counts().then(|| Arc::new(TokenCounts::of_prompt(&[1, 2, 3])));
-    SampleSpec { params: Arc::new(params), choice: 0, output_position: index, banned: Vec::new(), counts }
+    Output::Sample(SampleSpec {
+        params: Arc::new(params),
+        choice: 0,
+        output_position: index,
+        banned: Vec::new(),
+        counts,
+    })
 }
 
 /// Rows that ask for different things, in turn.
-fn specs(rows: usize) -> Vec<SampleSpec> {
+fn outputs(rows: usize) -> Vec<Output> {
     let base = SamplingParams { temperature: 0.8, seed: 3, ..SamplingParams::greedy() };
     let kinds = [
         SamplingParams::greedy(),
@@ -20,13 +26,16 @@ fn specs(rows: usize) -> Vec<SampleSpec> {
         SamplingParams { top_k: 50, min_p: 0.01, ..base.clone() },
         SamplingParams { repetition_penalty: 1.3, top_p: 0.5, logprobs: Some(0), ..base },
     ];
-    (0..rows).map(|row| spec(row as u32, kinds[row % kinds.len()].clone())).collect()
+    let score = |row: usize| Output::PromptLogprobs { target: row as u32, top: 5 };
+    let output =
+        |row: usize| kinds.get(row % (kinds.len() + 1)).map_or(score(row), |kind| sample(row as u32, kind.clone()));
+    (0..rows).map(output).collect()
 }
 
-fn choose<B: Backend>(backend: &B, specs: &[SampleSpec], logits: &B::Buffer) -> Vec<SampleOutcome> {
-    let mut plan = plan_of(vec![None; specs.len()]);
-    plan.sampled = SampledRows::groups(&plan.rows, &(0..specs.len() as u32).collect::<Vec<_>>());
-    plan.samples = specs.to_vec();
+fn choose<B: Backend>(backend: &B, outputs: &[Output], logits: &B::Buffer) -> Vec<SampleOutcome> {
+    let mut plan = plan_of(vec![None; outputs.len()]);
+    plan.sampled = SampledRows::groups(&plan.rows, &(0..outputs.len() as u32).collect::<Vec<_>>());
+    plan.outputs = outputs.to_vec();
     let mut step = backend.step();
     backend.upload(&plan, &mut step).unwrap();
     backend.sample(&mut step, 0, logits);
@@ -36,16 +45,16 @@ fn choose<B: Backend>(backend: &B, specs: &[SampleSpec], logits: &B::Buffer) -> 
 #[test]
 fn a_row_gets_the_same_token_alone_and_mixed_on_every_path() {
     const VOCAB: usize = 4999;
-    let specs = specs(20);
+    let outputs = outputs(20);
     let numbers: Vec<f32> = numbers(7, 20 * VOCAB).iter().map(|logit| logit * 9.0).collect();
     let reference = ReferenceBackend::new(Dtype::F32);
-    let want = choose(&reference, &specs, &matrix(VOCAB, &numbers));
+    let want = choose(&reference, &outputs, &matrix(VOCAB, &numbers));
     for threads in [1, 3] {
         for cpu in backends(threads) {
-            assert_eq!(choose(&cpu, &specs, &buffer(VOCAB, &numbers)), want, "{}", name(&cpu));
-            for (row, spec) in specs.iter().enumerate() {
+            assert_eq!(choose(&cpu, &outputs, &buffer(VOCAB, &numbers)), want, "{}", name(&cpu));
+            for (row, output) in outputs.iter().enumerate() {
                 let alone = buffer(VOCAB, &numbers[row * VOCAB..][..VOCAB]);
-                let chosen = choose(&cpu, std::slice::from_ref(spec), &alone);
+                let chosen = choose(&cpu, std::slice::from_ref(output), &alone);
                 assert_eq!(chosen, want[row..=row], "{} row {row}", name(&cpu));
             }
         }
@@ -55,10 +64,10 @@ fn a_row_gets_the_same_token_alone_and_mixed_on_every_path() {
 #[test]
 fn a_row_that_is_not_finite_fails_alone_and_the_next_step_begins_anew() {
     let cpu = backend(Isa::Portable, Dtype::F32, 2);
-    let specs = specs(3);
+    let outputs = outputs(3);
     let mut logits = numbers(1, 3 * 900);
     logits[900 + 17] = f32::NAN;
-    let outcomes = choose(&cpu, &specs, &buffer(900, &logits));
+    let outcomes = choose(&cpu, &outputs, &buffer(900, &logits));
     assert_eq!(outcomes.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
     assert_eq!(outcomes[1], Err(SequenceFailure::NonFinite));
     let mut step = cpu.step();
@@ -90,11 +99,11 @@ fn sampling_figures() {
             logits.data.iter_mut().zip(part).for_each(|(logit, part)| *logit += part * spread * 0.5);
         }
         for (name, params) in &cases {
-            let specs: Vec<_> = (0..ROWS as u32).map(|row| spec(row, params.clone())).collect();
+            let outputs: Vec<_> = (0..ROWS as u32).map(|row| sample(row, params.clone())).collect();
             let mut times: Vec<f64> = (0..9)
                 .map(|_| {
                     let start = Instant::now();
-                    std::hint::black_box(choose(&cpu, &specs, &logits));
+                    std::hint::black_box(choose(&cpu, &outputs, &logits));
                     start.elapsed().as_secs_f64() * 1e3
                 })
                 .collect();
