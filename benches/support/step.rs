@@ -104,7 +104,7 @@ pub(crate) fn rows(slots: &[Option<AdapterSlot>], count: usize, start: usize) ->
             plan.kv_slots.push(blocks[position / BLOCK_SIZE] * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32);
         }
         sampled.push(row_slots.len() as u32 - 1);
-        plan.sequences.push(SequencePlan { rows: first..row_slots.len(), start: start as u32, blocks });
+        plan.sequences.push(SequencePlan { rows: first..row_slots.len(), start: start as u32, blocks: blocks.into() });
     }
     plan.rows = RowPlan::new(row_slots);
     plan.sampled = SampledRows::groups(&plan.rows, &sampled);

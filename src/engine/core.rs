@@ -14,6 +14,7 @@ use super::executor::StepExecutor;
 use super::handle::{
     EngineEnd, EngineHandle, EngineLimits, EngineStats, Install, InstallHandle, Lease, MAX_INSTALLS, Shared,
 };
+use super::input_batch::{InputBatch, StepInput};
 use super::isolate::{BrokenDevice, Culprit, Guarded, Isolated, panic_text};
 use super::mailbox::{Letters, Mailbox, Submission};
 use super::pulse::EnginePulse;
@@ -76,6 +77,7 @@ pub fn start<E: StepExecutor>(
     let engine = Engine {
         executor: Guarded::new(executor, pulse),
         scheduler,
+        sequences: InputBatch::default(),
         live: HashMap::new(),
         installs,
         shared: Arc::clone(&shared),
@@ -140,6 +142,8 @@ impl Live {
 struct Engine<E: StepExecutor> {
     executor: Guarded<E>,
     scheduler: Scheduler,
+    /// As the scheduler has told them.
+    sequences: InputBatch,
     live: HashMap<RequestId, Live>,
     installs: mpsc::Receiver<Install<E::Prepared>>,
     shared: Arc<Shared>,
@@ -170,6 +174,7 @@ impl<E: StepExecutor> Engine<E> {
             }
             let scheduled = self.scheduler.schedule(Instant::now());
             self.publish(scheduled.events);
+            self.sequences.apply(&scheduled.batch);
             stalled = scheduled.batch.is_empty();
             if !stalled {
                 if let Err(BrokenDevice { error }) = self.step(&scheduled.batch) {
@@ -274,7 +279,7 @@ impl<E: StepExecutor> Engine<E> {
     fn step(&mut self, batch: &ScheduledBatch) -> Result<(), BrokenDevice> {
         let started = Instant::now();
         self.stats.steps += 1;
-        let events = match self.executor.attempt(batch) {
+        let events = match self.executor.attempt(&StepInput::new(batch, &self.sequences)) {
             Ok(output) => self.completed(batch, &output, started),
             Err(error) => self.failed(batch, error, started)?,
         };
@@ -287,7 +292,7 @@ impl<E: StepExecutor> Engine<E> {
         tracing::error!(%error, sequences = batch.sequences.len(), rows = batch.num_tokens(), "a step failed");
         self.stats.failed_steps += 1;
         let probe = self.scheduler.probe();
-        let isolated = self.executor.isolate(batch, error, probe.as_ref());
+        let isolated = self.executor.isolate(batch, &self.sequences, error, probe.as_ref());
         let Isolated { batch, output, culprits } = isolated.inspect_err(|_| {
             (self.observer)(EngineFact::Failed(StepCulprit::Device));
         })?;
@@ -312,13 +317,14 @@ impl<E: StepExecutor> Engine<E> {
 
     fn completed(&mut self, batch: &ScheduledBatch, output: &StepOutput, started: Instant) -> Events {
         let now = Instant::now();
-        let (tokens, distinct) = (batch.num_tokens(), distinct_adapters(batch));
+        let (tokens, distinct) = (batch.num_tokens(), distinct_adapters(&StepInput::new(batch, &self.sequences)));
         self.stats.tokens_computed += tokens as u64;
         let histogram = &mut self.stats.steps_by_distinct_adapters;
         if histogram.len() <= distinct {
             histogram.resize(distinct + 1, 0);
         }
         histogram[distinct] += 1;
+        self.sequences.advance(batch, output);
         let events = self.scheduler.update(batch, output, now);
         let (before, after) = (self.observed, self.scheduler.stats());
         self.observed = after;
@@ -418,8 +424,8 @@ fn gauges(stats: &SchedulerStats) -> EngineGauges {
     }
 }
 
-fn distinct_adapters(batch: &ScheduledBatch) -> usize {
-    let mut slots: Vec<_> = batch.sequences.iter().filter_map(|sequence| sequence.slot).collect();
+fn distinct_adapters(step: &StepInput<'_>) -> usize {
+    let mut slots: Vec<_> = step.sequences().filter_map(|sequence| sequence.slot).collect();
     slots.sort_unstable();
     slots.dedup();
     slots.len()

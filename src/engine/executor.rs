@@ -4,22 +4,24 @@ use std::sync::Arc;
 
 use super::error::StepError;
 use super::handle::Leftover;
-use super::prepare::{Prepared, prepare};
+use super::input_batch::StepInput;
+use super::prepare::PassInput;
 use crate::delta::{self, Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, PreparedDelta};
 use crate::model::{Checkpoint, Decoder};
 use crate::ops::{Backend, OpsError};
-use crate::types::{AdapterSlot, ScheduledBatch, StepOutput};
+use crate::types::{AdapterSlot, StepOutput};
 
 /// Runs steps. Owned by the engine thread; a fake one makes the loop testable without a model.
 pub trait StepExecutor: Send + 'static {
     /// An adapter whose bytes are on the device already, so that installing it moves none.
     type Prepared: Send + 'static;
 
-    /// Apply the batch's prefix writes and block copies, run its rows in one pass, sample.
+    /// Apply the step's prefix writes and block copies, run its rows in one pass, sample. The same step may come again,
+    /// whole or in parts, where it fails.
     ///
     /// # Errors
     /// [`StepError`]; nothing of the step's KV may be trusted then.
-    fn execute(&mut self, batch: &ScheduledBatch) -> Result<StepOutput, StepError>;
+    fn execute(&mut self, step: &StepInput<'_>) -> Result<StepOutput, StepError>;
 
     /// Put an adapter into an empty slot.
     fn install(&mut self, slot: AdapterSlot, prepared: Self::Prepared);
@@ -32,35 +34,39 @@ pub trait StepExecutor: Send + 'static {
 pub struct ModelExecutor<B: Backend> {
     decoder: Decoder<B>,
     block_size: u32,
+    pass: PassInput,
 }
 
 impl<B: Backend> ModelExecutor<B> {
     /// An executor whose KV blocks have `block_size` places.
     #[must_use]
     pub fn new(decoder: Decoder<B>, block_size: u32) -> Self {
-        Self { decoder, block_size }
+        Self { decoder, block_size, pass: PassInput::default() }
     }
 }
 
 impl<B: Backend> StepExecutor for ModelExecutor<B> {
     type Prepared = PreparedDelta<B>;
 
-    fn execute(&mut self, batch: &ScheduledBatch) -> Result<StepOutput, StepError> {
+    fn execute(&mut self, step: &StepInput<'_>) -> Result<StepOutput, StepError> {
+        let Self { decoder, block_size, pass } = self;
+        let batch = step.batch();
         for write in &batch.prefix_writes {
             let blocks: Vec<u32> = write.blocks.iter().map(|block| block.0).collect();
-            if !self.decoder.write_prefix(write.slot, &blocks) {
+            if !decoder.write_prefix(write.slot, &blocks) {
                 return Err(StepError::NoPrefix { slot: write.slot.0 });
             }
         }
         for copy in &batch.block_copies {
-            self.decoder.copy_block(copy.source.0, copy.target.0);
+            decoder.copy_block(copy.source.0, copy.target.0);
         }
         if batch.sequences.is_empty() {
             return Ok(StepOutput::default());
         }
-        let Prepared { input, sampled } = prepare(batch, self.block_size, self.decoder.long_rope_rows());
-        let outcomes = self.decoder.forward(&input)?;
-        Ok(StepOutput { sampled: sampled.into_iter().zip(outcomes).collect() })
+        pass.prepare(step, *block_size, decoder.long_rope_rows());
+        let outcomes = decoder.forward(&pass.input);
+        pass.input.plan.release();
+        Ok(StepOutput { sampled: pass.sampled.iter().copied().zip(outcomes?).collect() })
     }
 
     fn install(&mut self, slot: AdapterSlot, prepared: PreparedDelta<B>) {

@@ -12,9 +12,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::error::StepError;
 use super::executor::StepExecutor;
 use super::handle::Leftover;
+use super::input_batch::{InputBatch, StepInput};
 use super::pulse::EnginePulse;
 use crate::telemetry::panic_message;
-use crate::types::{AdapterSlot, ScheduledBatch, ScheduledSequence, StepOutput, TokenSource};
+use crate::types::{AdapterSlot, ScheduledBatch, ScheduledSequence, StepOutput};
 
 /// After so many attempts at a step in which not even a row of the base could be computed the engine gives up: the device
 /// is not coming back.
@@ -56,10 +57,10 @@ impl<E: StepExecutor> Guarded<E> {
         Self { executor, pulse }
     }
 
-    /// Run a batch once.
-    pub(super) fn attempt(&mut self, batch: &ScheduledBatch) -> Result<StepOutput, StepError> {
-        self.pulse.begin(batch.sequences.len(), batch.num_tokens());
-        contained(|| self.executor.execute(batch))?
+    /// Run a step once.
+    pub(super) fn attempt(&mut self, step: &StepInput<'_>) -> Result<StepOutput, StepError> {
+        self.pulse.begin(step.batch().sequences.len(), step.batch().num_tokens());
+        contained(|| self.executor.execute(step))?
     }
 
     /// `batch` failed: find out whose fault it is. `probe` is a row of the base on a block of its own; it
@@ -68,18 +69,21 @@ impl<E: StepExecutor> Guarded<E> {
     pub(super) fn isolate(
         &mut self,
         batch: &ScheduledBatch,
+        sequences: &InputBatch,
         mut error: StepError,
         probe: Option<&ScheduledBatch>,
     ) -> Result<Isolated, BrokenDevice> {
         for _ in 1..MAX_ATTEMPTS {
             let mut isolated = Isolated::default();
-            self.halve(batch, &mut isolated);
-            if !isolated.batch.sequences.is_empty() || probe.is_none_or(|probe| self.attempt(probe).is_ok()) {
-                isolated.culprits.iter_mut().for_each(|culprit| culprit.adapter = self.blames_adapter(&culprit.batch));
+            self.halve(batch, sequences, &mut isolated);
+            if !isolated.batch.sequences.is_empty() || probe.is_none_or(|probe| self.works(probe)) {
+                for culprit in &mut isolated.culprits {
+                    culprit.adapter = self.blames_adapter(&culprit.batch, sequences);
+                }
                 return Ok(isolated);
             }
             // Nobody's fault: once more, as it was.
-            match self.attempt(batch) {
+            match self.attempt(&StepInput::new(batch, sequences)) {
                 Ok(output) => return Ok(Isolated { batch: batch.clone(), output, culprits: Vec::new() }),
                 Err(again) => error = again,
             }
@@ -87,31 +91,43 @@ impl<E: StepExecutor> Guarded<E> {
         Err(BrokenDevice { error })
     }
 
+    /// Whether a step can be computed whose sequences all join in it.
+    fn works(&mut self, batch: &ScheduledBatch) -> bool {
+        let mut sequences = InputBatch::default();
+        sequences.apply(batch);
+        self.attempt(&StepInput::new(batch, &sequences)).is_ok()
+    }
+
     /// Run the parts of a batch that failed, down to single sequences; these have a second chance.
-    fn halve(&mut self, batch: &ScheduledBatch, into: &mut Isolated) {
+    fn halve(&mut self, batch: &ScheduledBatch, sequences: &InputBatch, into: &mut Isolated) {
         let (left, right) = batch.sequences.split_at(batch.sequences.len() / 2);
-        for sequences in [left, right].into_iter().filter(|sequences| !sequences.is_empty()) {
-            let half = part(batch, sequences);
-            let alone = sequences.len() == 1;
-            match self.attempt(&half).or_else(|error| if alone { self.attempt(&half) } else { Err(error) }) {
+        for shares in [left, right].into_iter().filter(|shares| !shares.is_empty()) {
+            let half = part(batch, shares, sequences);
+            let step = StepInput::new(&half, sequences);
+            let alone = shares.len() == 1;
+            match self.attempt(&step).or_else(|error| if alone { self.attempt(&step) } else { Err(error) }) {
                 Ok(output) => {
                     into.batch.sequences.extend(half.sequences);
                     into.output.sampled.extend(output.sampled);
                 }
                 Err(error) if alone => into.culprits.push(Culprit { batch: half, error, adapter: false }),
-                Err(_) => self.halve(&half, into),
+                Err(_) => self.halve(&half, sequences, into),
             }
         }
     }
 
     /// Whether a culprit's rows can be computed on the base. What that writes lies in its own places, and it ends.
-    fn blames_adapter(&mut self, culprit: &ScheduledBatch) -> bool {
-        let Some(sequence) = culprit.sequences.first().filter(|sequence| sequence.slot.is_some()) else { return false };
-        if matches!(sequence.tokens, TokenSource::PromptEmbeds { .. }) {
+    fn blames_adapter(&mut self, culprit: &ScheduledBatch, sequences: &InputBatch) -> bool {
+        let Some(sequence) = StepInput::new(culprit, sequences).sequences().find(|sequence| sequence.slot.is_some())
+        else {
+            return false;
+        };
+        // Rows of the adapter itself.
+        if sequence.ids().is_none() {
             return true;
         }
-        let plain = ScheduledSequence { slot: None, ..sequence.clone() };
-        self.attempt(&ScheduledBatch { sequences: vec![plain], ..ScheduledBatch::default() }).is_ok()
+        let plain = ScheduledBatch { sequences: culprit.sequences.clone(), ..ScheduledBatch::default() };
+        self.attempt(&StepInput::new(&plain, sequences).base_alone()).is_ok()
     }
 
     /// Put an adapter into a slot, whatever was in it.
@@ -134,20 +150,15 @@ impl<E: StepExecutor> Guarded<E> {
     }
 }
 
-/// The part of a batch that computes some of its sequences.
-fn part(whole: &ScheduledBatch, sequences: &[ScheduledSequence]) -> ScheduledBatch {
-    let any = |wanted: &dyn Fn(&ScheduledSequence) -> bool| sequences.iter().any(wanted);
-    ScheduledBatch {
-        prefix_writes: {
-            let wanted = whole.prefix_writes.iter().filter(|write| any(&|sequence| sequence.slot == Some(write.slot)));
-            wanted.cloned().collect()
-        },
-        block_copies: {
-            let wanted = whole.block_copies.iter().filter(|copy| any(&|one| one.blocks.contains(&copy.target)));
-            wanted.copied().collect()
-        },
-        sequences: sequences.to_vec(),
-    }
+/// The part of a batch that computes some of its sequences. They have joined.
+fn part(whole: &ScheduledBatch, shares: &[ScheduledSequence], sequences: &InputBatch) -> ScheduledBatch {
+    let mut part = ScheduledBatch { sequences: shares.to_vec(), ..ScheduledBatch::default() };
+    let step = StepInput::new(&part, sequences);
+    let (mut writes, mut copies) = (whole.prefix_writes.clone(), whole.block_copies.clone());
+    writes.retain(|write| step.sequences().any(|one| one.slot == Some(write.slot)));
+    copies.retain(|copy| step.sequences().any(|one| one.blocks.contains(&copy.target.0)));
+    (part.prefix_writes, part.block_copies) = (writes, copies);
+    part
 }
 
 /// Run something of the executor's; a panic is an error like any other.

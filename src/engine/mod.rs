@@ -7,6 +7,7 @@ mod events;
 mod executor;
 mod handle;
 mod host_memory;
+mod input_batch;
 mod install;
 mod isolate;
 mod loaders;
@@ -25,6 +26,7 @@ pub use handle::{
     StatsFuture, SubmitError,
 };
 pub use host_memory::{HostMemory, HostShare, TooLargeToLoad};
+pub use input_batch::{SequenceInput, StepInput};
 pub use install::{AcquireFuture, AdapterInstaller, EngineInstaller};
 pub use loaders::Loaders;
 pub use pulse::{EnginePulse, StepInFlight};

@@ -4,6 +4,7 @@
 //! S1 prefills three tokens of the base from index 0, S2 decodes with slot 2 (one row at index 1).
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::types::{AdapterSlot, Output};
 
@@ -17,7 +18,7 @@ pub struct Segment {
 }
 
 /// Rows of a buffer and the adapter of each, grouped by slot once per step.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct RowPlan {
     /// Adapter of each row. Example: `[Some(2), None, None, None, Some(2)]`.
     pub slots: Vec<Option<AdapterSlot>>,
@@ -31,18 +32,25 @@ impl RowPlan {
     /// Group rows by slot.
     #[must_use]
     pub fn new(slots: Vec<Option<AdapterSlot>>) -> Self {
-        let mut keyed: Vec<(AdapterSlot, u32)> =
-            slots.iter().enumerate().filter_map(|(row, slot)| slot.map(|slot| (slot, row as u32))).collect();
-        keyed.sort_unstable();
-        let mut segments: Vec<Segment> = Vec::new();
-        for (at, (slot, _)) in keyed.iter().enumerate() {
+        let mut plan = Self { slots, ..Self::default() };
+        plan.group();
+        plan
+    }
+
+    /// Group rows by slot anew, after `slots` has changed.
+    pub fn group(&mut self) {
+        let Self { slots, order, segments } = self;
+        order.clear();
+        order.extend((0..slots.len() as u32).filter(|row| slots[*row as usize].is_some()));
+        order.sort_unstable_by_key(|row| (slots[*row as usize], *row));
+        segments.clear();
+        for (at, row) in order.iter().enumerate() {
+            let Some(slot) = slots[*row as usize] else { continue };
             match segments.last_mut() {
-                Some(last) if last.slot == *slot => last.range.end = at + 1,
-                _ => segments.push(Segment { slot: *slot, range: at..at + 1 }),
+                Some(last) if last.slot == slot => last.range.end = at + 1,
+                _ => segments.push(Segment { slot, range: at..at + 1 }),
             }
         }
-        let order = keyed.into_iter().map(|(_, row)| row).collect();
-        Self { slots, order, segments }
     }
 
     /// Number of rows.
@@ -75,7 +83,7 @@ pub enum Rows {
 }
 
 /// Sampled rows that go through the head together: their number bounds the logits.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct SampledRows {
     /// Rows of the step, ascending. Example: `[0, 4]`.
     pub sources: Vec<u32>,
@@ -90,11 +98,21 @@ impl SampledRows {
     /// Groups of the rows `sampled` of a step, ascending.
     #[must_use]
     pub fn groups(step: &RowPlan, sampled: &[u32]) -> Vec<Self> {
-        let group = |sources: &[u32]| {
-            let slots = sources.iter().map(|row| step.slots[*row as usize]).collect();
-            Self { sources: sources.to_vec(), rows: RowPlan::new(slots) }
-        };
-        sampled.chunks(Self::MOST).map(group).collect()
+        let mut groups = Vec::new();
+        Self::group_into(&mut groups, step, sampled);
+        groups
+    }
+
+    /// As [`Self::groups`], in the memory of other groups.
+    pub fn group_into(groups: &mut Vec<Self>, step: &RowPlan, sampled: &[u32]) {
+        groups.resize_with(sampled.len().div_ceil(Self::MOST), Self::default);
+        for (group, sources) in groups.iter_mut().zip(sampled.chunks(Self::MOST)) {
+            group.sources.clear();
+            group.sources.extend_from_slice(sources);
+            group.rows.slots.clear();
+            group.rows.slots.extend(sources.iter().map(|row| step.slots[*row as usize]));
+            group.rows.group();
+        }
     }
 }
 
@@ -105,12 +123,13 @@ pub struct SequencePlan {
     pub rows: Range<usize>,
     /// KV index of the first of them. Example: S0 has 5.
     pub start: u32,
-    /// Block table: block `i` holds KV indices `i * block_size ..`.
-    pub blocks: Vec<u32>,
+    /// Block table: block `i` holds KV indices `i * block_size ..`. Shared with whoever keeps it from step to step, who can
+    /// append without copying once the step has let go of it.
+    pub blocks: Arc<Vec<u32>>,
 }
 
 /// All a step's kernels read besides weights and activations.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct StepPlan {
     /// Rows of the pass and their adapters.
     pub rows: RowPlan,
@@ -131,7 +150,48 @@ pub struct StepPlan {
     pub outputs: Vec<Output>,
 }
 
+/// Cloning into what was used before allocates nothing that it has room for already: this is what an upload is where the
+/// device is the host.
+macro_rules! clone_in_place {
+    ($plan:ident { $($field:ident),* }) => {
+        impl Clone for $plan {
+            fn clone(&self) -> Self {
+                Self { $($field: self.$field.clone()),* }
+            }
+
+            fn clone_from(&mut self, source: &Self) {
+                let Self { $($field),* } = source;
+                $(self.$field.clone_from($field);)*
+            }
+        }
+    };
+}
+
+clone_in_place!(RowPlan { slots, order, segments });
+clone_in_place!(SampledRows { sources, rows });
+clone_in_place!(StepPlan { rows, ids, positions, rope_rows, kv_slots, sequences, sampled, outputs });
+
 impl StepPlan {
+    /// Empty it of rows and sequences, and keep the memory.
+    pub fn clear(&mut self) {
+        let Self { rows, ids, positions, rope_rows, kv_slots, sequences, sampled: _, outputs } = self;
+        rows.slots.clear();
+        rows.group();
+        ids.clear();
+        positions.clear();
+        rope_rows.clear();
+        kv_slots.clear();
+        sequences.clear();
+        outputs.clear();
+    }
+
+    /// The step is over: let go of what it shares with those who keep it from step to step, so that they change it
+    /// without copying it.
+    pub fn release(&mut self) {
+        self.sequences.clear();
+        self.outputs.clear();
+    }
+
     /// The plan of the rows that an op works on.
     #[must_use]
     pub fn of(&self, rows: Rows) -> &RowPlan {
@@ -167,6 +227,47 @@ impl StepPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Two sequences of one row each, both sampled.
+    fn two_rows() -> StepPlan {
+        let slots = vec![None, Some(AdapterSlot(1))];
+        let rows = RowPlan::new(slots);
+        StepPlan {
+            ids: vec![Some(1), None],
+            positions: vec![7, 8],
+            rope_rows: vec![9, 10],
+            kv_slots: vec![7, 18],
+            sequences: (0..2)
+                .map(|row| SequencePlan { rows: row..row + 1, start: 7, blocks: vec![row as u32].into() })
+                .collect(),
+            sampled: SampledRows::groups(&rows, &[0, 1]),
+            outputs: vec![Output::PromptLogprobs { target: 3, top: 1 }; 2],
+            rows,
+        }
+    }
+
+    #[test]
+    fn a_plan_is_taken_over_whole_in_the_memory_of_another() {
+        let (large, mut copy) = (two_rows(), StepPlan::default());
+        copy.clone_from(&large);
+        assert_eq!(copy, large);
+        let memory = (copy.ids.as_ptr(), copy.rows.slots.as_ptr(), copy.sampled[0].sources.as_ptr());
+        let small = StepPlan { ids: vec![None], rope_rows: Vec::new(), ..two_rows() };
+        copy.clone_from(&small);
+        assert_eq!(copy, small);
+        assert_eq!((copy.ids.as_ptr(), copy.rows.slots.as_ptr(), copy.sampled[0].sources.as_ptr()), memory);
+    }
+
+    #[test]
+    fn what_a_step_shares_is_its_owners_alone_when_it_is_over() {
+        let mut plan = two_rows();
+        let mut kept = plan.sequences[0].blocks.clone();
+        assert!(Arc::get_mut(&mut kept).is_none());
+        plan.release();
+        assert!(Arc::get_mut(&mut kept).is_some());
+        plan.clear();
+        assert_eq!(StepPlan { sampled: Vec::new(), ..plan }, StepPlan::default());
+    }
 
     #[test]
     fn rows_are_grouped_by_slot_and_stay_ascending() {

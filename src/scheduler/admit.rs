@@ -8,7 +8,7 @@ use super::fair_share::PartyId;
 use super::make_way::Blocked;
 use super::policy::Rank;
 use super::queue::{Flow, Place};
-use super::step::StepPlan;
+use super::step::NextStep;
 use super::virtual_pages::{PageSet, PagesKey, Prefill};
 use super::{Events, Scheduler};
 use crate::cache::BlockTable;
@@ -42,12 +42,12 @@ type Passed = BTreeMap<Flow, Rank>;
 impl Scheduler {
     /// Start what waits, the least served party first. One of which nothing can start now is passed; one whose blocks
     /// do not fit is not.
-    pub(super) fn admit_waiting(&mut self, now: Instant, plan: &mut StepPlan) {
+    pub(super) fn admit_waiting(&mut self, now: Instant, step: &mut NextStep) {
         let mut passed = Passed::new();
         let mut turns: BinaryHeap<_> =
             self.waiting.parties().filter_map(|(party, ..)| self.turn(party, None, &passed)).collect();
         let mut holders = self.seat_holders();
-        while !plan.is_full()
+        while !step.is_full()
             && let Some(Reverse(turn)) = turns.pop()
         {
             let Turn { party, rank, place, .. } = turn;
@@ -60,7 +60,7 @@ impl Scheduler {
             if self.fair.allowance(party) == 0 || !self.may_take_a_seat(flow, &holders) {
                 continue;
             }
-            match self.try_start(rank, now, plan) {
+            match self.try_start(rank, now, step) {
                 Admission::Started => holders = self.seat_holders(),
                 Admission::NotYet => drop(passed.insert(flow, rank)),
                 Admission::NoRoom => return,
@@ -75,7 +75,7 @@ impl Scheduler {
         Some(Reverse(Turn { level: self.fair.level(party) - rank.head_start(), rank, party, place }))
     }
 
-    fn try_start(&mut self, rank: Rank, now: Instant, plan: &mut StepPlan) -> Admission {
+    fn try_start(&mut self, rank: Rank, now: Instant, step: &mut NextStep) -> Admission {
         let id = rank.id();
         if self.waits_for_first_choice(id) {
             return Admission::NotYet;
@@ -93,8 +93,8 @@ impl Scheduler {
         }
         let missing = missing.zip(self.sequences[id].slot);
         if let Some((key, slot)) = missing.filter(|(key, _)| !key.saved_kv) {
-            self.make_pages(key, slot, plan);
-            self.schedule_pages(key, slot, plan);
+            self.make_pages(key, slot, step);
+            self.schedule_pages(key, slot, step);
             return Admission::NotYet;
         }
         // Reused blocks are taken before any is allocated, or an allocation could overwrite one.
@@ -102,11 +102,11 @@ impl Scheduler {
             self.cache.share(*block);
         }
         if let Some((key, slot)) = missing {
-            self.make_pages(key, slot, plan);
+            self.make_pages(key, slot, step);
         }
-        self.start(rank, &reused, plan);
-        self.note_start(id, now, &mut plan.events);
-        self.push_sequence(rank, plan);
+        self.start(rank, &reused, step);
+        self.note_start(id, now, &mut step.events);
+        self.push_sequence(rank, step);
         Admission::Started
     }
 
@@ -137,7 +137,7 @@ impl Scheduler {
     /// out.
     fn fit(&mut self, rank: Rank, reused: &[BlockId], missing: Option<PagesKey>) -> Result<(), usize> {
         let sequence = &self.sequences[rank.id()];
-        let own = sequence.blocks_for(sequence.num_tokens()) - sequence.first_block() - reused.len();
+        let own = sequence.blocks_for(sequence.tokens.len()) - sequence.first_block() - reused.len();
         let revived = reused.iter().filter(|block| self.cache.is_free(**block)).count();
         let pages = missing.map_or(0, |key| Self::blocks_for_pages(self.block_size, key));
         // Running decodes take a new block once per block size; without that headroom what starts now is preempted
@@ -165,11 +165,11 @@ impl Scheduler {
     }
 
     /// Allocate the pages of an adapter; they are written in this step, or prefilled from this step on.
-    fn make_pages(&mut self, key: PagesKey, slot: AdapterSlot, plan: &mut StepPlan) {
+    fn make_pages(&mut self, key: PagesKey, slot: AdapterSlot, step: &mut NextStep) {
         let count = Self::blocks_for_pages(self.block_size, key);
         let blocks: Vec<_> = (0..count).map_while(|_| self.cache.allocate()).collect();
         let prefill = if key.saved_kv {
-            plan.batch.prefix_writes.push(PrefixWrite { slot, blocks: blocks.clone() });
+            step.batch.prefix_writes.push(PrefixWrite { slot, blocks: blocks.clone() });
             None
         } else {
             Some(Prefill { id: self.new_sequence_id(), num_computed: 0 })
@@ -179,7 +179,7 @@ impl Scheduler {
 
     /// Give a waiting sequence its table: its adapter's pages, the `reused` blocks it holds already, new ones. `fit`
     /// has made sure of the blocks.
-    fn start(&mut self, rank: Rank, reused: &[BlockId], plan: &mut StepPlan) {
+    fn start(&mut self, rank: Rank, reused: &[BlockId], step: &mut NextStep) {
         let sequence = &mut self.sequences[rank.id()];
         let pages = sequence.pages.and_then(|key| {
             self.pages.touch(key, self.counters.steps);
@@ -196,7 +196,7 @@ impl Scheduler {
         for block in reused {
             table.push(*block);
         }
-        let total = sequence.blocks_for(sequence.num_tokens());
+        let total = sequence.blocks_for(sequence.tokens.len());
         while table.len() < total
             && let Some(block) = self.cache.allocate()
         {
@@ -204,7 +204,7 @@ impl Scheduler {
                 && table.len() == sequence.first_block()
                 && let Some(tail) = tail
             {
-                plan.batch.block_copies.push(BlockCopy { source: *tail, target: block });
+                step.batch.block_copies.push(BlockCopy { source: *tail, target: block });
             }
             table.push(block);
         }
@@ -220,9 +220,9 @@ impl Scheduler {
     /// Statistics of a sequence's first start, and the `Started` event of its request's.
     fn note_start(&mut self, id: SequenceId, now: Instant, events: &mut Events) {
         let sequence = &mut self.sequences[id];
-        let cached = sequence.num_computed_tokens.min(sequence.prompt.len());
+        let cached = sequence.num_computed_tokens.min(sequence.tokens.prompt().len());
         if !std::mem::replace(&mut sequence.counted, true) && self.cache.prefix_cache() {
-            self.counters.prefix_queries += sequence.prompt.len() as u64;
+            self.counters.prefix_queries += sequence.tokens.prompt().len() as u64;
             self.counters.prefix_hits += cached as u64;
         }
         if let Some(request) = self.requests.get_mut(&sequence.request)

@@ -21,7 +21,7 @@ impl Scheduler {
         let Some(Blocked { rank, missing }) = self.blocked.take() else { return };
         let Some(waiting) = self.sequences.get(rank.id()).filter(|sequence| self.waits(sequence)) else { return };
         let party = waiting.party;
-        let needed = waiting.blocks_for(waiting.num_tokens());
+        let needed = waiting.blocks_for(waiting.tokens.len());
         let held = self.running.iter().map(|rank| &self.sequences[rank.id()]);
         let mut holdings = self.fair.holdings(held.map(|sequence| (sequence.party, sequence.table.len())));
         let level = self.fair.level(party);

@@ -1,8 +1,8 @@
 //! Who runs in the next step: continuous batching, chunked prefill, preemption. Decides; never sees a tensor, never
 //! waits, never reads a clock.
 //!
-//! The scheduler says only "sequence -> number of tokens this step"; prefill, chunked prefill and decode are the same
-//! thing. The engine repeats
+//! The scheduler says who joins, who leaves, and for the others "sequence -> number of tokens this step" with the blocks
+//! that are new; prefill, chunked prefill and decode are the same thing. The engine repeats
 //!
 //! 1. [`Scheduler::schedule`] for a [`ScheduledBatch`],
 //! 2. execute it,
@@ -117,6 +117,8 @@ pub struct Scheduler {
     deadlines: BTreeSet<(Instant, RequestId)>,
     /// Of the last step.
     blocked: Option<Blocked>,
+    /// To be told with the next step: sequences that had joined and have no rows any more.
+    left: Vec<SequenceId>,
     next_sequence: u64,
     num_parked: usize,
     draining: bool,
@@ -143,6 +145,7 @@ impl Scheduler {
             fair: FairShare::new(config.share),
             deadlines: BTreeSet::new(),
             blocked: None,
+            left: Vec::new(),
             next_sequence: 0,
             num_parked: 0,
             draining: false,

@@ -20,6 +20,7 @@ impl Scheduler {
             let sequence = &mut self.sequences[rank.id()];
             let (flow, pages) = (sequence.flow(), sequence.pages);
             if self.running.contains(rank) {
+                self.left.extend(sequence.leave());
                 let mut table = sequence.preempt();
                 self.cache.release_table(&mut table);
             }

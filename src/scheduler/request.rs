@@ -160,6 +160,7 @@ impl Scheduler {
     /// Take a sequence out of everything and free its KV. Its request goes with its last sequence.
     pub(super) fn finish_sequence(&mut self, id: SequenceId) {
         let Some(mut sequence) = self.sequences.remove(id) else { return };
+        self.left.extend(sequence.leave());
         let parked = self.requests.get(&sequence.request).is_some_and(|request| request.parked);
         self.num_parked -= usize::from(parked);
         if !parked {

@@ -13,8 +13,8 @@ use super::queue::Flow;
 use super::virtual_pages::PagesKey;
 use crate::cache::{BlockKey, BlockSize, BlockTable, PrefixBlock, PrefixScope};
 use crate::types::{
-    AdapterSlot, BlockId, ConnectionId, EngineRequest, FinishReason, LongRope, RequestId, SampleSpec, SamplingParams,
-    ScheduledSequence, SequenceId, StoppingParams, TokenCounts, TokenSource,
+    AdapterSlot, BlockId, ConnectionId, EngineRequest, FinishReason, JoinedSequence, LongRope, RequestId, RowSource,
+    SamplingParams, ScheduledSequence, SequenceId, StoppingParams, Tokens,
 };
 
 /// Life of a sequence. A finished one is not kept.
@@ -50,18 +50,17 @@ pub(super) struct Sequence {
     /// The virtual pages it starts with.
     pub(super) pages: Option<PagesKey>,
     pub(super) scope: Arc<PrefixScope>,
-    pub(super) prompt: Arc<[u32]>,
-    pub(super) output: Vec<u32>,
+    /// Prompt, then output.
+    pub(super) tokens: Tokens,
     /// Output tokens that end it: `max_tokens`, or fewer where the context ends before.
     pub(super) max_output: usize,
-    pub(super) sampling: Arc<SamplingParams>,
-    /// Of the prompt and the first `num_counted` output tokens; only where its penalties need them.
-    counts: Option<Arc<TokenCounts>>,
-    num_counted: usize,
-    pub(super) stopping: Arc<StoppingParams>,
+    sampling: Arc<SamplingParams>,
+    stopping: Arc<StoppingParams>,
     /// Tokens whose KV is in the cache.
     pub(super) num_computed_tokens: usize,
     pub(super) table: BlockTable,
+    /// Blocks of the table that whoever computes it knows; `None` where that one does not know the sequence.
+    num_told_blocks: Option<usize>,
     /// Its first start is in the statistics.
     pub(super) counted: bool,
     /// Tokens that have been charged, computed or found in the cache: what a preemption makes it compute again is
@@ -108,15 +107,13 @@ impl Sequence {
             slot: request.adapter.map(|adapter| adapter.slot),
             pages: request.adapter.and_then(|adapter| PagesKey::of(&adapter)).map(|key| key.rotated(scope.long_rope)),
             scope: Arc::clone(scope),
-            prompt: Arc::clone(&request.prompt),
-            output: Vec::new(),
+            tokens: Tokens::new(Arc::clone(&request.prompt)),
             max_output,
             sampling: Arc::clone(&request.sampling),
-            counts: request.sampling.needs_counts().then(|| Arc::new(TokenCounts::of_prompt(&request.prompt))),
-            num_counted: 0,
             stopping: Arc::clone(&request.stopping),
             num_computed_tokens: 0,
             table: BlockTable::default(),
+            num_told_blocks: None,
             counted: false,
             num_charged_tokens: 0,
             last_step: 0,
@@ -142,14 +139,9 @@ impl Sequence {
         self.block_size.full_blocks(self.num_virtual())
     }
 
-    /// Prompt and output so far.
-    pub(super) fn num_tokens(&self) -> usize {
-        self.prompt.len() + self.output.len()
-    }
-
     /// Known tokens without KV.
     pub(super) fn num_remaining(&self) -> usize {
-        self.num_tokens() - self.num_computed_tokens
+        self.tokens.len() - self.num_computed_tokens
     }
 
     /// Blocks that hold everything up to token `num_tokens`.
@@ -157,18 +149,11 @@ impl Sequence {
         self.block_size.blocks_for(self.num_virtual() + num_tokens)
     }
 
-    fn tokens(&self, range: Range<usize>) -> Vec<u32> {
-        let split = self.prompt.len();
-        let prompt = &self.prompt[range.start.min(split)..range.end.min(split)];
-        let output = &self.output[range.start.saturating_sub(split)..range.end.saturating_sub(split)];
-        [prompt, output].concat()
-    }
-
     /// The real tokens in block `block` of the table; the block must be full.
     fn block_tokens(&self, block: usize) -> Vec<u32> {
         let size = self.block_size.get();
         let token = |place: usize| place.saturating_sub(self.num_virtual());
-        self.tokens(token(block * size)..token((block + 1) * size))
+        self.tokens.slices(token(block * size)..token((block + 1) * size)).concat()
     }
 
     /// Call `visit` with the contents of full blocks `range` in order, until it returns false.
@@ -191,7 +176,7 @@ impl Sequence {
     /// Visit the blocks that a new start could reuse, in order, until `visit` returns false. At least the last known
     /// token is left out: its logits are needed.
     pub(super) fn walk_reusable(&mut self, mut visit: impl FnMut(&PrefixBlock<'_>) -> bool) {
-        let end = self.block_size.full_blocks(self.num_virtual() + self.num_tokens() - 1);
+        let end = self.block_size.full_blocks(self.num_virtual() + self.tokens.len() - 1);
         self.walk_blocks(self.first_block()..end, |_, contents| visit(contents));
     }
 
@@ -202,11 +187,12 @@ impl Sequence {
         if start >= end {
             return;
         }
-        let blocks = self.table.blocks().to_vec();
+        let table = std::mem::take(&mut self.table);
         self.walk_blocks(start..end, |block, contents| {
-            visit(blocks[block], contents);
+            visit(table.blocks()[block], contents);
             true
         });
+        self.table = table;
         self.num_published_blocks = end;
     }
 
@@ -221,8 +207,9 @@ impl Sequence {
         };
     }
 
-    /// Give up its KV: the blocks to release.
+    /// Give up its KV: the blocks to release. It has to leave before.
     pub(super) fn preempt(&mut self) -> BlockTable {
+        debug_assert_eq!(self.num_told_blocks, None);
         self.state = SequenceState::Preempted;
         self.num_computed_tokens = 0;
         self.num_published_blocks = 0;
@@ -234,12 +221,12 @@ impl Sequence {
         let end = self.num_computed_tokens + count;
         let begin = self.num_charged_tokens.max(self.num_computed_tokens);
         self.num_charged_tokens = self.num_charged_tokens.max(end);
-        end.min(self.prompt.len()).saturating_sub(begin)
+        end.min(self.tokens.prompt().len()).saturating_sub(begin)
     }
 
     /// It has just outgrown the context of the short frequencies, so that its KV is of no use.
     pub(super) fn outgrows_short_rope(&self) -> bool {
-        self.short_context.is_some_and(|context| self.num_tokens() > context)
+        self.short_context.is_some_and(|context| self.tokens.len() > context)
     }
 
     /// Compute everything by the long frequencies from now on. It must have no KV.
@@ -251,46 +238,52 @@ impl Sequence {
         self.short_context = None;
     }
 
-    /// Its share of a step: the next `count` tokens, sampled if they are the last known ones.
-    pub(super) fn schedule(&mut self, count: usize) -> ScheduledSequence {
-        let end = self.num_computed_tokens + count;
-        let places = self.num_virtual() + end;
-        ScheduledSequence {
+    /// All that whoever computes it has to know; `None` where that one knows it already.
+    pub(super) fn join(&mut self) -> Option<JoinedSequence> {
+        if self.num_told_blocks.is_some() {
+            return None;
+        }
+        self.num_told_blocks = Some(self.table.len());
+        let first = self.num_virtual();
+        Some(JoinedSequence {
             id: self.rank.id(),
             slot: self.slot,
-            start: (places - count) as u32,
-            tokens: TokenSource::Ids(self.tokens(self.num_computed_tokens..end)),
-            blocks: self.table.covering(places, self.block_size).to_vec(),
+            source: RowSource::Tokens {
+                tokens: self.tokens.clone(),
+                first: first as u32,
+                choice: self.choice,
+                sampling: Arc::clone(&self.sampling),
+                stopping: Arc::clone(&self.stopping),
+            },
+            start: (first + self.num_computed_tokens) as u32,
+            blocks: self.table.blocks().to_vec(),
             long_from: self.long_from,
-            sample: (end == self.num_tokens()).then(|| self.sample_spec()),
+        })
+    }
+
+    /// Its share of a step: the next `count` tokens, sampled if they are the last known ones. It has joined.
+    pub(super) fn schedule(&mut self, count: usize) -> ScheduledSequence {
+        let told = self.num_told_blocks.replace(self.table.len()).unwrap_or(0);
+        ScheduledSequence {
+            id: self.rank.id(),
+            count: count as u32,
+            new_blocks: self.table.blocks()[told..].to_vec(),
+            sample: self.num_computed_tokens + count == self.tokens.len(),
         }
     }
 
-    fn sample_spec(&mut self) -> SampleSpec {
-        // Only now: the last step, which had these counts too, is over, so that they are nobody else's and not copied.
-        if let Some(counts) = &mut self.counts {
-            let counts = Arc::make_mut(counts);
-            self.output[self.num_counted..].iter().for_each(|id| counts.add_output(*id));
-            self.num_counted = self.output.len();
-        }
-        let stop_allowed = self.output.len() >= self.stopping.min_tokens as usize;
-        SampleSpec {
-            params: Arc::clone(&self.sampling),
-            choice: self.choice,
-            output_position: self.output.len() as u32,
-            banned: if stop_allowed { Vec::new() } else { self.stopping.stop_token_ids.clone() },
-            counts: self.counts.clone(),
-        }
+    /// It has no rows from now on: its id, where whoever computes it has to be told.
+    pub(super) fn leave(&mut self) -> Option<SequenceId> {
+        self.num_told_blocks.take().map(|_| self.rank.id())
     }
 
     /// Take in the id sampled after the last known token.
     pub(super) fn accept(&mut self, token: u32) -> Accepted {
-        let stop_allowed = self.output.len() >= self.stopping.min_tokens as usize;
-        if stop_allowed && self.stopping.stop_token_ids.contains(&token) {
+        if self.stopping.stops_after(self.tokens.output().len(), token) {
             return Accepted { token: None, finish: Some((FinishReason::Stop, Some(token))) };
         }
-        self.output.push(token);
-        let at_limit = self.output.len() >= self.max_output;
+        self.tokens.push(token);
+        let at_limit = self.tokens.output().len() >= self.max_output;
         Accepted { token: Some(token), finish: at_limit.then_some((FinishReason::Length, None)) }
     }
 }

@@ -10,27 +10,29 @@ use super::queue::Flow;
 use super::virtual_pages::{PagesKey, Prefill};
 use super::{Events, Scheduled, Scheduler};
 use crate::cache::BlockSize;
-use crate::types::{AdapterSlot, BlockId, ScheduledBatch, ScheduledSequence, TokenSource};
+use crate::types::{AdapterSlot, BlockId, JoinedSequence, RowSource, ScheduledBatch, ScheduledSequence, SequenceId};
 
 /// The step being put together.
-pub(super) struct StepPlan {
+pub(super) struct NextStep {
     pub(super) batch: ScheduledBatch,
     pub(super) events: Events,
     /// Rows left.
     pub(super) budget: usize,
-    /// Sequences that may still join.
+    /// Sequences that may still have rows.
     pub(super) seats: usize,
+    /// Sequences that have joined for this step alone.
+    passing: Vec<SequenceId>,
     /// Running sequences that may yet yield their blocks, the first to yield last.
     yielding: VecDeque<Rank>,
 }
 
-impl StepPlan {
+impl NextStep {
     pub(super) fn is_full(&self) -> bool {
         self.budget == 0 || self.seats == 0
     }
 
     fn push(&mut self, sequence: ScheduledSequence) {
-        self.budget -= sequence.tokens.len();
+        self.budget -= sequence.count as usize;
         self.seats -= 1;
         self.batch.sequences.push(sequence);
     }
@@ -61,44 +63,48 @@ impl Scheduler {
         self.fair.begin_step();
         self.make_way();
         let preemptions = self.counters.preemptions;
-        let mut plan = StepPlan {
+        let mut step = NextStep {
             batch: ScheduledBatch::default(),
             events: Events::new(),
             budget: self.config.max_num_batched_tokens,
             seats: self.config.max_num_seqs,
+            passing: Vec::new(),
             yielding: VecDeque::new(),
         };
-        self.expire(now, &mut plan.events);
+        self.expire(now, &mut step.events);
         let order = self.yield_order();
         let seats = self.config.max_num_seqs.saturating_sub(self.pages.num_prefilling() + self.seats_to_give());
         let (chosen, passed_over) = self.choose(&order, seats.max(1));
-        plan.yielding = order.into();
-        self.schedule_decodes(&chosen, &mut plan);
-        self.schedule_prefills(&chosen, &mut plan);
+        step.yielding = order.into();
+        self.schedule_decodes(&chosen, &mut step);
+        self.schedule_prefills(&chosen, &mut step);
         // What was just preempted must not come back in the same step only to be preempted in the next one; but a
         // step is never empty while someone waits.
-        if self.counters.preemptions == preemptions || plan.batch.sequences.is_empty() {
-            self.admit_waiting(now, &mut plan);
+        if self.counters.preemptions == preemptions || step.batch.sequences.is_empty() {
+            self.admit_waiting(now, &mut step);
         }
-        self.fill(&passed_over, &mut plan);
-        Scheduled { batch: plan.batch, events: plan.events }
+        self.fill(&passed_over, &mut step);
+        // Whoever left and came back in this step leaves first.
+        step.batch.left = std::mem::replace(&mut self.left, step.passing);
+        Scheduled { batch: step.batch, events: step.events }
     }
 
     /// Rows a prefill with `remaining` rows gets in this step.
-    pub(super) fn chunk(&self, remaining: usize, plan: &StepPlan) -> usize {
-        remaining.min(plan.budget).min(self.config.max_prefill_chunk.unwrap_or(usize::MAX))
+    pub(super) fn chunk(&self, remaining: usize, step: &NextStep) -> usize {
+        remaining.min(step.budget).min(self.config.max_prefill_chunk.unwrap_or(usize::MAX))
     }
 
     /// Put the next rows of a running sequence into the step: one of a decode, a chunk of a prefill.
-    pub(super) fn push_sequence(&mut self, rank: Rank, plan: &mut StepPlan) {
+    pub(super) fn push_sequence(&mut self, rank: Rank, step: &mut NextStep) {
         let party = self.sequences[rank.id()].party;
         // Whoever may have a row at all may have one, so that a chosen sequence always moves.
         let allowed = self.fair.allowance(party).max(1);
-        let count = self.chunk(self.sequences[rank.id()].num_remaining(), plan).min(allowed);
+        let count = self.chunk(self.sequences[rank.id()].num_remaining(), step).min(allowed);
         let sequence = &mut self.sequences[rank.id()];
+        step.batch.joined.extend(sequence.join());
         let scheduled = sequence.schedule(count);
-        let outputs = usize::from(scheduled.sample.is_some());
-        plan.push(scheduled);
+        let outputs = usize::from(scheduled.sample);
+        step.push(scheduled);
         sequence.last_step = self.counters.steps;
         let inputs = sequence.charge_inputs(count);
         self.fair.charge(party, self.fair.cost(inputs, outputs));
@@ -217,7 +223,7 @@ impl Scheduler {
 
     /// Give seats that nobody took to those passed over, as far as it costs nobody anything; where the chosen all had to
     /// yield, at their cost, for a step is never empty.
-    fn fill(&mut self, passed_over: &[Rank], plan: &mut StepPlan) {
+    fn fill(&mut self, passed_over: &[Rank], step: &mut NextStep) {
         for rank in passed_over {
             // Preempted meanwhile.
             if !self.running.contains(*rank) {
@@ -225,9 +231,9 @@ impl Scheduler {
             }
             let sequence = &self.sequences[rank.id()];
             let fits = sequence.table.len() >= sequence.blocks_for(sequence.num_computed_tokens + 1);
-            let allowed = !plan.is_full() && self.fair.allowance(sequence.party) > 0;
-            if allowed && (fits || plan.batch.sequences.is_empty() && self.make_room(*rank, plan)) {
-                self.push_sequence(*rank, plan);
+            let allowed = !step.is_full() && self.fair.allowance(sequence.party) > 0;
+            if allowed && (fits || step.batch.sequences.is_empty() && self.make_room(*rank, step)) {
+                self.push_sequence(*rank, step);
             } else {
                 self.counters.held_back += 1;
             }
@@ -236,31 +242,31 @@ impl Scheduler {
 
     // --- what they compute ----------------------------------------------------------------------------------------
 
-    fn schedule_decodes(&mut self, chosen: &[Rank], plan: &mut StepPlan) {
+    fn schedule_decodes(&mut self, chosen: &[Rank], step: &mut NextStep) {
         for rank in chosen {
             // Preempted by one before it.
             if !self.running.contains(*rank) || self.sequences[rank.id()].num_remaining() > 1 {
                 continue;
             }
-            if self.make_room(*rank, plan) {
-                self.push_sequence(*rank, plan);
+            if self.make_room(*rank, step) {
+                self.push_sequence(*rank, step);
             }
         }
     }
 
-    fn schedule_prefills(&mut self, chosen: &[Rank], plan: &mut StepPlan) {
+    fn schedule_prefills(&mut self, chosen: &[Rank], step: &mut NextStep) {
         let runs = |rank: &Rank| self.running.contains(*rank) && self.sequences[rank.id()].num_remaining() > 1;
         let sequences = chosen.iter().copied().filter(runs).map(|rank| (rank, PrefillWork::Sequence));
         let pages = self.pages.prefilling().map(|(rank, slot, key, _)| (rank, PrefillWork::Pages(key, slot)));
         let mut work: Vec<_> = sequences.chain(pages).map(|(rank, work)| (self.turn_key(rank), work)).collect();
         work.sort_unstable();
         for ((_, rank), work) in work {
-            if plan.is_full() {
+            if step.is_full() {
                 return;
             }
             match work {
-                PrefillWork::Pages(key, slot) => self.schedule_pages(key, slot, plan),
-                PrefillWork::Sequence => self.push_sequence(rank, plan),
+                PrefillWork::Pages(key, slot) => self.schedule_pages(key, slot, step),
+                PrefillWork::Sequence => self.push_sequence(rank, step),
             }
         }
     }
@@ -270,41 +276,43 @@ impl Scheduler {
         (self.fair.level(self.sequences[rank.id()].party), rank)
     }
 
-    /// The next rows of an adapter's prompt embeddings. Nobody is charged for what all its requests share.
-    pub(super) fn schedule_pages(&self, key: PagesKey, slot: AdapterSlot, plan: &mut StepPlan) {
+    /// The next rows of an adapter's prompt embeddings. Nobody is charged for what all its requests share. They join for
+    /// a step at a time: their pages are few, and who wants them may have another slot in the next one.
+    pub(super) fn schedule_pages(&self, key: PagesKey, slot: AdapterSlot, step: &mut NextStep) {
         let Some(set) = self.pages.get(key) else { return };
-        let Some(Prefill { id, num_computed: first }) = set.prefill else { return };
-        let count = self.chunk((key.count - first) as usize, plan);
-        let covered = self.block_size.blocks_for(first as usize + count);
-        plan.push(ScheduledSequence {
+        let Some(Prefill { id, num_computed: start }) = set.prefill else { return };
+        let count = self.chunk((key.count - start) as usize, step);
+        let covered = self.block_size.blocks_for(start as usize + count);
+        step.passing.push(id);
+        step.batch.joined.push(JoinedSequence {
             id,
             slot: Some(slot),
-            start: first,
-            tokens: TokenSource::PromptEmbeds { first, count: count as u32 },
+            source: RowSource::PromptEmbeds,
+            start,
             blocks: set.blocks[..covered].to_vec(),
             long_from: key.long_from(),
-            sample: None,
         });
+        step.push(ScheduledSequence { id, count: count as u32, new_blocks: Vec::new(), sample: false });
     }
 
     // --- blocks ---------------------------------------------------------------------------------------------------
 
     /// Extend the table of a running sequence by one token, at the cost of those that yield before it. False where it
     /// had to yield itself.
-    fn make_room(&mut self, rank: Rank, plan: &mut StepPlan) -> bool {
+    fn make_room(&mut self, rank: Rank, step: &mut NextStep) -> bool {
         loop {
             let sequence = &self.sequences[rank.id()];
             if sequence.table.len() >= sequence.blocks_for(sequence.num_computed_tokens + 1) {
                 return true;
             }
-            match self.take_block(rank, plan) {
+            match self.take_block(rank, step) {
                 Some(block) => self.sequences[rank.id()].table.push(block),
                 None => return false,
             }
         }
     }
 
-    fn take_block(&mut self, rank: Rank, plan: &mut StepPlan) -> Option<BlockId> {
+    fn take_block(&mut self, rank: Rank, step: &mut NextStep) -> Option<BlockId> {
         loop {
             if let Some(block) = self.cache.allocate() {
                 return Some(block);
@@ -315,7 +323,7 @@ impl Scheduler {
                 continue;
             }
             let prefill = self.pages.prefilling().map(|(rank, _, key, _)| (self.turn_key(rank), key)).max();
-            let first_to_yield = *plan.yielding.back()?;
+            let first_to_yield = *step.yielding.back()?;
             match prefill {
                 Some((wanted_by, key)) if wanted_by > self.turn_key(first_to_yield) => {
                     self.counters.preemptions += 1;
@@ -323,7 +331,7 @@ impl Scheduler {
                     self.release_pages(blocks);
                 }
                 _ => {
-                    plan.yielding.pop_back();
+                    step.yielding.pop_back();
                     self.preempt(first_to_yield);
                     if first_to_yield == rank {
                         return None;
@@ -337,6 +345,7 @@ impl Scheduler {
     pub(super) fn preempt(&mut self, rank: Rank) {
         self.counters.preemptions += 1;
         let sequence = &mut self.sequences[rank.id()];
+        self.left.extend(sequence.leave());
         let (mut table, flow) = (sequence.preempt(), sequence.flow());
         self.cache.release_table(&mut table);
         self.unqueue(flow, rank);

@@ -3,15 +3,115 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Deref;
 
 use crate::types::{
-    AdapterBinding, AdapterSlot, AdapterVersion, BlockId, EngineRequest, FinishReason, SampleSpec, SampledToken,
-    ScheduledBatch, ScheduledSequence, SequenceFailure, SequenceId, StepOutput, TokenSource,
+    AdapterBinding, AdapterSlot, AdapterVersion, BlockId, EngineRequest, FinishReason, JoinedSequence, RowSource,
+    SampleSpec, SampledToken, ScheduledBatch, ScheduledSequence, SequenceFailure, SequenceId, StepOutput,
 };
 
 pub(crate) const VOCAB: u64 = 4;
 /// Requests with this seed turn non-finite at their first sampled row.
 pub(crate) const NON_FINITE_SEED: u64 = u64::MAX;
+
+/// What the rows of a share are.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Rows {
+    Ids(Vec<u32>),
+    PromptEmbeds { first: u32, count: u32 },
+}
+
+impl Rows {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Ids(ids) => ids.len(),
+            Self::PromptEmbeds { count, .. } => *count as usize,
+        }
+    }
+}
+
+/// One sequence's share of a step, with all that it means.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Share {
+    pub(crate) id: SequenceId,
+    pub(crate) slot: Option<AdapterSlot>,
+    pub(crate) start: u32,
+    pub(crate) rows: Rows,
+    /// The whole table.
+    pub(crate) blocks: Vec<BlockId>,
+    pub(crate) long_from: u32,
+    pub(crate) sample: Option<SampleSpec>,
+}
+
+/// A step, and what its shares mean.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Step {
+    pub(crate) batch: ScheduledBatch,
+    pub(crate) sequences: Vec<Share>,
+}
+
+impl Deref for Step {
+    type Target = ScheduledBatch;
+
+    fn deref(&self) -> &ScheduledBatch {
+        &self.batch
+    }
+}
+
+/// Sequences as the scheduler has told them, in the plainest way.
+#[derive(Default)]
+pub(crate) struct Told(HashMap<SequenceId, JoinedSequence>);
+
+impl Told {
+    pub(crate) fn apply(&mut self, batch: ScheduledBatch) -> Step {
+        for id in &batch.left {
+            assert!(self.0.remove(id).is_some(), "{id:?} leaves and was not here");
+        }
+        for joined in &batch.joined {
+            assert!(self.0.insert(joined.id, joined.clone()).is_none(), "{:?} joins twice", joined.id);
+            assert!(batch.sequences.iter().any(|share| share.id == joined.id), "{:?} joins for nothing", joined.id);
+        }
+        let sequences = batch.sequences.iter().map(|share| self.share(share)).collect();
+        Step { batch, sequences }
+    }
+
+    fn share(&mut self, share: &ScheduledSequence) -> Share {
+        let Some(told) = self.0.get_mut(&share.id) else { panic!("{:?} has rows and has not joined", share.id) };
+        told.blocks.extend(&share.new_blocks);
+        let JoinedSequence { id, slot, ref source, start, ref blocks, long_from } = *told;
+        let (rows, sample) = match source {
+            RowSource::PromptEmbeds => (Rows::PromptEmbeds { first: start, count: share.count }, None),
+            RowSource::Tokens { tokens, first, choice, sampling, stopping } => {
+                let begin = (start - first) as usize;
+                let output = tokens.output().len();
+                let sample = SampleSpec {
+                    params: sampling.clone(),
+                    choice: *choice,
+                    output_position: output as u32,
+                    banned: stopping.banned_after(output).to_vec(),
+                    counts: None,
+                };
+                (Rows::Ids(tokens.slices(begin..begin + share.count as usize).concat()), Some(sample))
+            }
+        };
+        Share { id, slot, start, rows, blocks: blocks.clone(), long_from, sample: sample.filter(|_| share.sample) }
+    }
+
+    pub(crate) fn advance(&mut self, batch: &ScheduledBatch, output: &StepOutput) {
+        for share in &batch.sequences {
+            if let Some(told) = self.0.get_mut(&share.id) {
+                told.start += share.count;
+            }
+        }
+        for (id, sampled) in &output.sampled {
+            if let (Some(JoinedSequence { source: RowSource::Tokens { tokens, .. }, .. }), Ok(sampled)) =
+                (self.0.get_mut(id), sampled)
+            {
+                tokens.push(sampled.token);
+            }
+        }
+    }
+}
 
 /// One token place of the fake KV cache.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,7 +223,7 @@ impl FakeExecutor {
         self.blocks[block.index()].fill(None);
     }
 
-    pub(crate) fn execute(&mut self, batch: &ScheduledBatch) -> StepOutput {
+    pub(crate) fn execute(&mut self, batch: &Step) -> StepOutput {
         for write in &batch.prefix_writes {
             let adapter = self.adapters[&write.slot];
             let tokens = adapter.virtual_tokens.unwrap();
@@ -145,7 +245,7 @@ impl FakeExecutor {
         let mut output = StepOutput::default();
         for sequence in &batch.sequences {
             let state = self.rows_of(sequence, &mut writes);
-            self.rows += sequence.tokens.len();
+            self.rows += sequence.rows.len();
             if let Some(result) = self.sample(sequence, state) {
                 output.sampled.push((sequence.id, result));
             }
@@ -165,17 +265,13 @@ impl FakeExecutor {
     }
 
     /// Read everything before the new rows, then stage the new rows. Returns the digest of it all.
-    fn rows_of(
-        &self,
-        sequence: &ScheduledSequence,
-        writes: &mut BTreeMap<(BlockId, usize), (SequenceId, Place)>,
-    ) -> u64 {
+    fn rows_of(&self, sequence: &Share, writes: &mut BTreeMap<(BlockId, usize), (SequenceId, Place)>) -> u64 {
         let adapter = sequence.slot.map(|slot| self.adapters[&slot]);
         let version = adapter.map(|adapter| adapter.version);
         let tenant = self.tenants.get(&sequence.id);
         let count = virtual_count(adapter);
-        let places = sequence.start as usize + sequence.tokens.len();
-        assert_eq!(sequence.blocks.len(), places.div_ceil(self.block_size), "the table covers exactly its places");
+        let places = sequence.start as usize + sequence.rows.len();
+        assert!(sequence.blocks.len() >= places.div_ceil(self.block_size), "the table covers its places");
         let distinct: BTreeSet<_> = sequence.blocks.iter().collect();
         assert_eq!(distinct.len(), sequence.blocks.len(), "a block is twice in one table");
 
@@ -190,12 +286,12 @@ impl FakeExecutor {
             assert_eq!(place.token.is_none(), index < count, "virtual tokens come first: {place:?}");
             assert!(place.token.is_none() || place.tenant.as_ref() == tenant, "another tenant's KV: {place:?}");
         }
-        let tokens: Vec<_> = match &sequence.tokens {
-            TokenSource::Ids(ids) => {
+        let tokens: Vec<_> = match &sequence.rows {
+            Rows::Ids(ids) => {
                 assert!(sequence.start >= count, "real tokens start behind the virtual ones");
                 ids.iter().map(|id| Some(*id)).collect()
             }
-            TokenSource::PromptEmbeds { first, count: rows } => {
+            Rows::PromptEmbeds { first, count: rows } => {
                 assert!(adapter.and_then(|adapter| adapter.virtual_tokens).is_some_and(|tokens| !tokens.saved_kv));
                 assert_eq!(*first, sequence.start);
                 assert!(sequence.sample.is_none() && first + rows <= count);
@@ -213,18 +309,14 @@ impl FakeExecutor {
         history
     }
 
-    fn sample(&self, sequence: &ScheduledSequence, state: u64) -> Option<Result<SampledToken, SequenceFailure>> {
+    fn sample(&self, sequence: &Share, state: u64) -> Option<Result<SampledToken, SequenceFailure>> {
         let version = sequence.slot.map(|slot| self.adapters[&slot].version);
-        if matches!(sequence.tokens, TokenSource::PromptEmbeds { .. })
+        if matches!(sequence.rows, Rows::PromptEmbeds { .. })
             && version.is_some_and(|version| self.poisoned_embeds.contains(&version))
         {
             return Some(Err(SequenceFailure::NonFinite));
         }
-        let SampleSpec { params, choice, output_position, banned, counts } = sequence.sample.as_ref()?;
-        assert_eq!(counts.is_some(), params.needs_counts());
-        if let Some(counts) = counts {
-            assert_eq!(counts.iter().map(|(_, occurrences)| occurrences).sum::<u32>(), *output_position);
-        }
+        let SampleSpec { params, choice, output_position, banned, counts: _ } = sequence.sample.as_ref()?;
         if params.seed == NON_FINITE_SEED {
             return Some(Err(SequenceFailure::NonFinite));
         }

@@ -6,8 +6,8 @@ use std::time::Instant;
 use super::{Events, PROBE, Scheduler};
 use crate::cache::PrefixScope;
 use crate::types::{
-    LongRope, RequestFailure, RequestId, SampleSpec, SampledToken, SamplingParams, ScheduledBatch, ScheduledSequence,
-    SequenceEvent, SequenceFailure, SequenceId, StepOutput, TokenSource,
+    JoinedSequence, LongRope, RequestFailure, RequestId, RowSource, SampledToken, SamplingParams, ScheduledBatch,
+    ScheduledSequence, SequenceEvent, SequenceFailure, SequenceId, StepOutput, StoppingParams, Tokens,
 };
 
 impl Scheduler {
@@ -18,17 +18,10 @@ impl Scheduler {
         let results: HashMap<_, _> = output.sampled.iter().map(|(id, result)| (*id, result)).collect();
         let mut events = Events::new();
         for scheduled in &batch.sequences {
-            match (&scheduled.tokens, results.get(&scheduled.id)) {
-                (_, Some(Err(failure))) => self.fail_sequence(scheduled.id, *failure, &mut events),
-                (TokenSource::PromptEmbeds { count, .. }, _) => {
-                    if let Some(key) = self.pages.key_of(scheduled.id) {
-                        self.pages.advance(key, *count);
-                    }
-                }
-                (TokenSource::Ids(_), Some(Ok(sampled))) => {
-                    self.advance(scheduled, Some(sampled), now, &mut events);
-                }
-                (TokenSource::Ids(_), None) => self.advance(scheduled, None, now, &mut events),
+            match results.get(&scheduled.id).copied() {
+                Some(Err(failure)) => self.fail_sequence(scheduled.id, *failure, &mut events),
+                Some(Ok(sampled)) => self.advance(scheduled, Some(sampled), now, &mut events),
+                None => self.advance(scheduled, None, now, &mut events),
             }
         }
         events
@@ -42,25 +35,28 @@ impl Scheduler {
         events: &mut Events,
     ) {
         let id = scheduled.id;
-        // Aborted while the step ran.
         if self.sequences.get(id).is_none() {
+            // Aborted while the step ran, or the virtual tokens of an adapter.
+            if let Some(key) = self.pages.key_of(id) {
+                self.pages.advance(key, scheduled.count);
+            }
             return;
         }
         let sequence = &mut self.sequences[id];
-        sequence.num_computed_tokens += scheduled.tokens.len();
+        sequence.num_computed_tokens += scheduled.count as usize;
         if self.cache.prefix_cache() {
             sequence.walk_new_full_blocks(|block, contents| self.cache.publish(block, contents));
         }
         let request = sequence.request;
-        if sequence.num_computed_tokens >= sequence.prompt.len()
+        if sequence.num_computed_tokens >= sequence.tokens.prompt().len()
             && let Some(request) = self.requests.get_mut(&request)
         {
             request.prompt_computed = true;
         }
-        match (&scheduled.sample, sampled) {
-            (None, _) => {}
-            (Some(_), Some(sampled)) => self.accept(id, sampled, now, events),
-            (Some(_), None) => self.fail_request(request, RequestFailure::EngineFailed, events),
+        match sampled {
+            _ if !scheduled.sample => {}
+            Some(sampled) => self.accept(id, sampled, now, events),
+            None => self.fail_request(request, RequestFailure::EngineFailed, events),
         }
     }
 
@@ -125,23 +121,22 @@ impl Scheduler {
         // Taken and given back: what it held before is not findable any more, and nobody has it until the probe has run.
         let block = self.cache.allocate()?;
         self.cache.release(block);
-        let sample = SampleSpec {
-            params: SamplingParams::greedy().into(),
-            choice: 0,
-            output_position: 0,
-            banned: Vec::new(),
-            counts: None,
-        };
-        let row = ScheduledSequence {
+        let row = JoinedSequence {
             id: PROBE,
             slot: None,
+            source: RowSource::Tokens {
+                tokens: Tokens::new([0].into()),
+                first: 0,
+                choice: 0,
+                sampling: SamplingParams::greedy().into(),
+                stopping: StoppingParams { max_tokens: 1, min_tokens: 0, stop_token_ids: Vec::new() }.into(),
+            },
             start: 0,
-            tokens: TokenSource::Ids(vec![0]),
             blocks: vec![block],
             long_from: LongRope::NEVER,
-            sample: Some(sample),
         };
-        Some(ScheduledBatch { sequences: vec![row], ..ScheduledBatch::default() })
+        let share = ScheduledSequence { id: PROBE, count: 1, new_blocks: Vec::new(), sample: true };
+        Some(ScheduledBatch { joined: vec![row], sequences: vec![share], ..ScheduledBatch::default() })
     }
 
     /// The step failed as a whole: every request with a part in it ends with `failure`; the others go on.

@@ -7,38 +7,8 @@ use super::event::TokenLogprob;
 use super::ids::{AdapterSlot, BlockId, SequenceId};
 #[cfg(doc)]
 use super::rope::LongRope;
-use super::sampling::SamplingParams;
-
-/// Where the inputs of a sequence's new rows come from.
-#[derive(Clone, Debug, PartialEq)]
-pub enum TokenSource {
-    /// Token ids, one per new row.
-    Ids(Vec<u32>),
-    /// Rows `first..first + count` of the prompt embeddings of the adapter in the sequence's slot.
-    PromptEmbeds {
-        /// First virtual token of this chunk.
-        first: u32,
-        /// How many this step.
-        count: u32,
-    },
-}
-
-impl TokenSource {
-    /// Rows this source adds to the step.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Ids(ids) => ids.len(),
-            Self::PromptEmbeds { count, .. } => *count as usize,
-        }
-    }
-
-    /// True where it adds none; the scheduler never schedules such a sequence.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
+use super::sampling::{SamplingParams, StoppingParams};
+use super::tokens::Tokens;
 
 /// What the sampler needs for the last row of a sequence.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,6 +50,14 @@ impl TokenCounts {
         Self(prompt.iter().map(|id| (*id, 0)).collect())
     }
 
+    /// Of a prompt and its output so far.
+    #[must_use]
+    pub fn of(tokens: &Tokens) -> Self {
+        let mut counts = Self::of_prompt(tokens.prompt());
+        tokens.output().iter().for_each(|id| counts.add_output(*id));
+        counts
+    }
+
     /// Count an id of the output.
     pub fn add_output(&mut self, id: u32) {
         *self.0.entry(id).or_default() += 1;
@@ -91,23 +69,57 @@ impl TokenCounts {
     }
 }
 
-/// One sequence's share of a step. Prefill, chunked prefill and decode are all this.
+/// Where the rows of a sequence come from.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ScheduledSequence {
+pub enum RowSource {
+    /// The tokens of one choice of a request.
+    Tokens {
+        /// All that are known.
+        tokens: Tokens,
+        /// KV index of the first of them: as many virtual tokens lie before it.
+        first: u32,
+        /// Index of the choice within the request.
+        choice: u32,
+        /// How its next token is chosen.
+        sampling: Arc<SamplingParams>,
+        /// Which ids may not be chosen yet.
+        stopping: Arc<StoppingParams>,
+    },
+    /// The prompt embeddings of the adapter in the sequence's slot: row `i` of them lies at KV index `i`. Nothing is
+    /// ever sampled.
+    PromptEmbeds,
+}
+
+/// A sequence that has rows in steps from now on, with all that an executor needs to know of it. From here on both sides
+/// move it by the same rules: the rows of a step that has been computed lie in the cache, a sampled id is appended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JoinedSequence {
     /// Which sequence.
     pub id: SequenceId,
     /// Adapter of its rows; `None` is the base.
     pub slot: Option<AdapterSlot>,
-    /// KV index, and rope position, of the first new row: everything before it is in the cache already.
+    /// Its rows.
+    pub source: RowSource,
+    /// KV index, and rope position, of its next row: everything before it is in the cache already.
     pub start: u32,
-    /// The new rows.
-    pub tokens: TokenSource,
-    /// Block table: block `i` holds KV indices `i * block_size ..`. Covers `start + tokens.len()` places.
+    /// Block table: block `i` holds KV indices `i * block_size ..`.
     pub blocks: Vec<BlockId>,
     /// First KV index that is rotated by the long frequencies; [`LongRope::NEVER`] where none is.
     pub long_from: u32,
-    /// Present when the last new row's logits are to be sampled.
-    pub sample: Option<SampleSpec>,
+}
+
+/// One sequence's share of a step: its next rows. Prefill, chunked prefill and decode are all this.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScheduledSequence {
+    /// Which sequence; it has joined.
+    pub id: SequenceId,
+    /// Rows, at least one.
+    pub count: u32,
+    /// Blocks that have been appended to its table since its last share, or since it joined. With them the table covers
+    /// all its rows.
+    pub new_blocks: Vec<BlockId>,
+    /// Whether the last row's logits are to be sampled.
+    pub sample: bool,
 }
 
 /// Copy all layers of one KV block: a shared partial block becomes the first own block of a sequence.
@@ -128,14 +140,19 @@ pub struct PrefixWrite {
     pub blocks: Vec<BlockId>,
 }
 
-/// One step's work. The executor applies `prefix_writes`, then `block_copies`, then runs all sequences in one pass.
+/// One step's work, as what has changed since the last one. First sequences leave, then others join, under the same id
+/// perhaps; then the executor applies `prefix_writes`, then `block_copies`, then runs all sequences in one pass.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ScheduledBatch {
+    /// Sequences that had joined and have no rows any more: ended, preempted or laid aside.
+    pub left: Vec<SequenceId>,
+    /// Sequences that have their first rows in this step.
+    pub joined: Vec<JoinedSequence>,
     /// Prefix-tuning pages to fill before the pass.
     pub prefix_writes: Vec<PrefixWrite>,
     /// Block copies to make before the pass, in order.
     pub block_copies: Vec<BlockCopy>,
-    /// The sequences of the pass, each at least one row.
+    /// The sequences of the pass.
     pub sequences: Vec<ScheduledSequence>,
 }
 
@@ -143,10 +160,10 @@ impl ScheduledBatch {
     /// Rows of the pass.
     #[must_use]
     pub fn num_tokens(&self) -> usize {
-        self.sequences.iter().map(|sequence| sequence.tokens.len()).sum()
+        self.sequences.iter().map(|sequence| sequence.count as usize).sum()
     }
 
-    /// True where there is nothing to do.
+    /// True where there is nothing to compute, whoever has left.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sequences.is_empty() && self.prefix_writes.is_empty() && self.block_copies.is_empty()
@@ -170,7 +187,7 @@ pub enum SequenceFailure {
     NonFinite,
 }
 
-/// Result of a step: one entry per sequence that had a [`SampleSpec`], in batch order, and any other failure.
+/// Result of a step: one entry per sequence that was to be sampled, in batch order, and any other failure.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepOutput {
     /// Sampled tokens or the failure of that sequence alone.

@@ -14,11 +14,12 @@ pub mod problem;
 pub mod request;
 pub mod rope;
 pub mod sampling;
+pub mod tokens;
 
 pub use adapter::{AdapterFacts, AdapterFault, OpClass};
 pub use batch::{
-    BlockCopy, Output, PrefixWrite, SampleSpec, SampledToken, ScheduledBatch, ScheduledSequence, SequenceFailure,
-    StepOutput, TokenCounts, TokenSource,
+    BlockCopy, JoinedSequence, Output, PrefixWrite, RowSource, SampleSpec, SampledToken, ScheduledBatch,
+    ScheduledSequence, SequenceFailure, StepOutput, TokenCounts,
 };
 pub use client::{ClientKey, ConnectionId, Party};
 pub use event::{FinishReason, RequestFailure, SequenceEvent, TokenLogprob, Usage};
@@ -33,3 +34,4 @@ pub use problem::{Class, Problem, Report, Subject, ToProblem};
 pub use request::{AdapterBinding, EngineRequest, VirtualTokens};
 pub use rope::LongRope;
 pub use sampling::{SamplingParams, StoppingParams};
+pub use tokens::Tokens;

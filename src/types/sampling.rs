@@ -64,3 +64,17 @@ pub struct StoppingParams {
     /// Ids that end the sequence and are not part of its text: eos of the model (unless ignored) and the request's.
     pub stop_token_ids: Vec<u32>,
 }
+
+impl StoppingParams {
+    /// The ids that may not come after `output` tokens, because they would end the sequence too early.
+    #[must_use]
+    pub fn banned_after(&self, output: usize) -> &[u32] {
+        if output < self.min_tokens as usize { &self.stop_token_ids } else { &[] }
+    }
+
+    /// Whether this id ends the sequence after `output` tokens.
+    #[must_use]
+    pub fn stops_after(&self, output: usize, token: u32) -> bool {
+        output >= self.min_tokens as usize && self.stop_token_ids.contains(&token)
+    }
+}

@@ -9,7 +9,7 @@ use polydelta::admission::GenerationDefaults;
 use polydelta::delta::CompileLimits;
 use polydelta::engine::{
     EngineHandle, EngineInstaller, EventReceiver, GenerationEngine, HostMemory, Lease, Leftover, Loaders,
-    ModelExecutor, ModelLoader, StartedEngine, StatsFuture, StepError, StepExecutor, SubmitError, start,
+    ModelExecutor, ModelLoader, StartedEngine, StatsFuture, StepError, StepExecutor, StepInput, SubmitError, start,
 };
 use polydelta::grpc::pb;
 use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, base_layout};
@@ -18,7 +18,7 @@ use polydelta::ops::cpu::{CpuBackend, CpuOptions};
 use polydelta::scheduler::{SchedulerConfig, ShareConfig};
 use polydelta::telemetry::Metrics;
 use polydelta::text::{Tokenizer, TokenizerSettings};
-use polydelta::types::{AdapterSlot, EngineRequest, RequestId, ScheduledBatch, StepOutput};
+use polydelta::types::{AdapterSlot, EngineRequest, RequestId, StepOutput};
 use serde::Deserialize;
 use tokio::sync::watch;
 
@@ -120,9 +120,9 @@ struct Held<E> {
 impl<E: StepExecutor> StepExecutor for Held<E> {
     type Prepared = E::Prepared;
 
-    fn execute(&mut self, batch: &ScheduledBatch) -> Result<StepOutput, StepError> {
+    fn execute(&mut self, step: &StepInput<'_>) -> Result<StepOutput, StepError> {
         self.steps.pass();
-        self.inner.execute(batch)
+        self.inner.execute(step)
     }
 
     fn install(&mut self, slot: AdapterSlot, prepared: Self::Prepared) {

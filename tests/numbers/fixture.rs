@@ -204,7 +204,7 @@ impl<B: Backend> Runner<B> {
                 sampled_rows.push(rows.end as u32 - 1);
             }
             let start = sequence.computed as u32;
-            input.plan.sequences.push(SequencePlan { rows, start, blocks: sequence.blocks.clone() });
+            input.plan.sequences.push(SequencePlan { rows, start, blocks: sequence.blocks.clone().into() });
             sequence.computed = end;
         }
         input.plan.rows = RowPlan::new(slots);

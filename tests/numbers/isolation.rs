@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use polydelta::engine::{EventReceiver, Leftover, StepError, StepExecutor};
+use polydelta::engine::{EventReceiver, Leftover, StepError, StepExecutor, StepInput};
 use polydelta::ops::Dtype;
 use polydelta::ops::cpu::{CpuBackend, CpuOptions};
-use polydelta::types::{AdapterSlot, RequestFailure, ScheduledBatch, SequenceEvent, StepOutput};
+use polydelta::types::{AdapterSlot, RequestFailure, SequenceEvent, StepOutput};
 
 use crate::engine::{Hall, config, hall_of, served};
 use crate::fixture::{Case, Family};
@@ -31,10 +31,10 @@ struct Failing<E> {
 impl<E: StepExecutor> StepExecutor for Failing<E> {
     type Prepared = E::Prepared;
 
-    fn execute(&mut self, batch: &ScheduledBatch) -> Result<StepOutput, StepError> {
-        let output = self.inner.execute(batch)?;
+    fn execute(&mut self, step: &StepInput<'_>) -> Result<StepOutput, StepError> {
+        let output = self.inner.execute(step)?;
         let Some(Fault { slot, from, panics }) = self.fault else { return Ok(output) };
-        if !batch.sequences.iter().any(|sequence| sequence.slot == Some(slot) && sequence.start >= from) {
+        if !step.sequences().any(|sequence| sequence.slot == Some(slot) && sequence.start >= from) {
             return Ok(output);
         }
         assert!(!panics, "a kernel panics");

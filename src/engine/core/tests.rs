@@ -46,7 +46,8 @@ impl Drop for Freed {
 impl StepExecutor for Stepped {
     type Prepared = &'static str;
 
-    fn execute(&mut self, batch: &ScheduledBatch) -> Result<StepOutput, StepError> {
+    fn execute(&mut self, step: &StepInput<'_>) -> Result<StepOutput, StepError> {
+        let batch = step.batch();
         if batch.sequences[0].id == PROBE {
             let broken = self.broken.load(Ordering::SeqCst);
             return if broken { Err(StepError::NoPrefix { slot: 0 }) } else { Ok(StepOutput::default()) };
@@ -55,7 +56,7 @@ impl StepExecutor for Stepped {
         match self.orders.recv().unwrap() {
             Order::Tokens => {
                 let token = |id| (id, Ok(SampledToken { token: 7, logprob: None }));
-                let sampled = batch.sequences.iter().filter(|s| s.sample.is_some()).map(|s| token(s.id)).collect();
+                let sampled = batch.sequences.iter().filter(|s| s.sample).map(|s| token(s.id)).collect();
                 Ok(StepOutput { sampled })
             }
             Order::NonFinite => {

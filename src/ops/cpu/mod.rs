@@ -214,8 +214,7 @@ impl Backend for CpuBackend {
     }
 
     fn finish(&self, step: &mut Step) -> Result<Vec<SampleOutcome>, OpsError> {
-        // What a sequence counts is shared with its sample: let go, so that counting on copies nothing.
-        step.plan.outputs.clear();
+        step.plan.release();
         Ok(std::mem::take(&mut step.outcomes))
     }
 

@@ -168,7 +168,7 @@ impl Backend for ReferenceBackend {
     }
 
     fn finish(&self, step: &mut Step) -> Result<Vec<SampleOutcome>, OpsError> {
-        step.plan.outputs.clear();
+        step.plan.release();
         Ok(std::mem::take(&mut step.outcomes))
     }
 

@@ -70,7 +70,7 @@ fn attention_reads_only_visible_places_through_the_block_table() {
     let mut step = backend.step();
     step.plan.rows = RowPlan::new(vec![None]);
     step.plan.positions = vec![2];
-    step.plan.sequences = vec![SequencePlan { rows: 0..1, start: 2, blocks: vec![2, 0] }];
+    step.plan.sequences = vec![SequencePlan { rows: 0..1, start: 2, blocks: vec![2, 0].into() }];
     let spec = AttentionSpec { heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, softcap: None, window: None };
     let qkv = matrix(3, &[1.0, 0.0, 0.0]);
     let mut y = matrix(1, &[0.0]);

@@ -26,11 +26,11 @@ fn roomy() -> SchedulerConfig {
 }
 
 /// Rows of a batch by request.
-fn rows_of(harness: &Harness, batch: &ScheduledBatch) -> BTreeMap<u64, usize> {
+fn rows_of(harness: &Harness, batch: &Step) -> BTreeMap<u64, usize> {
     let mut rows = BTreeMap::new();
     for sequence in &batch.sequences {
         let request = harness.scheduler.sequences[sequence.id].request;
-        *rows.entry(request.0).or_default() += sequence.tokens.len();
+        *rows.entry(request.0).or_default() += sequence.rows.len();
     }
     rows
 }
@@ -298,7 +298,7 @@ proptest! {
             for sequence in &batch.sequences {
                 let party = owner[&sequence.id];
                 waiting[party] -= usize::from(sequence.start == 0);
-                let prompt = prompts[party].saturating_sub(sequence.start as usize).min(sequence.tokens.len());
+                let prompt = prompts[party].saturating_sub(sequence.start as usize).min(sequence.rows.len());
                 served[party] += prompt as i64 + 2 * i64::from(sequence.sample.is_some());
             }
             harness.finish(&batch);

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::scheduler::testing::NON_FINITE_SEED;
-use crate::types::{LongRope, SampledToken, ScheduledSequence, SequenceFailure};
+use crate::types::{LongRope, SampledToken, SequenceFailure};
 
-fn sampled(batch: &ScheduledBatch, token: u32) -> StepOutput {
+fn sampled(batch: &Step, token: u32) -> StepOutput {
     let sampled = batch.sequences.iter().filter(|sequence| sequence.sample.is_some());
     StepOutput { sampled: sampled.map(|s| (s.id, Ok(SampledToken { token, logprob: None }))).collect() }
 }
@@ -13,8 +13,7 @@ fn sampled(batch: &ScheduledBatch, token: u32) -> StepOutput {
 fn steps_of(harness: &mut Harness, token: u32, steps: usize) {
     for _ in 0..steps {
         let batch = harness.schedule();
-        let events = harness.scheduler.update(&batch, &sampled(&batch, token), harness.now);
-        harness.record(events);
+        harness.update(&batch, &sampled(&batch, token));
     }
 }
 
@@ -111,26 +110,9 @@ fn stop_ids_are_banned_until_min_tokens_and_not_after() {
     for _ in 0..3 {
         let batch = harness.schedule();
         banned.push(batch.sequences[0].sample.as_ref().unwrap().banned.clone());
-        let events = harness.scheduler.update(&batch, &sampled(&batch, 3), harness.now);
-        harness.record(events);
+        harness.update(&batch, &sampled(&batch, 3));
     }
     assert_eq!(banned, [vec![9], vec![9], vec![]]);
-}
-
-#[test]
-fn counts_go_only_to_those_whose_penalties_need_them_and_grow_with_the_output() {
-    let mut harness = Harness::new(config());
-    let penalized = SamplingParams { frequency_penalty: 0.5, ..SamplingParams::greedy() };
-    harness.add(request(1, &[1, 2], 3));
-    harness.add(EngineRequest { sampling: penalized.into(), ..request(2, &[1, 2], 3) });
-    steps_of(&mut harness, 3, 2);
-    let counts = |batch: &ScheduledBatch| {
-        let of = |sequence: &ScheduledSequence| sequence.sample.as_ref().unwrap().counts.clone();
-        batch.sequences.iter().map(of).collect::<Vec<_>>()
-    };
-    let seen = counts(&harness.schedule());
-    assert_eq!(seen[0], None);
-    assert_eq!(seen[1].as_ref().unwrap().iter().collect::<Vec<_>>(), [(1, 0), (2, 0), (3, 2)]);
 }
 
 #[test]
@@ -217,8 +199,7 @@ fn a_result_for_an_unknown_sequence_changes_nothing() {
     let batch = harness.schedule();
     let mut output = harness.fake.execute(&batch);
     output.sampled.push((SequenceId(99), Err(SequenceFailure::NonFinite)));
-    let events = harness.scheduler.update(&batch, &output, harness.now);
-    harness.record(events);
+    harness.update(&batch, &output);
     harness.run();
     harness.assert_complete(1);
 }
@@ -270,7 +251,7 @@ fn shares(harness: &mut Harness) -> Vec<(u32, usize, u32)> {
     let mut shares = Vec::new();
     while !harness.scheduler.is_idle() {
         let batch = harness.step();
-        shares.extend(batch.sequences.iter().map(|share| (share.start, share.tokens.len(), share.long_from)));
+        shares.extend(batch.sequences.iter().map(|share| (share.start, share.rows.len(), share.long_from)));
     }
     shares
 }

@@ -9,7 +9,7 @@ mod rules;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::testing::{FakeExecutor, oracle};
+use super::testing::{FakeExecutor, Step, Told, oracle};
 use super::*;
 use crate::types::{
     AdapterBinding, AdapterSlot, AdapterVersion, BlockId, ClientKey, ConnectionId, EngineRequest, FinishReason,
@@ -28,6 +28,7 @@ struct Log {
 struct Harness {
     scheduler: Scheduler,
     fake: FakeExecutor,
+    told: Told,
     now: Instant,
     requests: BTreeMap<RequestId, EngineRequest>,
     logs: BTreeMap<RequestId, Log>,
@@ -76,6 +77,7 @@ impl Harness {
     fn new(config: SchedulerConfig) -> Self {
         Self {
             fake: FakeExecutor::new(config.block_size, config.num_blocks),
+            told: Told::default(),
             scheduler: Scheduler::new(config).unwrap(),
             now: Instant::now(),
             requests: BTreeMap::new(),
@@ -100,23 +102,30 @@ impl Harness {
         &self.logs[&RequestId(id)]
     }
 
-    fn schedule(&mut self) -> ScheduledBatch {
+    fn schedule(&mut self) -> Step {
         let Scheduled { batch, events } = self.scheduler.schedule(self.now);
         self.record(events);
-        self.check_batch(&batch);
-        batch
+        let step = self.told.apply(batch);
+        self.check_batch(&step);
+        step
     }
 
-    fn finish(&mut self, batch: &ScheduledBatch) {
-        let output = self.fake.execute(batch);
-        let events = self.scheduler.update(batch, &output, self.now);
+    /// Take in the result of a step.
+    fn update(&mut self, step: &Step, output: &StepOutput) {
+        self.told.advance(step, output);
+        let events = self.scheduler.update(step, output, self.now);
         self.record(events);
+    }
+
+    fn finish(&mut self, step: &Step) {
+        let output = self.fake.execute(step);
+        self.update(step, &output);
         self.check_blocks();
         self.now += Duration::from_millis(1);
         self.steps += 1;
     }
 
-    fn step(&mut self) -> ScheduledBatch {
+    fn step(&mut self) -> Step {
         let batch = self.schedule();
         self.finish(&batch);
         batch
@@ -168,7 +177,7 @@ impl Harness {
         }
     }
 
-    fn check_batch(&self, batch: &ScheduledBatch) {
+    fn check_batch(&self, batch: &Step) {
         let config = &self.scheduler.config;
         assert!(batch.num_tokens() <= config.max_num_batched_tokens);
         assert!(batch.sequences.len() <= config.max_num_seqs);
@@ -177,8 +186,8 @@ impl Harness {
         ids.dedup();
         assert_eq!(ids.len(), batch.sequences.len(), "a sequence is twice in a batch");
         for sequence in &batch.sequences {
-            assert!(!sequence.tokens.is_empty());
-            assert!(sequence.tokens.len() <= config.max_prefill_chunk.unwrap_or(usize::MAX));
+            assert!(sequence.rows.len() > 0);
+            assert!(sequence.rows.len() <= config.max_prefill_chunk.unwrap_or(usize::MAX));
         }
         assert_eq!(batch.sequences.is_empty(), !self.scheduler.has_work(), "a step is empty only without requests");
     }

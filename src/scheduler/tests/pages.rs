@@ -1,7 +1,8 @@
 //! Virtual tokens: made once, shared, copied at the seam, given up, made again.
 
 use super::*;
-use crate::types::{BlockCopy, TokenSource};
+use crate::scheduler::testing::Rows;
+use crate::types::BlockCopy;
 
 fn with_pages(id: u64, n: u8, count: u32, saved_kv: bool, prompt: &[u32], max_tokens: u32) -> EngineRequest {
     EngineRequest { adapter: adapter(n, Some((count, saved_kv))), ..request(id, prompt, max_tokens) }
@@ -45,12 +46,12 @@ fn prompt_embeddings_are_prefilled_in_chunks_once_while_their_requests_wait_and_
     let b = harness.add(with_pages(2, 1, 6, false, &[2, 2, 3], 3))[0];
     let other = harness.add(request(3, &[1, 2, 3], 3))[0];
     let first = harness.step();
-    assert_eq!(first.sequences[0].tokens, TokenSource::PromptEmbeds { first: 0, count: 4 });
+    assert_eq!(first.sequences[0].rows, Rows::PromptEmbeds { first: 0, count: 4 });
     assert_eq!(first.sequences[0].sample, None);
     assert_eq!(first.sequences[1].id, other);
     assert_eq!(harness.log(1).cached_tokens, None, "not started yet");
     let second = harness.step();
-    assert_eq!(second.sequences[1].tokens, TokenSource::PromptEmbeds { first: 4, count: 2 });
+    assert_eq!(second.sequences[1].rows, Rows::PromptEmbeds { first: 4, count: 2 });
     assert_eq!(second.sequences[1].start, 4);
     let third = harness.step();
     assert_eq!(third.sequences.iter().map(|sequence| sequence.id).collect::<Vec<_>>(), [other, a, b]);
@@ -87,7 +88,7 @@ fn pages_stay_when_unused_give_way_when_blocks_run_out_and_come_back() {
     harness.run();
     assert_eq!(harness.scheduler.stats().kv_blocks_used, 1);
     harness.add(with_pages(4, 1, 6, false, &[1, 2, 3], 2));
-    assert!(matches!(harness.step().sequences[0].tokens, TokenSource::PromptEmbeds { first: 0, count: 6 }));
+    assert!(matches!(harness.step().sequences[0].rows, Rows::PromptEmbeds { first: 0, count: 6 }));
     harness.run();
     (1..=4).for_each(|id| harness.assert_complete(id));
 }
@@ -188,7 +189,7 @@ fn pages_survive_a_move_of_their_adapter_to_another_slot() {
     harness.add(moved);
     let batch = harness.step();
     assert_eq!(batch.sequences[0].slot, Some(AdapterSlot(77)));
-    assert!(matches!(batch.sequences[0].tokens, TokenSource::Ids(_)), "nothing is prefilled again");
+    assert!(matches!(batch.sequences[0].rows, Rows::Ids(_)), "nothing is prefilled again");
     harness.run();
     harness.assert_complete(2);
 }

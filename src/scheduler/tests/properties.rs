@@ -140,7 +140,7 @@ fn wish_to_request(id: u64, wish: &Wish, counts: [u32; 4], now: Instant) -> Engi
 struct Run {
     harness: Harness,
     aborted: Vec<RequestId>,
-    batches: Vec<ScheduledBatch>,
+    batches: Vec<Step>,
 }
 
 fn execute(config: SchedulerConfig, counts: [u32; 4], poisoned: bool, ops: &[Op]) -> Run {

@@ -1,11 +1,11 @@
 //! Who gets how many tokens, who waits, who yields, and what the prefix cache gives.
 
 use super::*;
-use crate::types::TokenSource;
+use crate::scheduler::testing::Rows;
 
 /// (sequence, rows) of a batch in order.
-fn rows(batch: &ScheduledBatch) -> Vec<(SequenceId, usize)> {
-    batch.sequences.iter().map(|sequence| (sequence.id, sequence.tokens.len())).collect()
+fn rows(batch: &Step) -> Vec<(SequenceId, usize)> {
+    batch.sequences.iter().map(|sequence| (sequence.id, sequence.rows.len())).collect()
 }
 
 fn prompt(len: u32, salt: u32) -> Vec<u32> {
@@ -95,7 +95,7 @@ fn the_newest_yields_when_blocks_run_out_and_gives_the_same_output_later() {
             break sequence.clone();
         }
     };
-    assert_eq!((resumed.start, resumed.tokens.len()), (0, 7 + output_before), "output is recomputed with the prompt");
+    assert_eq!((resumed.start, resumed.rows.len()), (0, 7 + output_before), "output is recomputed with the prompt");
     assert_eq!(resumed.sample.unwrap().output_position as usize, output_before);
     harness.run();
     for id in 1..=3 {
@@ -142,11 +142,11 @@ fn a_known_prefix_is_reused_but_for_the_last_token() {
         harness.add(request(2, &prompt(8, 0), 1));
         harness.step()
     };
-    assert_eq!((batch.sequences[0].start, batch.sequences[0].tokens.len()), (4, 4));
+    assert_eq!((batch.sequences[0].start, batch.sequences[0].rows.len()), (4, 4));
     assert_eq!(harness.log(2).cached_tokens, Some(4));
     harness.add(request(3, &prompt(9, 0), 1));
     let batch = harness.step();
-    assert_eq!((batch.sequences[0].start, batch.sequences[0].tokens.len()), (8, 1));
+    assert_eq!((batch.sequences[0].start, batch.sequences[0].rows.len()), (8, 1));
     assert_eq!(harness.log(3).cached_tokens, Some(8));
     let stats = harness.scheduler.stats();
     assert_eq!((stats.prefix_queries, stats.prefix_hits), (8 + 8 + 9, 4 + 8));
@@ -238,7 +238,7 @@ fn kv_indices_are_rope_positions_and_ids_are_the_rows() {
     let mut harness = Harness::new(SchedulerConfig { max_prefill_chunk: Some(3), ..config() });
     harness.add(request(1, &[5, 6, 7, 8], 2));
     let first = harness.step();
-    assert_eq!((first.sequences[0].start, &first.sequences[0].tokens), (0, &TokenSource::Ids(vec![5, 6, 7])));
+    assert_eq!((first.sequences[0].start, &first.sequences[0].rows), (0, &Rows::Ids(vec![5, 6, 7])));
     let second = harness.step();
-    assert_eq!((second.sequences[0].start, &second.sequences[0].tokens), (3, &TokenSource::Ids(vec![8])));
+    assert_eq!((second.sequences[0].start, &second.sequences[0].rows), (3, &Rows::Ids(vec![8])));
 }

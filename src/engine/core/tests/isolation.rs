@@ -6,8 +6,9 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
 use super::*;
-use crate::scheduler::testing::{FakeExecutor, NON_FINITE_SEED, oracle};
-use crate::types::{AdapterBinding, AdapterVersion, SequenceId, TokenSource, VirtualTokens};
+use crate::engine::input_batch::SequenceInput;
+use crate::scheduler::testing::{FakeExecutor, NON_FINITE_SEED, Rows, Share, Step, oracle};
+use crate::types::{AdapterBinding, AdapterVersion, BlockId, SequenceId, VirtualTokens};
 
 /// Breaks every step that a prompt with this id is in.
 const POISON: u32 = 1000;
@@ -21,6 +22,19 @@ fn binding(slot: u32) -> Option<AdapterBinding> {
     let (_, virtual_tokens) = ADAPTERS.into_iter().find(|(number, _)| *number == slot)?;
     let virtual_tokens = virtual_tokens.map(|(count, saved_kv)| VirtualTokens { count, saved_kv });
     Some(AdapterBinding { version: AdapterVersion([slot as u8; 32]), slot: AdapterSlot(slot), virtual_tokens })
+}
+
+fn share(sequence: SequenceInput<'_>) -> Share {
+    let embeds = Rows::PromptEmbeds { first: sequence.start, count: sequence.count };
+    Share {
+        id: sequence.id,
+        slot: sequence.slot,
+        start: sequence.start,
+        rows: sequence.ids().map_or(embeds, |ids| Rows::Ids(ids.collect())),
+        blocks: sequence.blocks.iter().copied().map(BlockId).collect(),
+        long_from: sequence.long_from,
+        sample: sequence.sample(),
+    }
 }
 
 /// A cache that checks what it reads, under kernels that break on some rows when part of the step is written already.
@@ -43,39 +57,40 @@ impl Brittle {
     }
 
     /// Write what comes before sequence `at`, and no more.
-    fn write_until(&mut self, batch: &ScheduledBatch, at: usize) {
-        self.fake.execute(&ScheduledBatch { sequences: batch.sequences[..at].to_vec(), ..batch.clone() });
+    fn write_until(&mut self, step: &Step, at: usize) {
+        self.fake.execute(&Step { sequences: step.sequences[..at].to_vec(), ..step.clone() });
     }
 }
 
 impl StepExecutor for Brittle {
     type Prepared = ();
 
-    fn execute(&mut self, batch: &ScheduledBatch) -> Result<StepOutput, StepError> {
+    fn execute(&mut self, step: &StepInput<'_>) -> Result<StepOutput, StepError> {
         self.attempts += 1;
-        let poisoned = |ids: &[u32]| ids.contains(&POISON);
-        if let [only] = batch.sequences.as_slice()
+        let step = Step { batch: step.batch().clone(), sequences: step.sequences().map(share).collect() };
+        let poisoned = |share: &Share| matches!(&share.rows, Rows::Ids(ids) if ids.contains(&POISON));
+        if let [only] = step.sequences.as_slice()
             && only.slot.is_none()
             && self.slots.get(&only.id).is_some_and(Option::is_some)
         {
             // Tried without its adapter, on what was computed with it: only its ids matter.
-            assert!(!matches!(&only.tokens, TokenSource::Ids(ids) if poisoned(ids)), "a kernel broke");
+            assert!(!poisoned(only), "a kernel broke");
             return Ok(StepOutput::default());
         }
-        self.slots.extend(batch.sequences.iter().map(|sequence| (sequence.id, sequence.slot)));
-        let breaks = batch.sequences.iter().position(|sequence| {
-            matches!(&sequence.tokens, TokenSource::Ids(ids) if poisoned(ids))
-                || sequence.slot.is_some_and(|slot| BROKEN.contains(&slot.0))
-        });
+        self.slots.extend(step.sequences.iter().map(|sequence| (sequence.id, sequence.slot)));
+        let breaks = step
+            .sequences
+            .iter()
+            .position(|sequence| poisoned(sequence) || sequence.slot.is_some_and(|slot| BROKEN.contains(&slot.0)));
         if let Some(at) = breaks {
-            self.write_until(batch, at);
+            self.write_until(&step, at);
             panic!("a kernel broke");
         }
         if self.glitches.contains(&self.attempts) {
-            self.write_until(batch, batch.sequences.len() / 2);
+            self.write_until(&step, step.sequences.len() / 2);
             return Err(StepError::NoPrefix { slot: 0 });
         }
-        Ok(self.fake.execute(batch))
+        Ok(self.fake.execute(&step))
     }
 
     fn install(&mut self, _: AdapterSlot, (): ()) {}

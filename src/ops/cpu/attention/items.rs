@@ -69,7 +69,7 @@ mod tests {
     fn items_cover_every_row_and_head_once() {
         for (heads, kv_heads, threads) in [(7, 1, 2), (8, 8, 2), (14, 2, 8), (71, 1, 1), (40, 1, 3)] {
             let spec = AttentionSpec { heads, kv_heads, head_dim: 4, scale: 1.0, softcap: None, window: None };
-            let sequence = |rows: Range<usize>| SequencePlan { rows, start: 0, blocks: vec![0] };
+            let sequence = |rows: Range<usize>| SequencePlan { rows, start: 0, blocks: vec![0].into() };
             let plan = StepPlan {
                 rows: RowPlan::new(vec![None; 50]),
                 sequences: vec![sequence(0..1), sequence(1..49), sequence(49..50)],

@@ -58,7 +58,7 @@ impl Scene {
                 qkv.extend_from_slice(&tokens[index * self.columns()..][..self.columns()]);
             }
             let rows = first..plan.positions.len();
-            plan.sequences.push(SequencePlan { rows, start: range.start as u32, blocks: blocks.to_vec() });
+            plan.sequences.push(SequencePlan { rows, start: range.start as u32, blocks: blocks.to_vec().into() });
         }
         let rows = plan.positions.len();
         plan.ids = vec![None; rows];

@@ -113,7 +113,7 @@ fn report_attention(threads: usize, (heads, kv_heads, head_dim): (usize, usize, 
             ids: vec![None; rows],
             positions: (start..start + rows as u32).collect(),
             kv_slots: (start..start + rows as u32).collect(),
-            sequences: vec![SequencePlan { rows: 0..rows, start, blocks: (0..64).collect() }],
+            sequences: vec![SequencePlan { rows: 0..rows, start, blocks: std::sync::Arc::new((0..64).collect()) }],
             ..StepPlan::default()
         };
         let mut step = cpu.step();

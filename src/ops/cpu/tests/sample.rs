@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::ops::SampledRows;
+use crate::ops::{SampledRows, SequencePlan};
 use crate::types::{Output, SampleSpec, SamplingParams, SequenceFailure, TokenCounts};
 
 fn sample(index: u32, params: SamplingParams) -> Output {
@@ -59,6 +59,27 @@ fn a_row_gets_the_same_token_alone_and_mixed_on_every_path() {
             }
         }
     }
+}
+
+#[test]
+fn a_step_that_is_over_lets_go_of_what_its_plan_shares() {
+    fn check<B: Backend>(backend: &B, logits: &B::Buffer) {
+        let counts = Arc::new(TokenCounts::of_prompt(&[1]));
+        let blocks = Arc::new(vec![0]);
+        let mut plan = plan_of(vec![None]);
+        plan.sequences = vec![SequencePlan { rows: 0..1, start: 0, blocks: Arc::clone(&blocks) }];
+        plan.sampled = SampledRows::groups(&plan.rows, &[0]);
+        let Output::Sample(spec) = sample(0, SamplingParams::greedy()) else { panic!("not a sample") };
+        plan.outputs = vec![Output::Sample(SampleSpec { counts: Some(Arc::clone(&counts)), ..spec })];
+        let mut step = backend.step();
+        backend.upload(&plan, &mut step).unwrap();
+        backend.sample(&mut step, 0, logits);
+        backend.finish(&mut step).unwrap();
+        plan.release();
+        assert_eq!((Arc::strong_count(&counts), Arc::strong_count(&blocks)), (1, 1));
+    }
+    check(&ReferenceBackend::new(Dtype::F32), &matrix(3, &[1.0, 2.0, 3.0]));
+    check(&backend(Isa::Portable, Dtype::F32, 1), &buffer(3, &[1.0, 2.0, 3.0]));
 }
 
 #[test]
