@@ -155,7 +155,7 @@ impl Work {
                 let rendered = rendered.map_err(|source| AdmissionError::Chat { adapter, source })?;
                 let text = rendered.text();
                 self.check_bytes(field, &text)?;
-                let ids = self.tokenizer.encode_chat_at_most(&rendered, self.most())?;
+                let ids = rendered.encode_at_most(&self.tokenizer, self.most())?;
                 (ids.ok_or_else(|| self.too_long(field, &text))?, text)
             }
         };

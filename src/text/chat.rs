@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::control::{self, ControlTokens};
+use super::error::TokenizerError;
 use super::jinja::{Limits, RenderError, SyntaxError, Template, Value};
 use super::settings::TokenizerSettings;
-use super::tokenizer::{Tokenizer, TokenizerError};
+use super::tokenizer::Tokenizer;
 use crate::files::{self, MAX_SETTINGS_BYTES};
 use crate::types::generate::{Chat, ChatMessage, TemplateValue};
 
@@ -64,8 +65,7 @@ pub struct ChatTemplate {
     with_tools: Option<Box<ChatTemplate>>,
 }
 
-/// A rendered conversation. Its special tokens are part of it; [`Tokenizer::encode_chat_at_most`] knows which of them the client
-/// wrote.
+/// A rendered conversation. Its special tokens are part of it, and it knows which of them the client wrote.
 #[derive(Debug)]
 pub struct RenderedChat {
     text: String,
@@ -80,9 +80,17 @@ impl RenderedChat {
         if self.marked { control::unmarked(&self.text) } else { self.text.clone() }
     }
 
-    /// The text, and whether it may hold marks.
-    pub(super) fn parts(&self) -> (&str, bool) {
-        (&self.text, self.marked)
+    /// Its token ids; `None` where there are more than `most`, as [`Tokenizer::encode_at_most`]. Control tokens that the
+    /// template wrote are control tokens; those of the client are text, unless it asked for them.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`] and [`TokenizerError::Control`].
+    pub fn encode_at_most(&self, tokenizer: &Tokenizer, most: usize) -> Result<Option<Vec<u32>>, TokenizerError> {
+        if self.marked && control::is_marked(&self.text) {
+            control::encode_at_most(tokenizer, &self.text, most)
+        } else {
+            tokenizer.encode_at_most(&self.text, false, most)
+        }
     }
 }
 

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::detokenizer::Detokenizer;
+use super::error::TokenizerError;
 use super::stop::StopMatcher;
-use super::tokenizer::{Tokenizer, TokenizerError};
+use super::tokenizer::Tokenizer;
 
 /// Text that became final with a token, and whether a stop string ended the choice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

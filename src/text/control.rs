@@ -10,7 +10,8 @@ use std::collections::hash_map::Entry;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 
-use super::tokenizer::{Tokenizer, TokenizerError};
+use super::error::TokenizerError;
+use super::tokenizer::Tokenizer;
 
 const START: char = '\u{f0000}';
 const END: char = '\u{f0001}';

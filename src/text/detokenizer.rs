@@ -7,18 +7,9 @@
 
 use std::sync::Arc;
 
-use super::tokenizer::{Tokenizer, TokenizerError};
-
-/// What a tokenizer's decoder needs to see before the text of a token is final.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum DecoderKind {
-    /// Tokens are bytes in GPT-2's alphabet: text is their concatenation.
-    ByteLevel,
-    /// Tokens are pieces of text; with byte fallback, `<0x41>` is a byte, final once its run has ended.
-    Pieces { byte_fallback: bool },
-    /// Bytes and something more: text is final once it does not end in U+FFFD.
-    Opaque,
-}
+use super::decoder_kind::DecoderKind;
+use super::error::TokenizerError;
+use super::tokenizer::Tokenizer;
 
 /// Tokens of already final text kept in front of new ones, so that the new ones decode as they do in the middle of a
 /// text. Decoders look back at most one token today; a few more cost nothing.

@@ -15,6 +15,8 @@ pub mod tokenizer;
 mod bound;
 mod clock;
 mod control;
+mod decoder_kind;
+mod error;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod gguf;
@@ -24,7 +26,8 @@ mod tokenizer_class;
 pub use chat::{ChatError, ChatTemplate, RenderedChat};
 pub use choice::{ChoiceText, TextDelta};
 pub use detokenizer::Detokenizer;
+pub use error::TokenizerError;
 pub use gguf::GgufTokenizerError;
 pub use settings::TokenizerSettings;
 pub use stop::StopMatcher;
-pub use tokenizer::{Tokenizer, TokenizerError};
+pub use tokenizer::Tokenizer;

@@ -11,7 +11,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-use super::tokenizer::TokenizerError;
+use super::error::TokenizerError;
 use super::tokenizer_class::TokenizerClass;
 use crate::files::{self, MAX_SETTINGS_BYTES, MAX_TOKENIZER_BYTES};
 

@@ -1,98 +1,18 @@
 //! `tokenizer.json`: text to ids and back.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::panic::catch_unwind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use tokenizers::decoders::DecoderWrapper;
 use tokenizers::{
     Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, TruncationDirection,
 };
 
 use super::bound::bytes_per_token;
-use super::chat::RenderedChat;
-use super::control;
-use super::detokenizer::DecoderKind;
-use super::gguf::GgufTokenizerError;
+use super::decoder_kind::DecoderKind;
+use super::error::TokenizerError;
 use super::settings::TokenizerSettings;
 use crate::files::{self, MAX_TOKENIZER_BYTES};
-
-/// A tokenizer that cannot be read, or text or ids it cannot process.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenizerError {
-    /// The file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// There is no `tokenizer.json`.
-    #[error("{} is not there{}", path.display(), Legacy(.legacy))]
-    Missing {
-        /// The file.
-        path: PathBuf,
-        /// A tokenizer's file of another format that is there.
-        legacy: Option<&'static str>,
-    },
-    /// A file beside `tokenizer.json` is not what transformers writes.
-    #[error("{}: {reason}", path.display())]
-    Settings {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A control token that a message holds is a token to the vocabulary too, and cannot be taken for text.
-    #[error("{token:?} is always a control token to this tokenizer: leave it out, or allow special tokens")]
-    Control {
-        /// The token's text.
-        token: String,
-    },
-    /// The file is not a tokenizer of the `tokenizers` library.
-    #[error("not a tokenizer.json: {reason}")]
-    Format {
-        /// What the library said.
-        reason: String,
-    },
-    /// The tokenizer of a GGUF file.
-    #[error("the file's tokenizer: {0}")]
-    Gguf(#[from] GgufTokenizerError),
-    /// The file made the `tokenizers` library panic; the log has where.
-    #[error("not a tokenizer.json: the tokenizers library fails on it")]
-    Panicked,
-    /// A text of this length could not be encoded.
-    #[error("a text of {bytes} bytes cannot be encoded: {reason}")]
-    Encode {
-        /// Length of the text.
-        bytes: usize,
-        /// What the library said.
-        reason: String,
-    },
-    /// These ids could not be decoded.
-    #[error("{count} token ids cannot be decoded: {reason}")]
-    Decode {
-        /// How many ids.
-        count: usize,
-        /// What the library said.
-        reason: String,
-    },
-}
-
-/// What to do where a tokenizer has another format.
-struct Legacy<'a>(&'a Option<&'static str>);
-
-impl fmt::Display for Legacy<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(file) = self.0 else { return Ok(()) };
-        write!(
-            f,
-            ", only {file}: convert it with transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        )
-    }
-}
 
 /// Files in which tokenizers were kept before `tokenizer.json`.
 const LEGACY: [&str; 6] =
@@ -164,7 +84,7 @@ impl Tokenizer {
             .filter(|(_, token)| added.is_special_token(&token.content))
             .map(|(id, token)| (*id, token.content.clone()))
             .collect();
-        let decoder = decoder_kind(inner.get_decoder());
+        let decoder = DecoderKind::of(inner.get_decoder());
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
         let bytes_per_token = bytes_per_token(&inner);
         Ok(Self { inner, special, decoder, vocab_size, bytes_per_token })
@@ -201,18 +121,6 @@ impl Tokenizer {
         };
         encode()
             .map_err(|error: tokenizers::Error| TokenizerError::Encode { bytes: text.len(), reason: error.to_string() })
-    }
-
-    /// Token ids of a rendered conversation; `None` where there are more than `most`, as [`Tokenizer::encode_at_most`].
-    /// Control tokens that the template wrote are control tokens; those of the client are text, unless it asked for them.
-    ///
-    /// # Errors
-    /// [`TokenizerError::Encode`] and [`TokenizerError::Control`].
-    pub fn encode_chat_at_most(&self, chat: &RenderedChat, most: usize) -> Result<Option<Vec<u32>>, TokenizerError> {
-        match chat.parts() {
-            (text, true) if control::is_marked(text) => control::encode_at_most(self, text, most),
-            (text, _) => self.encode_at_most(text, false, most),
-        }
     }
 
     /// As [`Tokenizer::encode`]; `None` where there are more than `most` ids, which costs no more than finding `most` of
@@ -318,27 +226,6 @@ impl Tokenizer {
 
     pub(super) fn decoder_kind(&self) -> DecoderKind {
         self.decoder
-    }
-}
-
-/// How the text of a sequence follows from its tokens, as far as incremental decoding must know.
-fn decoder_kind(decoder: Option<&DecoderWrapper>) -> DecoderKind {
-    let Some(decoder) = decoder else {
-        return DecoderKind::Pieces { byte_fallback: false };
-    };
-    match flatten(decoder).as_slice() {
-        [DecoderWrapper::ByteLevel(_)] => DecoderKind::ByteLevel,
-        parts if parts.iter().any(|part| matches!(part, DecoderWrapper::ByteLevel(_))) => DecoderKind::Opaque,
-        parts => DecoderKind::Pieces {
-            byte_fallback: parts.iter().any(|part| matches!(part, DecoderWrapper::ByteFallback(_))),
-        },
-    }
-}
-
-fn flatten(decoder: &DecoderWrapper) -> Vec<&DecoderWrapper> {
-    match decoder {
-        DecoderWrapper::Sequence(sequence) => sequence.get_decoders().iter().flat_map(flatten).collect(),
-        single => vec![single],
     }
 }
 

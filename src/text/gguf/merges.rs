@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tokenizers::models::bpe::Vocab;
 
-use super::GgufTokenizerError;
+use super::error::GgufTokenizerError;
 use super::vocabulary::Vocabulary;
 use crate::files::gguf::GgufMetadata;
 

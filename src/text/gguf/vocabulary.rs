@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::GgufTokenizerError;
+use super::error::GgufTokenizerError;
 use crate::files::gguf::GgufMetadata;
 
 const TOKENS: &str = "tokenizer.ggml.tokens";

@@ -84,7 +84,7 @@ fn control_tokens_of_a_client_are_text_as_transformers_sanitizes_them_unless_it_
                 allow_special_tokens: case["allow"].as_bool().unwrap(),
             };
             let rendered = template.render(&chat, std::time::UNIX_EPOCH).unwrap();
-            let found = tokenizer.encode_chat_at_most(&rendered, usize::MAX).unwrap().unwrap();
+            let found = rendered.encode_at_most(&tokenizer, usize::MAX).unwrap().unwrap();
             assert_eq!(found, ids(&case["ids"]), "{kind}: {case}");
         }
     }
@@ -98,7 +98,7 @@ fn a_control_token_that_is_a_word_of_the_vocabulary_too_cannot_be_taken_for_text
     let template = ChatTemplate::new("{{ messages[0].content }}", &settings, &tokenizer).unwrap();
     let chat = Chat::from(vec![ChatMessage { role: "user".into(), content: "on the in".into() }]);
     let rendered = template.render(&chat, std::time::UNIX_EPOCH).unwrap();
-    let refused = tokenizer.encode_chat_at_most(&rendered, usize::MAX).unwrap_err();
+    let refused = rendered.encode_at_most(&tokenizer, usize::MAX).unwrap_err();
     assert!(matches!(&refused, TokenizerError::Control { token } if token == "the"), "{refused}");
     assert_eq!(rendered.text(), "on the in");
 }
