@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 
-use super::store::StoredAdapter;
+use super::stored::StoredAdapter;
 use crate::types::{AdapterName, AdapterVersion};
 
 /// Bindings by name, with an index by version and one of what is pinned.

@@ -4,6 +4,8 @@ use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 use std::time::Duration;
 
+use super::disk_fault::{DiskFault, is_input_output, is_too_many_files};
+use super::error::AdapterError;
 use super::fs::{Found, StoreFs};
 
 /// Tries of one operation, the first included.
@@ -114,12 +116,9 @@ pub(super) fn is_transient(error: &io::Error) -> bool {
     kind || is_input_output(error) || is_too_many_files(error)
 }
 
-/// EIO: the device, or the network before it, failed.
-pub(super) fn is_input_output(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(5)
-}
-
-/// ENFILE, EMFILE: the system, or this process, has as many files open as it may.
-pub(super) fn is_too_many_files(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(23 | 24))
+impl AdapterError {
+    /// Sort a failure of the disk.
+    pub(super) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, fault: DiskFault::of(&source), source }
+    }
 }

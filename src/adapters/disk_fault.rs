@@ -2,9 +2,6 @@
 
 use std::io;
 
-use super::disk;
-use super::error::AdapterError;
-
 /// The kinds of failure of a disk that call for different reactions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskFault {
@@ -36,17 +33,10 @@ impl DiskFault {
             io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly,
             io::ErrorKind::PermissionDenied => Self::Denied,
             io::ErrorKind::OutOfMemory => Self::Memory,
-            _ if disk::is_too_many_files(error) => Self::TooManyFiles,
-            _ if disk::is_input_output(error) => Self::Device,
+            _ if is_too_many_files(error) => Self::TooManyFiles,
+            _ if is_input_output(error) => Self::Device,
             _ => Self::Other,
         }
-    }
-}
-
-impl AdapterError {
-    /// Sort a failure of the disk.
-    pub(super) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { action, fault: DiskFault::of(&source), source }
     }
 }
 
@@ -63,4 +53,14 @@ impl std::fmt::Display for DiskFault {
             Self::Other => "the system refused",
         })
     }
+}
+
+/// EIO: the device, or the network before it, failed.
+pub(super) fn is_input_output(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(5)
+}
+
+/// ENFILE, EMFILE: the system, or this process, has as many files open as it may.
+pub(super) fn is_too_many_files(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(23 | 24))
 }

@@ -2,8 +2,9 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
+use super::digest::Sha256Digest;
 use super::disk_fault::DiskFault;
-use super::files::{Sha256Digest, UploadId};
+use super::upload_id::UploadId;
 use crate::types::{AdapterFault, AdapterName, AdapterVersion, BaseDigest, ToProblem};
 
 /// The error a loader reported; it says itself what it is to those who wait for the adapter.
@@ -93,12 +94,6 @@ pub enum AdapterError {
         bytes: u64,
         /// The most that can be loaded.
         max: u64,
-    },
-    /// An upload id outside `[A-Za-z0-9._:-]{1,128}`.
-    #[error("upload_id {upload_id:?} is not of the form [A-Za-z0-9._:-]{{1,128}}")]
-    BadUploadId {
-        /// As given, shortened to 128 characters.
-        upload_id: String,
     },
 
     // --- using ---------------------------------------------------------------------------------------------------

@@ -3,97 +3,25 @@
 //! Everything here is checked from the header alone, before a byte of content arrives.
 
 use std::collections::HashSet;
-use std::fmt;
-use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use super::digest::Sha256Digest;
 use super::error::AdapterError;
-use super::look::INDEX_FILE;
+use super::upload_id::UploadId;
 use crate::types::{AdapterName, AdapterVersion, ClientKey};
 
 /// The PEFT configuration.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The weights.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// Which file of weights in several has which tensor.
+pub const INDEX_FILE: &str = "adapter_model.safetensors.index.json";
 /// The adapter's own chat template, where it has one.
 pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Most data one chunk may carry.
 pub const MAX_CHUNK_BYTES: usize = 1 << 20;
-
-/// A sha256.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Sha256Digest(pub [u8; 32]);
-
-impl fmt::Display for Sha256Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
-    }
-}
-
-impl fmt::Debug for Sha256Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Sha256Digest({self})")
-    }
-}
-
-impl FromStr for Sha256Digest {
-    type Err = crate::types::InvalidAdapterVersion;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // Same form as a version: 64 lower-case hexadecimal digits.
-        text.parse::<AdapterVersion>().map(|version| Self(version.0))
-    }
-}
-
-impl Sha256Digest {
-    /// Digest of `bytes`.
-    #[must_use]
-    pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
-    }
-}
-
-/// A client's name for one upload: the key of resumption and idempotency. `[A-Za-z0-9._:-]{1,128}`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct UploadId(Arc<str>);
-
-impl UploadId {
-    /// Most characters of an id.
-    pub const MAX_LEN: usize = 128;
-
-    /// An id no client can write, for an upload that was given none.
-    pub(super) fn anonymous(number: u64) -> Self {
-        Self(format!("~{number}").into())
-    }
-
-    /// The id as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for UploadId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for UploadId {
-    type Err = AdapterError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'-');
-        if (1..=Self::MAX_LEN).contains(&text.len()) && text.bytes().all(allowed) {
-            Ok(Self(text.into()))
-        } else {
-            Err(AdapterError::BadUploadId { upload_id: shorten(text) })
-        }
-    }
-}
 
 /// What a change of a name expects to find (compare and set).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,12 +7,14 @@ use std::time::{Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 
+use super::digest::Sha256Digest;
 use super::error::AdapterError;
 use super::files::{
-    CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, Sha256Digest, StoreLimits, StoredFile,
-    UploadHeader, WEIGHTS_FILE, version_of,
+    CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, StoreLimits, StoredFile, UploadHeader,
+    WEIGHTS_FILE, version_of,
 };
-use super::registry::{AdapterInfo, AdapterRegistry, Published};
+use super::published::Published;
+use super::registry::{AdapterInfo, AdapterRegistry};
 use super::uploads::{Begin, Staged};
 use crate::files;
 use crate::types::{AdapterFacts, AdapterName, AdapterVersion, ClientKey};

@@ -6,13 +6,11 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::files::{CONFIG_FILE, WEIGHTS_FILE};
+use super::files::{CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE};
 use crate::files;
 
 /// Weights as PEFT saved them before it knew safetensors.
 pub const PICKLE_FILE: &str = "adapter_model.bin";
-/// The index of weights in several parts.
-pub const INDEX_FILE: &str = "adapter_model.safetensors.index.json";
 
 /// Entries of a folder that are looked at, and folders within that are.
 const MAX_ENTRIES: usize = 10_000;

@@ -17,6 +17,7 @@
 
 mod budget;
 mod catalog;
+mod digest;
 mod disk;
 mod disk_fault;
 mod error;
@@ -29,33 +30,40 @@ pub mod lease;
 pub mod look;
 mod pins;
 mod problem;
+mod published;
 pub mod registry;
 pub mod residency;
 mod slots;
 pub mod store;
+mod stored;
 mod sync;
 #[cfg(test)]
 pub(crate) mod testing;
+mod upload_id;
 pub mod uploads;
 
+pub use digest::Sha256Digest;
 pub use disk_fault::DiskFault;
 pub use error::{AdapterError, LoadFailure};
 pub use events::{AdapterEvent, AdapterEventKind, AdapterObserver, EventLog, EventsLost};
 pub use files::{
-    CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, Sha256Digest, StoreLimits, StoredFile,
-    UploadHeader, UploadId, WEIGHTS_FILE,
+    CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, StoreLimits, StoredFile, UploadHeader,
+    WEIGHTS_FILE,
 };
 pub use fs::{DiskFs, Found, FoundKind, StoreFile, StoreFs};
 pub use lease::AdapterLease;
 pub use pins::PinLimits;
-pub use registry::{AdapterInfo, AdapterRegistry, OwnChatTemplate, Published, RegistryLimits, ResolvedAdapter};
+pub use published::Published;
+pub use registry::{AdapterInfo, AdapterRegistry, OwnChatTemplate, RegistryLimits, ResolvedAdapter};
 pub use residency::{
     Acquire, AdapterState, InstallTicket, LoadTicket, RemovalTicket, Residency, ResidencyLimits, ResidencyStats,
     ResidentLease, SetAside, VersionStatus, Want,
 };
 pub use store::{
-    AdapterBytes, AdapterStore, Binding, Bound, CheckedName, Compiled, Flaw, FolderNames, FolderObjects, FolderStore,
-    IdleStore, Mend, NameStore, NamelessObject, ObjectStore, OnStoreError, Quarantined, QuarantinedContent,
-    QuarantinedEntry, RecoveryReport, RepairError, RepairWishes, StoreCheck, StoreFault, StoreOptions, StoredAdapter,
+    AdapterStore, CheckedName, Flaw, FolderNames, FolderObjects, FolderStore, IdleStore, Mend, NameStore,
+    NamelessObject, ObjectStore, OnStoreError, Quarantined, QuarantinedContent, QuarantinedEntry, RecoveryReport,
+    RepairError, RepairWishes, StoreCheck, StoreFault, StoreOptions,
 };
+pub use stored::{AdapterBytes, Binding, Bound, Compiled, StoredAdapter};
+pub use upload_id::{InvalidUploadId, UploadId};
 pub use uploads::{Begin, FileProgress, Staged, UploadHead, UploadSession, UploadStatus, Uploads, WeightsHead};

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::catalog::Catalog;
 use super::error::AdapterError;
-use super::store::StoredAdapter;
+use super::stored::StoredAdapter;
 use crate::types::{AdapterName, AdapterVersion, ClientKey};
 
 /// Most that may be pinned.

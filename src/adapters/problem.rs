@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::disk_fault::DiskFault;
 use super::error::AdapterError;
+use super::upload_id::InvalidUploadId;
 use crate::types::{AdapterName, Class, Problem, Subject, ToProblem};
 
 /// A wait after which an upload slot, staging space or a slot on the device may be free.
@@ -11,6 +12,12 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// A wait after which the store has tried again what it could not read.
 const RETRY_STORE: Duration = Duration::from_secs(5);
+
+impl ToProblem for InvalidUploadId {
+    fn to_problem(&self) -> Problem {
+        Problem::invalid("INVALID_FIELD", "upload_id", self).with("upload_id", &self.upload_id)
+    }
+}
 
 impl ToProblem for AdapterError {
     fn to_problem(&self) -> Problem {
@@ -43,7 +50,6 @@ impl ToProblem for AdapterError {
             E::LargerThanMemory { bytes, max } => {
                 quota("LOAD_MEMORY_TOO_SMALL", "load_memory").with("bytes", bytes).with("max", max)
             }
-            E::BadUploadId { upload_id } => bad("INVALID_FIELD", "upload_id").with("upload_id", upload_id),
             E::UnknownFileIndex { index, files } => {
                 bad("UNKNOWN_FILE_INDEX", "chunk.file_index").with("index", index).with("files", files)
             }

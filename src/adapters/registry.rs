@@ -4,6 +4,7 @@
 //! a lease keep the version they resolved. Changes are made one at a time and are durable before they become visible;
 //! resolving a name takes one shard of a concurrent map and never waits for a change on the disk.
 
+mod alias;
 mod base;
 mod using;
 
@@ -12,18 +13,22 @@ use std::time::{Instant, SystemTime};
 
 use dashmap::DashMap;
 
-use self::base::Present;
-pub use self::using::{OwnChatTemplate, ResolvedAdapter};
+pub use self::alias::OwnChatTemplate;
+use self::alias::{Alias, Present};
+pub use self::using::ResolvedAdapter;
 use super::catalog::Catalog;
 use super::error::AdapterError;
 use super::events::{AdapterEventKind, EventLog, Signals};
-use super::files::{Expected, StoreLimits, UploadHeader, UploadId};
+use super::files::{Expected, StoreLimits, UploadHeader};
 use super::fs::{DiskFs, StoreFs};
 use super::lease::LeaseTable;
 use super::pins::{Pin, PinLimits, Pins};
+use super::published::Published;
 use super::residency::{Residency, ResidencyLimits, VersionStatus};
-use super::store::{AdapterStore, StoredAdapter, unix_ms};
+use super::store::{AdapterStore, unix_ms};
+use super::stored::StoredAdapter;
 use super::sync::lock;
+use super::upload_id::UploadId;
 use super::uploads::{Begin, Staged, UploadStatus, Uploads};
 use crate::types::{AdapterFacts, AdapterName, AdapterVersion, BaseDigest, ClientKey};
 
@@ -49,37 +54,6 @@ pub struct AdapterInfo {
     pub base: Option<BaseDigest>,
     /// That is not the base that is served: requests for it are refused with this.
     pub mismatch: Option<Arc<AdapterError>>,
-}
-
-/// The result of an upload.
-#[derive(Clone, Debug)]
-pub struct Published {
-    /// The adapter as it was when the upload was acknowledged.
-    pub adapter: StoredAdapter,
-    /// What it compiled to.
-    pub facts: Arc<AdapterFacts>,
-    /// The name did not exist before.
-    pub created: bool,
-    /// The version the name stood for before, if it was another one.
-    pub replaced: Option<AdapterVersion>,
-}
-
-/// What the request path knows of a name.
-#[derive(Clone, Copy)]
-struct Alias {
-    version: AdapterVersion,
-    chat_template: Option<OwnChatTemplate>,
-    /// Of the files: what the version is taken to need on the device before it was ever compiled.
-    bytes: u64,
-    base: Option<BaseDigest>,
-}
-
-impl Alias {
-    fn of(stored: &StoredAdapter) -> Self {
-        let base = stored.compiled.as_ref().map(|compiled| compiled.base);
-        let template = stored.chat_template().map(|file| OwnChatTemplate { sha256: file.sha256, bytes: file.size });
-        Self { version: stored.version, chat_template: template, bytes: stored.bytes(), base }
-    }
 }
 
 /// Names, versions, leases, residency, uploads. Shared by `Arc`.

@@ -17,87 +17,27 @@
 
 mod faults;
 mod line;
+mod load;
 mod loads;
+mod shared;
 mod state;
+mod status;
 mod tickets;
 
 pub use faults::SetAside;
+pub use status::{AdapterState, ResidencyLimits, ResidencyStats, VersionStatus};
 pub use tickets::{InstallTicket, LoadTicket, RemovalTicket, ResidentLease};
 
 use std::sync::{Arc, Mutex};
 
-use self::state::{Decision, State, WaiterId};
+use self::line::WaiterId;
+use self::shared::Shared;
+use self::state::{Decision, State};
 use super::error::AdapterError;
 use super::events::{EventLog, Signals};
 use super::lease::AdapterLease;
 use super::sync::lock;
-use crate::types::{AdapterFacts, AdapterSlot, AdapterVersion, ClientKey};
-
-/// How much of the device adapters may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ResidencyLimits {
-    /// Adapter slots.
-    pub max_resident_adapters: u32,
-    /// Bytes of all resident adapters.
-    pub device_bytes: u64,
-}
-
-/// Where a version is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum AdapterState {
-    /// In the store only.
-    Stored,
-    /// On its way to the device.
-    Loading,
-    /// On the device.
-    Resident,
-    /// Leaving the device.
-    Evicting,
-}
-
-/// What is known of a version.
-#[derive(Clone, Debug)]
-pub struct VersionStatus {
-    /// Where it is.
-    pub state: AdapterState,
-    /// Its slot, while it has one.
-    pub slot: Option<AdapterSlot>,
-    /// Requests running on it.
-    pub leases: usize,
-    /// What it compiled to, once it has been compiled in this process.
-    pub facts: Option<Arc<AdapterFacts>>,
-    /// Why it is set aside, or why the last load failed; cleared by a load that works.
-    pub last_error: Option<String>,
-}
-
-/// Counters for metrics and tests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ResidencyStats {
-    /// Versions on the device, those being evicted included.
-    pub resident: usize,
-    /// Versions being loaded.
-    pub loading: usize,
-    /// Slots in use.
-    pub slots_used: usize,
-    /// Slots in all.
-    pub slots_total: usize,
-    /// Bytes in use or reserved.
-    pub bytes_used: u64,
-    /// The budget.
-    pub bytes_total: u64,
-    /// Requests running on resident versions.
-    pub leases: usize,
-    /// Requests waiting for room.
-    pub waiting: usize,
-    /// Loads completed since start.
-    pub loads: u64,
-    /// Evictions carried out since start.
-    pub evictions: u64,
-    /// Polls that found the version resident, since start.
-    pub hits: u64,
-    /// Versions set aside now.
-    pub set_aside: usize,
-}
+use crate::types::{AdapterFacts, AdapterVersion, ClientKey};
 
 /// The answer to [`Want::poll`].
 #[derive(Debug)]
@@ -114,32 +54,6 @@ pub enum Acquire {
 #[derive(Clone)]
 pub struct Residency {
     shared: Arc<Shared>,
-}
-
-struct Shared {
-    state: Mutex<State>,
-    events: Arc<EventLog>,
-}
-
-impl Shared {
-    /// Run `change` under the lock, then tell the observers what it brought about.
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let (result, signals) = self.change_quietly(change);
-        self.events.ring(signals);
-        result
-    }
-
-    /// Run `change` under the lock, for a caller that holds one of its own: it tells the observers when it has let go.
-    fn change_quietly<T>(&self, change: impl FnOnce(&mut State) -> T) -> (T, Signals) {
-        let mut state = lock(&self.state);
-        let result = change(&mut state);
-        let state::Signals { events, capacity } = state.take_signals();
-        // Under the lock, so that the log has the order in which things happened.
-        for (version, kind) in &events {
-            self.events.push(None, *version, *kind);
-        }
-        (result, Signals { events: !events.is_empty(), capacity, garbage: false })
-    }
 }
 
 impl Residency {

@@ -6,64 +6,37 @@
 //! fails, or when its content turns out wrong. Sessions do not survive the process: the store empties `staging/` when
 //! it is opened.
 
+mod desk;
 mod head;
 mod session;
+mod staged;
+mod stream;
 mod table;
 
 pub use head::{UploadHead, WeightsHead};
-pub use session::{Staged, UploadSession};
+pub use session::FileProgress;
+pub use staged::Staged;
+pub use stream::UploadSession;
 
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
+use self::desk::Desk;
 use self::session::Session;
-use self::table::{Leftover, Table};
+use super::digest::Sha256Digest;
 use super::error::AdapterError;
-use super::files::{CheckedHeader, FileHeader, Sha256Digest, StoreLimits, UploadHeader, UploadId};
+use super::files::{CheckedHeader, FileHeader, StoreLimits, UploadHeader};
 use super::fs::StoreFs;
-use super::registry::Published;
+use super::published::Published;
 use super::sync::lock;
+use super::upload_id::UploadId;
 use crate::types::ClientKey;
 
 /// The desk where uploads come in. Cheap to clone.
 #[derive(Clone)]
 pub struct Uploads {
     desk: Arc<Desk>,
-}
-
-struct Desk {
-    staging: PathBuf,
-    fs: Arc<dyn StoreFs>,
-    limits: StoreLimits,
-    table: Mutex<Table>,
-}
-
-impl Desk {
-    fn remove(&self, dir: &Path) -> io::Result<()> {
-        match self.fs.remove_dir_all(dir) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
-        }
-    }
-}
-
-/// What an earlier process left in the staging folder and its successor could not remove: it counts against the budget,
-/// and its names are taken.
-fn left_behind(fs: &dyn StoreFs, staging: &Path) -> (u64, Vec<Leftover>) {
-    let names = fs.list(staging).unwrap_or_default();
-    let number = |name: &std::ffi::OsString| name.to_str()?.rsplit_once('-')?.1.parse::<u64>().ok();
-    let last = names.iter().filter_map(number).max().unwrap_or(0);
-    let bytes = |dir: &Path| {
-        let files = fs.list(dir).unwrap_or_default();
-        files.iter().filter_map(|file| fs.metadata(&dir.join(file)).ok()).map(|found| found.bytes).sum()
-    };
-    let leftover = |name: &std::ffi::OsString| {
-        let dir = staging.join(name);
-        Leftover { bytes: bytes(&dir), dir }
-    };
-    (last, names.iter().map(leftover).collect())
 }
 
 /// The answer to an upload's header.
@@ -73,17 +46,6 @@ pub enum Begin {
     Open(UploadSession),
     /// This very upload was finished before; nothing more to do.
     Finished(Box<Published>),
-}
-
-/// How far one file of an upload is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileProgress {
-    /// As in the header.
-    pub path: String,
-    /// Declared.
-    pub size: u64,
-    /// Received: where the next chunk starts.
-    pub committed: u64,
 }
 
 /// The answer to `GetUpload`.
@@ -97,9 +59,7 @@ pub enum UploadStatus {
 
 impl Uploads {
     pub(super) fn new(staging: PathBuf, fs: Arc<dyn StoreFs>, limits: StoreLimits) -> Self {
-        let (number, leftovers) = left_behind(fs.as_ref(), &staging);
-        let table = Mutex::new(Table::new(limits.remembered_uploads, number, leftovers));
-        Self { desk: Arc::new(Desk { staging, fs, limits, table }) }
+        Self { desk: Arc::new(Desk::new(staging, fs, limits)) }
     }
 
     /// The limits in force.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use super::arrival::Arrival;
 use super::error::AdmissionError;
 use super::generation::{Admitted, Echo, Generation, GenerationInfo};
 use super::lease::SharedLease;
@@ -18,7 +19,7 @@ use crate::scheduler::places::{NoPlace, Place, Places};
 use crate::telemetry::metrics::{Metrics, QueueCause};
 use crate::text::{ChatTemplate, ChoiceText, Tokenizer};
 use crate::types::generate::{GenerateInput, PromptInput};
-use crate::types::{AdapterName, AdapterVersion, ClientKey, ConnectionId, EngineRequest, Party, RequestId};
+use crate::types::{AdapterName, AdapterVersion, ClientKey, EngineRequest, Party, RequestId};
 
 /// A request as a client states it, without its transport.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,27 +39,6 @@ pub struct AdapterChoice {
     pub name: AdapterName,
     /// The version the name must stand for.
     pub version: Option<AdapterVersion>,
-}
-
-/// Who sent a request, when it came and when it must have ended.
-#[derive(Clone, Copy, Debug)]
-pub struct Arrival {
-    /// Who is charged for it.
-    pub client: ClientKey,
-    /// The connection it came over.
-    pub connection: ConnectionId,
-    /// Queue time counts from here.
-    pub arrived: Instant,
-    /// The client's deadline.
-    pub deadline: Option<Instant>,
-}
-
-impl Arrival {
-    /// Just now, from nobody in particular, without a deadline.
-    #[must_use]
-    pub fn now() -> Self {
-        Self { client: ClientKey::LOCAL, connection: ConnectionId::default(), arrived: Instant::now(), deadline: None }
-    }
 }
 
 /// What the gate is made of.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::gate::Arrival;
+use super::arrival::Arrival;
 use super::lease::SharedLease;
 use crate::engine::{EventReceiver, GenerationEngine};
 use crate::scheduler::places::Place;

@@ -6,6 +6,7 @@
 //!
 //! It knows no protocol. Nothing here computes with weights; what takes long runs off the reactor.
 
+mod arrival;
 mod background;
 mod error;
 mod gate;
@@ -22,10 +23,11 @@ mod tokenizing;
 mod turns;
 pub mod validate;
 
+pub use arrival::Arrival;
 pub use background::Lost;
 pub(crate) use background::off_reactor;
 pub use error::AdmissionError;
-pub use gate::{AdapterChoice, Arrival, Gate, GateParts, GenerateRequest};
+pub use gate::{AdapterChoice, Gate, GateParts, GenerateRequest};
 pub use generation::{
     ChoiceDelta, Generation, GenerationError, GenerationEvent, GenerationInfo, OutputLogprob, OutputToken, StopMatch,
     Timings, TopToken,

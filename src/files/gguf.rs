@@ -6,133 +6,28 @@
 //! value; the tensors, each name, u32 dimensions, their u64 sizes (columns first), u32 type, u64 place; padding up to
 //! `general.alignment`; the tensors' bytes, to which the places refer. A string is its u64 length and UTF-8.
 
+mod error;
 mod metadata;
 mod reader;
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io;
 
+pub use error::GgufError;
 pub use metadata::{GgufList, GgufMetadata, GgufNumber, GgufValue};
+pub use reader::MAX_GGUF_HEADER_BYTES;
 use reader::Reader;
 
-/// Most bytes before the tensors' own; the largest vocabularies take some 15 MB.
-pub const MAX_GGUF_HEADER_BYTES: u64 = 64 << 20;
 /// Most values.
 const MAX_VALUES: u64 = 4096;
 /// Most tensors.
 const MAX_TENSORS: u64 = 1 << 16;
-/// Most bytes of a key, or of a tensor's name.
-const MAX_NAME_BYTES: u64 = 512;
 /// Most dimensions, as in ggml.
 const MAX_DIMS: u32 = 4;
 /// Where the tensors' bytes begin is a multiple of it, unless the file says otherwise.
 const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_ALIGNMENT: u64 = 1 << 16;
 const ALIGNMENT: &str = "general.alignment";
-
-/// Why a file is not read.
-#[derive(Debug, thiserror::Error)]
-pub enum GgufError {
-    /// The disk.
-    #[error(transparent)]
-    Read(#[from] io::Error),
-    /// Another format under this name.
-    #[error("it does not begin with GGUF")]
-    NotGguf,
-    /// What Git leaves in the place of a large file.
-    #[error("it is a Git LFS pointer; `git lfs pull` fetches the file itself")]
-    LfsPointer,
-    /// A version of the format that is not read.
-    #[error("it is GGUF version {version}; versions 2 and 3 are read, llama.cpp's converter writes them")]
-    Version {
-        /// Of the file.
-        version: u32,
-    },
-    /// Written on, and for, a machine of the other byte order.
-    #[error("its numbers are big-endian; convert it for little-endian machines")]
-    BigEndian,
-    /// The header is cut off.
-    #[error("it has {bytes} bytes and ends within its header")]
-    Truncated {
-        /// Of the file.
-        bytes: u64,
-    },
-    /// A count or a length beyond what is read.
-    #[error("{what}: {found}, at most {max}")]
-    TooLarge {
-        /// What is counted.
-        what: &'static str,
-        /// In the file.
-        found: u64,
-        /// Read here, or possible in a file of this size.
-        max: u64,
-    },
-    /// A key, or a tensor's name, that is not printable ASCII.
-    #[error("{name:?} is no name")]
-    BadName {
-        /// Shortened.
-        name: String,
-    },
-    /// One key, or one tensor's name, twice.
-    #[error("`{name}` is there twice")]
-    Twice {
-        /// Which.
-        name: String,
-    },
-    /// A type of value that the format does not have.
-    #[error("`{key}` has values of the unknown type {found}")]
-    UnknownType {
-        /// Of the value.
-        key: String,
-        /// In the file.
-        found: u32,
-    },
-    /// A list of lists.
-    #[error("`{key}` is a list of lists, which no known key is")]
-    Nested {
-        /// Of the value.
-        key: String,
-    },
-    /// A string that is not UTF-8.
-    #[error("a text of `{key}` is not UTF-8")]
-    NotText {
-        /// Of the value.
-        key: String,
-    },
-    /// A truth value that is neither 0 nor 1.
-    #[error("`{key}` is neither true nor false: {found}")]
-    NotBool {
-        /// Of the value.
-        key: String,
-        /// The byte.
-        found: u8,
-    },
-    /// A value of another type than its key has.
-    #[error("`{key}` is {found}, expected {expected}")]
-    WrongType {
-        /// Of the value.
-        key: String,
-        /// The value, shortened, or its type.
-        found: String,
-        /// What would be right.
-        expected: &'static str,
-    },
-    /// A value that is needed.
-    #[error("it has no `{key}`")]
-    Missing {
-        /// Of the value.
-        key: String,
-    },
-    /// A tensor without dimensions or with too many, or with more numbers than can be counted.
-    #[error("tensor `{name}` has the shape {shape:?}")]
-    Shape {
-        /// Of the tensor.
-        name: String,
-        /// Rows first.
-        shape: Vec<u64>,
-    },
-}
 
 /// One tensor of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,8 +71,8 @@ impl GgufHeader {
     pub fn read(file: &File, bytes: u64) -> Result<Self, GgufError> {
         let mut reader = Reader::new(file, bytes);
         magic(&mut reader)?;
-        let tensor_count = count(&mut reader, "tensors", MAX_TENSORS)?;
-        let value_count = count(&mut reader, "values", MAX_VALUES)?;
+        let tensor_count = reader.count("tensors", MAX_TENSORS)?;
+        let value_count = reader.count("values", MAX_VALUES)?;
         let metadata = GgufMetadata::read(&mut reader, value_count)?;
         let mut tensors = Vec::new();
         let mut names = HashSet::new();
@@ -208,21 +103,8 @@ fn magic(reader: &mut Reader<'_>) -> Result<(), GgufError> {
     }
 }
 
-fn count(reader: &mut Reader<'_>, what: &'static str, max: u64) -> Result<u64, GgufError> {
-    let found = reader.u64()?;
-    if found > max { Err(GgufError::TooLarge { what, found, max }) } else { Ok(found) }
-}
-
-/// A key or the name of a tensor.
-fn name(reader: &mut Reader<'_>) -> Result<String, GgufError> {
-    let bytes = count(reader, "bytes of a name", MAX_NAME_BYTES)?;
-    let name = String::from_utf8_lossy(&reader.bytes(bytes)?).into_owned();
-    let fits = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
-    if fits { Ok(name) } else { Err(GgufError::BadName { name: name.chars().take(64).collect() }) }
-}
-
 fn tensor(reader: &mut Reader<'_>) -> Result<GgufTensor, GgufError> {
-    let name = name(reader)?;
+    let name = reader.name()?;
     let dims = reader.u32()?;
     if !(1..=MAX_DIMS).contains(&dims) {
         return Err(GgufError::TooLarge { what: "dimensions of a tensor", found: dims.into(), max: MAX_DIMS.into() });

@@ -1,5 +1,6 @@
 //! `AdapterService`: uploads, adapters, residency. Whatever touches the disk runs off the reactor.
 
+mod describe;
 pub(super) mod upload;
 mod watch;
 
@@ -8,11 +9,12 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status, Streaming};
 
+use self::describe::describe;
 use self::watch::{Feed, Watch};
 use super::call::{CallContext, client_of};
 use super::pb::adapter_service_server::AdapterService;
 use super::{convert, page, pb, status};
-use crate::adapters::{AdapterError, AdapterInfo, AdapterRegistry};
+use crate::adapters::{AdapterError, AdapterInfo, AdapterRegistry, InvalidUploadId};
 use crate::admission::{Intake, off_reactor};
 use crate::types::AdapterName;
 
@@ -43,10 +45,6 @@ impl Adapters {
         let done = off_reactor(move || work(&registry)).await.map_err(|lost| status::of(&lost))?;
         done.map_err(|error| status::of(&error))
     }
-
-    fn describe(&self, name: &AdapterName) -> Result<pb::Adapter, Status> {
-        self.registry.get(name).map(|info| convert::adapter(&info)).map_err(|error| status::of(&error))
-    }
 }
 
 fn name(text: &str) -> Result<AdapterName, Status> {
@@ -60,7 +58,8 @@ impl AdapterService for Adapters {
         request: Request<Streaming<pb::UploadAdapterRequest>>,
     ) -> Result<Response<pb::UploadAdapterResponse>, Status> {
         let client = client_of(&request);
-        upload::receive(self, client, request.into_inner()).await.map(Response::new)
+        let upload = upload::Upload { intake: &self.intake, registry: &self.registry, idle: self.upload_idle, client };
+        upload.receive(request.into_inner()).await.map(Response::new)
     }
 
     async fn get_upload(
@@ -68,7 +67,7 @@ impl AdapterService for Adapters {
         request: Request<pb::GetUploadRequest>,
     ) -> Result<Response<pb::GetUploadResponse>, Status> {
         let upload_id = request.into_inner().upload_id;
-        let id = upload_id.parse().map_err(|error| status::of(&error))?;
+        let id = upload_id.parse().map_err(|error: InvalidUploadId| status::of(&error))?;
         // Waits for the disk where a chunk is being written just now.
         let progress = self.blocking(move |registry| registry.upload_status(&id)).await?;
         Ok(Response::new(pb::GetUploadResponse { upload: Some(convert::upload(upload_id, &progress)) }))
@@ -79,7 +78,7 @@ impl AdapterService for Adapters {
         request: Request<pb::GetAdapterRequest>,
     ) -> Result<Response<pb::GetAdapterResponse>, Status> {
         let name = name(&request.into_inner().name)?;
-        Ok(Response::new(pb::GetAdapterResponse { adapter: Some(self.describe(&name)?) }))
+        Ok(Response::new(pb::GetAdapterResponse { adapter: Some(describe(&self.registry, &name)?) }))
     }
 
     async fn list_adapters(
@@ -124,7 +123,7 @@ impl AdapterService for Adapters {
         let pb::LoadAdapterRequest { name: text, pin } = request.into_inner();
         let name = name(&text)?;
         self.intake.load(&name, pin, client).await.map_err(|error| status::of(&error))?;
-        Ok(Response::new(pb::LoadAdapterResponse { adapter: Some(self.describe(&name)?) }))
+        Ok(Response::new(pb::LoadAdapterResponse { adapter: Some(describe(&self.registry, &name)?) }))
     }
 
     async fn unload_adapter(
@@ -134,7 +133,7 @@ impl AdapterService for Adapters {
         let name = name(&request.into_inner().name)?;
         let unloading = name.clone();
         self.blocking(move |registry| registry.unload(&unloading)).await?;
-        Ok(Response::new(pb::UnloadAdapterResponse { adapter: Some(self.describe(&name)?) }))
+        Ok(Response::new(pb::UnloadAdapterResponse { adapter: Some(describe(&self.registry, &name)?) }))
     }
 
     type WatchAdaptersStream = Watch;

@@ -27,6 +27,7 @@ pub mod info;
 mod malformed;
 mod observe;
 mod page;
+mod server_info;
 pub mod services;
 mod status;
 
@@ -39,7 +40,8 @@ use tower::Service;
 
 pub use adapters::Adapters;
 pub use generation::Generator;
-pub use info::{Informer, ModelInfo, ServerInfo, ServerLimits};
+pub use info::Informer;
+pub use server_info::{ModelInfo, ServerInfo, ServerLimits};
 pub use services::Services;
 
 use self::call::{CallService, CallShared};

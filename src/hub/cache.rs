@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use hf_hub::Repo;
 use serde::Deserialize;
 
-use super::{ADAPTER_INDEX, ADAPTER_WEIGHTS, HubError, INDEX, WEIGHTS, Wanted};
+use super::error::HubError;
+use super::wanted::{ADAPTER_INDEX, ADAPTER_WEIGHTS, INDEX, WEIGHTS, Wanted};
 use crate::config::HubRepository;
 use crate::files::{self, MAX_SETTINGS_BYTES};
 

@@ -5,7 +5,8 @@ use std::io::{self, Read};
 use serde::Deserialize;
 
 use super::cache::is_commit;
-use super::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, HubError, INDEX, WEIGHTS, Wanted};
+use super::error::HubError;
+use super::wanted::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS, Wanted};
 
 /// Most bytes of a listing; the largest repositories have some thousands of files.
 const MAX_BYTES: u64 = 16 << 20;

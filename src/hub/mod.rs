@@ -9,6 +9,7 @@
 mod cache;
 mod error;
 mod listing;
+mod wanted;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -23,28 +24,11 @@ use crate::files;
 use cache::Snapshot;
 pub use error::HubError;
 use listing::{File, Listing};
+pub use wanted::Wanted;
+use wanted::{ADAPTER_INDEX, INDEX};
 
 /// Where the hub is, unless `HF_ENDPOINT` says otherwise.
 const ENDPOINT: &str = "https://huggingface.co";
-/// Files a server cannot do without.
-const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
-/// Files that are taken where a repository has them.
-const OPTIONAL: [&str; 6] = [
-    "generation_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "additional_chat_templates/tool_use.jinja",
-];
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-/// Where an adapter may have a chat template.
-const ADAPTER_OPTIONAL: [&str; 2] = ["chat_template.jinja", "tokenizer_config.json"];
-const ADAPTER_CONFIG: &str = "adapter_config.json";
-/// Weights of an adapter, the best first.
-const ADAPTER_WEIGHTS: [&str; 3] = ["adapter_model.safetensors", ADAPTER_INDEX, "adapter_model.bin"];
-const ADAPTER_INDEX: &str = "adapter_model.safetensors.index.json";
 /// Most bytes of a saved access token.
 const MAX_TOKEN_BYTES: u64 = 4096;
 /// Times a broken download is taken up again, where it broke.
@@ -112,31 +96,6 @@ pub struct HubProgress<'a> {
 
 /// Called as bytes come in.
 pub type HubReport<'a> = dyn FnMut(HubProgress<'_>) + 'a;
-
-/// What is wanted of a repository.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// A base model: config, tokenizer and weights, and what may lie beside them.
-    Model,
-    /// An adapter: config and weights, in the best form the repository has.
-    Adapter,
-}
-
-impl Wanted {
-    fn required(self) -> &'static [&'static str] {
-        match self {
-            Self::Model => &REQUIRED,
-            Self::Adapter => &[ADAPTER_CONFIG],
-        }
-    }
-
-    fn optional(self) -> &'static [&'static str] {
-        match self {
-            Self::Model => &OPTIONAL,
-            Self::Adapter => &ADAPTER_OPTIONAL,
-        }
-    }
-}
 
 /// The folder of a repository, fetched where it is not in the cache. A snapshot that is complete there is used as it is;
 /// delete the repository's folder in the cache to follow a branch that has moved.

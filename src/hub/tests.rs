@@ -5,6 +5,7 @@ mod server;
 use std::fs;
 use std::path::Path;
 
+use super::wanted::WEIGHTS;
 use super::*;
 use server::{Hub, SHA, Server};
 

@@ -4,20 +4,11 @@ use std::sync::Arc;
 
 use super::super::error::AdapterError;
 use super::super::events::Signals;
-use super::super::store::{Compiled, StoredAdapter};
+use super::super::stored::{Compiled, StoredAdapter};
 use super::super::sync::lock;
-use super::{AdapterRegistry, Alias};
+use super::AdapterRegistry;
+use super::alias::{Alias, Present};
 use crate::types::{AdapterFacts, AdapterName, AdapterVersion, BaseDigest};
-
-/// The base that is served.
-#[derive(Clone, Copy)]
-pub(super) struct Present {
-    pub(super) base: BaseDigest,
-    /// Bytes of one number of A and B on the device.
-    weight_bytes: usize,
-    /// The base of adapters that do not say.
-    pub(super) adopted: BaseDigest,
-}
 
 impl AdapterRegistry {
     /// Say which base is served, and how many bytes a number of A and B takes on its device: from here on adapters of

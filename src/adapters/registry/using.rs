@@ -1,22 +1,14 @@
 //! From a name to a version that somebody uses.
 
 use super::super::error::AdapterError;
-use super::super::files::{CHAT_TEMPLATE_FILE, Sha256Digest};
+use super::super::files::CHAT_TEMPLATE_FILE;
 use super::super::lease::AdapterLease;
 use super::super::residency::{SetAside, Want};
-use super::super::store::{AdapterBytes, StoredAdapter};
+use super::super::stored::{AdapterBytes, StoredAdapter};
 use super::super::sync::lock;
-use super::{AdapterRegistry, Alias};
+use super::AdapterRegistry;
+use super::alias::{Alias, OwnChatTemplate};
 use crate::types::{AdapterName, AdapterVersion, ClientKey};
-
-/// A chat template that an adapter brings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OwnChatTemplate {
-    /// Of its content.
-    pub sha256: Sha256Digest,
-    /// Of its file.
-    pub bytes: u64,
-}
 
 /// A name resolved to a version, which is kept while this lives.
 #[derive(Clone, Debug)]

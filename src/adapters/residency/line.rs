@@ -4,8 +4,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::state::WaiterId;
 use crate::types::ClientKey;
+
+/// Who waits. Grows with the time of arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct WaiterId(pub(super) u64);
 
 #[derive(Default)]
 pub(super) struct Line {

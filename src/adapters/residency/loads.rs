@@ -3,50 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::super::budget::Reservation;
 use super::super::error::{AdapterError, LoadFailure};
 use super::super::events::AdapterEventKind;
-use super::state::{Entry, Remover, Resident, State, WaiterId};
+use super::line::WaiterId;
+use super::load::{Failure, Load, LoadId, Victim};
+use super::state::{Entry, Remover, Resident, State};
 use crate::types::{AdapterFacts, AdapterSlot, AdapterVersion};
-
-/// One load under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct LoadId(u64);
-
-/// What a load holds. Victims keep their own reservations until they are removed, so only what they do not cover is
-/// reserved beside them: at any time, what lies on the device and what is reserved stay within the budget.
-pub(super) struct Load {
-    version: AdapterVersion,
-    /// What the version takes once installed.
-    pub(super) bytes: u64,
-    slot: AdapterSlot,
-    /// False while the slot is still the first victim's.
-    owns_slot: bool,
-    reservation: Reservation,
-    victims: Vec<Victim>,
-    installing: bool,
-}
-
-/// Whom a load displaces. An orphan may be gone from the device already, so it can never be put back.
-struct Victim {
-    version: AdapterVersion,
-    orphan: bool,
-}
-
-/// What a waiter is told at its next poll.
-pub(super) enum Failure {
-    Failed(LoadFailure),
-    Abandoned,
-}
-
-impl Failure {
-    pub(super) fn into_error(self, version: AdapterVersion) -> AdapterError {
-        match self {
-            Self::Failed(source) => AdapterError::LoadFailed { version, source },
-            Self::Abandoned => AdapterError::LoadAbandoned { version },
-        }
-    }
-}
 
 impl State {
     pub(super) fn start_load(

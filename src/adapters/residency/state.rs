@@ -9,14 +9,10 @@ use super::super::events::AdapterEventKind;
 use super::super::eviction::LruOrder;
 use super::super::slots::SlotPool;
 use super::faults::FaultLog;
-use super::line::Line;
-use super::loads::{Failure, Load, LoadId};
-use super::{AdapterState, ResidencyLimits, ResidencyStats, VersionStatus};
+use super::line::{Line, WaiterId};
+use super::load::{Failure, Load, LoadId};
+use super::status::{AdapterState, ResidencyLimits, ResidencyStats, VersionStatus};
 use crate::types::{AdapterFacts, AdapterFault, AdapterSlot, AdapterVersion, ClientKey};
-
-/// Grows with the time of arrival.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct WaiterId(u64);
 
 pub(super) enum Decision {
     Ready { slot: AdapterSlot, facts: Arc<AdapterFacts> },

@@ -5,6 +5,7 @@ use crate::adapters::events::{AdapterEventKind, AdapterObserver};
 use crate::adapters::lease::LeaseTable;
 use crate::adapters::testing::facts;
 use crate::types::AdapterFault;
+use crate::types::AdapterSlot;
 
 mod properties;
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::super::error::{AdapterError, LoadFailure};
 use super::super::lease::AdapterLease;
-use super::Shared;
-use super::loads::LoadId;
+use super::load::LoadId;
+use super::shared::Shared;
 use crate::types::{AdapterBinding, AdapterFacts, AdapterFault, AdapterSlot, AdapterVersion};
 
 /// A version on the device, held there for one request. Keep it until the engine has let go of the request: the slot

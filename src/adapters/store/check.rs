@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::super::digest::Sha256Digest;
 use super::super::disk::Patience;
 use super::super::error::AdapterError;
-use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Sha256Digest, StoredFile, WEIGHTS_FILE, version_of};
+use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, StoredFile, WEIGHTS_FILE, version_of};
 use super::super::fs::{FoundKind, StoreFs};
+use super::super::stored::StoredAdapter;
 use super::layout::Layout;
 use super::manifest::{self, MAX_MANIFEST_BYTES};
+use super::recovery::StoreFault;
 use super::survey::{Flaw, Survey, missing_files};
-use super::{StoreFault, StoredAdapter};
 use crate::types::AdapterVersion;
 
 /// A name and whether its files are what was uploaded.

@@ -1,12 +1,14 @@
-//! The folders of a store, and its lock.
+//! The folders of a store, its lock, and what all parts of an open one have in common.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::super::disk::Patience;
 use super::super::disk_fault::DiskFault;
 use super::super::error::AdapterError;
+use super::super::files::StoreLimits;
 use super::super::fs::{FoundKind, StoreFs};
 use crate::types::AdapterVersion;
 
@@ -107,5 +109,20 @@ impl Layout {
             },
         }
         patience.attempt(fs, || fs.lock(path))
+    }
+}
+
+/// What both parts of a store in a folder have of it.
+pub(super) struct Folder {
+    pub(super) layout: Layout,
+    pub(super) fs: Arc<dyn StoreFs>,
+    pub(super) limits: StoreLimits,
+    /// The locks are given back when the files close.
+    _locks: Vec<File>,
+}
+
+impl Folder {
+    pub(super) fn new(layout: Layout, fs: Arc<dyn StoreFs>, limits: StoreLimits, locks: Vec<File>) -> Self {
+        Self { layout, fs, limits, _locks: locks }
     }
 }

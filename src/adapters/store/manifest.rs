@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Sha256Digest, StoredFile, WEIGHTS_FILE, version_of};
+use super::super::digest::Sha256Digest;
+use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, StoredFile, WEIGHTS_FILE, version_of};
+use super::super::stored::{Compiled, StoredAdapter};
 use super::seal::{self, SealError};
-use super::{Compiled, StoredAdapter};
 use crate::types::{AdapterFacts, AdapterName};
 
 /// The highest that this version reads.
@@ -151,7 +152,7 @@ fn stored(body: Body, found_as: &str) -> Result<StoredAdapter, ManifestError> {
 /// As the first version wrote it: the checksum is over the body as that version's fields serialize.
 mod first_format {
     use super::{Body, File, SealError};
-    use crate::adapters::files::Sha256Digest;
+    use crate::adapters::digest::Sha256Digest;
 
     #[derive(serde::Serialize, serde::Deserialize)]
     #[serde(deny_unknown_fields)]

@@ -7,13 +7,15 @@ use super::super::catalog::Catalog;
 use super::super::disk::Patience;
 use super::super::error::AdapterError;
 use super::super::files::Expected;
+use super::super::stored::{Binding, Bound, Compiled, StoredAdapter};
 use super::super::sync::lock;
-use super::folder::{Folder, put_in_place, write_record};
+use super::layout::Folder;
 use super::manifest;
+use super::name_store::NameStore;
 use super::record::Record;
 use super::recovery::Held;
 use super::survey::{self, Flaw};
-use super::{Binding, Bound, Compiled, NameStore, StoredAdapter};
+use super::write::{put_in_place, write_record};
 use crate::types::{AdapterName, AdapterVersion, BaseDigest};
 
 /// A [`NameStore`] in a local folder.

@@ -4,14 +4,16 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use super::super::digest::Sha256Digest;
 use super::super::disk::Patience;
 use super::super::error::AdapterError;
-use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Sha256Digest, StoredFile, WEIGHTS_FILE};
+use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, StoredFile, WEIGHTS_FILE};
 use super::super::fs::FoundKind;
+use super::super::stored::AdapterBytes;
 use super::super::sync::lock;
-use super::folder::Folder;
+use super::layout::Folder;
+use super::object_store::ObjectStore;
 use super::recovery;
-use super::{AdapterBytes, ObjectStore};
 use crate::types::AdapterVersion;
 
 /// An [`ObjectStore`] in a local folder.

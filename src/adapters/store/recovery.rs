@@ -6,16 +6,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::Path;
 
+use super::super::digest::Sha256Digest;
 use super::super::disk::Patience;
 use super::super::disk_fault::DiskFault;
 use super::super::error::AdapterError;
-use super::super::files::Sha256Digest;
 use super::super::fs::{FoundKind, StoreFs};
-use super::StoredAdapter;
+use super::super::stored::StoredAdapter;
 use super::layout::Layout;
+use super::options::{OnStoreError, StoreOptions};
 use super::record::{Nameless, Record};
 use super::survey::{Flaw, Survey, missing_files};
-use super::{OnStoreError, StoreOptions};
+use super::write::write_record;
 use crate::types::AdapterVersion;
 
 /// Something that was put into the quarantine folder.
@@ -265,7 +266,7 @@ impl Recovery<'_> {
         }
         if nameless != record.nameless {
             record.nameless = nameless;
-            let written = super::folder::write_record(self.layout, self.fs, &record);
+            let written = write_record(self.layout, self.fs, &record);
             if let Err(error) = written {
                 self.undone(&self.layout.record.clone(), &io::Error::other(error));
             }

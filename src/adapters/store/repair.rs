@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use super::super::disk::Patience;
 use super::super::error::AdapterError;
 use super::super::fs::FoundKind;
-use super::StoredAdapter;
+use super::super::stored::StoredAdapter;
 use super::check::{Findings, IdleStore, QuarantinedContent, QuarantinedEntry};
-use super::folder::put_in_place;
 use super::manifest;
 use super::recovery::put_aside;
 use super::survey::Flaw;
+use super::write::put_in_place;
 use crate::types::{AdapterName, AdapterVersion};
 
 /// What the operator wants beyond what mends itself.

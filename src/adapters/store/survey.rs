@@ -9,7 +9,7 @@ use super::super::disk::Patience;
 use super::super::error::AdapterError;
 use super::super::files::StoredFile;
 use super::super::fs::{Found, FoundKind, StoreFs};
-use super::StoredAdapter;
+use super::super::stored::StoredAdapter;
 use super::layout::Layout;
 use super::manifest::{self, MAX_MANIFEST_BYTES, ManifestError, TEMPORARY};
 use super::record::{Record, RecordError};

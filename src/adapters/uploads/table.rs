@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::error::AdapterError;
-use super::super::files::{CheckedHeader, StoreLimits, UploadId};
-use super::super::registry::Published;
+use super::super::files::{CheckedHeader, StoreLimits};
+use super::super::published::Published;
+use super::super::upload_id::UploadId;
 use super::session::Session;
 use crate::types::ClientKey;
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::error::GgufError;
 use super::reader::Reader;
-use super::{GgufError, name};
 
 /// One value.
 #[derive(Clone, Debug, PartialEq)]
@@ -137,7 +137,7 @@ impl GgufMetadata {
     pub(super) fn read(reader: &mut Reader<'_>, count: u64) -> Result<Self, GgufError> {
         let mut values = BTreeMap::new();
         for _ in 0..count {
-            let key = name(reader)?;
+            let key = reader.name()?;
             let kind = reader.u32()?;
             let value = match kind {
                 LIST => GgufValue::List(list(reader, &key)?),

@@ -5,8 +5,12 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::{GgufError, MAX_GGUF_HEADER_BYTES};
+use super::error::GgufError;
 
+/// Most bytes before the tensors' own; the largest vocabularies take some 15 MB.
+pub const MAX_GGUF_HEADER_BYTES: u64 = 64 << 20;
+/// Most bytes of a key, or of a tensor's name.
+const MAX_NAME_BYTES: u64 = 512;
 /// Bytes read from the disk at a time.
 const WINDOW: usize = 256 << 10;
 
@@ -47,6 +51,20 @@ impl<'a> Reader<'a> {
         let mut array = [0; N];
         self.fill(&mut array)?;
         Ok(array)
+    }
+
+    /// A count, held against a limit.
+    pub(super) fn count(&mut self, what: &'static str, max: u64) -> Result<u64, GgufError> {
+        let found = self.u64()?;
+        if found > max { Err(GgufError::TooLarge { what, found, max }) } else { Ok(found) }
+    }
+
+    /// A key or the name of a tensor.
+    pub(super) fn name(&mut self) -> Result<String, GgufError> {
+        let bytes = self.count("bytes of a name", MAX_NAME_BYTES)?;
+        let name = String::from_utf8_lossy(&self.bytes(bytes)?).into_owned();
+        let fits = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
+        if fits { Ok(name) } else { Err(GgufError::BadName { name: name.chars().take(64).collect() }) }
     }
 
     pub(super) fn u32(&mut self) -> Result<u32, GgufError> {

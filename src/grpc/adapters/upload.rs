@@ -1,13 +1,14 @@
 //! The frames of one upload, as [`Intake`](crate::admission::Intake) takes them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::{Status, Streaming};
 
 use super::super::{convert, pb, status};
-use super::Adapters;
-use crate::adapters::{Published, UploadHeader};
-use crate::admission::{Early, Taken, UploadArrival, UploadBegun};
+use super::describe::describe;
+use crate::adapters::{AdapterRegistry, Published, UploadHeader};
+use crate::admission::{Early, Intake, Taken, UploadArrival, UploadBegun};
 use crate::types::{Class, ClientKey, Problem, ToProblem};
 use pb::upload_adapter_request::Frame;
 
@@ -47,37 +48,47 @@ impl ToProblem for BadUploadStream {
     }
 }
 
-/// Take an upload from its first frame to its acknowledgement.
-pub(super) async fn receive(
-    adapters: &Adapters,
-    client: ClientKey,
-    mut frames: Streaming<pb::UploadAdapterRequest>,
-) -> Result<pb::UploadAdapterResponse, Status> {
-    let idle = adapters.upload_idle;
-    let arrival = adapters.intake.arrival(client);
-    let first = next(&mut frames, idle).await?;
-    let mut upload = match begin(arrival, first, client).await? {
-        UploadBegun::Open(upload) => upload,
-        UploadBegun::Finished(published) => return Ok(response(&published)),
-    };
-    while let Some(frame) = next(&mut frames, idle).await? {
-        let Frame::Chunk(pb::UploadChunk { file_index, offset, data }) = frame else {
-            upload.refuse();
-            return Err(status::of(&BadUploadStream::SecondHeader));
+/// What an upload needs of the service.
+pub(super) struct Upload<'a> {
+    pub(super) intake: &'a Arc<Intake>,
+    pub(super) registry: &'a AdapterRegistry,
+    /// Longest silence between two frames.
+    pub(super) idle: Duration,
+    pub(super) client: ClientKey,
+}
+
+impl Upload<'_> {
+    /// Take an upload from its first frame to its acknowledgement.
+    pub(super) async fn receive(
+        self,
+        mut frames: Streaming<pb::UploadAdapterRequest>,
+    ) -> Result<pb::UploadAdapterResponse, Status> {
+        let Self { intake, registry, idle, client } = self;
+        let arrival = intake.arrival(client);
+        let first = next(&mut frames, idle).await?;
+        let mut upload = match begin(arrival, first, client).await? {
+            UploadBegun::Open(upload) => upload,
+            UploadBegun::Finished(published) => return Ok(response(&published)),
         };
-        upload = upload.write(file_index as usize, offset, data).await.map_err(|error| status::of(&error))?;
-    }
-    Ok(match upload.finish().await.map_err(|error| status::of(&error))? {
-        Taken::Valid(valid) => {
-            let adapter = convert::preview(&valid.staged, &valid.facts);
-            pb::UploadAdapterResponse { adapter: Some(adapter), created: !valid.exists }
+        while let Some(frame) = next(&mut frames, idle).await? {
+            let Frame::Chunk(pb::UploadChunk { file_index, offset, data }) = frame else {
+                upload.refuse();
+                return Err(status::of(&BadUploadStream::SecondHeader));
+            };
+            upload = upload.write(file_index as usize, offset, data).await.map_err(|error| status::of(&error))?;
         }
-        Taken::Published(published) => adapters.describe(&published.adapter.name).map_or_else(
-            // Deleted or replaced since.
-            |_| response(&published),
-            |adapter| pb::UploadAdapterResponse { adapter: Some(adapter), created: published.created },
-        ),
-    })
+        Ok(match upload.finish().await.map_err(|error| status::of(&error))? {
+            Taken::Valid(valid) => {
+                let adapter = convert::preview(&valid.staged, &valid.facts);
+                pb::UploadAdapterResponse { adapter: Some(adapter), created: !valid.exists }
+            }
+            Taken::Published(published) => describe(registry, &published.adapter.name).map_or_else(
+                // Deleted or replaced since.
+                |_| response(&published),
+                |adapter| pb::UploadAdapterResponse { adapter: Some(adapter), created: published.created },
+            ),
+        })
+    }
 }
 
 async fn begin(arrival: UploadArrival, first: Option<Frame>, client: ClientKey) -> Result<UploadBegun, Status> {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::super::info::{ModelInfo, ServerInfo, ServerLimits};
 use super::super::pb;
+use super::super::server_info::{ModelInfo, ServerInfo, ServerLimits};
 use super::saturate;
 use crate::adapters::ResidencyStats;
 use crate::engine::EngineStats;

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 use prost::Message;
 
-use super::super::info::{ModelInfo, ServerInfo, ServerLimits};
 use super::super::pb;
+use super::super::server_info::{ModelInfo, ServerInfo, ServerLimits};
 use super::*;
 use crate::adapters::{AdapterInfo, AdapterState, Expected, ResidencyStats, StoredAdapter, VersionStatus};
 use crate::admission::{

@@ -8,7 +8,7 @@ use super::super::convert::BadMessage;
 use super::super::deadline::BadTimeout;
 use super::super::page::BadPage;
 use super::*;
-use crate::adapters::{AdapterError, DiskFault, LoadFailure, Sha256Digest};
+use crate::adapters::{AdapterError, DiskFault, LoadFailure, Sha256Digest, UploadId};
 use crate::admission::validate::Interval;
 use crate::admission::{AdmissionError, GenerationError, InvalidRequest};
 use crate::delta::DeltaError;

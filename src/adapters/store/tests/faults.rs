@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::adapters::testing::EDQUOT;
+use crate::types::BaseDigest;
 
 #[test]
 fn one_bad_moment_of_the_disk_is_not_even_noticed() {

@@ -81,7 +81,7 @@ fn size(seed: u8) -> f64 {
 
 struct Uploads {
     house: House,
-    adapters: Adapters,
+    intake: Arc<Intake>,
     metrics: PrometheusHandle,
 }
 
@@ -89,8 +89,13 @@ impl Uploads {
     fn new() -> Self {
         let (metrics, handle) = recorded();
         let house = House::new();
-        let adapters = Adapters::new(Arc::clone(&house.registry), house.intake(metrics), IDLE);
-        Self { house, adapters, metrics: handle }
+        let intake = house.intake(metrics);
+        Self { house, intake, metrics: handle }
+    }
+
+    async fn receive(&self, frames: Streaming<pb::UploadAdapterRequest>) -> Result<pb::UploadAdapterResponse, Status> {
+        let (intake, registry) = (&self.intake, &self.house.registry);
+        Upload { intake, registry, idle: IDLE, client: ClientKey::LOCAL }.receive(frames).await
     }
 
     /// An upload whose frames are all there when it begins.
@@ -98,7 +103,7 @@ impl Uploads {
         let (client, stream) = Client::new();
         frames(&client);
         drop(client);
-        receive(&self.adapters, ClientKey::LOCAL, stream).await
+        self.receive(stream).await
     }
 
     fn counted(&self, outcome: &str) -> f64 {
@@ -204,7 +209,7 @@ async fn a_client_that_falls_silent_is_ended() {
     let uploads = Uploads::new();
     let (client, stream) = Client::new();
     let begun = tokio::time::Instant::now();
-    let status = receive(&uploads.adapters, ClientKey::LOCAL, stream).await.unwrap_err();
+    let status = uploads.receive(stream).await.unwrap_err();
     assert_eq!((reason(&status).as_str(), begun.elapsed().as_secs()), ("UPLOAD_IDLE", IDLE.as_secs()));
     assert_eq!(uploads.counted("interrupted"), 1.0);
     drop(client);

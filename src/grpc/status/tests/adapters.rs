@@ -17,7 +17,6 @@ fn uploads_that_are_wrong() {
         (E::TooManyFiles { files: 9, max: 8 }, "TOO_MANY_FILES", "header.files"),
         (E::FileTooLarge { path: path(), bytes: 9, max: 8 }, "UPLOAD_TOO_LARGE", "header.files.size"),
         (E::AdapterTooLarge { bytes: 9, max: 8 }, "UPLOAD_TOO_LARGE", "header.files.size"),
-        (E::BadUploadId { upload_id: "a b".into() }, "INVALID_FIELD", "upload_id"),
         (E::UnknownFileIndex { index: 3, files: 2 }, "UNKNOWN_FILE_INDEX", "chunk.file_index"),
         (E::EmptyChunk { path: path() }, "EMPTY_CHUNK", "chunk.data"),
         (E::ChunkTooLarge { bytes: 9, max: 8 }, "CHUNK_TOO_LARGE", "chunk.data"),
@@ -36,6 +35,9 @@ fn uploads_that_are_wrong() {
         assert_eq!(field(&status), wanted, "{reason}");
         assert_eq!(status.message(), error.to_string());
     }
+    let id = of(&"a b".parse::<UploadId>().unwrap_err());
+    expect(&id, Code::InvalidArgument, "INVALID_FIELD");
+    assert_eq!(field(&id), "upload_id");
     let offset = of(&E::WrongOffset { path: path(), expected: 100, got: 90 });
     expect(&offset, Code::OutOfRange, "UPLOAD_OFFSET_MISMATCH");
     assert_eq!(metadata(&offset, "expected").as_deref(), Some("100"), "a program can go on from there");

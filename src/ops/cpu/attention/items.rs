@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use super::MAX_QUERIES;
 use crate::ops::{AttentionSpec, SequencePlan, StepPlan};
 
+/// Most queries of an item.
+pub(super) const MAX_QUERIES: usize = 96;
 /// Most query heads of one item.
 const MAX_HEADS: usize = 16;
 /// Fewest queries of an item of a prompt: what fills the tiles of any instruction set.

@@ -3,7 +3,8 @@
 
 use std::ops::Range;
 
-use super::{Item, MAX_QUERIES, Pass, SIDE, STRETCH};
+use super::items::{Item, MAX_QUERIES};
+use super::pass::{Pass, SIDE, STRETCH};
 use crate::ops::Dtype;
 use crate::ops::cpu::gemm::{Kernel, MAX_PANELS, MAX_ROWS, Store, Tile, WORDS, ask_for};
 use crate::ops::cpu::isa::Arithmetic;

@@ -8,7 +8,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2_lines::{self, Operands, SUMS, add_lines};
-use super::{Ahead, Kernel, Store, Tile, WORDS, by_shape};
+use super::tile::{Ahead, Kernel, Store, Tile, WORDS, by_shape};
 
 /// f32 weights, or bf16 ones widened by a shift (lower k) and a mask (upper k).
 pub(in crate::ops::cpu) struct Avx2<const BF16: bool>;

@@ -8,7 +8,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Store, Tile, WORDS, by_shape};
+use super::tile::{Kernel, Store, Tile, WORDS, by_shape};
 
 /// f32 weights, or bf16 ones widened by a shift (lower k) and a mask (upper k).
 pub(in crate::ops::cpu) struct Avx512<const BF16: bool>;

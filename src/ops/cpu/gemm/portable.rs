@@ -3,7 +3,7 @@
 
 use std::marker::PhantomData;
 
-use super::{Kernel, Store, Tile, WORDS, by_shape};
+use super::tile::{Kernel, Store, Tile, WORDS, by_shape};
 use crate::ops::cpu::isa::{Arithmetic, Plain};
 
 /// f32 weights, or bf16 ones widened by a shift.

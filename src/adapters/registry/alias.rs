@@ -1,0 +1,42 @@
+//! What is kept of a name, and of the base, for the request path.
+
+use super::super::digest::Sha256Digest;
+use super::super::stored::StoredAdapter;
+use crate::types::{AdapterVersion, BaseDigest};
+
+/// A chat template that an adapter brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnChatTemplate {
+    /// Of its content.
+    pub sha256: Sha256Digest,
+    /// Of its file.
+    pub bytes: u64,
+}
+
+/// What the request path knows of a name.
+#[derive(Clone, Copy)]
+pub(super) struct Alias {
+    pub(super) version: AdapterVersion,
+    pub(super) chat_template: Option<OwnChatTemplate>,
+    /// Of the files: what the version is taken to need on the device before it was ever compiled.
+    pub(super) bytes: u64,
+    pub(super) base: Option<BaseDigest>,
+}
+
+impl Alias {
+    pub(super) fn of(stored: &StoredAdapter) -> Self {
+        let base = stored.compiled.as_ref().map(|compiled| compiled.base);
+        let template = stored.chat_template().map(|file| OwnChatTemplate { sha256: file.sha256, bytes: file.size });
+        Self { version: stored.version, chat_template: template, bytes: stored.bytes(), base }
+    }
+}
+
+/// The base that is served.
+#[derive(Clone, Copy)]
+pub(super) struct Present {
+    pub(super) base: BaseDigest,
+    /// Bytes of one number of A and B on the device.
+    pub(super) weight_bytes: usize,
+    /// The base of adapters that do not say.
+    pub(super) adopted: BaseDigest,
+}
