@@ -9,7 +9,7 @@ mod prefix;
 
 pub use block_pool::BlockPool;
 pub use block_table::{BlockSize, BlockTable};
-pub use prefix::{BlockKey, PrefixBlock, PrefixIndex, PrefixScope};
+pub use prefix::{BlockKey, FoundBlock, PrefixBlock, PrefixIndex, PrefixScope};
 
 use std::collections::BTreeSet;
 
@@ -112,8 +112,14 @@ impl KvCacheManager {
 
     /// The block that holds exactly this, if it is in the index.
     #[must_use]
-    pub fn find(&self, wanted: &PrefixBlock<'_>) -> Option<BlockId> {
+    pub fn find(&self, wanted: &PrefixBlock<'_>) -> Option<FoundBlock> {
         self.index.as_ref().and_then(|index| index.find(wanted))
+    }
+
+    /// Whether a block that was found would be found again.
+    #[must_use]
+    pub fn still_has(&self, found: FoundBlock) -> bool {
+        self.index.as_ref().is_some_and(|index| index.still_has(found))
     }
 
     /// Make a block findable. All its places must have been computed in a completed step. Nothing happens where an

@@ -83,8 +83,18 @@ pub struct PrefixBlock<'a> {
     pub tokens: &'a [u32],
 }
 
+/// A block that was found, with what says later whether it still holds what was looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoundBlock {
+    /// The block.
+    pub block: BlockId,
+    entry: u64,
+}
+
 #[derive(Debug)]
 struct Entry {
+    /// No other entry has or had it.
+    id: u64,
     scope: PrefixScope,
     parent: BlockKey,
     key: BlockKey,
@@ -96,13 +106,15 @@ struct Entry {
 pub struct PrefixIndex {
     by_key: HashMap<BlockKey, BlockId>,
     by_block: Vec<Option<Entry>>,
+    /// Entries made so far.
+    entries: u64,
 }
 
 impl PrefixIndex {
     /// Empty, for blocks `0..num_blocks`.
     #[must_use]
     pub fn new(num_blocks: u32) -> Self {
-        Self { by_key: HashMap::new(), by_block: (0..num_blocks).map(|_| None).collect() }
+        Self { by_key: HashMap::new(), by_block: (0..num_blocks).map(|_| None).collect(), entries: 0 }
     }
 
     /// Number of findable blocks.
@@ -125,11 +137,17 @@ impl PrefixIndex {
 
     /// The block with these contents. Scope, parent and tokens are compared, not only the key.
     #[must_use]
-    pub fn find(&self, wanted: &PrefixBlock<'_>) -> Option<BlockId> {
+    pub fn find(&self, wanted: &PrefixBlock<'_>) -> Option<FoundBlock> {
         let block = *self.by_key.get(&wanted.key)?;
         let entry = self.by_block[block.index()].as_ref()?;
         let equal = entry.parent == wanted.parent && *entry.tokens == *wanted.tokens && entry.scope == *wanted.scope;
-        equal.then_some(block)
+        equal.then_some(FoundBlock { block, entry: entry.id })
+    }
+
+    /// Whether a block that was found would be found again: it has been findable, with the same contents, ever since.
+    #[must_use]
+    pub fn still_has(&self, found: FoundBlock) -> bool {
+        self.by_block[found.block.index()].as_ref().is_some_and(|entry| entry.id == found.entry)
     }
 
     /// Make a block findable, in place of whatever it held before. A key that is taken stays with its first block.
@@ -138,8 +156,10 @@ impl PrefixIndex {
         if self.by_key.contains_key(&contents.key) {
             return;
         }
+        self.entries += 1;
         self.by_key.insert(contents.key, block);
         self.by_block[block.index()] = Some(Entry {
+            id: self.entries,
             scope: contents.scope.clone(),
             parent: contents.parent,
             key: contents.key,
@@ -177,6 +197,28 @@ mod tests {
 
     fn block<'a>(scope: &'a PrefixScope, parent: BlockKey, tokens: &'a [u32]) -> PrefixBlock<'a> {
         PrefixBlock { scope, parent, key: parent.child(tokens), tokens }
+    }
+
+    fn found(index: &PrefixIndex, wanted: &PrefixBlock<'_>) -> Option<BlockId> {
+        index.find(wanted).map(|found| found.block)
+    }
+
+    #[test]
+    fn what_was_found_is_there_until_its_block_is_taken_and_not_when_it_comes_back() {
+        let scope = scope(b"", None, 0);
+        let mut index = PrefixIndex::new(2);
+        let (first, second) = (block(&scope, scope.root(), &[1, 2]), block(&scope, scope.root(), &[3, 4]));
+        index.insert(BlockId(0), &first);
+        let found = index.find(&first).unwrap();
+        index.insert(BlockId(1), &second);
+        assert!(index.still_has(found));
+        index.insert(BlockId(0), &second);
+        assert!(!index.still_has(found), "something else was written there");
+        index.insert(BlockId(0), &first);
+        assert!(!index.still_has(found), "it may have been written anew");
+        assert!(index.still_has(index.find(&first).unwrap()));
+        index.forget(|_| true);
+        assert!(!index.still_has(found));
     }
 
     #[test]
@@ -217,7 +259,7 @@ mod tests {
         assert_eq!(index.find(&forged_tokens), None);
         assert_eq!(index.find(&forged_parent), None);
         assert_eq!(index.find(&forged_scope), None);
-        assert_eq!(index.find(&stored), Some(BlockId(0)));
+        assert_eq!(found(&index, &stored), Some(BlockId(0)));
     }
 
     #[test]
@@ -227,11 +269,11 @@ mod tests {
         let contents = block(&scope, scope.root(), &[1, 2]);
         index.insert(BlockId(0), &contents);
         index.insert(BlockId(1), &contents);
-        assert_eq!((index.find(&contents), index.contains(BlockId(1))), (Some(BlockId(0)), false));
+        assert_eq!((found(&index, &contents), index.contains(BlockId(1))), (Some(BlockId(0)), false));
         index.remove(BlockId(0));
         assert_eq!(index.find(&contents), None);
         index.insert(BlockId(1), &contents);
-        assert_eq!(index.find(&contents), Some(BlockId(1)));
+        assert_eq!(found(&index, &contents), Some(BlockId(1)));
     }
 
     #[test]
@@ -242,7 +284,7 @@ mod tests {
         index.insert(BlockId(1), &block(&b, b.root(), &[1]));
         index.forget(|scope| scope.version == a.version);
         assert_eq!(index.find(&block(&a, a.root(), &[1])), None);
-        assert_eq!(index.find(&block(&b, b.root(), &[1])), Some(BlockId(1)));
+        assert_eq!(found(&index, &block(&b, b.root(), &[1])), Some(BlockId(1)));
     }
 
     proptest! {
@@ -268,7 +310,7 @@ mod tests {
                     }
                 }
                 let position = model.iter().position(|held| *held == wanted);
-                prop_assert_eq!(index.find(&contents), position.map(|i| BlockId(i as u32)));
+                prop_assert_eq!(found(&index, &contents), position.map(|i| BlockId(i as u32)));
                 prop_assert_eq!(index.len(), model.iter().flatten().count());
             }
         }

@@ -117,19 +117,24 @@ impl Scheduler {
         sequence.choice > 0 && self.cache.prefix_cache() && !computed
     }
 
+    /// The blocks that a start could reuse now. One that waits for room is tried in every step: what was found then and is
+    /// still there is not looked up again.
     fn find_reusable(&mut self, id: SequenceId) -> Vec<BlockId> {
-        let mut found = Vec::new();
-        let cache = &self.cache;
-        if cache.prefix_cache() {
-            self.sequences[id].walk_reusable(|contents| match cache.find(contents) {
-                Some(block) => {
-                    found.push(block);
-                    true
-                }
-                None => false,
-            });
+        let Self { cache, sequences, .. } = self;
+        if !cache.prefix_cache() {
+            return Vec::new();
         }
-        found
+        let sequence = &mut sequences[id];
+        let mut reusable = std::mem::take(&mut sequence.reusable);
+        reusable.truncate(reusable.iter().take_while(|found| cache.still_has(**found)).count());
+        sequence.walk_reusable(reusable.len(), |contents| {
+            let found = cache.find(contents);
+            reusable.extend(found);
+            found.is_some()
+        });
+        let blocks = reusable.iter().map(|found| found.block).collect();
+        sequence.reusable = reusable;
+        blocks
     }
 
     /// Make sure the blocks of a start are free, reclaiming pages if that is what it takes; the error is how many are

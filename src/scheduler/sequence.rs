@@ -11,7 +11,7 @@ use super::fair_share::PartyId;
 use super::policy::Rank;
 use super::queue::Flow;
 use super::virtual_pages::PagesKey;
-use crate::cache::{BlockKey, BlockSize, BlockTable, PrefixBlock, PrefixScope};
+use crate::cache::{BlockKey, BlockSize, BlockTable, FoundBlock, PrefixBlock, PrefixScope};
 use crate::types::{
     AdapterSlot, BlockId, ConnectionId, EngineRequest, FinishReason, JoinedSequence, LongRope, RequestId, RowSource,
     SamplingParams, ScheduledSequence, SequenceId, StoppingParams, Tokens,
@@ -72,6 +72,8 @@ pub(super) struct Sequence {
     num_published_blocks: usize,
     /// Keys of the full blocks from `first_block` on; they stay true through a preemption.
     keys: Vec<BlockKey>,
+    /// Blocks that its start could reuse, as far as they were found when it was last tried.
+    pub(super) reusable: Vec<FoundBlock>,
     block_size: BlockSize,
     /// First place that is rotated by the long frequencies.
     long_from: u32,
@@ -119,6 +121,7 @@ impl Sequence {
             last_step: 0,
             num_published_blocks: 0,
             keys: Vec::new(),
+            reusable: Vec::new(),
             block_size,
             long_from: long_rope.map_or(LongRope::NEVER, first_long),
             short_context: long_rope.filter(recomputes).map(|rope| rope.original_context as usize),
@@ -173,11 +176,11 @@ impl Sequence {
         }
     }
 
-    /// Visit the blocks that a new start could reuse, in order, until `visit` returns false. At least the last known
-    /// token is left out: its logits are needed.
-    pub(super) fn walk_reusable(&mut self, mut visit: impl FnMut(&PrefixBlock<'_>) -> bool) {
+    /// Visit the blocks that a new start could reuse, in order, until `visit` returns false. The first `known` of them
+    /// have been visited before and are passed over. At least the last known token is left out: its logits are needed.
+    pub(super) fn walk_reusable(&mut self, known: usize, mut visit: impl FnMut(&PrefixBlock<'_>) -> bool) {
         let end = self.block_size.full_blocks(self.num_virtual() + self.tokens.len() - 1);
-        self.walk_blocks(self.first_block()..end, |_, contents| visit(contents));
+        self.walk_blocks(self.first_block() + known..end, |_, contents| visit(contents));
     }
 
     /// Visit the blocks that have become full since the last call.
@@ -199,6 +202,7 @@ impl Sequence {
     /// Begin to run with a table whose blocks after the virtual ones hold `num_reused` reused blocks.
     pub(super) fn start(&mut self, table: BlockTable, num_reused: usize) {
         self.state = SequenceState::Running;
+        self.reusable = Vec::new();
         self.table = table;
         self.num_published_blocks = self.first_block() + num_reused;
         self.num_computed_tokens = match num_reused {

@@ -201,6 +201,38 @@ fn a_block_is_findable_only_once_the_step_that_fills_it_is_complete() {
 }
 
 #[test]
+fn what_waits_for_room_keeps_what_it_found_and_starts_on_what_is_there_then() {
+    // Two blocks of the prompt are findable; a long decode holds most of the others and takes one of the two.
+    let mut harness = Harness::new(SchedulerConfig { num_blocks: 8, ..config() });
+    harness.add(request(1, &prompt(9, 0), 1));
+    harness.run();
+    harness.add(request(2, &prompt(18, 50), 9));
+    harness.step();
+    let blocked = harness.add(request(3, &prompt(21, 0), 1))[0];
+    let mut kept = Vec::new();
+    loop {
+        harness.step();
+        if harness.scheduler.state(blocked) != Some(SequenceState::Waiting) {
+            break;
+        }
+        let sequence = &mut harness.scheduler.sequences[blocked];
+        kept.push(sequence.reusable.len());
+        let mut looked_up = 0;
+        sequence.walk_reusable(sequence.reusable.len(), |_| {
+            looked_up += 1;
+            false
+        });
+        assert_eq!(looked_up, 1, "only the next one is looked up again");
+    }
+    // The tail of the chain goes first.
+    kept.dedup();
+    assert_eq!(kept, [2, 1]);
+    harness.run();
+    assert_eq!(harness.log(3).cached_tokens, Some(4));
+    (1..=3).for_each(|id| harness.assert_complete(id));
+}
+
+#[test]
 fn without_the_prefix_cache_nothing_is_reused_or_counted() {
     let mut harness = Harness::new(SchedulerConfig { prefix_cache: false, ..config() });
     for id in 1..=2 {
