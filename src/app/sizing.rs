@@ -1,7 +1,7 @@
 //! How long sequences may be and how much memory the KV cache and the adapters get.
 
 use super::error::AppError;
-use crate::config::{AdapterLimits, CacheConfig, SchedulerConfig};
+use crate::config::{AdapterLimits, CacheConfig, StepLimits};
 use crate::model::DecoderSpec;
 use crate::ops::Dtype;
 
@@ -19,7 +19,7 @@ pub(super) struct Demand<'a> {
     pub(super) spec: &'a DecoderSpec,
     pub(super) dtype: Dtype,
     pub(super) max_model_len: Option<u32>,
-    pub(super) scheduler: SchedulerConfig,
+    pub(super) scheduler: StepLimits,
     pub(super) cache: CacheConfig,
     pub(super) adapters: AdapterLimits,
     /// Bytes of the base model on the device, which is not loaded yet.
@@ -130,7 +130,7 @@ mod tests {
             spec: &spec,
             dtype: Dtype::Bf16,
             max_model_len: None,
-            scheduler: SchedulerConfig { max_num_seqs: 4, max_num_batched_tokens: 64 },
+            scheduler: StepLimits { max_num_seqs: 4, max_num_batched_tokens: 64 },
             cache: CacheConfig { block_size: 16, kv_cache_bytes: None, prefix_cache: PrefixCache::Salted },
             adapters: AdapterLimits {
                 max_resident: 4,

@@ -37,8 +37,8 @@ pub use model_source::ModelSource;
 pub use parse::{Refused, parse};
 pub use problem::{ConfigProblem, ConfigProblems};
 pub use serve::{
-    AdapterLimits, CacheConfig, DeviceChoice, MetricsListen, RequestLimits, SchedulerConfig, ServeConfig,
-    StoreLocation, TransportConfig, WatchdogConfig,
+    AdapterLimits, CacheConfig, DeviceChoice, MetricsListen, RequestLimits, ServeConfig, StepLimits, StoreLocation,
+    TransportConfig, WatchdogConfig,
 };
 pub use serve_args::{DemoArgs, DtypeChoice, Kernels, PrefixCache, ServeArgs, StoreErrors};
 pub use source::{AdapterSource, HubRepository};

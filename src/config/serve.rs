@@ -48,7 +48,7 @@ pub struct MetricsListen {
 
 /// How steps are made up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SchedulerConfig {
+pub struct StepLimits {
     /// Most sequences in a step.
     pub max_num_seqs: u32,
     /// Most rows in a step; at least `max_num_seqs`.
@@ -182,7 +182,7 @@ pub struct ServeConfig {
     /// Longest sequence; `None` is the model's own limit.
     pub max_model_len: Option<u32>,
     /// Steps.
-    pub scheduler: SchedulerConfig,
+    pub scheduler: StepLimits,
     /// Steps that hang.
     pub watchdog: WatchdogConfig,
     /// KV cache.
@@ -334,7 +334,7 @@ fn threads(checks: &mut Checks, threads: Option<u32>) -> usize {
     }
 }
 
-fn scheduler(checks: &mut Checks, args: &SchedulerArgs) -> SchedulerConfig {
+fn scheduler(checks: &mut Checks, args: &SchedulerArgs) -> StepLimits {
     let max_num_seqs = checks.count("--max-num-seqs", args.max_num_seqs, 1, 1 << 16);
     let max_num_batched_tokens = checks.count("--max-num-batched-tokens", args.max_num_batched_tokens, 1, 1 << 20);
     // Every running sequence must get its one token in a step, or a full batch would never finish.
@@ -346,7 +346,7 @@ fn scheduler(checks: &mut Checks, args: &SchedulerArgs) -> SchedulerConfig {
             other_value: u64::from(max_num_seqs),
         });
     }
-    SchedulerConfig { max_num_seqs, max_num_batched_tokens }
+    StepLimits { max_num_seqs, max_num_batched_tokens }
 }
 
 fn watchdog(checks: &mut Checks, args: &SchedulerArgs) -> WatchdogConfig {
