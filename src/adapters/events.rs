@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::ops::BitOrAssign;
 use std::sync::{Arc, Mutex, RwLock};
+use std::task::Waker;
 
 use super::sync::lock;
 use crate::types::{AdapterName, AdapterVersion};
@@ -17,9 +18,9 @@ pub trait AdapterObserver: Send + Sync {
     fn on_event(&self, revision: u64) {
         let _ = revision;
     }
-    /// Something may have become possible: poll every [`Want`](super::Want) again, and
-    /// [`Residency::take_removal`](super::Residency::take_removal).
-    fn on_capacity(&self) {}
+    /// There may be something for [`Residency::take_removal`](super::Residency::take_removal), or for
+    /// [`Residency::take_forgotten`](super::Residency::take_forgotten).
+    fn on_removal(&self) {}
     /// [`AdapterRegistry::collect_garbage`](super::AdapterRegistry::collect_garbage) has files to remove.
     fn on_garbage(&self) {}
 }
@@ -81,19 +82,22 @@ pub struct EventsLost {
 }
 
 /// What the observers are to be told, gathered while locks are held and handed to [`EventLog::ring`] when none is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 #[must_use = "whoever waits for it waits for ever"]
 pub(super) struct Signals {
     pub(super) events: bool,
-    pub(super) capacity: bool,
+    pub(super) removals: bool,
     pub(super) garbage: bool,
+    /// Of those who wait for what has changed, and of nobody else.
+    pub(super) wakers: Vec<Waker>,
 }
 
 impl BitOrAssign for Signals {
     fn bitor_assign(&mut self, other: Self) {
         self.events |= other.events;
-        self.capacity |= other.capacity;
+        self.removals |= other.removals;
         self.garbage |= other.garbage;
+        self.wakers.extend(other.wakers);
     }
 }
 
@@ -164,18 +168,19 @@ impl EventLog {
         history.events.push_back(AdapterEvent { revision, name, version, kind });
     }
 
-    /// Tell the observers. The caller holds no lock of this room: an observer may do anything.
+    /// Tell the observers, and wake who waits. The caller holds no lock of this room: an observer may do anything.
     pub(super) fn ring(&self, signals: Signals) {
         if signals.events {
             let revision = self.revision();
             self.each(|observer| observer.on_event(revision));
         }
-        if signals.capacity {
-            self.each(|observer| observer.on_capacity());
+        if signals.removals {
+            self.each(|observer| observer.on_removal());
         }
         if signals.garbage {
             self.each(|observer| observer.on_garbage());
         }
+        signals.wakers.into_iter().for_each(Waker::wake);
     }
 
     fn each(&self, call: impl Fn(&dyn AdapterObserver)) {

@@ -12,14 +12,17 @@
 //! - Victims are the least recently used versions that are neither leased nor pinned nor waited for.
 //! - Requests that find no room wait in line, fairly between clients and for each in the order of arrival. When every resident version is leased, the first
 //!   in line marks one to *drain*: newer requests for it queue behind, so a hot adapter cannot starve a cold one.
-//! - Nothing here blocks or knows an async runtime. [`AdapterObserver::on_capacity`](super::AdapterObserver) says when
-//!   to poll again; register interest before polling and no wake-up is lost.
+//! - Nothing here blocks or knows an async runtime. A [`Want`] that is pending is woken when its next poll may give
+//!   another answer: its version has come, failed or become free to take, or it is first in line and there may be room.
+//!   Others sleep on.
 
 mod faults;
+mod knowledge;
 mod line;
 mod load;
 mod loads;
 mod shared;
+mod sleepers;
 mod state;
 mod status;
 mod tickets;
@@ -29,6 +32,7 @@ pub use status::{AdapterState, ResidencyLimits, ResidencyStats, VersionStatus};
 pub use tickets::{InstallTicket, LoadTicket, RemovalTicket, ResidentLease};
 
 use std::sync::{Arc, Mutex};
+use std::task::Waker;
 
 use self::line::WaiterId;
 use self::shared::Shared;
@@ -46,7 +50,7 @@ pub enum Acquire {
     Ready(ResidentLease),
     /// The caller is to have it loaded, then polls again.
     Load(LoadTicket),
-    /// Being loaded, or no room yet: poll again after [`on_capacity`](super::AdapterObserver::on_capacity).
+    /// Being loaded, or no room yet: the waker is woken when it is worth another poll.
     Pending,
 }
 
@@ -154,15 +158,16 @@ impl Want {
         self.lease.version()
     }
 
-    /// Is it there, or who brings it? The result of a failed load is reported once to every `Want` that waited for
-    /// it; polling again asks for another load.
+    /// Is it there, or who brings it? Where that is not known yet, `waker` is woken when it may be; of several polls only
+    /// the last one's is. The result of a failed load is reported once to every `Want` that waited for it; polling again
+    /// asks for another load.
     ///
     /// # Errors
     /// [`AdapterError::LoadFailed`], [`AdapterError::LoadAbandoned`], and when waiting would not help:
     /// [`AdapterError::TooLargeForDevice`], [`AdapterError::PinnedFull`].
-    pub fn poll(&self) -> Result<Acquire, AdapterError> {
+    pub fn poll(&self, waker: &Waker) -> Result<Acquire, AdapterError> {
         let version = self.version();
-        let decision = self.shared.change(|state| state.poll(self.waiter, version, self.bytes))?;
+        let decision = self.shared.change(|state| state.poll(self.waiter, version, self.bytes, waker))?;
         Ok(match decision {
             Decision::Ready { slot, facts } => {
                 Acquire::Ready(ResidentLease::new(Arc::clone(&self.shared), self.lease.clone(), slot, facts))

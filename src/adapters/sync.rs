@@ -12,7 +12,7 @@
 //! 6. the names that `FolderNames` cannot read, which requests ask for: below its own state;
 //! 7. `EventLog`'s history: the last one.
 //!
-//! Observers are called with none of them held: what they are to be told is gathered as
+//! Observers are called, and who waits is woken, with none of them held: what they are to be told is gathered as
 //! [`Signals`](super::events::Signals) and rung when the last lock is free. So is everything whose drop takes a lock:
 //! leases, wishes and tickets are dropped outside. The engine's mailbox has a lock of its own that is never held while
 //! one of these is taken.

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::mpsc;
@@ -229,7 +230,7 @@ impl AdapterInstaller for FakeInstaller {
                 std::future::pending::<()>().await;
             }
             loop {
-                match want.poll()? {
+                match want.poll(Waker::noop())? {
                     Acquire::Ready(lease) => return Ok(lease),
                     Acquire::Load(ticket) if self.fails_loads() => ticket.fail(Arc::new(broken())),
                     Acquire::Load(ticket) => ticket.begin_install(Arc::new(self.facts()))?.complete(),

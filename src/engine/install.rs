@@ -2,11 +2,13 @@
 //! tables on the engine thread between two steps. Decides nothing: [`Residency`](crate::adapters::Residency) says who
 //! gets a slot and who leaves.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Instant;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 
 use super::error::InstallError;
 use super::executor::DeltaLoader;
@@ -24,12 +26,12 @@ use crate::types::AdapterFacts;
 /// Loads that may read, compile and move bytes at the same time; the rest wait their turn.
 const CONCURRENT_LOADS: usize = 2;
 
-/// Bridges the registry's hooks to async waiting.
-struct CapacityBell(watch::Sender<u64>);
+/// Bridges the registry's hook to the one who waits for it.
+struct RemovalBell(Arc<Notify>);
 
-impl AdapterObserver for CapacityBell {
-    fn on_capacity(&self) {
-        self.0.send_modify(|count| *count += 1);
+impl AdapterObserver for RemovalBell {
+    fn on_removal(&self) {
+        self.0.notify_one();
     }
 }
 
@@ -77,7 +79,6 @@ struct Shared<L: DeltaLoader> {
     loader: L,
     registry: Arc<AdapterRegistry>,
     installs: InstallHandle<L::Prepared>,
-    capacity: watch::Receiver<u64>,
     /// Turns of small adapters, and of large ones.
     small_loads: Semaphore,
     large_loads: Semaphore,
@@ -104,14 +105,13 @@ impl<L: DeltaLoader> EngineInstaller<L> {
         memory: HostMemory,
         metrics: Metrics,
     ) -> Self {
-        let (bell, capacity) = watch::channel(0);
-        registry.events().observe(Arc::new(CapacityBell(bell)));
+        let bell = Arc::new(Notify::new());
+        registry.events().observe(Arc::new(RemovalBell(Arc::clone(&bell))));
         let turns = || Semaphore::new(CONCURRENT_LOADS);
         let (small_loads, large_loads) = (turns(), turns());
-        let shared =
-            Shared { loader, registry, installs, capacity, small_loads, large_loads, loaders, memory, metrics };
+        let shared = Shared { loader, registry, installs, small_loads, large_loads, loaders, memory, metrics };
         let shared = Arc::new(shared);
-        tokio::spawn(remove_retired(Arc::clone(&shared)));
+        tokio::spawn(remove_retired(Arc::clone(&shared), bell));
         Self { shared }
     }
 }
@@ -147,22 +147,19 @@ impl<L: DeltaLoader> AdapterInstaller for EngineInstaller<L> {
 
 impl<L: DeltaLoader> Shared<L> {
     async fn acquire(self: &Arc<Self>, want: Want) -> Result<ResidentLease, AdapterError> {
-        let mut capacity = self.capacity.clone();
-        loop {
-            // Marked as seen before polling, so that no change in between is missed.
-            capacity.borrow_and_update();
-            match want.poll()? {
-                Acquire::Ready(lease) => return Ok(lease),
-                Acquire::Load(ticket) => {
-                    // On a task of its own: others may wait for this load when its first asker has gone.
-                    tokio::spawn(Arc::clone(self).load(ticket));
+        poll_fn(|context| {
+            loop {
+                match want.poll(context.waker())? {
+                    Acquire::Ready(lease) => return Poll::Ready(Ok(lease)),
+                    Acquire::Load(ticket) => {
+                        // On a task of its own: others may wait for this load when its first asker has gone.
+                        tokio::spawn(Arc::clone(self).load(ticket));
+                    }
+                    Acquire::Pending => return Poll::Pending,
                 }
-                Acquire::Pending => {}
             }
-            // Fails where the engine has ended, and the server with it.
-            let changed = capacity.changed().await;
-            changed.map_err(|_| AdapterError::LoadAbandoned { version: want.version() })?;
-        }
+        })
+        .await
     }
 
     async fn load(self: Arc<Self>, ticket: LoadTicket) {
@@ -273,10 +270,8 @@ struct Compiled {
 
 /// Carry out the removals that no load carries with it, and have forgotten what is gone for good, for as long as the
 /// engine runs.
-async fn remove_retired<L: DeltaLoader>(shared: Arc<Shared<L>>) {
-    let mut capacity = shared.capacity.clone();
+async fn remove_retired<L: DeltaLoader>(shared: Arc<Shared<L>>, bell: Arc<Notify>) {
     loop {
-        capacity.borrow_and_update();
         let forgotten = shared.registry.residency().take_forgotten();
         if !forgotten.is_empty() {
             shared.installs.engine().forget(forgotten);
@@ -287,8 +282,6 @@ async fn remove_retired<L: DeltaLoader>(shared: Arc<Shared<L>>) {
             shared.metrics.record_eviction("retired");
             removal.done();
         }
-        if capacity.changed().await.is_err() {
-            return;
-        }
+        bell.notified().await;
     }
 }

@@ -1,13 +1,13 @@
 //! An engine that follows a script and a device that takes everything: for what no real model does on demand.
 
 use std::collections::{BTreeMap, HashMap};
+use std::future::poll_fn;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Instant;
 
-use polydelta::adapters::{
-    Acquire, AdapterError, AdapterObserver, AdapterRegistry, ResidentLease, Staged, UploadHead, Want,
-};
+use polydelta::adapters::{Acquire, AdapterError, ResidentLease, Staged, UploadHead, Want};
 use polydelta::admission::GenerationDefaults;
 use polydelta::engine::{
     AcquireFuture, AdapterInstaller, EngineStats, EventReceiver, GenerationEngine, InstallError, Lease, StatsFuture,
@@ -17,7 +17,7 @@ use polydelta::text::{Tokenizer, TokenizerSettings};
 use polydelta::types::{
     AdapterFacts, EngineRequest, FinishReason, OpClass, RequestFailure, RequestId, SequenceEvent, TokenLogprob,
 };
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use super::harness::{Model, Options, Server, registry, tokenizer};
 
@@ -183,42 +183,24 @@ impl GenerationEngine for FakeEngine {
 }
 
 /// Checks nothing and installs at once.
-struct FakeInstaller {
-    capacity: Arc<Capacity>,
-}
-
-#[derive(Default)]
-struct Capacity {
-    changed: Notify,
-}
-
-impl AdapterObserver for Capacity {
-    fn on_capacity(&self) {
-        self.changed.notify_waiters();
-    }
-}
+struct FakeInstaller;
 
 impl FakeInstaller {
-    fn new(registry: &AdapterRegistry) -> Self {
-        let capacity = Arc::new(Capacity::default());
-        registry.events().observe(Arc::clone(&capacity) as Arc<dyn AdapterObserver>);
-        Self { capacity }
-    }
-
-    async fn drive(&self, want: Want) -> Result<ResidentLease, AdapterError> {
-        loop {
-            // A `Notified` gets every `notify_waiters` after its creation, polled or not.
-            let changed = self.capacity.changed.notified();
-            match want.poll()? {
-                Acquire::Ready(lease) => return Ok(lease),
-                Acquire::Load(ticket) => {
-                    let mut install = ticket.begin_install(Arc::new(facts()))?;
-                    install.evicted();
-                    install.complete();
+    async fn drive(want: Want) -> Result<ResidentLease, AdapterError> {
+        poll_fn(|context| {
+            loop {
+                match want.poll(context.waker())? {
+                    Acquire::Ready(lease) => return Poll::Ready(Ok(lease)),
+                    Acquire::Load(ticket) => {
+                        let mut install = ticket.begin_install(Arc::new(facts()))?;
+                        install.evicted();
+                        install.complete();
+                    }
+                    Acquire::Pending => return Poll::Pending,
                 }
-                Acquire::Pending => changed.await,
             }
-        }
+        })
+        .await
     }
 }
 
@@ -257,7 +239,7 @@ impl AdapterInstaller for FakeInstaller {
     }
 
     fn acquire(&self, want: Want) -> AcquireFuture<'_> {
-        Box::pin(self.drive(want))
+        Box::pin(Self::drive(want))
     }
 }
 
@@ -280,7 +262,7 @@ impl FakeServer {
     pub(crate) async fn speaking(options: Options, tokenizer: Arc<Tokenizer>, settings: TokenizerSettings) -> Self {
         let registry = registry(&options);
         let engine = Arc::new(FakeEngine::new());
-        let installer = Arc::new(FakeInstaller::new(&registry));
+        let installer = Arc::new(FakeInstaller);
         let vocab_size = u32::try_from(tokenizer.vocab_size()).unwrap();
         let model = Model { tokenizer, settings, vocab_size, context: 4096, defaults: GenerationDefaults::default() };
         let server = Server::start(options, model, registry, Arc::clone(&engine) as _, installer).await;

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Waker;
 use std::thread;
 
 use proptest::prelude::*;
@@ -69,7 +70,7 @@ fn objects(root: &tempfile::TempDir) -> usize {
 
 /// Load what `want` asks for, as the hall does.
 fn load(want: &Want) -> crate::adapters::ResidentLease {
-    match want.poll().unwrap() {
+    match want.poll(Waker::noop()).unwrap() {
         Acquire::Ready(lease) => lease,
         Acquire::Load(ticket) => {
             ticket.begin_install(Arc::new(facts(100))).unwrap().complete();
@@ -170,7 +171,7 @@ fn observers_are_called_with_no_lock_held() {
         fn on_event(&self, _: u64) {
             self.look(0);
         }
-        fn on_capacity(&self) {
+        fn on_removal(&self) {
             self.look(1);
         }
         fn on_garbage(&self) {

@@ -10,6 +10,11 @@ use crate::types::ClientKey;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct WaiterId(pub(super) u64);
 
+impl WaiterId {
+    /// Not after any other.
+    pub(super) const FIRST: Self = Self(0);
+}
+
 #[derive(Default)]
 pub(super) struct Line {
     /// By virtual start, then by arrival.
@@ -80,10 +85,6 @@ impl Line {
         let Some((client, place)) = self.waiters.get(&waiter) else { return !self.order.is_empty() };
         let start = place.unwrap_or_else(|| self.next.get(client).copied().unwrap_or(0).max(self.now));
         self.order.first().is_some_and(|first| *first < (start, waiter))
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.order.is_empty()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -32,6 +32,8 @@ impl State {
         let owns_slot = allocated.is_some();
         self.loads.insert(load, Load { version, bytes, slot, owns_slot, reservation, victims, installing: false });
         self.entries.insert(version, Entry::Loading { load, claims: BTreeSet::from([waiter]) });
+        // Others who want it have a claim on it from now on, and no place in line.
+        self.sleepers.wake_all_for(version);
         self.signals.events.push((version, AdapterEventKind::Loading));
         Some(load)
     }
@@ -92,8 +94,8 @@ impl State {
         }
         let shrunk = self.budget.resize(&mut load.reservation, load.bytes);
         debug_assert!(shrunk, "victims and reservation cover the load");
-        self.signals.capacity = true;
         self.loads.insert(id, load);
+        self.room_changes();
     }
 
     pub(super) fn complete(&mut self, id: LoadId, facts: Arc<AdapterFacts>) {
@@ -110,7 +112,7 @@ impl State {
         self.known.entry(version).or_default().last_error = None;
         self.stats.loads += 1;
         self.signals.events.push((version, AdapterEventKind::Resident));
-        self.signals.capacity = true;
+        self.sleepers.wake_all_for(version);
         self.settle(version);
     }
 
@@ -143,7 +145,8 @@ impl State {
         if load.owns_slot {
             self.slots.release(load.slot);
         }
-        self.signals.capacity = true;
+        self.sleepers.wake_all_for(load.version);
+        self.room_changes();
         match self.entries.remove(&load.version) {
             Some(Entry::Loading { claims, .. }) => Some((load.version, claims)),
             _ => None,
@@ -154,6 +157,7 @@ impl State {
         if let Some(Entry::Evicting { resident, .. }) = self.entries.remove(&victim) {
             self.entries.insert(victim, Entry::Resident(resident));
             self.lru.touch(victim);
+            self.sleepers.wake_all_for(victim);
             self.settle(victim);
         }
     }

@@ -24,11 +24,11 @@ impl Shared {
     pub(super) fn change_quietly<T>(&self, change: impl FnOnce(&mut State) -> T) -> (T, Signals) {
         let mut state = lock(&self.state);
         let result = change(&mut state);
-        let state::Signals { events, capacity } = state.take_signals();
+        let state::Signals { events, removals, wakers } = state.take_signals();
         // Under the lock, so that the log has the order in which things happened.
         for (version, kind) in &events {
             self.events.push(None, *version, *kind);
         }
-        (result, Signals { events: !events.is_empty(), capacity, garbage: false })
+        (result, Signals { events: !events.is_empty(), removals, garbage: false, wakers })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::task::Waker;
 
 use super::super::budget::{DeviceBudget, Reservation};
 use super::super::error::AdapterError;
@@ -11,7 +12,8 @@ use super::super::slots::SlotPool;
 use super::faults::FaultLog;
 use super::line::{Line, WaiterId};
 use super::load::{Failure, Load, LoadId};
-use super::status::{AdapterState, ResidencyLimits, ResidencyStats, VersionStatus};
+use super::sleepers::Sleepers;
+use super::status::{ResidencyLimits, ResidencyStats};
 use crate::types::{AdapterFacts, AdapterFault, AdapterSlot, AdapterVersion, ClientKey};
 
 pub(super) enum Decision {
@@ -24,7 +26,9 @@ pub(super) enum Decision {
 #[derive(Default)]
 pub(super) struct Signals {
     pub(super) events: Vec<(AdapterVersion, AdapterEventKind)>,
-    pub(super) capacity: bool,
+    /// There may be something for `take_removal`, or for `take_forgotten`.
+    pub(super) removals: bool,
+    pub(super) wakers: Vec<Waker>,
 }
 
 /// A version with business on the device. Waiters that were promised it hold *claims*, which keep it from being
@@ -76,13 +80,14 @@ pub(super) struct State {
     pub(super) faults: FaultLog,
     pub(super) signals: Signals,
     pub(super) stats: ResidencyStats,
-    pinned: HashSet<AdapterVersion>,
-    retired: HashSet<AdapterVersion>,
+    pub(super) pinned: HashSet<AdapterVersion>,
+    pub(super) retired: HashSet<AdapterVersion>,
     /// Leased versions on which newer requests wait, so that the first in line gets their place.
     draining: HashSet<AdapterVersion>,
-    line: Line,
+    pub(super) line: Line,
+    pub(super) sleepers: Sleepers,
     /// Gone for good, and nobody has asked yet.
-    forgotten: Vec<AdapterVersion>,
+    pub(super) forgotten: Vec<AdapterVersion>,
     next_id: u64,
 }
 
@@ -103,12 +108,14 @@ impl State {
             retired: HashSet::new(),
             draining: HashSet::new(),
             line: Line::default(),
+            sleepers: Sleepers::default(),
             forgotten: Vec::new(),
             next_id: 0,
         }
     }
 
     pub(super) fn take_signals(&mut self) -> Signals {
+        self.signals.wakers = self.sleepers.take_due();
         std::mem::take(&mut self.signals)
     }
 
@@ -130,7 +137,17 @@ impl State {
         waiter: WaiterId,
         version: AdapterVersion,
         bytes: u64,
+        waker: &Waker,
     ) -> Result<Decision, AdapterError> {
+        self.sleepers.forget(waiter);
+        let decision = self.decide(waiter, version, bytes);
+        if matches!(decision, Ok(Decision::Pending)) {
+            self.sleepers.sleep(waiter, version, waker);
+        }
+        decision
+    }
+
+    fn decide(&mut self, waiter: WaiterId, version: AdapterVersion, bytes: u64) -> Result<Decision, AdapterError> {
         if let Some(failure) = self.failures.remove(&waiter) {
             return Err(failure.into_error(version));
         }
@@ -184,6 +201,7 @@ impl State {
 
     pub(super) fn leave(&mut self, waiter: WaiterId, version: AdapterVersion) {
         self.failures.remove(&waiter);
+        self.sleepers.forget(waiter);
         self.dequeue(waiter);
         self.line.depart(waiter);
         let claimed = match self.entries.get_mut(&version) {
@@ -203,8 +221,23 @@ impl State {
 
     fn first_changes(&mut self, changes: bool) {
         if changes {
-            self.draining.clear();
-            self.signals.capacity = true;
+            self.drain_only(HashSet::new());
+            self.room_changes();
+        }
+    }
+
+    /// There may be room: that is for the first in line.
+    pub(super) fn room_changes(&mut self) {
+        if let Some(first) = self.line.first() {
+            self.sleepers.wake(first);
+        }
+    }
+
+    /// Whoever waits for a version that drains no more may have it.
+    fn drain_only(&mut self, versions: HashSet<AdapterVersion>) {
+        let before = std::mem::replace(&mut self.draining, versions);
+        for version in before.difference(&self.draining) {
+            self.sleepers.wake_all_for(*version);
         }
     }
 
@@ -289,29 +322,32 @@ impl State {
             }
         }
         leased.sort_unstable();
-        self.draining.clear();
+        let mut draining = HashSet::new();
         for (.., version) in leased {
             if free >= bytes && slot {
                 break;
             }
             (free, slot) = (free + self.bytes_of(version), true);
-            self.draining.insert(version);
+            draining.insert(version);
         }
+        self.drain_only(draining);
     }
 
     // --- leaving --------------------------------------------------------------------------------------------------
 
     pub(super) fn start_evicting(&mut self, version: AdapterVersion, by: Remover) {
-        if let Some(entry) = self.entries.remove(&version) {
-            let entry = match entry {
-                Entry::Resident(resident) | Entry::Evicting { resident, .. } => {
-                    self.lru.remove(version);
-                    self.draining.remove(&version);
-                    Entry::Evicting { resident, remover: by }
-                }
-                loading @ Entry::Loading { .. } => loading,
-            };
+        let Some(entry) = self.entries.remove(&version) else { return };
+        let (Entry::Resident(resident) | Entry::Evicting { resident, .. }) = entry else {
             self.entries.insert(version, entry);
+            return;
+        };
+        self.lru.remove(version);
+        self.draining.remove(&version);
+        self.entries.insert(version, Entry::Evicting { resident, remover: by });
+        if by == Remover::Nobody {
+            self.signals.removals = true;
+            // A load may take it over.
+            self.room_changes();
         }
     }
 
@@ -321,7 +357,6 @@ impl State {
             Some(Entry::Evicting { resident, .. }) => {
                 self.stats.evictions += 1;
                 self.signals.events.push((version, AdapterEventKind::Evicted));
-                self.signals.capacity = true;
                 Some((resident.slot, resident.reservation))
             }
             Some(other) => {
@@ -342,7 +377,7 @@ impl State {
         if retired {
             self.start_evicting(version, Remover::Nobody);
         }
-        self.signals.capacity |= retired || !self.line.is_empty();
+        self.room_changes();
     }
 
     /// A request has let go of the version; `verdict` says how it went, where that says something of the version.
@@ -373,12 +408,12 @@ impl State {
         if let Some((slot, reservation)) = self.finish_eviction(version) {
             self.slots.release(slot);
             self.budget.release(reservation);
+            self.room_changes();
         }
     }
 
     pub(super) fn hand_on_removal(&mut self, version: AdapterVersion) {
         self.start_evicting(version, Remover::Nobody);
-        self.signals.capacity = true;
     }
 
     pub(super) fn unload(&mut self, version: AdapterVersion) -> Result<bool, AdapterError> {
@@ -388,7 +423,6 @@ impl State {
             Some(Entry::Loading { claims, .. }) => Err(AdapterError::InUse { version, leases: claims.len() }),
             Some(Entry::Resident(resident)) if resident.is_idle() => {
                 self.start_evicting(version, Remover::Nobody);
-                self.signals.capacity = true;
                 Ok(true)
             }
             Some(Entry::Resident(Resident { leases, claims, .. })) => {
@@ -402,8 +436,10 @@ impl State {
         if pinned {
             self.draining.remove(&version);
         }
-        // Pinning may make waiting pointless for some, unpinning may make room.
-        self.signals.capacity |= changed && !self.line.is_empty();
+        if changed {
+            // Pinning may make waiting pointless for anybody, unpinning may make room.
+            self.sleepers.wake_all();
+        }
     }
 
     pub(super) fn set_retired(&mut self, version: AdapterVersion, retired: bool) {
@@ -412,67 +448,6 @@ impl State {
             self.settle(version);
         } else {
             self.retired.remove(&version);
-        }
-    }
-
-    // --- knowing --------------------------------------------------------------------------------------------------
-
-    pub(super) fn learn(&mut self, version: AdapterVersion, facts: Arc<AdapterFacts>) {
-        let known = self.known.entry(version).or_default();
-        known.bytes = Some(facts.device_bytes);
-        known.facts = Some(facts);
-    }
-
-    pub(super) fn take_forgotten(&mut self) -> Vec<AdapterVersion> {
-        std::mem::take(&mut self.forgotten)
-    }
-
-    pub(super) fn forget(&mut self, version: AdapterVersion) {
-        self.forgotten.push(version);
-        self.signals.capacity = true;
-        self.pardon(version);
-        self.known.remove(&version);
-        self.pinned.remove(&version);
-        // A version still on the device keeps its mark, so that it leaves when it can.
-        if !self.entries.contains_key(&version) {
-            self.retired.remove(&version);
-        }
-    }
-
-    pub(super) fn status(&self, version: AdapterVersion) -> VersionStatus {
-        let (state, slot, leases) = match self.entries.get(&version) {
-            None => (AdapterState::Stored, None, 0),
-            Some(Entry::Loading { .. }) => (AdapterState::Loading, None, 0),
-            Some(Entry::Resident(resident)) => (AdapterState::Resident, Some(resident.slot), resident.leases),
-            Some(Entry::Evicting { resident, .. }) => (AdapterState::Evicting, Some(resident.slot), 0),
-        };
-        let known = self.known.get(&version);
-        let set_aside = self.faults.set_aside(version).map(|aside| aside.to_string());
-        VersionStatus {
-            state,
-            slot,
-            leases,
-            facts: known.and_then(|known| known.facts.clone()),
-            last_error: set_aside.or_else(|| known.and_then(|known| known.last_error.clone())),
-        }
-    }
-
-    pub(super) fn stats(&self) -> ResidencyStats {
-        let leases = self.entries.values().map(|entry| match entry {
-            Entry::Resident(resident) => resident.leases,
-            _ => 0,
-        });
-        ResidencyStats {
-            resident: self.entries.len() - self.loads.len(),
-            loading: self.loads.len(),
-            slots_used: self.slots.total() - self.slots.free(),
-            slots_total: self.slots.total(),
-            bytes_used: self.budget.used(),
-            bytes_total: self.budget.limit(),
-            leases: leases.sum(),
-            waiting: self.line.len(),
-            set_aside: self.faults.count(),
-            ..self.stats
         }
     }
 }

@@ -1,4 +1,5 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Wake;
 
 use super::*;
 use crate::adapters::events::{AdapterEventKind, AdapterObserver};
@@ -38,7 +39,7 @@ impl Device {
     /// Bring a version to the device and lease it.
     fn run(&self, id: u8, bytes: u64) -> ResidentLease {
         let want = self.want(id, bytes);
-        if let Acquire::Load(ticket) = want.poll().unwrap() {
+        if let Acquire::Load(ticket) = want.poll(Waker::noop()).unwrap() {
             ticket.begin_install(Arc::new(facts(bytes))).unwrap().complete();
         }
         ready(&want)
@@ -49,27 +50,44 @@ impl Device {
     }
 }
 
+/// Says that it was woken.
+#[derive(Default)]
+struct Alarm(AtomicBool);
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Alarm {
+    /// Since it was last asked.
+    fn rang(&self) -> bool {
+        self.0.swap(false, Ordering::SeqCst)
+    }
+}
+
 /// A disk that fails while a version is loaded.
 fn broken(words: &str) -> AdapterError {
     AdapterError::io("reading")(std::io::Error::other(words))
 }
 
 fn ready(want: &Want) -> ResidentLease {
-    match want.poll().unwrap() {
+    match want.poll(Waker::noop()).unwrap() {
         Acquire::Ready(lease) => lease,
         other => panic!("{other:?}"),
     }
 }
 
 fn ticket(want: &Want) -> LoadTicket {
-    match want.poll().unwrap() {
+    match want.poll(Waker::noop()).unwrap() {
         Acquire::Load(ticket) => ticket,
         other => panic!("{other:?}"),
     }
 }
 
 fn pending(want: &Want) -> bool {
-    matches!(want.poll().unwrap(), Acquire::Pending)
+    matches!(want.poll(Waker::noop()).unwrap(), Acquire::Pending)
 }
 
 #[test]
@@ -131,11 +149,11 @@ fn leased_and_pinned_versions_stay() {
 #[test]
 fn waiting_in_vain_is_refused() {
     let device = Device::new(1, 100);
-    let result = device.want(1, 101).poll();
+    let result = device.want(1, 101).poll(Waker::noop());
     assert!(matches!(result, Err(AdapterError::TooLargeForDevice { bytes: 101, max: 100, .. })));
     device.events.ring(device.residency.set_pinned(version(2), true));
     drop(device.run(2, 10));
-    let result = device.want(1, 10).poll();
+    let result = device.want(1, 10).poll(Waker::noop());
     assert!(matches!(result, Err(AdapterError::PinnedFull { pinned_slots: 1, max_slots: 1, .. })));
     assert_eq!(device.residency.stats().waiting, 0);
 }
@@ -147,7 +165,7 @@ fn a_load_given_up_before_it_touched_the_device_puts_its_victims_back() {
     let want = device.want(2, 50);
     drop(ticket(&want));
     assert_eq!(device.state(1), AdapterState::Resident);
-    assert!(matches!(want.poll(), Err(AdapterError::LoadAbandoned { .. })));
+    assert!(matches!(want.poll(Waker::noop()), Err(AdapterError::LoadAbandoned { .. })));
     assert_eq!(device.residency.stats().bytes_used, 10);
     assert!(device.residency.take_removal().is_none());
 }
@@ -159,7 +177,7 @@ fn victims_of_a_failed_installation_must_be_removed_before_their_slot_is_used() 
     let want = device.want(2, 50);
     drop(ticket(&want).begin_install(Arc::new(facts(50))).unwrap());
     assert_eq!(device.state(1), AdapterState::Evicting);
-    assert!(matches!(want.poll(), Err(AdapterError::LoadAbandoned { .. })));
+    assert!(matches!(want.poll(Waker::noop()), Err(AdapterError::LoadAbandoned { .. })));
 
     let removal = device.residency.take_removal().unwrap();
     assert_eq!((removal.version(), removal.slot()), (version(1), AdapterSlot(0)));
@@ -194,7 +212,7 @@ fn a_failed_load_is_reported_once_to_everyone_who_waits() {
     assert!(pending(&second));
     load.fail(Arc::new(broken("disk on fire")));
     for want in [&first, &second] {
-        let error = want.poll().unwrap_err();
+        let error = want.poll(Waker::noop()).unwrap_err();
         assert!(matches!(&error, AdapterError::LoadFailed { .. }) && error.to_string().contains("disk on fire"));
     }
     assert!(device.residency.status(version(1)).last_error.unwrap().contains("disk on fire"));
@@ -218,7 +236,7 @@ fn a_version_that_outgrows_its_reservation_is_loaded_again_with_the_right_one() 
     let want = device.want(3, 1);
     let result = ticket(&want).begin_install(Arc::new(facts(101)));
     assert!(matches!(result, Err(AdapterError::TooLargeForDevice { bytes: 101, .. })));
-    assert!(matches!(want.poll(), Err(AdapterError::TooLargeForDevice { .. })));
+    assert!(matches!(want.poll(Waker::noop()), Err(AdapterError::TooLargeForDevice { .. })));
 }
 
 #[test]
@@ -298,11 +316,81 @@ fn a_retired_version_leaves_when_its_last_request_ends() {
     assert_eq!(device.residency.stats().bytes_used, 0);
 }
 
+/// Wants that have been polled and found nothing, each with what is to wake it.
+fn asleep(wants: Vec<Want>) -> Vec<(Want, Arc<Alarm>)> {
+    let sleep = |want: Want| {
+        let alarm = Arc::new(Alarm::default());
+        assert!(matches!(want.poll(&Waker::from(alarm.clone())), Ok(Acquire::Pending)));
+        (want, alarm)
+    };
+    wants.into_iter().map(sleep).collect()
+}
+
+/// Who of them was woken since the last call.
+fn woken(sleepers: &[(Want, Arc<Alarm>)]) -> Vec<usize> {
+    (0..sleepers.len()).filter(|index| sleepers[*index].1.rang()).collect()
+}
+
 #[test]
-fn whoever_waits_is_told_when_room_may_be_there() {
+fn of_many_who_wait_for_room_only_the_first_is_woken_when_there_may_be_some() {
+    let device = Device::new(2, 100);
+    let (running, other) = (device.run(1, 10), device.run(2, 10));
+    let mut waiting = asleep((3..9).map(|id| device.want(id, 10)).collect());
+    assert_eq!(woken(&waiting), [0; 0]);
+    drop(running);
+    assert_eq!(woken(&waiting), [0]);
+    // It takes the room; the next is first now and looks whether there is more.
+    let load = ticket(&waiting[0].0);
+    assert_eq!(woken(&waiting), [1]);
+    assert!(pending(&waiting[1].0));
+    load.begin_install(Arc::new(facts(10))).unwrap().complete();
+    waiting.truncate(2);
+    drop(ready(&waiting[0].0));
+    drop(other);
+    assert_eq!(device.residency.stats().waiting, 1);
+}
+
+#[test]
+fn all_who_wait_for_a_version_are_woken_by_its_load_and_nobody_else_is() {
+    let device = Device::new(1, 100);
+    let loading = device.want(1, 10);
+    let load = ticket(&loading);
+    let same = asleep(vec![device.want(1, 10), device.want(1, 10)]);
+    let others = asleep(vec![device.want(2, 10), device.want(3, 10), device.want(3, 10)]);
+    load.begin_install(Arc::new(facts(10))).unwrap().complete();
+    assert_eq!((woken(&same), woken(&others)), (vec![0, 1], vec![0]), "and the first in line, to look for room");
+    let (first, alarm) = &others[0];
+    assert!(matches!(first.poll(&Waker::from(alarm.clone())), Ok(Acquire::Pending)));
+    let leases = [&same[0].0, &same[1].0, &loading].map(ready);
+    assert_eq!(woken(&others), [0; 0]);
+    drop(leases);
+    assert_eq!(woken(&others), [0]);
+    let load = ticket(&others[0].0);
+    assert_eq!(woken(&others), [1], "the next in line");
+    load.fail(Arc::new(broken("no")));
+    assert!(matches!(others[0].0.poll(Waker::noop()), Err(AdapterError::LoadFailed { .. })));
+    drop(same);
+}
+
+#[test]
+fn who_wants_what_somebody_before_it_has_begun_to_load_waits_for_that_load() {
+    let device = Device::new(1, 100);
+    let running = device.run(1, 10);
+    let waiting = asleep(vec![device.want(2, 10), device.want(3, 10), device.want(2, 10)]);
+    drop(running);
+    let load = ticket(&waiting[0].0);
+    assert_eq!(woken(&waiting), [0, 1, 2], "the first, the next in line, and who wants the same");
+    assert!(pending(&waiting[2].0));
+    assert_eq!(device.residency.stats().waiting, 1);
+    load.begin_install(Arc::new(facts(10))).unwrap().complete();
+    drop([ready(&waiting[0].0), ready(&waiting[2].0)]);
+}
+
+#[test]
+fn who_carries_out_removals_is_told_of_them_and_of_nothing_else() {
     struct Count(AtomicUsize);
     impl AdapterObserver for Count {
-        fn on_capacity(&self) {
+        fn on_removal(&self) {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
     }
@@ -310,17 +398,16 @@ fn whoever_waits_is_told_when_room_may_be_there() {
     let count = Arc::new(Count(AtomicUsize::new(0)));
     device.events.observe(count.clone());
     let told = || count.0.swap(0, Ordering::SeqCst) > 0;
-    let want = device.want(1, 10);
-    let load = ticket(&want);
-    told();
-    load.begin_install(Arc::new(facts(10))).unwrap().complete();
-    assert!(told(), "a load has ended");
-    let running = ready(&want);
-    let next = device.want(2, 10);
-    assert!(pending(&next) && !told());
-    drop(running);
-    assert!(told(), "a slot can be had");
-    drop(want);
+    drop(device.run(1, 10));
+    drop(device.run(2, 10));
+    assert!(!told(), "a load carries its own");
+    device.residency.unload(version(2)).unwrap();
+    assert!(told());
+    drop(device.residency.take_removal().unwrap());
+    assert!(told(), "it was handed on");
+    device.residency.take_removal().unwrap().done();
+    device.events.ring(device.residency.forget(version(2)));
+    assert!(told());
 }
 
 #[test]

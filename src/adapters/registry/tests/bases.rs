@@ -29,7 +29,10 @@ fn what_a_version_compiled_to_is_known_after_a_restart() {
     assert_eq!(info.status.facts.as_deref(), Some(&facts(100)));
     assert_eq!((info.base, info.mismatch.is_none()), (Some(BaseDigest([1; 32])), true));
     let want = registry.want(&name("a"), None, ClientKey::LOCAL).unwrap();
-    assert!(matches!(want.poll(), Ok(Acquire::Load(_))), "its files are larger than the device, it is not");
+    assert!(
+        matches!(want.poll(Waker::noop()), Ok(Acquire::Load(_))),
+        "its files are larger than the device, it is not"
+    );
     drop(want);
     drop(registry);
     // Numbers of another size: a bound on what it needs, until it is compiled again.

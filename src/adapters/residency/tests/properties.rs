@@ -48,7 +48,7 @@ const BYTES: u64 = 60;
 /// The hall and the device in one: it does what the tickets say and checks that they never ask for harm.
 struct World {
     device: Device,
-    wants: Vec<Want>,
+    wants: Vec<(Want, Arc<Alarm>)>,
     tickets: Vec<LoadTicket>,
     installs: Vec<(InstallTicket, u64)>,
     running: Vec<ResidentLease>,
@@ -85,7 +85,13 @@ impl World {
     fn poll(&mut self, index: usize) {
         let before: HashSet<_> =
             self.pinned.iter().filter(|id| self.device.state(**id) == AdapterState::Resident).copied().collect();
-        match self.wants[index].poll() {
+        let (want, alarm) = &self.wants[index];
+        // Whatever comes but a pending one, it polls again at once.
+        alarm.rang();
+        let polled = want.poll(&Waker::from(alarm.clone()));
+        let again = !matches!(polled, Ok(Acquire::Pending));
+        alarm.0.fetch_or(again, Ordering::SeqCst);
+        match polled {
             Ok(Acquire::Ready(lease)) => {
                 assert_eq!(self.memory[&lease.slot()].0, lease.version());
                 self.running.push(lease);
@@ -144,7 +150,10 @@ impl World {
 
     fn apply(&mut self, op: Op) {
         match op {
-            Op::Want { id } if self.wants.len() < 6 => self.wants.push(self.device.want(id, size(id))),
+            Op::Want { id } if self.wants.len() < 6 => {
+                let alarm = Arc::new(Alarm(AtomicBool::new(true)));
+                self.wants.push((self.device.want(id, size(id)), alarm));
+            }
             Op::Poll { index } if index < self.wants.len() => self.poll(index),
             Op::Leave { index } if index < self.wants.len() => drop(self.wants.swap_remove(index)),
             Op::Begin { index, grow } if index < self.tickets.len() => self.begin(index, grow),
@@ -194,7 +203,8 @@ impl World {
         }
     }
 
-    /// Work on as a fair hall does until nobody waits; true if that took a bounded number of rounds.
+    /// Work on as a fair hall does until nobody waits, polling only who was woken; true if that took a bounded number of
+    /// rounds.
     fn drain(&mut self) -> bool {
         for id in 0..6 {
             self.apply(Op::Pin { id, pinned: false });
@@ -208,7 +218,11 @@ impl World {
             }
             self.running.clear();
             self.take_removal(true);
-            (0..self.wants.len()).rev().for_each(|index| self.poll(index));
+            for index in (0..self.wants.len()).rev() {
+                if self.wants[index].1.rang() {
+                    self.poll(index);
+                }
+            }
             self.check();
         }
         self.wants.is_empty() && self.tickets.is_empty() && self.installs.is_empty()
