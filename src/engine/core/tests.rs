@@ -14,6 +14,7 @@ use crate::types::{
 };
 
 mod isolation;
+mod measure;
 
 /// What the test wants of the next step.
 enum Order {
