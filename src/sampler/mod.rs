@@ -19,6 +19,7 @@
 //!
 //! This room must not know of sequences, adapters, text or batches.
 
+mod exp;
 mod pass;
 mod philox;
 mod scores;

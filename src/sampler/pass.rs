@@ -3,7 +3,7 @@
 //! Each is written once, in plain Rust without intrinsics. Who has wide registers compiles the same loop for them
 //! ([`Simd`]): Rust never reassociates or contracts floats, so the bits are those of the scalar loop on every machine.
 
-use super::softmax::{BLOCK, exp_nonpositive};
+use super::exp::exp_nonpositive;
 
 /// A loop over a row.
 ///
@@ -32,6 +32,9 @@ impl Simd for AnyMachine {
         pass.run()
     }
 }
+
+/// Weights per partial sum: a draw first walks the partial sums, then one block.
+pub(super) const BLOCK: usize = 512;
 
 /// Lanes of a maximum or a comparison.
 pub(super) const LANES: usize = 16;
