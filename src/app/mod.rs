@@ -8,7 +8,7 @@
 //! | `descriptors` | how many files may be open, and for what |
 //! | `sizing` | how much memory the KV cache and the adapters get |
 //! | `listen` | sockets for an address as it was written |
-//! | `hall` | backend, decoder and engine, for whichever backend is chosen |
+//! | `running_engine` | backend, decoder and engine, for whichever backend is chosen |
 //! | [`start`] | everything of a server, in order |
 //! | `vigil` | the engine's end and its steps |
 //! | `identity` | which base it is: the digest of its weights |
@@ -25,12 +25,12 @@ mod demo;
 mod descriptors;
 mod dtype;
 mod error;
-mod hall;
 mod housekeeping;
 mod identity;
 pub mod inspect;
 mod listen;
 mod model_folder;
+mod running_engine;
 mod serve;
 mod sizing;
 pub mod start;

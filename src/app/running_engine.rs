@@ -26,7 +26,7 @@ use crate::telemetry::{Metrics, Progress};
 const MAX_VIRTUAL_TOKENS: usize = 4096;
 
 /// A running engine.
-pub(super) struct Hall {
+pub(super) struct RunningEngine {
     pub(super) engine: EngineHandle,
     pub(super) adapters: Arc<dyn AdapterInstaller>,
     /// Says why the engine thread has ended, once it has.
@@ -55,7 +55,7 @@ pub(super) fn start(
     sizes: Sizes,
     registry: Arc<AdapterRegistry>,
     metrics: &Metrics,
-) -> Result<Hall, AppError> {
+) -> Result<RunningEngine, AppError> {
     let parts = Parts { config, base, sizes, registry, metrics };
     match config.kernels {
         Kernels::Cpu => parts.start(CpuBackend::new(CpuOptions { threads: config.threads, dtype, isa: None })?),
@@ -72,7 +72,7 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    fn start<B: Backend>(self, backend: B) -> Result<Hall, AppError> {
+    fn start<B: Backend>(self, backend: B) -> Result<RunningEngine, AppError> {
         let OpenedBase { spec, checkpoint, .. } = self.base;
         let info = backend.info();
         let backend = Arc::new(backend);
@@ -100,7 +100,7 @@ impl Parts<'_> {
         let engine = handle.clone();
         let loaders = Loaders::start(move || engine.is_busy())?;
         let installer = EngineInstaller::start(loader, self.registry, installs, loaders, memory, self.metrics.clone());
-        Ok(Hall { engine: handle, adapters: Arc::new(installer), ended, backend: info })
+        Ok(RunningEngine { engine: handle, adapters: Arc::new(installer), ended, backend: info })
     }
 
     fn load<B: Backend>(&self, backend: &B, context: usize) -> Result<BaseModel<B>, AppError> {

@@ -14,10 +14,10 @@ use super::base::OpenedBase;
 use super::descriptors;
 use super::dtype;
 use super::error::AppError;
-use super::hall::{self, Hall};
 use super::housekeeping;
 use super::identity::BaseIdentity;
 use super::listen;
+use super::running_engine::{self, RunningEngine};
 use super::sizing::{self, Demand, Sizes};
 use super::vigil::Vigil;
 use crate::adapters::{
@@ -92,14 +92,15 @@ impl Server {
         let registry = AdapterRegistry::new(store, registry_limits(config, sizes, store_limits));
         let registry = Arc::new(registry.with_pin_limits(pin_limits(config, sizes)));
         registry.residency().limit_faults(config.adapter_limits.max_faults);
-        let hall =
-            tokio::task::block_in_place(|| hall::start(config, base, dtype, sizes, Arc::clone(&registry), &metrics))?;
+        let running = tokio::task::block_in_place(|| {
+            running_engine::start(config, base, dtype, sizes, Arc::clone(&registry), &metrics)
+        })?;
         let digest = tokio::task::block_in_place(|| identity.finish())?;
         registry.serve_base(digest, dtype.size());
         metrics.record_cache(config.cache.block_size, sizes.kv_blocks as usize);
         let intake = Intake::new(
             Arc::clone(&registry),
-            Arc::clone(&hall.adapters),
+            Arc::clone(&running.adapters),
             Arc::clone(&front.adapter_templates),
             metrics.clone(),
         );
@@ -111,9 +112,9 @@ impl Server {
         housekeeping::start(Arc::clone(&registry), metrics.clone());
 
         let lifecycle = Lifecycle::new();
-        let engine: Arc<dyn GenerationEngine> = Arc::new(hall.engine.clone());
-        let info = server_info(config, base, digest, dtype, sizes, &hall, front.chat_template.is_some());
-        let gate = gate(config, base, front, sizes, &hall, &registry, &metrics);
+        let engine: Arc<dyn GenerationEngine> = Arc::new(running.engine.clone());
+        let info = server_info(config, base, digest, dtype, sizes, &running, front.chat_template.is_some());
+        let gate = gate(config, base, front, sizes, &running, &registry, &metrics);
         let services = Services {
             generation: Generator::new(Arc::new(gate), config.transport.stream_stall_timeout),
             adapters: Adapters::new(Arc::clone(&registry), intake, config.transport.upload_idle_timeout),
@@ -128,7 +129,7 @@ impl Server {
         if let Some(Exporter { listeners, page, .. }) = exporter {
             tokio::spawn(serve_metrics(listeners, page, metrics_connections, lifecycle.clone(), metrics.clone()));
         }
-        let vigil = Vigil::begin(hall.ended.clone(), hall.engine.pulse(), config.watchdog, &lifecycle);
+        let vigil = Vigil::begin(running.ended.clone(), running.engine.pulse(), config.watchdog, &lifecycle);
         let server = Self {
             address,
             other_addresses: addresses.collect(),
@@ -136,11 +137,11 @@ impl Server {
             lifecycle,
             metrics,
             serving,
-            engine: hall.engine.clone(),
+            engine: running.engine.clone(),
             vigil,
             _temporary_store: temporary_store,
         };
-        server.announce(base, dtype, sizes, &hall, &registry, began);
+        server.announce(base, dtype, sizes, &running, &registry, began);
         Ok(server)
     }
 
@@ -179,7 +180,7 @@ impl Server {
         base: &OpenedBase,
         dtype: Dtype,
         sizes: Sizes,
-        hall: &Hall,
+        running: &RunningEngine,
         registry: &AdapterRegistry,
         began: Instant,
     ) {
@@ -187,9 +188,9 @@ impl Server {
             model = base.name,
             architecture = base.architecture(),
             dtype = dtype.as_str(),
-            device = hall.backend.name,
-            isa = hall.backend.isa,
-            threads = hall.backend.threads,
+            device = running.backend.name,
+            isa = running.backend.isa,
+            threads = running.backend.threads,
             "serving the base model"
         );
         tracing::info!(
@@ -392,14 +393,14 @@ fn gate(
     base: &OpenedBase,
     front: Front,
     sizes: Sizes,
-    hall: &Hall,
+    running: &RunningEngine,
     registry: &Arc<AdapterRegistry>,
     metrics: &Metrics,
 ) -> Gate {
     Gate::new(GateParts {
-        engine: Arc::new(hall.engine.clone()),
+        engine: Arc::new(running.engine.clone()),
         registry: Arc::clone(registry),
-        installer: Arc::clone(&hall.adapters),
+        installer: Arc::clone(&running.adapters),
         tokenizer: front.tokenizer,
         chat_template: front.chat_template,
         adapter_templates: front.adapter_templates,
@@ -425,7 +426,7 @@ fn server_info(
     digest: BaseDigest,
     dtype: Dtype,
     sizes: Sizes,
-    hall: &Hall,
+    running: &RunningEngine,
     has_chat_template: bool,
 ) -> ServerInfo {
     let model = ModelInfo {
@@ -457,9 +458,9 @@ fn server_info(
     ServerInfo {
         model,
         dtype: dtype.as_str().to_owned(),
-        device: hall.backend.name.to_owned(),
-        isa: hall.backend.isa.to_owned(),
-        threads: hall.backend.threads,
+        device: running.backend.name.to_owned(),
+        isa: running.backend.isa.to_owned(),
+        threads: running.backend.threads,
         kv_blocks: sizes.kv_blocks as usize,
         kv_block_size: config.cache.block_size as usize,
         limits,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::super::base::OpenedBase;
 use super::super::error::AppError;
-use super::super::hall::compile_limits;
+use super::super::running_engine::compile_limits;
 use super::{InspectBase, InspectLimits, inspect, write_json, write_text};
 use crate::adapters::{CONFIG_FILE, Sha256Digest, StoreLimits};
 use crate::cli::{CliError, SavedTemplate, bring};
