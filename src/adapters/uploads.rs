@@ -136,12 +136,6 @@ impl Uploads {
         }
     }
 
-    /// Give an open upload up at once. False: there is none such.
-    pub fn abort(&self, upload_id: &UploadId) -> bool {
-        let session = lock(&self.desk.table).take_abortable(upload_id);
-        session.map(|session| session.abandon(&self.desk)).is_some()
-    }
-
     /// Uploads that take space in the staging folder, and the bytes they declared.
     #[must_use]
     pub fn open(&self) -> (usize, u64) {

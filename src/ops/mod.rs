@@ -375,6 +375,3 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
 /// What became of a sampled row.
 pub type SampleOutcome = Result<SampledToken, SequenceFailure>;
-
-/// Columns of a stacked output, as a range.
-pub type Columns = Range<usize>;

@@ -36,12 +36,6 @@ impl ResidentLease {
         self.slot
     }
 
-    /// What it compiled to.
-    #[must_use]
-    pub fn facts(&self) -> &Arc<AdapterFacts> {
-        &self.facts
-    }
-
     /// Say how the request went, where that says something of the version: as it is dropped, faults in a row are
     /// counted.
     pub fn judge(&mut self, verdict: Result<(), AdapterFault>) {

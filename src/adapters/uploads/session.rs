@@ -96,10 +96,6 @@ impl Session {
         lock(&self.last_active).is_some_and(|last| now.saturating_duration_since(last) > idle)
     }
 
-    pub(super) fn is_finishing(&self) -> bool {
-        lock(&self.last_active).is_none()
-    }
-
     pub(super) fn progress(&self) -> Vec<FileProgress> {
         let body = lock(&self.body);
         let committed = body.files.iter().map(|file| file.committed).chain(std::iter::repeat(0));

@@ -138,13 +138,6 @@ impl Table {
         expired
     }
 
-    /// An upload that is being published can no longer be given up.
-    pub(super) fn take_abortable(&mut self, id: &UploadId) -> Option<Arc<Session>> {
-        let session = self.session(id).filter(|session| !session.is_finishing())?;
-        self.remove(&session);
-        Some(session)
-    }
-
     pub(super) fn remember(&mut self, session: &Session, published: Published) {
         if self.remembered == 0 || !session.is_resumable() {
             return;

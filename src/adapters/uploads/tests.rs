@@ -194,16 +194,6 @@ fn open_uploads_and_staged_bytes_are_bounded_and_given_back() {
 }
 
 #[test]
-fn an_upload_can_be_given_up() {
-    let desk = Desk::new(StoreLimits::default());
-    let mut session = desk.begin(header("a", &contents(1), Some("id"))).unwrap();
-    assert!(desk.uploads.abort(&"id".parse().unwrap()));
-    assert!(!desk.uploads.abort(&"id".parse().unwrap()));
-    assert!(matches!(session.write(0, 0, b"{", desk.now), Err(AdapterError::UnknownUpload { .. })));
-    assert!(desk.is_clean());
-}
-
-#[test]
 fn a_full_disk_at_any_step_is_a_typed_error_and_leaves_nothing() {
     let files = contents(3);
     let attempt = |at| {
