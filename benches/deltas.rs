@@ -9,7 +9,8 @@ mod support;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use polydelta::delta::apply::{LinearSite, StepRows, linear};
+use polydelta::delta::apply::{LinearSite, linear};
+use polydelta::delta::rows::StepRows;
 use polydelta::delta::{DeltaTable, PreparedDelta};
 use polydelta::model::base_layout;
 use polydelta::ops::cpu::CpuBackend;
@@ -95,8 +96,8 @@ fn site(criterion: &mut Criterion) -> Result<(), Failure> {
                         turn += 1;
                         let base = LinearSite { weight: &weight, bias: None };
                         let (plan, step) = (&plans[turn % BATCHES], &steps[turn % BATCHES]);
-                        let on = StepRows { backend: cpu, step, rows: Rows::All, plan };
-                        linear(&on, base, deltas.linear(&deltas.sites.layers[0].gate_up), &x, &mut scaled, &mut y);
+                        let on = StepRows { backend: cpu, deltas: &deltas, step, rows: Rows::All, plan };
+                        linear(&on, base, &deltas.sites.layers[0].gate_up, &x, &mut scaled, &mut y);
                     });
                 });
             }

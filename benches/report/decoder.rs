@@ -45,7 +45,7 @@ impl DecoderBench {
         let layout = base_layout(&spec);
         let linear = |module: &&Module| module.kind == ModuleKind::Linear;
         let base_bytes = layout.modules().filter(linear).map(|module| 2 * module.input * module.output).sum();
-        let adapter_bytes = lora(&layout, rank, 0).ops.iter().map(|(_, op)| 2 * op.parameters() as usize).sum();
+        let adapter_bytes = lora(&layout, rank, 0).facts(2).device_bytes as usize;
         Ok(Self { shape, rank, backend, spec, model, base_bytes, adapter_bytes })
     }
 

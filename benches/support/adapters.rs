@@ -1,6 +1,6 @@
 //! Random LoRA adapters on all seven linear modules of every layer.
 
-use polydelta::delta::{BaseLayout, DeltaOp, DeltaProgram, LayerSite};
+use polydelta::delta::{BaseLayout, DeltaProgram, LayerSite, LowRank};
 use polydelta::ops::{HostTensor, TensorData};
 
 use super::numbers::weights;
@@ -23,7 +23,7 @@ pub(crate) fn lora(layout: &BaseLayout, rank: usize, seed: u64) -> DeltaProgram 
             let seed = seed << 32 | ops.len() as u64;
             let a = matrix(seed, rank, module.input);
             let b = matrix(seed | 1 << 31, module.output, rank);
-            ops.push((module.site, DeltaOp::LowRank { a, b, scaling: 2.0 }));
+            ops.push((module.site, LowRank { a, b, scaling: 2.0 }.into()));
         }
     }
     DeltaProgram { kind: "LoRA".to_owned(), ops, unknown_fields: Vec::new() }

@@ -2,113 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::class::DeltaOp;
 use super::layout::Site;
-use crate::ops::HostTensor;
-use crate::types::{AdapterFacts, OpClass, VirtualTokens};
-
-/// Saved K and V of one layer, `[virtual tokens, kv_dim]` each.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PrefixLayer {
-    /// Keys as saved: no rope, no norm.
-    pub k: Vec<f32>,
-    /// Values.
-    pub v: Vec<f32>,
-}
-
-/// One operation. Numbers are on the host, as the file has them; shapes are checked by the compiler that made it.
-#[derive(Clone, Debug, PartialEq)]
-pub enum DeltaOp {
-    /// y += s·B(Ax).
-    LowRank {
-        /// `[rank, in]`.
-        a: HostTensor,
-        /// `[out, rank]`.
-        b: HostTensor,
-        /// s.
-        scaling: f32,
-    },
-    /// e += s·B·A[:, id].
-    EmbeddingLowRank {
-        /// `[rank, vocab]`.
-        a: HostTensor,
-        /// `[hidden, rank]`.
-        b: HostTensor,
-        /// s.
-        scaling: f32,
-    },
-    /// y = g∘y.
-    OutputScale {
-        /// `[out]`.
-        g: Vec<f32>,
-        /// After the base's bias (IA3) or before it (DoRA).
-        after_bias: bool,
-    },
-    /// x = g∘x.
-    InputScale {
-        /// `[in]`.
-        g: Vec<f32>,
-    },
-    /// y += b, after everything else.
-    Bias {
-        /// `[out]`.
-        b: Vec<f32>,
-    },
-    /// The norm's weight for this row, offset already added.
-    Gain {
-        /// `[width of the norm]`.
-        g: Vec<f32>,
-    },
-    /// Saved K and V, one entry per layer.
-    Prefix {
-        /// Virtual tokens.
-        count: u32,
-        /// One per decoder layer.
-        layers: Vec<PrefixLayer>,
-    },
-    /// Learned embeddings.
-    PromptEmbeds {
-        /// `[virtual tokens, hidden]`.
-        embeds: HostTensor,
-    },
-}
-
-impl DeltaOp {
-    /// Its class.
-    #[must_use]
-    pub fn class(&self) -> OpClass {
-        match self {
-            Self::LowRank { .. } => OpClass::LowRank,
-            Self::EmbeddingLowRank { .. } => OpClass::EmbeddingLowRank,
-            Self::OutputScale { .. } => OpClass::OutputScale,
-            Self::InputScale { .. } => OpClass::InputScale,
-            Self::Bias { .. } => OpClass::Bias,
-            Self::Gain { .. } => OpClass::Gain,
-            Self::Prefix { .. } => OpClass::Prefix,
-            Self::PromptEmbeds { .. } => OpClass::PromptEmbeds,
-        }
-    }
-
-    /// Rank of a low-rank op, 0 for others.
-    #[must_use]
-    pub fn rank(&self) -> usize {
-        match self {
-            Self::LowRank { a, .. } | Self::EmbeddingLowRank { a, .. } => a.rows(),
-            _ => 0,
-        }
-    }
-
-    /// Numbers it holds.
-    #[must_use]
-    pub fn parameters(&self) -> u64 {
-        let count = match self {
-            Self::LowRank { a, b, .. } | Self::EmbeddingLowRank { a, b, .. } => a.len() + b.len(),
-            Self::OutputScale { g, .. } | Self::InputScale { g } | Self::Bias { b: g } | Self::Gain { g } => g.len(),
-            Self::Prefix { layers, .. } => layers.iter().map(|layer| layer.k.len() + layer.v.len()).sum(),
-            Self::PromptEmbeds { embeds } => embeds.len(),
-        };
-        count as u64
-    }
-}
+use crate::types::AdapterFacts;
 
 /// A compiled adapter.
 #[derive(Clone, Debug, PartialEq)]
@@ -139,24 +35,16 @@ impl DeltaProgram {
             virtual_tokens: None,
             unknown_fields: self.unknown_fields.clone(),
         };
-        let ranks = || self.ops.iter().map(|(_, op)| op.rank() as u32).filter(|rank| *rank > 0);
+        let ranks = || self.ops.iter().filter_map(|(_, op)| op.as_op().rank()).map(|rank| rank as u32);
         facts.min_rank = ranks().min().unwrap_or(0);
         facts.max_rank = ranks().max().unwrap_or(0);
         facts.targets = self.targets();
         for (_, op) in &self.ops {
             *facts.ops.entry(op.class()).or_default() += 1;
-            facts.parameters += op.parameters();
-            let size = if op.rank() > 0 { weight_bytes } else { 4 };
-            facts.device_bytes += op.parameters() * size as u64;
-            match op {
-                DeltaOp::Prefix { count, .. } => {
-                    facts.virtual_tokens = Some(VirtualTokens { count: *count, saved_kv: true });
-                }
-                DeltaOp::PromptEmbeds { embeds } => {
-                    facts.virtual_tokens = Some(VirtualTokens { count: embeds.rows() as u32, saved_kv: false });
-                }
-                _ => {}
-            }
+            let op = op.as_op();
+            facts.parameters += op.parameters() as u64;
+            facts.device_bytes += op.device_bytes(weight_bytes);
+            facts.virtual_tokens = op.virtual_tokens().or(facts.virtual_tokens);
         }
         facts
     }

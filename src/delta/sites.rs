@@ -1,4 +1,7 @@
-//! Every op class at every place of the decoder, numbered: the rows of a backend's delta table.
+//! Every op class at every place of the decoder, numbered: the rows of a backend's delta table. Where one launch computes
+//! several modules, they are one place.
+
+use std::ops::Range;
 
 use super::layout::{BaseLayout, LayerSite, Site};
 use crate::ops::SiteId;
@@ -43,19 +46,50 @@ pub struct LayerSites {
     pub mlp_out_norm: SiteId,
 }
 
+/// Op classes of the token embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EmbedSites {
+    /// e += s·B·A[:, id].
+    pub low_rank: SiteId,
+    /// e = g∘e (DoRA).
+    pub scale: SiteId,
+}
+
 /// All of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeltaSites {
+    /// How many numbers there are.
+    pub count: usize,
     /// One entry per layer.
     pub layers: Vec<LayerSites>,
-    /// e += s·B·A[:, id].
-    pub embed: SiteId,
-    /// e = g∘e (DoRA on the embedding).
-    pub embed_scale: SiteId,
+    /// Token embedding.
+    pub embed: EmbedSites,
     /// The head.
     pub lm_head: LinearSites,
     /// Gain of the norm before the head.
     pub final_norm: SiteId,
+}
+
+/// What a site is to a step: where its numbers lie.
+pub(super) enum Place<'a> {
+    /// Token embedding.
+    Embed(&'a EmbedSites),
+    /// Part of a stack.
+    Linear(StackPlace<'a>),
+    /// The gain of a norm.
+    Norm(SiteId),
+    /// Before the first token; nothing is numbered there.
+    VirtualTokens,
+}
+
+/// A linear site's part of its stack.
+pub(super) struct StackPlace<'a> {
+    /// The stack.
+    pub(super) sites: &'a LinearSites,
+    /// The projections it covers.
+    pub(super) segments: Range<usize>,
+    /// Their output columns.
+    pub(super) columns: Range<usize>,
 }
 
 /// Hands out numbers.
@@ -99,53 +133,44 @@ impl DeltaSites {
     #[must_use]
     pub fn new(layout: &BaseLayout) -> Self {
         let mut counter = Counter::default();
-        Self {
+        let mut sites = Self {
+            count: 0,
             layers: (0..layout.layers).map(|_| counter.layer()).collect(),
-            embed: counter.next(),
-            embed_scale: counter.next(),
+            embed: EmbedSites { low_rank: counter.next(), scale: counter.next() },
             lm_head: counter.linear(1),
             final_norm: counter.next(),
-        }
+        };
+        sites.count = counter.0 as usize;
+        sites
     }
 
-    /// The stack a logical site lies in; `None` for norms and the embedding.
-    pub(super) fn stack(&self, site: Site) -> Option<&LinearSites> {
-        let Site::Layer(layer, part) = site else { return (site == Site::LmHead).then_some(&self.lm_head) };
-        let layer = &self.layers[layer as usize];
+    /// What a site of this base is to a step.
+    pub(super) fn place(&self, layout: &BaseLayout, site: Site) -> Place<'_> {
+        let (q, kv, inner) = (layout.q_dim, layout.kv_dim, layout.intermediate_size);
+        let linear = |sites, segments, columns| Place::Linear(StackPlace { sites, segments, columns });
+        let (layer, part) = match site {
+            Site::Embed => return Place::Embed(&self.embed),
+            Site::FinalNorm => return Place::Norm(self.final_norm),
+            Site::LmHead => return linear(&self.lm_head, 0..1, 0..layout.vocab_size),
+            Site::VirtualTokens => return Place::VirtualTokens,
+            Site::Layer(layer, part) => (&self.layers[layer as usize], part),
+        };
         match part {
-            LayerSite::Q | LayerSite::K | LayerSite::V | LayerSite::Qkv => Some(&layer.qkv),
-            LayerSite::O => Some(&layer.o),
-            LayerSite::Gate | LayerSite::Up | LayerSite::GateUp => Some(&layer.gate_up),
-            LayerSite::Down => Some(&layer.down),
-            LayerSite::AttentionNorm
-            | LayerSite::QNorm
-            | LayerSite::KNorm
-            | LayerSite::AttentionOutNorm
-            | LayerSite::MlpNorm
-            | LayerSite::MlpOutNorm => None,
-        }
-    }
-
-    /// The gain of a norm. Compilers attach gains to norms only; outside the layers there is one norm.
-    pub(super) fn gain(&self, site: Site) -> SiteId {
-        let Site::Layer(layer, part) = site else { return self.final_norm };
-        let layer = &self.layers[layer as usize];
-        match part {
-            LayerSite::AttentionNorm => layer.attention_norm,
-            LayerSite::QNorm => layer.q_norm,
-            LayerSite::KNorm => layer.k_norm,
-            LayerSite::AttentionOutNorm => layer.attention_out_norm,
-            LayerSite::MlpNorm => layer.mlp_norm,
-            LayerSite::MlpOutNorm => layer.mlp_out_norm,
-            LayerSite::Q
-            | LayerSite::K
-            | LayerSite::V
-            | LayerSite::Qkv
-            | LayerSite::O
-            | LayerSite::Gate
-            | LayerSite::Up
-            | LayerSite::GateUp
-            | LayerSite::Down => unreachable!("compilers attach Gain to norms only"),
+            LayerSite::AttentionNorm => Place::Norm(layer.attention_norm),
+            LayerSite::Q => linear(&layer.qkv, 0..1, 0..q),
+            LayerSite::K => linear(&layer.qkv, 1..2, q..q + kv),
+            LayerSite::V => linear(&layer.qkv, 2..3, q + kv..q + 2 * kv),
+            LayerSite::Qkv => linear(&layer.qkv, 0..3, 0..q + 2 * kv),
+            LayerSite::QNorm => Place::Norm(layer.q_norm),
+            LayerSite::KNorm => Place::Norm(layer.k_norm),
+            LayerSite::O => linear(&layer.o, 0..1, 0..layout.hidden_size),
+            LayerSite::AttentionOutNorm => Place::Norm(layer.attention_out_norm),
+            LayerSite::MlpNorm => Place::Norm(layer.mlp_norm),
+            LayerSite::Gate => linear(&layer.gate_up, 0..1, 0..inner),
+            LayerSite::Up => linear(&layer.gate_up, 1..2, inner..2 * inner),
+            LayerSite::GateUp => linear(&layer.gate_up, 0..2, 0..2 * inner),
+            LayerSite::Down => linear(&layer.down, 0..1, 0..layout.hidden_size),
+            LayerSite::MlpOutNorm => Place::Norm(layer.mlp_out_norm),
         }
     }
 }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use super::spec::DecoderSpec;
 use super::weights::BaseModel;
 use super::{ModelError, base_layout};
-use crate::delta::apply::{LinearSite, StepRows, linear};
-use crate::delta::{DeltaTable, PreparedDelta, VirtualRows};
+use crate::delta::apply::{LinearSite, linear};
+use crate::delta::class::{embedding_low_rank, gain, prefix, prompt_embeds, scale};
+use crate::delta::rows::StepRows;
+use crate::delta::{DeltaTable, PreparedDelta};
 use crate::ops::{Backend, HeadColumns, KvShape, Norm, OpsError, Rows, SampleOutcome, SampledRows, StepPlan};
 use crate::types::AdapterSlot;
 
@@ -118,11 +120,7 @@ impl<B: Backend> Decoder<B> {
 
     /// Fill blocks with the saved K and V of a slot's prefix; true if the slot has one.
     pub fn write_prefix(&mut self, slot: AdapterSlot, blocks: &[u32]) -> bool {
-        let Some(VirtualRows::Prefix { count, layers }) = self.deltas.virtual_rows(slot) else { return false };
-        for (index, (k, v)) in layers.iter().enumerate() {
-            self.backend.write_pages(&mut self.kv, index, blocks, *count, k, v);
-        }
-        true
+        prefix::write(self.backend.as_ref(), self.deltas.virtual_rows(slot), blocks, &mut self.kv)
     }
 
     /// Run one pass and choose or score a token for each of its sampled rows, in order, by the plan's outputs.
@@ -172,20 +170,12 @@ impl<B: Backend> Decoder<B> {
     fn embed(&mut self, input: &ModelInput) {
         let Self { backend, spec, base, deltas, work, .. } = self;
         let Workspace { step, residual, .. } = work;
-        let on = all_rows(backend.as_ref(), step, &input.plan);
+        let on = StepRows::new(backend.as_ref(), deltas, step, Rows::All, &input.plan);
         backend.embed(step, &base.embed, spec.embed_scale, residual);
-        let low_rank = deltas.at(deltas.sites.embed);
-        if on.touch(low_rank) {
-            backend.embedding_low_rank(step, low_rank, spec.embed_scale, residual);
-        }
-        let scale = deltas.at(deltas.sites.embed_scale);
-        if on.touch(scale) {
-            backend.scale_rows(step, Rows::All, scale, residual);
-        }
+        embedding_low_rank::apply(&on, deltas.sites.embed.low_rank, spec.embed_scale, residual);
+        scale::apply(&on, deltas.sites.embed.scale, residual);
         for EmbedRows { slot, first, rows } in &input.embeds {
-            if let Some(VirtualRows::Embeds(embeds)) = deltas.virtual_rows(*slot) {
-                backend.copy_rows(embeds, *first, rows.clone(), residual);
-            }
+            prompt_embeds::write(on.backend, deltas.virtual_rows(*slot), *first, rows.clone(), residual);
         }
     }
 
@@ -193,11 +183,11 @@ impl<B: Backend> Decoder<B> {
         let Self { backend, spec, base, deltas, kv, work, .. } = self;
         let (layer, sites) = (&base.layers[index], &deltas.sites.layers[index]);
         let Workspace { step, residual, normed, qkv, attention, projected, .. } = work;
-        let on = all_rows(backend.as_ref(), step, plan);
-        let norm = |weight, gains| Norm { weight, gains: deltas.at(gains), eps: spec.norm_eps };
+        let on = StepRows::new(backend.as_ref(), deltas, step, Rows::All, plan);
+        let norm = |weight, site| gain::norm(&on, site, weight, spec.norm_eps);
         let before = norm(&layer.attention_norm, sites.attention_norm);
         backend.rms_norm(step, Rows::All, before, residual, normed);
-        linear(&on, layer.qkv.site(), deltas.linear(&sites.qkv), normed, &mut work.scaled_hidden, qkv);
+        linear(&on, layer.qkv.site(), &sites.qkv, normed, &mut work.scaled_hidden, qkv);
         if let (Some(q_norm), Some(k_norm)) = (&layer.q_norm, &layer.k_norm) {
             let q = HeadColumns { first: 0, heads: spec.heads, head_dim: spec.head_dim };
             let k = HeadColumns { first: spec.q_dim(), heads: spec.kv_heads, head_dim: spec.head_dim };
@@ -208,7 +198,7 @@ impl<B: Backend> Decoder<B> {
         let rope = &base.ropes[spec.layers[index].rope];
         backend.rope_and_cache(step, &shape, rope, index, qkv, kv);
         backend.attention(step, &shape, index, qkv, kv, attention);
-        linear(&on, layer.o.site(), deltas.linear(&sites.o), attention, &mut work.scaled_attention, projected);
+        linear(&on, layer.o.site(), &sites.o, attention, &mut work.scaled_attention, projected);
         let after = layer.attention_out_norm.as_ref().map(|weight| norm(weight, sites.attention_out_norm));
         add_to_residual(&on, after, projected, normed, residual);
     }
@@ -217,12 +207,12 @@ impl<B: Backend> Decoder<B> {
         let Self { backend, spec, base, deltas, work, .. } = self;
         let (layer, sites) = (&base.layers[index], &deltas.sites.layers[index]);
         let Workspace { step, residual, normed, gate_up, activated, projected, .. } = work;
-        let on = all_rows(backend.as_ref(), step, plan);
-        let norm = |weight, gains| Norm { weight, gains: deltas.at(gains), eps: spec.norm_eps };
+        let on = StepRows::new(backend.as_ref(), deltas, step, Rows::All, plan);
+        let norm = |weight, site| gain::norm(&on, site, weight, spec.norm_eps);
         backend.rms_norm(step, Rows::All, norm(&layer.mlp_norm, sites.mlp_norm), residual, normed);
-        linear(&on, layer.gate_up.site(), deltas.linear(&sites.gate_up), normed, &mut work.scaled_hidden, gate_up);
+        linear(&on, layer.gate_up.site(), &sites.gate_up, normed, &mut work.scaled_hidden, gate_up);
         backend.gated_activation(step, Rows::All, spec.activation, gate_up, activated);
-        linear(&on, layer.down.site(), deltas.linear(&sites.down), activated, &mut work.scaled_inner, projected);
+        linear(&on, layer.down.site(), &sites.down, activated, &mut work.scaled_inner, projected);
         let after = layer.mlp_out_norm.as_ref().map(|weight| norm(weight, sites.mlp_out_norm));
         add_to_residual(&on, after, projected, normed, residual);
     }
@@ -232,20 +222,16 @@ impl<B: Backend> Decoder<B> {
         let Self { backend, spec, base, deltas, work, .. } = self;
         let Workspace { step, residual, last, last_normed, logits, .. } = work;
         let rows = Rows::Sampled(group);
-        let on = StepRows { backend: backend.as_ref(), step, rows, plan: plan.of(rows) };
+        let on = StepRows::new(backend.as_ref(), deltas, step, rows, plan);
         backend.gather_rows(step, rows, residual, last);
-        let norm = Norm { weight: &base.final_norm, gains: deltas.at(deltas.sites.final_norm), eps: spec.norm_eps };
+        let norm = gain::norm(&on, deltas.sites.final_norm, &base.final_norm, spec.norm_eps);
         backend.rms_norm(step, rows, norm, last, last_normed);
         let weight = base.lm_head.as_ref().unwrap_or(&base.embed);
-        linear(&on, LinearSite { weight, bias: None }, deltas.linear(&deltas.sites.lm_head), last_normed, last, logits);
+        linear(&on, LinearSite { weight, bias: None }, &deltas.sites.lm_head, last_normed, last, logits);
         if let Some(cap) = spec.final_softcap {
             backend.softcap(step, rows, cap, logits);
         }
     }
-}
-
-fn all_rows<'a, B: Backend>(backend: &'a B, step: &'a B::Step, plan: &'a StepPlan) -> StepRows<'a, B> {
-    StepRows { backend, step, rows: Rows::All, plan: &plan.rows }
 }
 
 /// Add what a block has computed, normed first where the family does so.

@@ -24,7 +24,7 @@ mod table;
 pub use error::OpsError;
 pub use host::{Dtype, HostData, HostMatrix, HostTensor, TensorData};
 pub use plan::{RowPlan, Rows, SampledRows, Segment, SequencePlan, StepPlan};
-pub use table::{ColumnVector, LowRank, SiteId, SiteTable, SlotDelta, SlotTable};
+pub use table::{ColumnVector, LowRankPair, SiteId, SiteTable, SlotDelta, SlotEntries, SlotTable};
 
 use std::ops::Range;
 
@@ -108,8 +108,8 @@ pub struct HeadColumns {
 pub struct Norm<'a, B: Backend> {
     /// `[width]`.
     pub weight: &'a B::Vector,
-    /// By slot.
-    pub gains: SiteTable<'a, B>,
+    /// By slot; absent where no row of the step has one.
+    pub gains: Option<SiteTable<'a, B>>,
     /// Added to the mean square.
     pub eps: f32,
 }

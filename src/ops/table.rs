@@ -12,9 +12,17 @@ use crate::types::AdapterSlot;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SiteId(pub u32);
 
+impl SiteId {
+    /// As an index.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// One low-rank pair of a site. Each keeps its own memory at its true rank; the scaling is applied as f32 to the
 /// product and never folded into bf16 numbers.
-pub struct LowRank<B: Backend> {
+pub struct LowRankPair<B: Backend> {
     /// `[rank, in]`, or `[vocab, rank]` (a transposed A) for an embedding.
     pub a: B::Weight,
     /// `[columns.len(), rank]`.
@@ -48,36 +56,50 @@ impl<T> BySite<T> {
         entries.sort_by_key(|(site, _)| *site);
         let mut ends = Vec::new();
         for (index, (site, _)) in entries.iter().enumerate() {
-            ends.resize(site.0 as usize, index as u32);
+            ends.resize(site.index(), index as u32);
             ends.push(index as u32 + 1);
         }
         Self { entries: entries.into_iter().map(|(_, entry)| entry).collect(), ends }
     }
 
     fn get(&self, site: SiteId) -> &[T] {
-        let site = site.0 as usize;
+        let site = site.index();
         let Some(end) = self.ends.get(site) else { return &[] };
         let start = site.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.entries[start as usize..*end as usize]
     }
 }
 
+/// Entries of one adapter as they come, one list for each form that kernels read.
+pub struct SlotEntries<B: Backend> {
+    /// Low-rank pairs.
+    pub low_rank: Vec<(SiteId, LowRankPair<B>)>,
+    /// Vectors.
+    pub vectors: Vec<(SiteId, ColumnVector<B>)>,
+}
+
+impl<B: Backend> Default for SlotEntries<B> {
+    fn default() -> Self {
+        Self { low_rank: Vec::new(), vectors: Vec::new() }
+    }
+}
+
 /// All entries of one adapter, with their memory on the device.
 pub struct SlotDelta<B: Backend> {
-    low_rank: BySite<LowRank<B>>,
+    low_rank: BySite<LowRankPair<B>>,
     vectors: BySite<ColumnVector<B>>,
 }
 
 impl<B: Backend> SlotDelta<B> {
     /// Put entries together. Those of one site keep their order.
     #[must_use]
-    pub fn new(low_rank: Vec<(SiteId, LowRank<B>)>, vectors: Vec<(SiteId, ColumnVector<B>)>) -> Self {
-        Self { low_rank: BySite::new(low_rank), vectors: BySite::new(vectors) }
+    pub fn new(entries: SlotEntries<B>) -> Self {
+        Self { low_rank: BySite::new(entries.low_rank), vectors: BySite::new(entries.vectors) }
     }
 
     /// Low-rank pairs of a site.
     #[must_use]
-    pub fn low_rank(&self, site: SiteId) -> &[LowRank<B>] {
+    pub fn low_rank(&self, site: SiteId) -> &[LowRankPair<B>] {
         self.low_rank.get(site)
     }
 
@@ -85,6 +107,12 @@ impl<B: Backend> SlotDelta<B> {
     #[must_use]
     pub fn vectors(&self, site: SiteId) -> &[ColumnVector<B>] {
         self.vectors.get(site)
+    }
+
+    /// Every site that has any entry, ascending.
+    pub fn sites(&self) -> impl Iterator<Item = SiteId> {
+        let end = self.low_rank.ends.len().max(self.vectors.ends.len());
+        (0..end as u32).map(SiteId).filter(|site| self.holds(*site))
     }
 
     /// Whether a site has any entry.
@@ -149,7 +177,7 @@ impl<'a, B: Backend<DeltaTable = SlotTable<B>>> SiteTable<'a, B> {
     }
 
     /// Low-rank pairs of a slot; empty for the base and for slots without any here.
-    pub(super) fn low_rank(&self, slot: Option<AdapterSlot>) -> &'a [LowRank<B>] {
+    pub(super) fn low_rank(&self, slot: Option<AdapterSlot>) -> &'a [LowRankPair<B>] {
         self.delta(slot).map_or(&[], |delta| delta.low_rank(self.site))
     }
 

@@ -180,6 +180,37 @@ fn files_that_the_documents_name_are_there() {
     }
 }
 
+/// Each line of the list is a class of one file, and each file that is no part of the frame has its line.
+#[test]
+fn every_op_class_has_its_file() {
+    const FRAME: [&str; 3] = ["mod", "op", "loading"];
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/delta/class");
+    let list = fs::read_to_string(folder.join("mod.rs")).unwrap();
+    let list = list.split("\nclasses! {").nth(1).unwrap().split('}').next().unwrap();
+    let classes: Vec<&str> =
+        list.lines().map(|line| line.trim().trim_end_matches(',')).filter(|line| !line.is_empty()).collect();
+    let classes: Vec<&str> = classes.into_iter().filter(|line| !line.starts_with("///")).collect();
+    assert!(classes.len() >= 8, "{classes:?}");
+    let mut files = Vec::new();
+    rust_files(&folder, &mut files);
+    let name = |path: &PathBuf| path.file_stem().unwrap().to_str().unwrap().to_owned();
+    files.retain(|path| !FRAME.contains(&name(path).as_str()));
+    let mut implemented = Vec::new();
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        let of_file: Vec<String> = text
+            .match_indices("impl ClassOp for ")
+            .map(|(at, found)| text[at + found.len()..].split(' ').next().unwrap().to_owned())
+            .collect();
+        assert!(!of_file.is_empty(), "{} holds no class", path.display());
+        implemented.extend(of_file);
+    }
+    implemented.sort();
+    let mut listed: Vec<String> = classes.iter().map(ToString::to_string).collect();
+    listed.sort();
+    assert_eq!(implemented, listed);
+}
+
 /// Unit tests share a process, and a child holds every lock of it between its fork and its exec.
 #[test]
 fn nothing_starts_a_process() {

@@ -60,17 +60,9 @@ struct Likeness {
 
 impl Likeness {
     fn of(op: &DeltaOp) -> Self {
-        let low_rank = match op {
-            DeltaOp::LowRank { scaling, .. } | DeltaOp::EmbeddingLowRank { scaling, .. } => {
-                Some((op.rank(), scaling.to_bits()))
-            }
-            _ => None,
-        };
-        let after_bias = match op {
-            DeltaOp::OutputScale { after_bias, .. } => Some(*after_bias),
-            _ => None,
-        };
-        Self { class: op.class(), after_bias, low_rank }
+        let (class, op) = (op.class(), op.as_op());
+        let low_rank = op.rank().zip(op.scaling().map(f32::to_bits));
+        Self { class, after_bias: op.after_bias(), low_rank }
     }
 }
 
@@ -106,7 +98,7 @@ pub(super) fn group(program: &DeltaProgram) -> Vec<OpGroup> {
         let (place, layer) = Place::of(*site);
         let (found, parameters) = layers.entry((Likeness::of(op), place)).or_default();
         found.extend(layer);
-        *parameters += op.parameters();
+        *parameters += op.as_op().parameters() as u64;
     }
     let mut places: BTreeMap<(Likeness, Vec<u32>), (Vec<Place>, u64)> = BTreeMap::new();
     for ((likeness, place), (mut found, parameters)) in layers {

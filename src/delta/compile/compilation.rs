@@ -1,11 +1,11 @@
 //! What the compiler of a method works with: the base, the tensors of the file, and the ops so far. Knows no method.
 
+use super::super::class::DeltaOp;
 use super::super::error::DeltaError;
 use super::super::layout::{BaseLayout, BaseReadError, BaseWeights, Module, ModuleKind, Site};
 use super::super::peft::fields::UnknownFields;
 use super::super::peft::keys::{self, PREFIX};
 use super::super::peft::targets::Targets;
-use super::super::program::DeltaOp;
 use super::tensors::TensorSet;
 use crate::ops::HostTensor;
 
@@ -125,8 +125,8 @@ impl<'a> Compilation<'a> {
     }
 
     /// Attach an op to a site.
-    pub(super) fn push(&mut self, site: Site, op: DeltaOp) {
-        self.ops.push((site, op));
+    pub(super) fn push(&mut self, site: Site, op: impl Into<DeltaOp>) {
+        self.ops.push((site, op.into()));
     }
 
     /// A tensor of the base that its config promises.
@@ -166,12 +166,7 @@ pub(super) fn key(module: &Module, parameter: &str) -> String {
 
 /// Vectors computed from finite numbers can overflow (a magnitude over a norm of nearly 0).
 fn check_computed(site: Site, op: &DeltaOp) -> Result<(), DeltaError> {
-    let (DeltaOp::OutputScale { g, .. } | DeltaOp::InputScale { g } | DeltaOp::Bias { b: g } | DeltaOp::Gain { g }) =
-        op
-    else {
-        return Ok(());
-    };
-    match g.iter().position(|number| !number.is_finite()) {
+    match op.as_op().computed().iter().position(|number| !number.is_finite()) {
         Some(index) => Err(DeltaError::NonFinite { tensor: format!("{} of {site}", op.class().as_str()), index }),
         None => Ok(()),
     }

@@ -3,11 +3,11 @@
 
 use super::compilation::Compilation;
 use crate::delta::DeltaError;
+use crate::delta::class::{InputScale, OutputScale};
 use crate::delta::layout::{BaseLayout, ModuleKind};
 use crate::delta::peft::defaults;
 use crate::delta::peft::fields::Fields;
 use crate::delta::peft::targets::{Feedforward, Targets};
-use crate::delta::program::DeltaOp;
 
 pub(super) const KIND: &str = "IA3";
 
@@ -38,8 +38,11 @@ impl Ia3Config {
             let on_input = self.feedforward.contain(&path)?;
             let shape = if on_input { [1, module.input] } else { [module.output, 1] };
             let g = compilation.required(module, "ia3_l", &shape)?.to_f32();
-            let op = if on_input { DeltaOp::InputScale { g } } else { DeltaOp::OutputScale { g, after_bias: true } };
-            compilation.push(module.site, op);
+            if on_input {
+                compilation.push(module.site, InputScale { g });
+            } else {
+                compilation.push(module.site, OutputScale { g, after_bias: true });
+            }
         }
         Ok(())
     }

@@ -3,9 +3,9 @@
 
 use super::compilation::Compilation;
 use crate::delta::DeltaError;
+use crate::delta::class::Gain;
 use crate::delta::layout::ModuleKind;
 use crate::delta::peft::targets::Targets;
-use crate::delta::program::DeltaOp;
 
 pub(super) const KIND: &str = "LN tuning";
 
@@ -20,7 +20,7 @@ pub(super) fn compile(targets: &Targets, compilation: &mut Compilation<'_>) -> R
         }
         let saved = compilation.required(module, "ln_tuning_layers.weight", &[module.output])?.to_f32();
         let g = saved.iter().map(|w| w + layout.norm_offset).collect();
-        compilation.push(module.site, DeltaOp::Gain { g });
+        compilation.push(module.site, Gain { g });
     }
     Ok(())
 }

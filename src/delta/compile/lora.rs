@@ -4,12 +4,12 @@
 use super::compilation::{Compilation, CompileLimits, key};
 use super::dora;
 use crate::delta::DeltaError;
+use crate::delta::class::{Bias, EmbeddingLowRank, LowRank, OutputScale};
 use crate::delta::layout::{BaseLayout, Module, ModuleKind, Site};
 use crate::delta::peft::defaults;
 use crate::delta::peft::fields::Fields;
 use crate::delta::peft::json::Json;
 use crate::delta::peft::targets::{PatternTable, Targets};
-use crate::delta::program::DeltaOp;
 use crate::ops::HostTensor;
 
 /// Fields that train, initialise or speed up, and never change what a trained adapter computes. PEFT turns
@@ -156,7 +156,7 @@ impl LoraConfig {
         if self.dora {
             let magnitude = compilation.required(module, "lora_magnitude_vector", &[module.output])?.to_f32();
             let g = dora_scales(compilation, module, &magnitude, |weight| dora::row_norms(weight, &a, &b, scaling))?;
-            compilation.push(module.site, DeltaOp::OutputScale { g, after_bias: false });
+            compilation.push(module.site, OutputScale { g, after_bias: false });
         }
         if self.biases != SavedBiases::None
             && module.bias
@@ -168,13 +168,13 @@ impl LoraConfig {
             });
         }
         if let Some(b) = bias {
-            compilation.push(module.site, DeltaOp::Bias { b });
+            compilation.push(module.site, Bias { b });
         }
         if self.velora {
             // What its backward pass projects with.
             compilation.tensors.remove(&key(module, "lora_velora_embed"));
         }
-        compilation.push(module.site, DeltaOp::LowRank { a, b, scaling });
+        compilation.push(module.site, LowRank { a, b, scaling });
         Ok(())
     }
 
@@ -185,9 +185,9 @@ impl LoraConfig {
         if self.dora {
             let magnitude = compilation.required(module, "lora_magnitude_vector", &[module.output])?.to_f32();
             let g = dora_scales(compilation, module, &magnitude, |weight| dora::column_norms(weight, &a, &b, scaling))?;
-            compilation.push(module.site, DeltaOp::OutputScale { g, after_bias: false });
+            compilation.push(module.site, OutputScale { g, after_bias: false });
         }
-        compilation.push(module.site, DeltaOp::EmbeddingLowRank { a, b, scaling });
+        compilation.push(module.site, EmbeddingLowRank { a, b, scaling });
         Ok(())
     }
 
@@ -202,7 +202,7 @@ impl LoraConfig {
             && module.bias
             && let Some(b) = replaced_bias(compilation, module, "bias")?
         {
-            compilation.push(module.site, DeltaOp::Bias { b });
+            compilation.push(module.site, Bias { b });
         }
         Ok(())
     }

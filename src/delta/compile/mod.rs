@@ -14,12 +14,13 @@ mod tensors;
 pub use compilation::{Base, CompileLimits};
 
 use super::DeltaError;
+use super::class::DeltaOp;
 use super::layout::{BaseLayout, Site};
 use super::peft::defaults;
 use super::peft::fields::Fields;
 use super::peft::keys;
 use super::peft::targets::Targets;
-use super::program::{DeltaOp, DeltaProgram};
+use super::program::DeltaProgram;
 use super::safetensors::{HeaderLimits, read_beginning};
 use compilation::Compilation;
 use tensors::TensorSet;

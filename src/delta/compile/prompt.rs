@@ -3,10 +3,10 @@
 
 use super::compilation::{Compilation, CompileLimits};
 use crate::delta::DeltaError;
+use crate::delta::class::{Prefix, PrefixLayer, PromptEmbeds};
 use crate::delta::layout::{BaseLayout, Site};
 use crate::delta::peft::fields::Fields;
 use crate::delta::peft::keys::VIRTUAL_TOKENS;
-use crate::delta::program::{DeltaOp, PrefixLayer};
 use crate::ops::HostTensor;
 
 /// Prompt tuning and P-tuning.
@@ -35,7 +35,7 @@ impl PromptConfig {
 
     pub(super) fn compile(&self, compilation: &mut Compilation<'_>) -> Result<(), DeltaError> {
         let embeds = saved(compilation, self.count, compilation.base.layout.hidden_size)?;
-        compilation.push(Site::VirtualTokens, DeltaOp::PromptEmbeds { embeds });
+        compilation.push(Site::VirtualTokens, PromptEmbeds { embeds });
         Ok(())
     }
 }
@@ -65,7 +65,7 @@ impl PrefixConfig {
             numbers.chunks_exact(width).flat_map(|token| &token[first..first + kv_dim]).copied().collect()
         };
         let layers = (0..layers).map(|layer| PrefixLayer { k: part(layer, 0), v: part(layer, 1) }).collect();
-        compilation.push(Site::VirtualTokens, DeltaOp::Prefix { count: self.count as u32, layers });
+        compilation.push(Site::VirtualTokens, Prefix { count: self.count as u32, layers });
         Ok(())
     }
 }

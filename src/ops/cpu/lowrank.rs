@@ -13,7 +13,7 @@ use super::CpuBackend;
 use super::gemm::{Chunks, InputForm, Inputs, Outputs, Part, Store, ask_for, multiply, prepare_row};
 use super::memory::{Buffer, at_least};
 use super::pack::{PANEL, PackedWeight};
-use crate::ops::{Backend, LowRank, RowPlan, SiteTable};
+use crate::ops::{Backend, LowRankPair, RowPlan, SiteTable};
 use crate::types::AdapterSlot;
 
 /// Multiply-adds of a task worth handing out on its own.
@@ -159,7 +159,7 @@ impl Scratch {
         !self.pairs.is_empty()
     }
 
-    fn entry<'t>(segments: &[Segment], table: Table<'t>, pair: &Pair) -> &'t LowRank<CpuBackend> {
+    fn entry<'t>(segments: &[Segment], table: Table<'t>, pair: &Pair) -> &'t LowRankPair<CpuBackend> {
         &table.low_rank(Some(segments[pair.segment].slot))[pair.entry]
     }
 
@@ -349,7 +349,7 @@ fn cut(tasks: &mut Vec<Task>, pairs: Range<usize>, rows: usize, rows_each: usize
 }
 
 /// True if two entries write the same output column.
-fn overlap(entries: &[LowRank<CpuBackend>]) -> bool {
+fn overlap(entries: &[LowRankPair<CpuBackend>]) -> bool {
     entries.iter().enumerate().any(|(index, one)| {
         entries[..index]
             .iter()

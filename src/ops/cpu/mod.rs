@@ -480,7 +480,8 @@ fn copied(what: &'static str, values: &[f32]) -> Result<Vec<f32>, OpsError> {
 
 /// The norm weight of a row: its adapter's gain, else the base's.
 fn norm_weight<'a>(norm: &Norm<'a, CpuBackend>, slot: Option<AdapterSlot>) -> &'a [f32] {
-    norm.gains.vectors(slot).first().map_or(norm.weight, |gain| &gain.values)
+    let gain = norm.gains.and_then(|gains| gains.vectors(slot).first());
+    gain.map_or(norm.weight, |gain| &gain.values)
 }
 
 #[cfg(test)]

@@ -350,7 +350,8 @@ impl Step {
 }
 
 fn norm_weight<'a>(norm: &Norm<'a, ReferenceBackend>, slot: Option<AdapterSlot>) -> &'a [f32] {
-    norm.gains.vectors(slot).first().map_or(norm.weight, |gain| &gain.values)
+    let gain = norm.gains.and_then(|gains| gains.vectors(slot).first());
+    gain.map_or(norm.weight, |gain| &gain.values)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::ops::{ColumnVector, LowRank, RowPlan, SequencePlan, SiteId};
+use crate::ops::{ColumnVector, LowRankPair, RowPlan, SequencePlan, SiteId, SlotEntries};
 use crate::types::AdapterSlot;
 
 const SITE: SiteId = SiteId(0);
@@ -26,7 +26,8 @@ fn a_gemm_is_rows_times_the_transposed_weight() {
     assert_eq!(y.data, [21.0, 43.0, 65.0, 0.0, -1.0, -2.0]);
     let mut twice = SlotTable::default();
     let twofold = ColumnVector { values: vec![2.0, 2.0], columns: 0..2 };
-    twice.set(AdapterSlot(0), SlotDelta::new(Vec::new(), vec![(SITE, twofold)]));
+    let entries = SlotEntries { vectors: vec![(SITE, twofold)], ..SlotEntries::default() };
+    twice.set(AdapterSlot(0), SlotDelta::new(entries));
     let mut scaled = backend.buffer(2, 2).unwrap();
     backend.gemm_scaled_segment(
         &step,
@@ -45,14 +46,15 @@ fn a_gemm_is_rows_times_the_transposed_weight() {
 fn low_rank_touches_only_its_columns_and_rows() {
     let backend = ReferenceBackend::new(Dtype::F32);
     let mut table = SlotTable::default();
-    let entry = LowRank {
+    let entry = LowRankPair {
         a: backend.weight(&[HostMatrix::f32(1, 2, &[1.0, 1.0])]).unwrap(),
         b: backend.weight(&[HostMatrix::f32(1, 1, &[2.0])]).unwrap(),
         rank: 1,
         scaling: 0.5,
         columns: 1..2,
     };
-    table.set(AdapterSlot(3), SlotDelta::new(vec![(SITE, entry)], Vec::new()));
+    let entries = SlotEntries { low_rank: vec![(SITE, entry)], ..SlotEntries::default() };
+    table.set(AdapterSlot(3), SlotDelta::new(entries));
     let step = step_of(&backend, vec![None, Some(AdapterSlot(3)), Some(AdapterSlot(0))]);
     let x = matrix(2, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     let mut y = matrix(2, &[0.0; 6]);

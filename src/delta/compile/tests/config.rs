@@ -348,7 +348,7 @@ fn null_targets_are_what_peft_takes_for_the_base() {
 fn scaling_follows_alpha_rank_and_patterns() {
     let scalings = |upload: &Upload| -> Vec<(usize, f32)> {
         let scaling = |op: &DeltaOp| match op {
-            DeltaOp::LowRank { scaling, .. } => Some((op.rank(), *scaling)),
+            DeltaOp::LowRank(op) => Some((op.a.rows(), op.scaling)),
             _ => None,
         };
         upload.ops().ops.iter().filter_map(|(_, op)| scaling(op)).collect()

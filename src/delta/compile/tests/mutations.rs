@@ -5,7 +5,7 @@ use proptest::sample::Index;
 
 use super::toy::{HIDDEN, LIMITS, Toy, Upload, key};
 use crate::delta::compile::{Base, compile};
-use crate::delta::{DeltaOp, DeltaProgram};
+use crate::delta::{DeltaOp, DeltaProgram, EmbeddingLowRank, LowRank, Prefix, PromptEmbeds};
 
 /// One upload of every method, LoRA with everything it knows.
 fn uploads() -> Vec<Upload> {
@@ -30,15 +30,21 @@ fn uploads() -> Vec<Upload> {
 }
 
 fn is_finite(program: &DeltaProgram) -> bool {
-    program.ops.iter().all(|(_, op)| match op {
-        DeltaOp::LowRank { a, b, scaling } | DeltaOp::EmbeddingLowRank { a, b, scaling } => {
-            scaling.is_finite() && a.to_f32().iter().chain(&b.to_f32()).all(|x| x.is_finite())
-        }
-        DeltaOp::OutputScale { g, .. } | DeltaOp::InputScale { g } | DeltaOp::Bias { b: g } | DeltaOp::Gain { g } => {
-            g.iter().all(|x| x.is_finite())
-        }
-        DeltaOp::Prefix { layers, .. } => layers.iter().flat_map(|l| l.k.iter().chain(&l.v)).all(|x| x.is_finite()),
-        DeltaOp::PromptEmbeds { embeds } => embeds.to_f32().iter().all(|x| x.is_finite()),
+    let finite = |numbers: &[f32]| numbers.iter().all(|x| x.is_finite());
+    program.ops.iter().all(|(_, op)| {
+        let computed = op.as_op().computed();
+        let whole = match op {
+            DeltaOp::LowRank(LowRank { a, b, scaling })
+            | DeltaOp::EmbeddingLowRank(EmbeddingLowRank { a, b, scaling }) => {
+                scaling.is_finite() && finite(&a.to_f32()) && finite(&b.to_f32())
+            }
+            DeltaOp::Prefix(Prefix { layers, .. }) => layers.iter().all(|layer| finite(&layer.k) && finite(&layer.v)),
+            DeltaOp::PromptEmbeds(PromptEmbeds { embeds }) => finite(&embeds.to_f32()),
+            DeltaOp::OutputScale(_) | DeltaOp::InputScale(_) | DeltaOp::Bias(_) | DeltaOp::Gain(_) => {
+                computed.len() == op.as_op().parameters()
+            }
+        };
+        whole && finite(computed)
     })
 }
 

@@ -4,7 +4,7 @@ use safetensors::Dtype;
 
 use super::toy::{HIDDEN, INNER, KV, Toy, Upload, VOCAB, key, numbers};
 use crate::delta::layout::{LayerSite, Site};
-use crate::delta::{DeltaError, DeltaOp};
+use crate::delta::{Bias, DeltaError, DeltaOp, Prefix};
 
 const Q0: &str = "model.layers.0.self_attn.q_proj";
 const Q1: &str = "model.layers.1.self_attn.q_proj";
@@ -232,8 +232,8 @@ fn files_of_16_bits_hold_the_same_numbers() {
     assert_eq!(f32_file.ops(), f16_file.ops());
     let bf16_file = Upload::lora().in_dtype(Dtype::BF16).ops();
     for ((_, wide), (_, narrow)) in f32_file.ops().ops.iter().zip(&bf16_file.ops) {
-        let (DeltaOp::LowRank { a, b, .. }, DeltaOp::LowRank { a: a16, b: b16, .. }) = (wide, narrow) else { panic!() };
-        assert_eq!((a.to_f32(), b.to_f32()), (a16.to_f32(), b16.to_f32()));
+        let (DeltaOp::LowRank(wide), DeltaOp::LowRank(narrow)) = (wide, narrow) else { panic!() };
+        assert_eq!((wide.a.to_f32(), wide.b.to_f32()), (narrow.a.to_f32(), narrow.b.to_f32()));
     }
     assert_eq!(Upload::lora().in_dtype(Dtype::F64).ops(), f32_file.ops());
     let error = Upload::lora().in_dtype(Dtype::I32).refusal();
@@ -365,8 +365,8 @@ fn saved_biases_replace_the_bases() {
     let expected: Vec<f32> = saved.iter().zip(&base).map(|(saved, base)| saved - base).collect();
     for bias in [r#""all""#, r#""lora_only""#] {
         let program = biased(bias).ops();
-        let found = program.ops.iter().find(|(_, op)| matches!(op, DeltaOp::Bias { .. })).unwrap();
-        assert_eq!(found, &(Site::Layer(0, LayerSite::Q), DeltaOp::Bias { b: expected.clone() }));
+        let found = program.ops.iter().find(|(_, op)| matches!(op, DeltaOp::Bias(_))).unwrap();
+        assert_eq!(found, &(Site::Layer(0, LayerSite::Q), Bias { b: expected.clone() }.into()));
     }
     assert!(matches!(biased(r#""none""#).refusal(), DeltaError::UnknownTensor { .. }));
     // A module without LoRA: its bias counts with "all" alone.
@@ -395,7 +395,9 @@ fn virtual_tokens_are_one_tensor_and_nothing_else() {
     let more = Upload::prefix().tensor("transform.0.weight", &[4, 4]).refusal();
     assert!(matches!(more, DeltaError::UnknownTensor { kind: "prefix tuning", .. }), "{more}");
     let program = Upload::prefix().ops();
-    let [(Site::VirtualTokens, DeltaOp::Prefix { count: 3, layers })] = program.ops.as_slice() else { panic!() };
+    let [(Site::VirtualTokens, DeltaOp::Prefix(Prefix { count: 3, layers }))] = program.ops.as_slice() else {
+        panic!()
+    };
     let numbers = numbers("prompt_embeddings", &[3, 4 * KV]);
     let row = |token: usize, part: usize| &numbers[token * 4 * KV + part * KV..][..KV];
     assert_eq!(layers[1].k, [row(0, 2), row(1, 2), row(2, 2)].concat());

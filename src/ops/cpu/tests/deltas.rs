@@ -17,9 +17,9 @@ const INPUTS: usize = 45;
 const OUTPUTS: usize = 60;
 
 impl Entry {
-    fn install<B: Backend>(&self, backend: &B, inputs: usize) -> (u32, LowRank<B>) {
+    fn install<B: Backend>(&self, backend: &B, inputs: usize) -> (u32, LowRankPair<B>) {
         let (a, b) = (numbers(self.seed, self.rank * inputs), numbers(self.seed + 1, self.columns.len() * self.rank));
-        let entry = LowRank {
+        let entry = LowRankPair {
             a: backend.weight(&[HostMatrix::f32(self.rank, inputs, &a)]).unwrap(),
             b: backend.weight(&[HostMatrix::f32(self.columns.len(), self.rank, &b)]).unwrap(),
             rank: self.rank,
@@ -190,7 +190,7 @@ fn an_embedding_delta_adds_the_column_of_each_id() {
         let entry = |(slot, rank): (u32, usize)| {
             let seed = u64::from(slot);
             let (a, b) = (numbers(seed, vocab * rank), numbers(seed + 5, hidden * rank));
-            let entry = LowRank {
+            let entry = LowRankPair {
                 a: backend.weight(&[HostMatrix::f32(vocab, rank, &a)]).unwrap(),
                 b: backend.weight(&[HostMatrix::f32(hidden, rank, &b)]).unwrap(),
                 rank,

@@ -78,7 +78,7 @@ fn report_low_rank(threads: usize) {
     let cpu = CpuBackend::new(CpuOptions { threads, dtype: Dtype::Bf16, isa: None }).unwrap();
     let (a, b) = (numbers(1, 16 * DEPTH), numbers(2, 16 * OUT));
     let entry = |slot| {
-        let entry = LowRank {
+        let entry = LowRankPair {
             a: cpu.weight(&[HostMatrix::f32(16, DEPTH, &a)]).unwrap(),
             b: cpu.weight(&[HostMatrix::f32(OUT, 16, &b)]).unwrap(),
             rank: 16,

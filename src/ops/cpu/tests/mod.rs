@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::ops::reference::{Matrix, ReferenceBackend};
-use crate::ops::{ColumnVector, LowRank, SiteId};
+use crate::ops::{ColumnVector, LowRankPair, SiteId, SlotEntries};
 
 const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
 
@@ -70,13 +70,13 @@ fn step_of<B: Backend>(backend: &B, slots: Vec<Option<AdapterSlot>>) -> B::Step 
 const SITE: SiteId = SiteId(0);
 
 /// A table with low-rank pairs by slot.
-fn pairs_of<B: Backend>(backend: &B, entries: Vec<(u32, LowRank<B>)>) -> B::DeltaTable {
-    table_of(backend, entries, |pairs| SlotDelta::new(pairs, Vec::new()))
+fn pairs_of<B: Backend>(backend: &B, entries: Vec<(u32, LowRankPair<B>)>) -> B::DeltaTable {
+    table_of(backend, entries, |pairs| SlotDelta::new(SlotEntries { low_rank: pairs, ..SlotEntries::default() }))
 }
 
 /// A table with vectors by slot.
 fn vectors_of<B: Backend>(backend: &B, entries: Vec<(u32, ColumnVector<B>)>) -> B::DeltaTable {
-    table_of(backend, entries, |vectors| SlotDelta::new(Vec::new(), vectors))
+    table_of(backend, entries, |vectors| SlotDelta::new(SlotEntries { vectors, ..SlotEntries::default() }))
 }
 
 fn table_of<B: Backend, T>(

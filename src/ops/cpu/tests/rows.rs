@@ -27,7 +27,7 @@ fn both(
 }
 
 fn norm<'a, B: Backend>(weight: &'a B::Vector, gains: &'a B::DeltaTable) -> Norm<'a, B> {
-    Norm { weight, gains: at(gains), eps: 1e-6 }
+    Norm { weight, gains: Some(at(gains)), eps: 1e-6 }
 }
 
 fn gains<B: Backend>(backend: &B, cols: usize) -> B::DeltaTable {

@@ -1,0 +1,99 @@
+//! The closed set of op classes, one file each: what an op is on the host, what it says of itself, what it becomes on a
+//! device, the sites it may have, and how a step applies it.
+//!
+//! The files share one contract ([`ClassOp`]); this one is the list. A step runs one class at a time for all rows at
+//! once, in the order of `delta::apply` and the decoder, and knows op classes, never a method's name. Kernels are the
+//! backends': nothing here computes.
+
+pub(crate) mod bias;
+pub(crate) mod embedding_low_rank;
+pub(crate) mod gain;
+mod loading;
+pub(crate) mod low_rank;
+mod op;
+pub(crate) mod prefix;
+pub(crate) mod prompt_embeds;
+pub(crate) mod scale;
+
+pub use bias::Bias;
+pub use embedding_low_rank::EmbeddingLowRank;
+pub use gain::Gain;
+pub use low_rank::LowRank;
+pub use prefix::{Prefix, PrefixLayer};
+pub use prompt_embeds::PromptEmbeds;
+pub use scale::{InputScale, OutputScale};
+
+pub(super) use loading::Loading;
+pub(crate) use op::ClassOp;
+
+use super::layout::Site;
+use crate::ops::{Backend, OpsError};
+use crate::types::OpClass;
+
+/// Makes the enum of all classes, and the places that every class passes through.
+macro_rules! classes {
+    ($($(#[$doc:meta])* $class:ident),* $(,)?) => {
+        /// One operation. Numbers are on the host, as the file has them; shapes are checked by the compiler that made it.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum DeltaOp {
+            $($(#[$doc])* $class($class),)*
+        }
+
+        impl DeltaOp {
+            /// Its class.
+            #[must_use]
+            pub fn class(&self) -> OpClass {
+                match self {
+                    $(Self::$class(_) => OpClass::$class,)*
+                }
+            }
+
+            /// What it says of itself.
+            #[must_use]
+            pub(crate) fn as_op(&self) -> &dyn ClassOp {
+                match self {
+                    $(Self::$class(op) => op,)*
+                }
+            }
+
+            /// See [`ClassOp::laid_out`].
+            pub(super) fn laid_out(self) -> Result<Self, OpsError> {
+                match self {
+                    $(Self::$class(op) => op.laid_out().map(Self::$class),)*
+                }
+            }
+
+            /// See [`ClassOp::load`].
+            pub(super) fn load<B: Backend>(self, site: Site, loading: &mut Loading<'_, B>) -> Result<(), OpsError> {
+                match self {
+                    $(Self::$class(op) => op.load(site, loading),)*
+                }
+            }
+        }
+
+        $(impl From<$class> for DeltaOp {
+            fn from(op: $class) -> Self {
+                Self::$class(op)
+            }
+        })*
+    };
+}
+
+classes! {
+    /// y += s·B(Ax).
+    LowRank,
+    /// e += s·B·A[:, id].
+    EmbeddingLowRank,
+    /// y = g∘y.
+    OutputScale,
+    /// x = g∘x.
+    InputScale,
+    /// y += b, after everything else.
+    Bias,
+    /// The norm's weight for this row.
+    Gain,
+    /// Saved K and V at the head of the block table.
+    Prefix,
+    /// Learned embeddings at the head of the prompt.
+    PromptEmbeds,
+}

@@ -1,0 +1,67 @@
+//! What the file of a class provides: [`ClassOp`].
+
+use super::loading::Loading;
+use crate::delta::layout::Site;
+use crate::ops::{Backend, HostMatrix, OpsError};
+use crate::types::VirtualTokens;
+
+/// An op of one class, on the host. What it does to a row is its file's `apply`.
+pub(crate) trait ClassOp {
+    /// Numbers it holds.
+    fn parameters(&self) -> usize;
+
+    /// Bytes it takes on the device, where a number of a matrix takes `weight_bytes`; all others are f32.
+    fn device_bytes(&self, _weight_bytes: usize) -> u64 {
+        4 * self.parameters() as u64
+    }
+
+    /// Rank of a low-rank op.
+    fn rank(&self) -> Option<usize> {
+        None
+    }
+
+    /// s of an op that has one.
+    fn scaling(&self) -> Option<f32> {
+        None
+    }
+
+    /// Whether it comes after the base's bias, for an op that may come before it.
+    fn after_bias(&self) -> Option<bool> {
+        None
+    }
+
+    /// What it puts at the head of every sequence.
+    fn virtual_tokens(&self) -> Option<VirtualTokens> {
+        None
+    }
+
+    /// Numbers that may have been computed from those of the file and may have overflown. Those of the file itself are
+    /// checked as they are read.
+    fn computed(&self) -> &[f32] {
+        &[]
+    }
+
+    /// The op with its matrices as kernels read them.
+    ///
+    /// # Errors
+    /// [`OpsError::OutOfMemory`].
+    fn laid_out(self) -> Result<Self, OpsError>
+    where
+        Self: Sized,
+    {
+        Ok(self)
+    }
+
+    /// Its matrices once laid out, in the order in which [`Self::load`] takes their weights.
+    fn matrices(&self) -> Vec<HostMatrix<'_>> {
+        Vec::new()
+    }
+
+    /// Put it on the device, at the places that a site means to a step.
+    ///
+    /// # Errors
+    /// [`OpsError::OutOfMemory`].
+    fn load<B: Backend>(self, site: Site, loading: &mut Loading<'_, B>) -> Result<(), OpsError>
+    where
+        Self: Sized;
+}
