@@ -1,4 +1,4 @@
-//! The order of the classes at a linear site, written once for every backend.
+//! The order of the classes at linear and hidden sites, written once for every backend.
 //!
 //! Per token row (DESIGN's order): x' = InputScale(x); y = Wx'; y += LowRank(x); y∘=g before the bias; y += base bias;
 //! y∘=g after the bias; y += Bias. One class runs at a time for all rows at once; a row without an op of a class is not
@@ -6,7 +6,7 @@
 
 use super::class::{bias, low_rank, scale};
 use super::rows::StepRows;
-use super::sites::LinearSites;
+use super::sites::{HiddenSites, LinearSites};
 use crate::ops::Backend;
 
 /// A linear site of the base.
@@ -52,4 +52,12 @@ pub fn linear<B: Backend>(
     }
     scale::apply(on, sites.scale_after_bias, y);
     bias::apply(on, sites.bias, y);
+}
+
+/// Semantics: x += h, what a block has computed, both `[rows, hidden]`; then the classes of the hidden site: x += LowRank(h);
+/// x += Bias. In exact numbers that is h changed before it is added; the sum of x needs no copy of h.
+pub fn join<B: Backend>(on: &StepRows<'_, B>, sites: &HiddenSites, h: &B::Buffer, x: &mut B::Buffer) {
+    on.backend.add(on.step, on.rows, x, h);
+    low_rank::apply(on, sites.low_rank, h, x);
+    bias::apply(on, sites.bias, x);
 }

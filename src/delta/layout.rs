@@ -28,6 +28,9 @@ pub enum LayerSite {
     O,
     /// Norm of attention's output before it joins the residual stream (Gemma).
     AttentionOutNorm,
+    /// Hidden site: what attention adds to the residual stream (`attention_adapters` of the adapters library). No module
+    /// of the base.
+    AfterAttention,
     /// Norm before the MLP.
     MlpNorm,
     /// Gate projection.
@@ -40,6 +43,8 @@ pub enum LayerSite {
     Down,
     /// Norm of the MLP's output (Gemma).
     MlpOutNorm,
+    /// Hidden site: what the MLP adds to the residual stream (`output_adapters`). No module of the base.
+    AfterMlp,
 }
 
 /// A place of the decoder an op attaches to.
@@ -69,12 +74,14 @@ impl fmt::Display for LayerSite {
             Self::KNorm => "k_norm",
             Self::O => "o",
             Self::AttentionOutNorm => "attention_out_norm",
+            Self::AfterAttention => "after_attention",
             Self::MlpNorm => "mlp_norm",
             Self::Gate => "gate",
             Self::Up => "up",
             Self::GateUp => "gate_up",
             Self::Down => "down",
             Self::MlpOutNorm => "mlp_out_norm",
+            Self::AfterMlp => "after_mlp",
         })
     }
 }

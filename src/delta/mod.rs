@@ -25,4 +25,4 @@ pub use layout::{BaseLayout, BaseReadError, BaseSizes, BaseWeights, LayerSite, M
 pub use peft::json::{NamedBase, named_base};
 pub use program::DeltaProgram;
 pub use resident::{DeltaTable, PreparedDelta, VirtualRows};
-pub use sites::{DeltaSites, EmbedSites, LayerSites, LinearSites};
+pub use sites::{DeltaSites, EmbedSites, HiddenSites, LayerSites, LinearSites};

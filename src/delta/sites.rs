@@ -21,6 +21,15 @@ pub struct LinearSites {
     pub bias: SiteId,
 }
 
+/// Op classes of one hidden site: they read what a block adds to the residual stream, and add to the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HiddenSites {
+    /// x += s·B(Ah).
+    pub low_rank: SiteId,
+    /// x += b.
+    pub bias: SiteId,
+}
+
 /// Op classes of one decoder layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerSites {
@@ -40,10 +49,14 @@ pub struct LayerSites {
     pub k_norm: SiteId,
     /// Of the norm of attention's output.
     pub attention_out_norm: SiteId,
+    /// Behind attention.
+    pub after_attention: HiddenSites,
     /// Of the norm before the MLP.
     pub mlp_norm: SiteId,
     /// Of the norm of the MLP's output.
     pub mlp_out_norm: SiteId,
+    /// Behind the MLP.
+    pub after_mlp: HiddenSites,
 }
 
 /// Op classes of the token embedding.
@@ -76,6 +89,8 @@ pub(super) enum Place<'a> {
     Embed(&'a EmbedSites),
     /// Part of a stack.
     Linear(StackPlace<'a>),
+    /// Behind a block of a layer.
+    Hidden(&'a HiddenSites),
     /// The gain of a norm.
     Norm(SiteId),
     /// Before the first token; nothing is numbered there.
@@ -112,6 +127,10 @@ impl Counter {
         }
     }
 
+    fn hidden(&mut self) -> HiddenSites {
+        HiddenSites { low_rank: self.next(), bias: self.next() }
+    }
+
     fn layer(&mut self) -> LayerSites {
         LayerSites {
             qkv: self.linear(3),
@@ -122,8 +141,10 @@ impl Counter {
             q_norm: self.next(),
             k_norm: self.next(),
             attention_out_norm: self.next(),
+            after_attention: self.hidden(),
             mlp_norm: self.next(),
             mlp_out_norm: self.next(),
+            after_mlp: self.hidden(),
         }
     }
 }
@@ -165,12 +186,14 @@ impl DeltaSites {
             LayerSite::KNorm => Place::Norm(layer.k_norm),
             LayerSite::O => linear(&layer.o, 0..1, 0..layout.hidden_size),
             LayerSite::AttentionOutNorm => Place::Norm(layer.attention_out_norm),
+            LayerSite::AfterAttention => Place::Hidden(&layer.after_attention),
             LayerSite::MlpNorm => Place::Norm(layer.mlp_norm),
             LayerSite::Gate => linear(&layer.gate_up, 0..1, 0..inner),
             LayerSite::Up => linear(&layer.gate_up, 1..2, inner..2 * inner),
             LayerSite::GateUp => linear(&layer.gate_up, 0..2, 0..2 * inner),
             LayerSite::Down => linear(&layer.down, 0..1, 0..layout.hidden_size),
             LayerSite::MlpOutNorm => Place::Norm(layer.mlp_out_norm),
+            LayerSite::AfterMlp => Place::Hidden(&layer.after_mlp),
         }
     }
 }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::spec::DecoderSpec;
 use super::weights::BaseModel;
 use super::{ModelError, base_layout};
-use crate::delta::apply::{LinearSite, linear};
+use crate::delta::apply::{LinearSite, join, linear};
 use crate::delta::class::{embedding_low_rank, gain, prefix, prompt_embeds, scale};
 use crate::delta::rows::StepRows;
-use crate::delta::{DeltaTable, PreparedDelta};
+use crate::delta::{DeltaTable, HiddenSites, PreparedDelta};
 use crate::ops::{Backend, HeadColumns, KvShape, Norm, OpsError, Rows, SampleOutcome, SampledRows, StepPlan};
 use crate::types::AdapterSlot;
 
@@ -200,7 +200,7 @@ impl<B: Backend> Decoder<B> {
         backend.attention(step, &shape, index, qkv, kv, attention);
         linear(&on, layer.o.site(), &sites.o, attention, &mut work.scaled_attention, projected);
         let after = layer.attention_out_norm.as_ref().map(|weight| norm(weight, sites.attention_out_norm));
-        add_to_residual(&on, after, projected, normed, residual);
+        add_to_residual(&on, after, &sites.after_attention, projected, normed, residual);
     }
 
     fn mlp_block(&mut self, index: usize, plan: &StepPlan) {
@@ -214,7 +214,7 @@ impl<B: Backend> Decoder<B> {
         backend.gated_activation(step, Rows::All, spec.activation, gate_up, activated);
         linear(&on, layer.down.site(), &sites.down, activated, &mut work.scaled_inner, projected);
         let after = layer.mlp_out_norm.as_ref().map(|weight| norm(weight, sites.mlp_out_norm));
-        add_to_residual(&on, after, projected, normed, residual);
+        add_to_residual(&on, after, &sites.after_mlp, projected, normed, residual);
     }
 
     /// Logits of a group of sampled rows.
@@ -238,16 +238,16 @@ impl<B: Backend> Decoder<B> {
 fn add_to_residual<B: Backend>(
     on: &StepRows<'_, B>,
     norm: Option<Norm<'_, B>>,
+    sites: &HiddenSites,
     projected: &B::Buffer,
     normed: &mut B::Buffer,
     residual: &mut B::Buffer,
 ) {
-    let StepRows { backend, step, rows, .. } = *on;
     match norm {
-        None => backend.add(step, rows, residual, projected),
+        None => join(on, sites, projected, residual),
         Some(norm) => {
-            backend.rms_norm(step, rows, norm, projected, normed);
-            backend.add(step, rows, residual, normed);
+            on.backend.rms_norm(on.step, on.rows, norm, projected, normed);
+            join(on, sites, normed, residual);
         }
     }
 }

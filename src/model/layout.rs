@@ -57,7 +57,8 @@ fn layer_modules(spec: &DecoderSpec) -> Vec<(&'static str, LayerSite)> {
 
 fn module(spec: &DecoderSpec, path: String, site: Site) -> Module {
     use LayerSite::{
-        AttentionNorm, AttentionOutNorm, Down, Gate, GateUp, K, KNorm, MlpNorm, MlpOutNorm, O, Q, QNorm, Qkv, Up, V,
+        AfterAttention, AfterMlp, AttentionNorm, AttentionOutNorm, Down, Gate, GateUp, K, KNorm, MlpNorm, MlpOutNorm,
+        O, Q, QNorm, Qkv, Up, V,
     };
     use ModuleKind::{Embedding, Linear, Norm};
     let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
@@ -76,6 +77,7 @@ fn module(spec: &DecoderSpec, path: String, site: Site) -> Module {
             Down => (Linear, inner, hidden, spec.mlp_bias),
             QNorm | KNorm => (Norm, spec.head_dim, spec.head_dim, false),
             AttentionNorm | AttentionOutNorm | MlpNorm | MlpOutNorm => (Norm, hidden, hidden, false),
+            AfterAttention | AfterMlp => unreachable!("`layer_modules` lists modules of the base only"),
         },
     };
     let weight = match site {

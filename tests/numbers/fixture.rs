@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use polydelta::delta::{Base, CompileLimits, DeltaError, DeltaProgram, PreparedDelta, compile};
+use polydelta::delta::{Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, PreparedDelta, compile};
 use polydelta::model::{
     BaseModel, Checkpoint, Decoder, DecoderLimits, DecoderSpec, EmbedRows, ModelInput, base_layout,
 };
@@ -94,6 +94,8 @@ impl Family {
 
 /// A decoder with every served adapter of a family installed.
 pub(crate) struct Runner<B: Backend> {
+    backend: Arc<B>,
+    layout: BaseLayout,
     pub(crate) decoder: Decoder<B>,
     pub(crate) slots: BTreeMap<String, AdapterSlot>,
     virtual_tokens: BTreeMap<AdapterSlot, (usize, bool)>,
@@ -125,20 +127,30 @@ impl<B: Backend> Runner<B> {
         let backend = Arc::new(backend);
         let base = BaseModel::load(backend.as_ref(), &family.spec, &family.checkpoint, context, &|_, _| {}).unwrap();
         let limits = DecoderLimits { max_rows: 4096, kv_blocks: BLOCKS * 8, block_size: BLOCK_SIZE };
-        let mut decoder = Decoder::new(Arc::clone(&backend), family.spec.clone(), base, limits).unwrap();
-        let layout = base_layout(&family.spec);
-        let mut slots = BTreeMap::new();
-        let mut virtual_tokens = BTreeMap::new();
-        for (index, adapter) in adapters.iter().enumerate() {
-            let slot = AdapterSlot(index as u32);
-            let program = family.compile(adapter).unwrap();
-            if let Some(rows) = program.facts(4).virtual_tokens {
-                virtual_tokens.insert(slot, (rows.count as usize, rows.saved_kv));
-            }
-            decoder.install(slot, PreparedDelta::new(backend.as_ref(), &layout, program).unwrap());
-            slots.insert(adapter.clone(), slot);
+        let decoder = Decoder::new(Arc::clone(&backend), family.spec.clone(), base, limits).unwrap();
+        let mut runner = Self {
+            backend,
+            layout: base_layout(&family.spec),
+            decoder,
+            slots: BTreeMap::new(),
+            virtual_tokens: BTreeMap::new(),
+            next_block: 0,
+            long_rope: family.spec.long_rope(),
+        };
+        for adapter in adapters {
+            runner.install(adapter, family.compile(adapter).unwrap());
         }
-        Self { decoder, slots, virtual_tokens, next_block: 0, long_rope: family.spec.long_rope() }
+        runner
+    }
+
+    /// Put a program into the next slot.
+    pub(crate) fn install(&mut self, name: &str, program: DeltaProgram) {
+        let slot = AdapterSlot(self.slots.len() as u32);
+        if let Some(rows) = program.facts(4).virtual_tokens {
+            self.virtual_tokens.insert(slot, (rows.count as usize, rows.saved_kv));
+        }
+        self.decoder.install(slot, PreparedDelta::new(self.backend.as_ref(), &self.layout, program).unwrap());
+        self.slots.insert(name.to_owned(), slot);
     }
 
     /// A sequence with its virtual tokens already in its own first blocks.

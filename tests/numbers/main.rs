@@ -6,6 +6,7 @@ mod engine;
 mod fixture;
 mod gguf;
 mod golden;
+mod hidden;
 mod invariance;
 mod isolation;
 mod oracle;

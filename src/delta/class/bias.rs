@@ -24,10 +24,12 @@ impl ClassOp for Bias {
     }
 
     fn load<B: Backend>(self, site: Site, loading: &mut Loading<'_, B>) -> Result<(), OpsError> {
-        let Place::Linear(place) = loading.place(site) else {
-            unreachable!("compilers attach Bias to linear sites only");
+        let (site, columns) = match loading.place(site) {
+            Place::Linear(place) => (place.sites.bias, place.columns),
+            Place::Hidden(sites) => (sites.bias, 0..loading.layout.hidden_size),
+            _ => unreachable!("compilers attach Bias to linear and hidden sites only"),
         };
-        loading.vector(place.sites.bias, &self.b, place.columns)
+        loading.vector(site, &self.b, columns)
     }
 }
 

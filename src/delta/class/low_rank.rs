@@ -41,10 +41,12 @@ impl ClassOp for LowRank {
     }
 
     fn load<B: Backend>(self, site: Site, loading: &mut Loading<'_, B>) -> Result<(), OpsError> {
-        let Place::Linear(place) = loading.place(site) else {
-            unreachable!("compilers attach LowRank to linear sites only");
+        let (site, columns) = match loading.place(site) {
+            Place::Linear(place) => (place.sites.low_rank, place.columns),
+            Place::Hidden(sites) => (sites.low_rank, 0..loading.layout.hidden_size),
+            _ => unreachable!("compilers attach LowRank to linear and hidden sites only"),
         };
-        loading.pair(place.sites.low_rank, self.a.rows(), self.scaling, place.columns);
+        loading.pair(site, self.a.rows(), self.scaling, columns);
         Ok(())
     }
 }
