@@ -7,7 +7,7 @@ mod json;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use json::{JsonError, parse_object};
+pub use json::{Json, JsonError, parse_object, parse_ordered};
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};

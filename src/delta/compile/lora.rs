@@ -8,8 +8,8 @@ use crate::delta::class::{Bias, EmbeddingLowRank, LowRank, OutputScale};
 use crate::delta::layout::{BaseLayout, Module, ModuleKind, Site};
 use crate::delta::peft::defaults;
 use crate::delta::peft::fields::Fields;
-use crate::delta::peft::json::Json;
 use crate::delta::peft::targets::{PatternTable, Targets};
+use crate::files::Json;
 use crate::ops::HostTensor;
 
 /// Fields that train, initialise or speed up, and never change what a trained adapter computes. PEFT turns

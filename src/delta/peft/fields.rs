@@ -3,8 +3,9 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use super::json::Json;
+use super::json::{is_neutral, without_mark};
 use crate::delta::DeltaError;
+use crate::files::{Json, parse_ordered};
 
 /// Fields that describe training, provenance or tooling and never the maths of inference, for every method: those of
 /// every PEFT to date, then those that other programs write beside them.
@@ -110,13 +111,9 @@ pub(crate) struct Fields {
 impl Fields {
     /// Parse the file. A byte order mark, as editors put it there, is passed over.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, DeltaError> {
-        let bytes = super::json::without_mark(bytes);
-        super::json::check_size(bytes).map_err(|reason| DeltaError::Json { reason })?;
-        match serde_json::from_slice(bytes) {
-            Ok(Json::Object(fields)) => Ok(Self { fields, used: RefCell::default() }),
-            Ok(_) => Err(DeltaError::Json { reason: "it is not an object".to_owned() }),
-            Err(error) => Err(DeltaError::Json { reason: super::json::why_not(bytes, &error) }),
-        }
+        let fields =
+            parse_ordered(without_mark(bytes)).map_err(|error| DeltaError::Json { reason: error.to_string() })?;
+        Ok(Self { fields, used: RefCell::default() })
     }
 
     /// The value of a field, marked as used; null counts as absent.
@@ -179,11 +176,8 @@ impl Fields {
     }
 
     pub(crate) fn f64(&self, field: &str) -> Result<Option<f64>, DeltaError> {
-        match self.get(field) {
-            None => Ok(None),
-            Some(Json::Number(value)) if value.is_finite() => Ok(Some(*value)),
-            Some(_) => Err(self.bad(field, "a finite number")),
-        }
+        let number = |value: &Json| value.as_f64().ok_or_else(|| self.bad(field, "a finite number"));
+        self.get(field).map(number).transpose()
     }
 
     pub(crate) fn str(&self, field: &str) -> Result<Option<&str>, DeltaError> {
@@ -233,9 +227,9 @@ impl Fields {
             None => Ok(Vec::new()),
             Some(Json::Object(entries)) => {
                 self.check_entries(field, entries.len())?;
-                let entry = |(key, value): &(String, Json)| match value {
-                    Json::Number(number) if number.is_finite() => Ok((key.clone(), *number)),
-                    _ => Err(self.bad(field, expected)),
+                let entry = |(key, value): &(String, Json)| match value.as_f64() {
+                    Some(number) => Ok((key.clone(), number)),
+                    None => Err(self.bad(field, expected)),
                 };
                 entries.iter().map(entry).collect()
             }
@@ -265,7 +259,7 @@ impl Fields {
 fn is_on(name: &str, value: &Json) -> bool {
     match value {
         Json::Object(_) if ON_WHERE_EMPTY.contains(&name) => true,
-        value => !value.is_neutral(),
+        value => !is_neutral(value),
     }
 }
 
@@ -285,10 +279,8 @@ fn shown_name(name: &str) -> String {
 }
 
 fn whole(value: &Json) -> Option<usize> {
-    match value {
-        Json::Number(number) if *number >= 0.0 && number.fract() == 0.0 && *number < 9e15 => Some(*number as usize),
-        _ => None,
-    }
+    let is_whole = |number: &f64| *number >= 0.0 && number.fract() == 0.0 && *number < 9e15;
+    value.as_f64().filter(is_whole).map(|number| number as usize)
 }
 
 /// How a config names modules.

@@ -1,10 +1,7 @@
 //! Template variables as JSON text: a protobuf Struct forgets the order of keys, which templates print.
 
-use std::fmt;
-
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-
 use super::BadMessage;
+use crate::files::{Json, parse_ordered};
 use crate::types::generate::TemplateValue;
 
 /// Longest text: a value of it may take many times its bytes.
@@ -22,72 +19,22 @@ pub(super) fn template_variables(text: &str) -> Result<Vec<(String, TemplateValu
     if text.len() > MAX_BYTES {
         return Err(bad(format!("it has {} bytes, the limit is {MAX_BYTES}", text.len())));
     }
-    match serde_json::from_str::<Ordered>(text) {
-        Ok(Ordered(TemplateValue::Map(entries))) => Ok(entries),
-        Ok(_) => Err(bad("it is not an object".to_owned())),
-        Err(error) => Err(bad(error.to_string())),
-    }
+    let fields = parse_ordered(text.as_bytes()).map_err(|error| bad(error.to_string()))?;
+    Ok(variables(fields))
 }
 
-struct Ordered(TemplateValue);
-
-impl<'de> Deserialize<'de> for Ordered {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(OrderedVisitor).map(Self)
-    }
+fn variables(fields: Vec<(String, Json)>) -> Vec<(String, TemplateValue)> {
+    fields.into_iter().map(|(name, json)| (name, value(json))).collect()
 }
 
-struct OrderedVisitor;
-
-impl<'de> Visitor<'de> for OrderedVisitor {
-    type Value = TemplateValue;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<TemplateValue, E> {
-        Ok(TemplateValue::Null)
-    }
-
-    fn visit_bool<E: Error>(self, value: bool) -> Result<TemplateValue, E> {
-        Ok(TemplateValue::Bool(value))
-    }
-
-    fn visit_i64<E: Error>(self, value: i64) -> Result<TemplateValue, E> {
-        Ok(TemplateValue::Number(value as f64))
-    }
-
-    fn visit_u64<E: Error>(self, value: u64) -> Result<TemplateValue, E> {
-        Ok(TemplateValue::Number(value as f64))
-    }
-
-    fn visit_f64<E: Error>(self, value: f64) -> Result<TemplateValue, E> {
-        Ok(TemplateValue::Number(value))
-    }
-
-    fn visit_str<E: Error>(self, value: &str) -> Result<TemplateValue, E> {
-        Ok(TemplateValue::Text(value.to_owned()))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<TemplateValue, A::Error> {
-        let mut list = Vec::new();
-        while let Some(Ordered(value)) = values.next_element()? {
-            list.push(value);
-        }
-        Ok(TemplateValue::List(list))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<TemplateValue, A::Error> {
-        let (mut map, mut seen) = (Vec::new(), std::collections::HashSet::new());
-        while let Some((name, Ordered(value))) = entries.next_entry::<String, Ordered>()? {
-            if !seen.insert(name.clone()) {
-                let name: String = name.chars().take(64).collect();
-                return Err(Error::custom(format!("the key {name:?} appears twice in one object")));
-            }
-            map.push((name, value));
-        }
-        Ok(TemplateValue::Map(map))
+fn value(json: Json) -> TemplateValue {
+    match json {
+        Json::Null => TemplateValue::Null,
+        Json::Bool(value) => TemplateValue::Bool(value),
+        Json::Number(number) => TemplateValue::Number(number.as_f64().unwrap_or_default()),
+        Json::String(text) => TemplateValue::Text(text),
+        Json::Array(items) => TemplateValue::List(items.into_iter().map(value).collect()),
+        Json::Object(fields) => TemplateValue::Map(variables(fields)),
     }
 }
 
