@@ -13,6 +13,8 @@ mod visitor;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::ops::TensorDtype;
+
 /// Bounds on a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeaderLimits {
@@ -29,41 +31,6 @@ pub struct HeaderLimits {
 impl Default for HeaderLimits {
     fn default() -> Self {
         Self { max_header_bytes: 1 << 20, max_tensors: 65_536, max_dims: 2, max_name_bytes: 512 }
-    }
-}
-
-/// The dtypes an adapter's tensors may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum TensorDtype {
-    /// IEEE 754 binary32.
-    F32,
-    /// IEEE 754 binary16.
-    F16,
-    /// bfloat16.
-    BF16,
-    /// IEEE 754 binary64, read as the nearest binary32: PEFT copies it into a parameter of that type.
-    F64,
-}
-
-impl TensorDtype {
-    /// Bytes of one number.
-    #[must_use]
-    pub fn size(self) -> usize {
-        match self {
-            Self::F64 => 8,
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        match text {
-            "F32" => Some(Self::F32),
-            "F16" => Some(Self::F16),
-            "BF16" => Some(Self::BF16),
-            "F64" => Some(Self::F64),
-            _ => None,
-        }
     }
 }
 

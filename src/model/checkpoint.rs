@@ -15,7 +15,7 @@ use super::{ModelError, read_spec};
 use crate::delta::{BaseReadError, BaseWeights};
 use crate::files::gguf::GgufMetadata;
 use crate::files::{self, MAX_SETTINGS_BYTES, parse_object};
-use crate::ops::HostTensor;
+use crate::ops::{HostTensor, TensorDtype};
 
 const CONFIG: &str = "config.json";
 const WHOLE: &str = "model.safetensors";
@@ -138,7 +138,8 @@ impl Checkpoint {
     /// True if the matrices are stored in 16 bits or fewer.
     #[must_use]
     pub fn is_16_bit(&self) -> bool {
-        let wide = |stored: &StoredTensor| stored.encoding == Encoding::F32 && stored.shape.len() > 1;
+        let wide =
+            |stored: &StoredTensor| stored.encoding == Encoding::Numbers(TensorDtype::F32) && stored.shape.len() > 1;
         !self.tensors.values().any(|place| wide(&place.stored))
     }
 

@@ -14,15 +14,13 @@ pub(super) use file::WeightFile;
 pub use gguf::GgufRefusal;
 pub(super) use gguf::{GgufBase, ROPE_FACTORS};
 
+use crate::ops::TensorDtype;
+
 /// How the numbers of a tensor are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
-    /// IEEE 754 binary32.
-    F32,
-    /// IEEE 754 binary16.
-    F16,
-    /// bfloat16.
-    Bf16,
+    /// One by one.
+    Numbers(TensorDtype),
     /// Quantized, some numbers at a time, within a row.
     Blocks(BlockFormat),
     /// Nothing that is read as weights; by its name in the format.
@@ -33,9 +31,7 @@ impl Encoding {
     /// The format's own name of it. Part of the content digest's definition.
     pub(super) fn name(&self) -> &str {
         match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::Bf16 => "BF16",
+            Self::Numbers(dtype) => dtype.as_str(),
             Self::Blocks(format) => format.name(),
             Self::Other(name) => name,
         }

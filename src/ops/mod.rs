@@ -19,11 +19,13 @@ mod error;
 mod host;
 mod plan;
 pub mod reference;
+mod stored;
 mod table;
 
 pub use error::OpsError;
 pub use host::{Dtype, HostData, HostMatrix, HostTensor, TensorData};
 pub use plan::{RowPlan, Rows, SampledRows, Segment, SequencePlan, StepPlan};
+pub use stored::{TensorDtype, TensorReader};
 pub use table::{ColumnVector, LowRankPair, SiteId, SiteTable, SlotDelta, SlotEntries, SlotTable};
 
 use std::ops::Range;

@@ -2,15 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use half::{bf16, f16};
-
 use crate::delta::DeltaError;
 use crate::delta::layout::BaseLayout;
 use crate::delta::peft::keys::{Keys, Level, is_of_a_model};
-use crate::delta::safetensors::{
-    Header, HeaderLimits, TensorDtype, TensorInfo, check_finite, check_fits_bf16, read_header,
-};
-use crate::ops::{HostTensor, OpsError, TensorData};
+use crate::delta::safetensors::{Header, HeaderLimits, TensorInfo, check_finite, check_fits_bf16, read_header};
+use crate::ops::{HostTensor, OpsError, TensorData, TensorDtype, TensorReader};
 
 /// Views into a checked safetensors file, by the keys that PEFT writes whatever the file's own are.
 pub(crate) struct TensorSet<'a> {
@@ -134,13 +130,8 @@ impl<'a> TensorSet<'a> {
             return Ok(false);
         }
         let copy = decode(dtype, entry.bytes)?;
-        let rounded: Box<dyn Fn(f32) -> f32> = match dtype {
-            TensorDtype::F32 | TensorDtype::F64 => Box::new(|value| value),
-            TensorDtype::BF16 => Box::new(|value| bf16::from_f32(value).to_f32()),
-            TensorDtype::F16 => Box::new(|value| f16::from_f32(value).to_f32()),
-        };
         let copy = HostTensor { shape: shape.clone(), data: copy };
-        let equal = copy.to_f32().iter().zip(base.to_f32()).all(|(copy, base)| *copy == rounded(base));
+        let equal = copy.to_f32().iter().zip(base.to_f32()).all(|(copy, base)| *copy == dtype.round(base));
         if equal {
             self.tensors.remove(name);
         }
@@ -158,26 +149,8 @@ fn is_flat(found: &[usize], expected: &[usize]) -> bool {
     matches!((found, expected), ([n], [1, m] | [m, 1]) if n == m)
 }
 
-/// The numbers of a tensor, f16 and f64 as f32.
 fn decode(dtype: TensorDtype, bytes: &[u8]) -> Result<TensorData, OpsError> {
-    fn collected<T>(count: usize, numbers: impl Iterator<Item = T>) -> Result<Vec<T>, OpsError> {
-        let mut collected = Vec::new();
-        let bytes = (count as u64).saturating_mul(size_of::<T>() as u64);
-        let refused = |_| OpsError::OutOfMemory { what: "an adapter's numbers", bytes };
-        collected.try_reserve_exact(count).map_err(refused)?;
-        collected.extend(numbers);
-        Ok(collected)
-    }
-    let count = bytes.len() / dtype.size();
-    let words = || bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
-    let halves = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-    Ok(match dtype {
-        TensorDtype::F32 => TensorData::F32(collected(count, words().map(f32::from_le_bytes))?),
-        TensorDtype::F16 => TensorData::F32(collected(count, halves().map(|b| f16::from_le_bytes(b).to_f32()))?),
-        TensorDtype::F64 => {
-            let doubles = bytes.as_chunks::<8>().0.iter();
-            TensorData::F32(collected(count, doubles.map(|bytes| f64::from_le_bytes(*bytes) as f32))?)
-        }
-        TensorDtype::BF16 => TensorData::Bf16(collected(count, halves().map(bf16::from_le_bytes))?),
-    })
+    let mut reader = TensorReader::new(dtype, bytes.len() / dtype.size(), "an adapter's numbers")?;
+    reader.read(bytes);
+    Ok(reader.finish())
 }

@@ -8,14 +8,14 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use half::{bf16, f16};
-
 use super::{BlockFormat, Encoding, RowOrder, StoredTensor};
 use crate::files;
 use crate::model::ModelError;
-use crate::ops::{HostTensor, OpsError, TensorData};
+use crate::ops::{HostTensor, OpsError, TensorData, TensorDtype, TensorReader};
 
-/// Bytes read at a time: small enough to stay in a core's cache until they are converted, a multiple of 4.
+/// For people.
+const WHAT: &str = "a tensor of the base model";
+/// Bytes read at a time: small enough to stay in a core's cache until they are converted, a multiple of 8.
 const CHUNK_BYTES: usize = 256 << 10;
 
 /// An opened weight file.
@@ -75,9 +75,7 @@ impl WeightFile {
     ) -> Result<TensorData, ModelError> {
         let begin = stored.range.start;
         let data = match &stored.encoding {
-            Encoding::F32 => TensorData::F32(self.read(begin, range, f32::from_le_bytes)?),
-            Encoding::F16 => TensorData::F32(self.read(begin, range, |bytes| f16::from_le_bytes(bytes).to_f32())?),
-            Encoding::Bf16 => TensorData::Bf16(self.read(begin, range, bf16::from_le_bytes)?),
+            Encoding::Numbers(dtype) => self.read(*dtype, begin, range)?,
             Encoding::Blocks(format) => TensorData::F32(self.widen(*format, begin, range)?),
             Encoding::Other(found) => {
                 return Err(ModelError::TensorDtype { name: name.to_owned(), found: found.clone() });
@@ -87,25 +85,22 @@ impl WeightFile {
         Ok(data)
     }
 
-    /// Numbers `range`, each of `N` bytes, of those that begin at byte `begin`.
-    fn read<const N: usize, T>(
-        &self,
-        begin: u64,
-        range: Range<usize>,
-        one: impl Fn([u8; N]) -> T,
-    ) -> Result<Vec<T>, ModelError> {
-        let mut numbers = reserved(range.len())?;
-        let bytes = begin + (range.start * N) as u64..begin + (range.end * N) as u64;
-        self.chunks(bytes, CHUNK_BYTES, |chunk| {
-            numbers.extend(chunk.as_chunks::<N>().0.iter().map(|bytes| one(*bytes)));
+    /// Numbers `range` of those that begin at byte `begin`.
+    fn read(&self, dtype: TensorDtype, begin: u64, range: Range<usize>) -> Result<TensorData, ModelError> {
+        let mut reader = TensorReader::new(dtype, range.len(), WHAT)?;
+        let place = |number: usize| begin + (number * dtype.size()) as u64;
+        self.chunks(place(range.start)..place(range.end), CHUNK_BYTES, |chunk| {
+            reader.read(chunk);
             Ok(())
         })?;
-        Ok(numbers)
+        Ok(reader.finish())
     }
 
     /// Numbers `range`, which is whole blocks, of those that begin at byte `begin`.
     fn widen(&self, format: BlockFormat, begin: u64, range: Range<usize>) -> Result<Vec<f32>, ModelError> {
-        let mut numbers = reserved(range.len())?;
+        let mut numbers = Vec::new();
+        let refused = |_| OpsError::OutOfMemory { what: WHAT, bytes: size_of::<f32>() as u64 * range.len() as u64 };
+        numbers.try_reserve_exact(range.len()).map_err(refused)?;
         let place = |number: usize| begin + (number / format.numbers() * format.bytes()) as u64;
         let chunk = CHUNK_BYTES / format.bytes() * format.bytes();
         self.chunks(place(range.start)..place(range.end), chunk, |chunk| format.widen(chunk, &mut numbers))?;
@@ -178,15 +173,6 @@ impl WeightFile {
         let found = self.file.metadata().map_or(0, |found| found.len());
         ModelError::Truncated { path: self.path.clone(), expected: self.bytes, found }
     }
-}
-
-fn reserved<T>(count: usize) -> Result<Vec<T>, OpsError> {
-    let mut numbers = Vec::new();
-    numbers.try_reserve_exact(count).map_err(|_| OpsError::OutOfMemory {
-        what: "a tensor of the base model",
-        bytes: (count * size_of::<T>()) as u64,
-    })?;
-    Ok(numbers)
 }
 
 /// Put the rows that rotate together half a head apart, where they stand side by side: in a head of `d` rows, row `r`

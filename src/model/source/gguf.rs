@@ -15,6 +15,7 @@ use super::blocks::{BlockFormat, type_name};
 use super::{Encoding, RowOrder, StoredTensor, WeightFile};
 use crate::files::gguf::{GgufError, GgufHeader, GgufMetadata, GgufTensor};
 use crate::model::ModelError;
+use crate::ops::TensorDtype;
 use config::Network;
 pub(in crate::model) use names::ROPE_FACTORS;
 pub use refusal::GgufRefusal;
@@ -87,11 +88,11 @@ fn row_order(tensor: &GgufTensor, network: &Network) -> Result<RowOrder, GgufRef
 
 /// How a tensor is stored, and its bytes.
 fn encoding(tensor: &GgufTensor) -> Result<(Encoding, u64), GgufRefusal> {
-    let plain = |encoding, size: u64| Ok((encoding, tensor.num_numbers() as u64 * size));
+    let plain = |dtype: TensorDtype| Ok((Encoding::Numbers(dtype), (tensor.num_numbers() * dtype.size()) as u64));
     match tensor.kind {
-        0 => return plain(Encoding::F32, 4),
-        1 => return plain(Encoding::F16, 2),
-        30 => return plain(Encoding::Bf16, 2),
+        0 => return plain(TensorDtype::F32),
+        1 => return plain(TensorDtype::F16),
+        30 => return plain(TensorDtype::BF16),
         _ => {}
     }
     let unknown = || GgufRefusal::TensorType { name: tensor.name.clone(), kind: type_name(tensor.kind) };

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Encoding, RowOrder, StoredTensor, WeightFile};
 use crate::model::ModelError;
+use crate::ops::TensorDtype;
 
 /// Most bytes of a header. The format allows 100 MB; a tensor takes some 100 bytes.
 const MAX_HEADER_BYTES: u64 = 32 << 20;
@@ -49,9 +50,9 @@ impl WeightFile {
 
 fn stored(info: &TensorInfo, data_start: u64) -> StoredTensor {
     let encoding = match info.dtype {
-        Dtype::F32 => Encoding::F32,
-        Dtype::F16 => Encoding::F16,
-        Dtype::BF16 => Encoding::Bf16,
+        Dtype::F32 => Encoding::Numbers(TensorDtype::F32),
+        Dtype::F16 => Encoding::Numbers(TensorDtype::F16),
+        Dtype::BF16 => Encoding::Numbers(TensorDtype::BF16),
         other => Encoding::Other(format!("{other:?}")),
     };
     let (begin, end) = info.data_offsets;

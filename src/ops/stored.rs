@@ -1,0 +1,144 @@
+//! Numbers as files store them, and the one place where they are decoded.
+
+use half::{bf16, f16};
+
+use super::{OpsError, TensorData};
+
+/// How a file stores the numbers of a tensor, little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TensorDtype {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// bfloat16.
+    BF16,
+    /// IEEE 754 binary64, read as the nearest binary32: PEFT copies it into a parameter of that type.
+    F64,
+}
+
+impl TensorDtype {
+    const ALL: [Self; 4] = [Self::F32, Self::F16, Self::BF16, Self::F64];
+
+    /// Bytes of one number.
+    #[must_use]
+    pub fn size(self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    /// Its name in safetensors files.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+            Self::F64 => "F64",
+        }
+    }
+
+    /// The dtype of that name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|dtype| dtype.as_str() == name)
+    }
+
+    /// The number as it comes back from a file of this dtype.
+    #[must_use]
+    pub fn round(self, value: f32) -> f32 {
+        match self {
+            Self::F32 | Self::F64 => value,
+            Self::F16 => f16::from_f32(value).to_f32(),
+            Self::BF16 => bf16::from_f32(value).to_f32(),
+        }
+    }
+}
+
+/// The numbers of a tensor as far as they have been read: f16 and f64 as f32, bf16 as stored.
+pub struct TensorReader {
+    dtype: TensorDtype,
+    data: TensorData,
+}
+
+impl TensorReader {
+    /// None yet, with room for `count`; `what` is for people.
+    ///
+    /// # Errors
+    /// [`OpsError::OutOfMemory`].
+    pub fn new(dtype: TensorDtype, count: usize, what: &'static str) -> Result<Self, OpsError> {
+        fn room<T>(count: usize, what: &'static str) -> Result<Vec<T>, OpsError> {
+            let mut numbers = Vec::new();
+            let bytes = (count as u64).saturating_mul(size_of::<T>() as u64);
+            numbers.try_reserve_exact(count).map_err(|_| OpsError::OutOfMemory { what, bytes })?;
+            Ok(numbers)
+        }
+        let data = match dtype {
+            TensorDtype::F32 | TensorDtype::F16 | TensorDtype::F64 => TensorData::F32(room(count, what)?),
+            TensorDtype::BF16 => TensorData::Bf16(room(count, what)?),
+        };
+        Ok(Self { dtype, data })
+    }
+
+    /// Take the next bytes, which are whole numbers.
+    pub fn read(&mut self, bytes: &[u8]) {
+        debug_assert!(bytes.len().is_multiple_of(self.dtype.size()));
+        match (&mut self.data, self.dtype) {
+            (TensorData::F32(numbers), TensorDtype::F32) => extend(numbers, bytes, f32::from_le_bytes),
+            (TensorData::F32(numbers), TensorDtype::F16) => extend(numbers, bytes, |b| f16::from_le_bytes(b).to_f32()),
+            (TensorData::F32(numbers), TensorDtype::F64) => extend(numbers, bytes, |b| f64::from_le_bytes(b) as f32),
+            (TensorData::Bf16(numbers), TensorDtype::BF16) => extend(numbers, bytes, bf16::from_le_bytes),
+            (TensorData::F32(_), TensorDtype::BF16) | (TensorData::Bf16(_), _) => unreachable!("as `new` has made it"),
+        }
+    }
+
+    /// All that was read.
+    #[must_use]
+    pub fn finish(self) -> TensorData {
+        self.data
+    }
+}
+
+fn extend<const N: usize, T>(numbers: &mut Vec<T>, bytes: &[u8], one: impl Fn([u8; N]) -> T) {
+    numbers.extend(bytes.as_chunks::<N>().0.iter().map(|bytes| one(*bytes)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_dtype_is_read_in_pieces_as_its_numbers_widened() {
+        let values = [0.0f32, -1.5, 0.333, 60_000.0, 1e-5, f32::MIN_POSITIVE];
+        for dtype in TensorDtype::ALL {
+            let bytes: Vec<u8> = values
+                .iter()
+                .flat_map(|value| match dtype {
+                    TensorDtype::F32 => value.to_le_bytes().to_vec(),
+                    TensorDtype::F64 => f64::from(*value).to_le_bytes().to_vec(),
+                    TensorDtype::F16 => f16::from_f32(*value).to_le_bytes().to_vec(),
+                    TensorDtype::BF16 => bf16::from_f32(*value).to_le_bytes().to_vec(),
+                })
+                .collect();
+            assert_eq!(bytes.len(), values.len() * dtype.size());
+            let mut reader = TensorReader::new(dtype, values.len(), "a tensor").unwrap();
+            bytes.chunks(4 * dtype.size()).for_each(|piece| reader.read(piece));
+            let widened = match reader.finish() {
+                TensorData::F32(numbers) => numbers,
+                TensorData::Bf16(numbers) => numbers.into_iter().map(bf16::to_f32).collect(),
+            };
+            assert_eq!(widened, values.map(|value| dtype.round(value)), "{dtype:?}");
+            assert_eq!(TensorDtype::parse(dtype.as_str()), Some(dtype));
+        }
+        assert_eq!(TensorDtype::parse("I32"), None);
+    }
+
+    #[test]
+    fn more_than_memory_holds_is_refused() {
+        let refused = TensorReader::new(TensorDtype::F32, usize::MAX / 4, "a tensor").err();
+        assert!(matches!(refused, Some(OpsError::OutOfMemory { what: "a tensor", .. })));
+    }
+}
