@@ -5,6 +5,7 @@
 //! top-k, top-p and min-p of the file mean nothing. The repetition penalty is a processor and not a warper there, so it
 //! counts either way. A field that the file leaves out is neutral, as in vLLM; transformers would put top-k 50 there.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
@@ -84,28 +85,17 @@ const GENERATION_CONFIG: &str = "generation_config.json";
 const CONFIG: &str = "config.json";
 
 impl GenerationDefaults {
-    /// Read the two files of a model folder. `generation_config` is `None` where there is no such file; `vocab_size` is
-    /// the width of the model's logits.
+    /// Of a model: its `generation_config.json`, `None` where there is no such file, and its config, which was read with
+    /// its weights. `vocab_size` is the width of its logits.
     ///
     /// # Errors
-    /// What stands in a file cannot be meant.
-    pub fn from_json(
+    /// What stands there cannot be meant.
+    pub fn read(
         generation_config: Option<&[u8]>,
-        config: &[u8],
+        config: &Map<String, Value>,
         vocab_size: u32,
     ) -> Result<Self, GenerationDefaultsError> {
-        Self::of(generation_config, File::parse(CONFIG, config)?, vocab_size)
-    }
-
-    /// Of a model that has no `generation_config.json` and whose config was read, as that of a GGUF file is.
-    ///
-    /// # Errors
-    /// What stands in it cannot be meant.
-    pub fn from_config(config: &Map<String, Value>, vocab_size: u32) -> Result<Self, GenerationDefaultsError> {
-        Self::of(None, File { name: CONFIG, object: config.clone() }, vocab_size)
-    }
-
-    fn of(generation_config: Option<&[u8]>, config: File, vocab_size: u32) -> Result<Self, GenerationDefaultsError> {
+        let config = File { name: CONFIG, object: Cow::Borrowed(config) };
         let eos_of_config = eos_of_config(&config, vocab_size)?;
         // With a file of its own transformers looks into config.json for nothing, not even for the end of sequence.
         let (file, eos) = match generation_config {
@@ -137,7 +127,7 @@ impl GenerationDefaults {
 }
 
 /// Multimodal configs keep the language model's part under `text_config`.
-fn eos_of_config(config: &File, vocab_size: u32) -> Result<Eos, GenerationDefaultsError> {
+fn eos_of_config(config: &File<'_>, vocab_size: u32) -> Result<Eos, GenerationDefaultsError> {
     if let Some(ids) = config.eos(&config.object, vocab_size)? {
         return Ok(ids);
     }
@@ -153,15 +143,15 @@ struct Eos {
     unreachable: Vec<u64>,
 }
 
-struct File {
+struct File<'a> {
     name: &'static str,
-    object: Map<String, Value>,
+    object: Cow<'a, Map<String, Value>>,
 }
 
-impl File {
+impl File<'_> {
     fn parse(name: &'static str, bytes: &[u8]) -> Result<Self, GenerationDefaultsError> {
         match parse_object(bytes) {
-            Ok(object) => Ok(Self { name, object }),
+            Ok(object) => Ok(Self { name, object: Cow::Owned(object) }),
             Err(JsonError::NotAnObject { .. }) => Err(GenerationDefaultsError::NotAnObject { file: name }),
             Err(error) => Err(GenerationDefaultsError::Json { file: name, reason: error.to_string() }),
         }

@@ -80,7 +80,7 @@ impl OpenedBase {
     pub fn tokenizer_settings(&self) -> Result<TokenizerSettings, AppError> {
         Ok(match self.checkpoint.metadata() {
             Some(metadata) => TokenizerSettings::from_gguf(metadata)?,
-            None => TokenizerSettings::from_dir(self.path())?,
+            None => TokenizerSettings::from_dir(self.path(), self.checkpoint.config())?,
         })
     }
 
@@ -102,18 +102,14 @@ impl OpenedBase {
     /// # Errors
     /// Of the two files.
     pub fn generation_defaults(&self) -> Result<GenerationDefaults, AppError> {
-        let read = |name: &str| {
-            let path = self.path().join(name);
-            files::read_if_there(&path, MAX_SETTINGS_BYTES).map_err(|source| ModelError::Read { path, source })
-        };
         let vocab_size = self.spec.vocab_size as u32;
-        let defaults = match self.checkpoint.metadata() {
-            Some(_) => GenerationDefaults::from_config(self.checkpoint.config(), vocab_size)?,
-            None => {
-                let (generation, config) = (read("generation_config.json")?, read("config.json")?.unwrap_or_default());
-                GenerationDefaults::from_json(generation.as_deref(), &config, vocab_size)?
-            }
+        let path = self.path().join("generation_config.json");
+        let generation = match self.checkpoint.metadata() {
+            Some(_) => None,
+            None => files::read_if_there(&path, MAX_SETTINGS_BYTES)
+                .map_err(|source| ModelError::Read { path: path.clone(), source })?,
         };
+        let defaults = GenerationDefaults::read(generation.as_deref(), self.checkpoint.config(), vocab_size)?;
         if !defaults.unreachable_eos.is_empty() {
             tracing::warn!(
                 eos_token_ids = ?defaults.unreachable_eos,

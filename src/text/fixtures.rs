@@ -1,10 +1,19 @@
 //! Small real tokenizers for tests.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value, json};
 
+use super::error::TokenizerError;
+use super::settings::TokenizerSettings;
 use super::tokenizer::Tokenizer;
+
+/// The settings of a folder, which may have a `config.json`.
+pub(super) fn settings_in(dir: &Path) -> Result<TokenizerSettings, TokenizerError> {
+    let config = std::fs::read(dir.join("config.json")).unwrap_or_else(|_| b"{}".to_vec());
+    TokenizerSettings::from_dir(dir, &serde_json::from_slice(&config).unwrap())
+}
 
 fn shared(cell: &'static OnceLock<Arc<Tokenizer>>, json: impl FnOnce() -> Value) -> Arc<Tokenizer> {
     cell.get_or_init(|| {

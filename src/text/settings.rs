@@ -44,11 +44,12 @@ pub struct TokenizerSettings {
 }
 
 impl TokenizerSettings {
-    /// Read the files of a model folder. Those that are not there say nothing.
+    /// Read the files of a model folder beside its `config.json`, whose fields are `model`. Those that are not there say
+    /// nothing.
     ///
     /// # Errors
     /// [`TokenizerError::Read`] and [`TokenizerError::Settings`].
-    pub fn from_dir(dir: &Path) -> Result<Self, TokenizerError> {
+    pub fn from_dir(dir: &Path, model: &Map<String, Value>) -> Result<Self, TokenizerError> {
         let mut config = object(&dir.join(CONFIG))?.unwrap_or_default();
         let mut settings = Self::default();
         let within = |reason: String| TokenizerError::Settings { path: dir.join(CONFIG), reason };
@@ -75,8 +76,7 @@ impl TokenizerSettings {
                 config.insert(name, value);
             }
         }
-        let model = object(&dir.join("config.json"))?.unwrap_or_default();
-        settings.class = TokenizerClass::of(&model, &config, || written_in_bytes(&dir.join("tokenizer.json")))?;
+        settings.class = TokenizerClass::of(model, &config, || written_in_bytes(&dir.join("tokenizer.json")))?;
         for (name, token) in settings.class.names() {
             config.entry(*name).or_insert_with(|| Value::String((*token).to_owned()));
         }

@@ -71,7 +71,8 @@ impl Expected {
         for (name, content) in &self.base.files {
             fs::write(folder.path().join(name), content.to_string()).unwrap();
         }
-        let settings = TokenizerSettings::from_dir(folder.path()).unwrap();
+        let model = self.base.files.get("config.json").and_then(Value::as_object).cloned().unwrap_or_default();
+        let settings = TokenizerSettings::from_dir(folder.path(), &model).unwrap();
         let tokenizer = Arc::new(Tokenizer::from_dir(folder.path(), &settings).unwrap());
         let digest = Sha256Digest::of(self.base.chat_template.as_bytes());
         let options = Options {

@@ -11,6 +11,7 @@ use polydelta::engine::{
     EngineHandle, EngineInstaller, EventReceiver, GenerationEngine, HostMemory, Lease, Leftover, Loaders,
     ModelExecutor, ModelLoader, StartedEngine, StatsFuture, StepError, StepExecutor, StepInput, SubmitError, start,
 };
+use polydelta::files::parse_object;
 use polydelta::grpc::pb;
 use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, base_layout};
 use polydelta::ops::Dtype;
@@ -271,8 +272,8 @@ impl GoldenServer {
         let vocab_size = spec.vocab_size as u32;
         let read = |file| fs::read(golden_dir().join("base").join(file)).unwrap();
         let generation_config = read("generation_config.json");
-        let defaults =
-            GenerationDefaults::from_json(Some(&generation_config), &read("config.json"), vocab_size).unwrap();
+        let config = parse_object(&read("config.json")).unwrap();
+        let defaults = GenerationDefaults::read(Some(&generation_config), &config, vocab_size).unwrap();
         assert_eq!(defaults.eos_token_ids, [EOS]);
         let settings = TokenizerSettings::default();
         let model = Model { tokenizer: Arc::clone(&tokenizer), settings, vocab_size, context: CONTEXT, defaults };

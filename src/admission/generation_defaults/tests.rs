@@ -1,8 +1,13 @@
 use super::GenerationDefaultsError as E;
 use super::*;
 
+fn of(generation_config: Option<&str>, config: &str) -> Result<GenerationDefaults, GenerationDefaultsError> {
+    let config = parse_object(config.as_bytes()).unwrap();
+    GenerationDefaults::read(generation_config.map(str::as_bytes), &config, 1000)
+}
+
 fn read(generation_config: &str, config: &str) -> Result<GenerationDefaults, GenerationDefaultsError> {
-    GenerationDefaults::from_json(Some(generation_config.as_bytes()), config.as_bytes(), 1000)
+    of(Some(generation_config), config)
 }
 
 fn defaults(generation_config: &str) -> GenerationDefaults {
@@ -47,10 +52,7 @@ fn the_repetition_penalty_counts_without_do_sample() {
 
 #[test]
 fn end_of_sequence_is_a_number_or_a_list_of_the_file_that_counts() {
-    let eos = |generation_config: Option<&str>, config: &str| {
-        let bytes = generation_config.map(str::as_bytes);
-        GenerationDefaults::from_json(bytes, config.as_bytes(), 1000).unwrap().eos_token_ids
-    };
+    let eos = |generation_config: Option<&str>, config: &str| of(generation_config, config).unwrap().eos_token_ids;
     assert_eq!(eos(Some(r#"{"eos_token_id": 7}"#), r#"{"eos_token_id": 2}"#), [7]);
     assert_eq!(eos(Some(r#"{"eos_token_id": [9, 7, 9]}"#), "{}"), [7, 9]);
     assert_eq!(eos(Some(r#"{"eos_token_id": -1}"#), "{}"), [0u32; 0]);
@@ -94,7 +96,7 @@ fn what_cannot_be_meant_is_refused_by_name() {
     };
     assert!(matches!(read("[]", "{}"), Err(E::NotAnObject { file: GENERATION_CONFIG })));
     assert!(matches!(read("{", "{}"), Err(E::Json { file: GENERATION_CONFIG, .. })));
-    assert!(matches!(read("{}", r#"{"eos_token_id": NaN}"#), Err(E::Json { file: CONFIG, .. })));
+    assert!(matches!(read(r#"{"eos_token_id": NaN}"#, "{}"), Err(E::Json { file: GENERATION_CONFIG, .. })));
 }
 
 #[test]
@@ -118,7 +120,7 @@ fn settings_this_server_does_not_have_are_named_unless_they_are_off() {
 fn without_a_file_of_its_own_config_json_has_the_word_on_sampling_too() {
     let config =
         r#"{"do_sample": true, "temperature": 0.25, "top_k": 7, "repetition_penalty": 1.5, "eos_token_id": 3}"#;
-    let alone = GenerationDefaults::from_json(None, config.as_bytes(), 1000).unwrap();
+    let alone = of(None, config).unwrap();
     let expected = GenerationDefaults {
         temperature: 0.25,
         top_k: 7,

@@ -1,6 +1,6 @@
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::super::fixtures::byte_level;
+use super::super::fixtures::{byte_level, settings_in};
 use super::*;
 
 const NOW: SystemTime = UNIX_EPOCH;
@@ -13,7 +13,7 @@ fn chat(pairs: &[(&str, &str)]) -> Chat {
 fn compile(source: &str, tokens: &str) -> Result<ChatTemplate, ChatError> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("tokenizer_config.json"), tokens).unwrap();
-    ChatTemplate::new(source, &TokenizerSettings::from_dir(dir.path()).unwrap(), &byte_level())
+    ChatTemplate::new(source, &settings_in(dir.path()).unwrap(), &byte_level())
 }
 
 fn render(source: &str, pairs: &[(&str, &str)]) -> Result<String, ChatError> {
@@ -230,7 +230,7 @@ fn a_file_that_was_named_replaces_the_models_template() {
     let file = dir.path().join("other.jinja");
     std::fs::write(&file, "file").unwrap();
     std::fs::write(dir.path().join("chat_template.jinja"), "own").unwrap();
-    let settings = TokenizerSettings::from_dir(dir.path()).unwrap();
+    let settings = settings_in(dir.path()).unwrap();
     let said = |file: Option<&Path>| {
         let template = ChatTemplate::load(file, &settings, &byte_level())?.unwrap();
         Ok::<_, ChatError>(template.render(&chat(&[("user", "x")]), NOW)?.text())
@@ -244,7 +244,7 @@ fn a_chat_with_tools_has_the_template_for_tools_where_there_is_one() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
     let rendered = |file: Option<&Path>, tools: Option<TemplateValue>| {
-        let settings = TokenizerSettings::from_dir(dir.path()).unwrap();
+        let settings = settings_in(dir.path()).unwrap();
         let template = ChatTemplate::load(file, &settings, &byte_level()).unwrap().unwrap();
         let mut chat = chat(&[("user", "hi")]);
         chat.template_kwargs.extend(tools.map(|tools| ("tools".to_owned(), tools)));

@@ -1,6 +1,7 @@
 use serde_json::Value;
 
 use super::super::chat::ChatTemplate;
+use super::super::fixtures::settings_in;
 use super::super::tokenizer::Tokenizer;
 use super::*;
 use crate::types::generate::{Chat, ChatMessage, TemplateValue};
@@ -39,7 +40,7 @@ fn folder(tokenizer: &str, files: &Value) -> (tempfile::TempDir, TokenizerSettin
     for (name, content) in files.as_object().unwrap() {
         std::fs::write(dir.path().join(name), content.to_string()).unwrap();
     }
-    let settings = TokenizerSettings::from_dir(dir.path()).unwrap();
+    let settings = settings_in(dir.path()).unwrap();
     let tokenizer = Tokenizer::from_dir(dir.path(), &settings).unwrap();
     (dir, settings, tokenizer)
 }
@@ -107,7 +108,7 @@ fn a_control_token_that_is_a_word_of_the_vocabulary_too_cannot_be_taken_for_text
 fn the_template_is_found_in_every_place_transformers_puts_it() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-    let read = || TokenizerSettings::from_dir(dir.path()).map(|settings| settings.chat_template);
+    let read = || settings_in(dir.path()).map(|settings| settings.chat_template);
     assert_eq!(read().unwrap(), None);
     write("tokenizer_config.json", r#"{"chat_template": "1"}"#);
     assert_eq!(read().unwrap().as_deref(), Some("1"));
@@ -136,7 +137,7 @@ fn files_that_are_not_what_transformers_writes_are_named() {
         ("added_tokens.json", r#"{"a": -1}"#),
     ] {
         std::fs::write(dir.path().join(name), text).unwrap();
-        let said = TokenizerSettings::from_dir(dir.path()).unwrap_err().to_string();
+        let said = settings_in(dir.path()).unwrap_err().to_string();
         assert!(said.contains(name), "{said}");
         std::fs::remove_file(dir.path().join(name)).unwrap();
     }
