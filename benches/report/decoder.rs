@@ -7,7 +7,7 @@ use half::bf16;
 use polydelta::delta::{Module, ModuleKind, Site};
 use polydelta::model::{DecoderSpec, base_layout};
 use polydelta::ops::cpu::CpuBackend;
-use polydelta::ops::{Backend, HostMatrix, RowPlan, Rows};
+use polydelta::ops::{Backend, HostMatrix, RowPlan, Rows, WeightFormat};
 use polydelta::types::AdapterSlot;
 
 use super::support::Failure;
@@ -45,7 +45,7 @@ impl DecoderBench {
         let layout = base_layout(&spec);
         let linear = |module: &&Module| module.kind == ModuleKind::Linear;
         let base_bytes = layout.modules().filter(linear).map(|module| 2 * module.input * module.output).sum();
-        let adapter_bytes = lora(&layout, rank, 0).facts(2).device_bytes as usize;
+        let adapter_bytes = lora(&layout, rank, 0).facts(WeightFormat::Bf16).device_bytes as usize;
         Ok(Self { shape, rank, backend, spec, model, base_bytes, adapter_bytes })
     }
 

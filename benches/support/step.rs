@@ -5,7 +5,7 @@ use std::sync::Arc;
 use polydelta::delta::PreparedDelta;
 use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, DecoderSpec, ModelInput, base_layout};
 use polydelta::ops::cpu::{CpuBackend, CpuOptions};
-use polydelta::ops::{Backend, Dtype, RowPlan, SampledRows, SequencePlan, StepPlan};
+use polydelta::ops::{Backend, Numerics, RowPlan, SampledRows, SequencePlan, StepPlan};
 use polydelta::types::AdapterSlot;
 
 use super::Failure;
@@ -25,7 +25,7 @@ const STRIDE: usize = 128;
 
 /// The fastest kernels for bf16.
 pub(crate) fn backend(threads: usize) -> Result<Arc<CpuBackend>, Failure> {
-    Ok(Arc::new(CpuBackend::new(CpuOptions { threads, dtype: Dtype::Bf16, isa: None })?))
+    Ok(Arc::new(CpuBackend::new(CpuOptions { threads, numerics: Numerics::BF16, isa: None })?))
 }
 
 /// A random model in bf16 with LoRA adapters in the first slots.

@@ -15,7 +15,7 @@ use crate::config::{Environment, ModelSource};
 use crate::files::{self, MAX_SETTINGS_BYTES};
 use crate::hub::Wanted;
 use crate::model::{Checkpoint, DecoderSpec, ModelError};
-use crate::ops::Dtype;
+use crate::ops::Numerics;
 use crate::text::{Tokenizer, TokenizerSettings};
 
 /// A base model's files.
@@ -123,10 +123,10 @@ impl OpenedBase {
         Ok(defaults)
     }
 
-    /// The dtype that keeps what the checkpoint has: bf16 for 16-bit matrices, else f32.
+    /// The numerics that keep what the checkpoint has: bf16 for 16-bit matrices, else f32.
     #[must_use]
-    pub fn own_dtype(&self) -> Dtype {
-        if self.checkpoint.is_16_bit() { Dtype::Bf16 } else { Dtype::F32 }
+    pub fn own_numerics(&self) -> Numerics {
+        if self.checkpoint.is_16_bit() { Numerics::BF16 } else { Numerics::F32 }
     }
 
     /// The `architectures` entry of config.json; empty where there is none.

@@ -6,7 +6,7 @@ use super::base::OpenedBase;
 use super::error::AppError;
 use crate::config::{DtypeChoice, Kernels, ServeConfig};
 use crate::ops::cpu::{CpuBackend, CpuOptions};
-use crate::ops::{Backend, Dtype, HostMatrix, OpsError, RowPlan, Rows, StepPlan};
+use crate::ops::{Backend, HostMatrix, Numerics, OpsError, RowPlan, Rows, StepPlan};
 
 /// Inputs and outputs of the matrix that is measured.
 const SIDE: usize = 1024;
@@ -22,36 +22,36 @@ const MARGIN: f64 = 1.1;
 ///
 /// # Errors
 /// Threads or memory that the system refuses.
-pub(super) fn choose(config: &ServeConfig, base: &OpenedBase) -> Result<Dtype, AppError> {
+pub(super) fn choose(config: &ServeConfig, base: &OpenedBase) -> Result<Numerics, AppError> {
     match config.dtype {
-        _ if config.kernels == Kernels::Reference => Ok(Dtype::F32),
-        DtypeChoice::F32 => Ok(Dtype::F32),
-        DtypeChoice::Bf16 => Ok(Dtype::Bf16),
-        DtypeChoice::Auto if base.own_dtype() == Dtype::F32 => Ok(Dtype::F32),
+        _ if config.kernels == Kernels::Reference => Ok(Numerics::F32),
+        DtypeChoice::F32 => Ok(Numerics::F32),
+        DtypeChoice::Bf16 => Ok(Numerics::BF16),
+        DtypeChoice::Auto if base.own_numerics() == Numerics::F32 => Ok(Numerics::F32),
         DtypeChoice::Auto => {
             let [decode, prefill] = time_of_bf16()?;
-            let dtype = faster(decode, prefill);
+            let numerics = faster(decode, prefill);
             tracing::info!(
-                dtype = ?dtype,
+                dtype = numerics.compute.as_str(),
                 decode = format_args!("{decode:.2}"),
                 prefill = format_args!("{prefill:.2}"),
                 "chose the dtype by the time of bf16 as a multiple of f32's"
             );
-            Ok(dtype)
+            Ok(numerics)
         }
     }
 }
 
 /// bf16, unless it takes longer than f32 by more than [`MARGIN`] on the geometric mean.
-fn faster(decode: f64, prefill: f64) -> Dtype {
-    if decode * prefill > MARGIN * MARGIN { Dtype::F32 } else { Dtype::Bf16 }
+fn faster(decode: f64, prefill: f64) -> Numerics {
+    if decode * prefill > MARGIN * MARGIN { Numerics::F32 } else { Numerics::BF16 }
 }
 
 /// Time of a product in bf16 over that in f32, for each of [`ROWS`]. The calls take turns and one thread, which waits for
 /// no other: a machine that was busy at one start and idle at the next has the same ratio, and a server the same dtype.
 fn time_of_bf16() -> Result<[f64; 2], OpsError> {
     let numbers: Vec<f32> = (0..SIDE * SIDE).map(|at| (at % 251) as f32 / 251.0 - 0.5).collect();
-    let mut products = [Product::new(Dtype::F32, &numbers)?, Product::new(Dtype::Bf16, &numbers)?];
+    let mut products = [Product::new(Numerics::F32, &numbers)?, Product::new(Numerics::BF16, &numbers)?];
     Ok(std::array::from_fn(|rows| {
         let mut shortest = [f64::INFINITY; 2];
         for _ in 0..ROUNDS {
@@ -77,8 +77,8 @@ struct Product {
 }
 
 impl Product {
-    fn new(dtype: Dtype, numbers: &[f32]) -> Result<Self, OpsError> {
-        let backend = CpuBackend::new(CpuOptions { threads: 1, dtype, isa: None })?;
+    fn new(numerics: Numerics, numbers: &[f32]) -> Result<Self, OpsError> {
+        let backend = CpuBackend::new(CpuOptions { threads: 1, numerics, isa: None })?;
         let weight = backend.weight(&[HostMatrix::f32(SIDE, SIDE, numbers)])?;
         let most = ROWS[1];
         let (x, y) = (backend.buffer_of(SIDE, &numbers[..most * SIDE])?, backend.buffer(most, SIDE)?);
@@ -112,10 +112,10 @@ mod tests {
 
     #[test]
     fn bf16_is_kept_until_it_costs_more_than_its_memory_is_worth() {
-        assert_eq!(faster(0.5, 1.0), Dtype::Bf16);
-        assert_eq!(faster(1.0, 1.2), Dtype::Bf16);
-        assert_eq!(faster(0.6, 1.5), Dtype::Bf16);
-        assert_eq!(faster(1.2, 1.1), Dtype::F32);
+        assert_eq!(faster(0.5, 1.0), Numerics::BF16);
+        assert_eq!(faster(1.0, 1.2), Numerics::BF16);
+        assert_eq!(faster(0.6, 1.5), Numerics::BF16);
+        assert_eq!(faster(1.2, 1.1), Numerics::F32);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::config::Exit;
 use crate::config::units::format_bytes;
 use crate::delta::{Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, compile, config_refusals, named_base};
 use crate::model::{Checkpoint, DecoderSpec, base_layout};
-use crate::ops::Dtype;
+use crate::ops::WeightFormat;
 use crate::text::{ChatError, ChatTemplate};
 pub(super) use command::run;
 pub use groups::OpGroup;
@@ -30,7 +30,7 @@ pub struct InspectBase<'a> {
     /// Its numbers; some methods read them.
     pub checkpoint: &'a Checkpoint,
     /// Type of matrices on the device.
-    pub dtype: Dtype,
+    pub weights: WeightFormat,
     /// Why it is this one, where nobody named it.
     pub note: Option<&'a str>,
 }
@@ -190,7 +190,7 @@ fn refusals(first: DeltaError, config: &[u8], layout: &BaseLayout, limits: Compi
 
 /// What its program says.
 fn describe(base: InspectBase<'_>, program: &DeltaProgram) -> Inspection {
-    let facts = program.facts(base.dtype.size());
+    let facts = program.facts(base.weights);
     let virtual_tokens = facts.virtual_tokens;
     Inspection {
         version: String::new(),
@@ -202,7 +202,7 @@ fn describe(base: InspectBase<'_>, program: &DeltaProgram) -> Inspection {
         stored_bytes: 0,
         has_chat_template: false,
         device_bytes: facts.device_bytes,
-        dtype: base.dtype.as_str(),
+        dtype: base.weights.as_str(),
         virtual_tokens: virtual_tokens
             .map(|tokens| InspectedVirtualTokens { count: tokens.count, saved_kv: tokens.saved_kv }),
         ops: facts.ops.iter().map(|(class, count)| (class.as_str(), *count)).collect(),

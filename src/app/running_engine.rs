@@ -18,7 +18,7 @@ use crate::engine::{
 use crate::model::{BaseModel, Decoder, DecoderLimits, base_layout};
 use crate::ops::cpu::{CpuBackend, CpuOptions};
 use crate::ops::reference::ReferenceBackend;
-use crate::ops::{Backend, BackendInfo, Dtype};
+use crate::ops::{Backend, BackendInfo, Numerics};
 use crate::scheduler::{SchedulerConfig, ShareConfig};
 use crate::telemetry::{Metrics, Progress};
 
@@ -51,15 +51,15 @@ pub(super) fn compile_limits(limits: &AdapterLimits, max_model_len: u32) -> Comp
 pub(super) fn start(
     config: &ServeConfig,
     base: &OpenedBase,
-    dtype: Dtype,
+    numerics: Numerics,
     sizes: Sizes,
     registry: Arc<AdapterRegistry>,
     metrics: &Metrics,
 ) -> Result<RunningEngine, AppError> {
     let parts = Parts { config, base, sizes, registry, metrics };
     match config.kernels {
-        Kernels::Cpu => parts.start(CpuBackend::new(CpuOptions { threads: config.threads, dtype, isa: None })?),
-        Kernels::Reference => parts.start(ReferenceBackend::new(dtype)),
+        Kernels::Cpu => parts.start(CpuBackend::new(CpuOptions { threads: config.threads, numerics, isa: None })?),
+        Kernels::Reference => parts.start(ReferenceBackend::new(numerics)),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::error::AppError;
 use crate::config::{AdapterLimits, CacheConfig, StepLimits};
 use crate::model::DecoderSpec;
-use crate::ops::Dtype;
+use crate::ops::KvDtype;
 
 /// Share of the available memory that the KV cache takes by default.
 const KV_SHARE: f64 = 0.2;
@@ -17,7 +17,7 @@ const ASSUMED_MEMORY: u64 = 4 << 30;
 /// What sizes are decided by.
 pub(super) struct Demand<'a> {
     pub(super) spec: &'a DecoderSpec,
-    pub(super) dtype: Dtype,
+    pub(super) kv: KvDtype,
     pub(super) max_model_len: Option<u32>,
     pub(super) scheduler: StepLimits,
     pub(super) cache: CacheConfig,
@@ -52,7 +52,7 @@ pub(super) fn decide(demand: &Demand<'_>) -> Result<Sizes, AppError> {
         return Err(AppError::ContextTooLong { given: max_model_len, context_length: spec.context_length });
     }
     let available = demand.available.unwrap_or(ASSUMED_MEMORY);
-    let block_bytes = token_bytes(spec, demand.dtype) * u64::from(cache.block_size);
+    let block_bytes = token_bytes(spec, demand.kv) * u64::from(cache.block_size);
     let blocks_of = |tokens: u32| u64::from(tokens.div_ceil(cache.block_size));
     let wanted = blocks_of(max_model_len) * u64::from(scheduler.max_num_seqs);
     let budget = cache.kv_cache_bytes.unwrap_or((available as f64 * KV_SHARE) as u64) / block_bytes.max(1);
@@ -100,8 +100,8 @@ fn check_memory(demand: &Demand<'_>) -> Result<(), AppError> {
 }
 
 /// Bytes of K and V of one token in all layers.
-fn token_bytes(spec: &DecoderSpec, dtype: Dtype) -> u64 {
-    (2 * spec.layers.len() * spec.kv_dim() * dtype.size()) as u64
+fn token_bytes(spec: &DecoderSpec, kv: KvDtype) -> u64 {
+    (2 * spec.layers.len() * spec.kv_dim() * kv.size()) as u64
 }
 
 fn saturate(number: u64) -> u32 {
@@ -128,7 +128,7 @@ mod tests {
         let spec = spec();
         let mut demand = Demand {
             spec: &spec,
-            dtype: Dtype::Bf16,
+            kv: KvDtype::Bf16,
             max_model_len: None,
             scheduler: StepLimits { max_num_seqs: 4, max_num_batched_tokens: 64 },
             cache: CacheConfig { block_size: 16, kv_cache_bytes: None, prefix_cache: PrefixCache::Salted },

@@ -35,7 +35,7 @@ use crate::delta::SERVED_KINDS;
 use crate::engine::{EngineHandle, GenerationEngine, HostMemory};
 use crate::grpc::{self, Adapters, Generator, Informer, ModelInfo, ServerInfo, ServerLimits, Services};
 use crate::http::serve_metrics;
-use crate::ops::Dtype;
+use crate::ops::Numerics;
 use crate::telemetry::{Metrics, MetricsPage, recorded};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::types::{AdapterName, BaseDigest, ClientKey};
@@ -81,8 +81,8 @@ impl Server {
         let address = addresses.next().ok_or_else(|| listen_failed(ErrorKind::AddrNotAvailable.into()))?;
         let front = Front::read(base, config.chat_template.as_deref())?;
         let brought = tokio::task::block_in_place(|| bring_adapters(config, environment, &front))?;
-        let dtype = tokio::task::block_in_place(|| dtype::choose(config, base))?;
-        let sizes = sizes(config, base, dtype)?;
+        let numerics = tokio::task::block_in_place(|| dtype::choose(config, base))?;
+        let sizes = sizes(config, base, numerics)?;
         let store_limits = store_limits(config, sizes, front.own_template);
         let (store, temporary_store) = open_store(config, &store_limits)?;
         let (transport, metrics_connections) = descriptors::share(config.transport, store_limits.max_uploads);
@@ -93,10 +93,10 @@ impl Server {
         let registry = Arc::new(registry.with_pin_limits(pin_limits(config, sizes)));
         registry.residency().limit_faults(config.adapter_limits.max_faults);
         let running = tokio::task::block_in_place(|| {
-            running_engine::start(config, base, dtype, sizes, Arc::clone(&registry), &metrics)
+            running_engine::start(config, base, numerics, sizes, Arc::clone(&registry), &metrics)
         })?;
         let digest = tokio::task::block_in_place(|| identity.finish())?;
-        registry.serve_base(digest, dtype.size());
+        registry.serve_base(digest, numerics.weights.size());
         metrics.record_cache(config.cache.block_size, sizes.kv_blocks as usize);
         let intake = Intake::new(
             Arc::clone(&registry),
@@ -113,7 +113,7 @@ impl Server {
 
         let lifecycle = Lifecycle::new();
         let engine: Arc<dyn GenerationEngine> = Arc::new(running.engine.clone());
-        let info = server_info(config, base, digest, dtype, sizes, &running, front.chat_template.is_some());
+        let info = server_info(config, base, digest, numerics, sizes, &running, front.chat_template.is_some());
         let gate = gate(config, base, front, sizes, &running, &registry, &metrics);
         let services = Services {
             generation: Generator::new(Arc::new(gate), config.transport.stream_stall_timeout),
@@ -141,7 +141,7 @@ impl Server {
             vigil,
             _temporary_store: temporary_store,
         };
-        server.announce(base, dtype, sizes, &running, &registry, began);
+        server.announce(base, numerics, sizes, &running, &registry, began);
         Ok(server)
     }
 
@@ -178,7 +178,7 @@ impl Server {
     fn announce(
         &self,
         base: &OpenedBase,
-        dtype: Dtype,
+        numerics: Numerics,
         sizes: Sizes,
         running: &RunningEngine,
         registry: &AdapterRegistry,
@@ -187,7 +187,7 @@ impl Server {
         tracing::info!(
             model = base.name,
             architecture = base.architecture(),
-            dtype = dtype.as_str(),
+            dtype = numerics.compute.as_str(),
             device = running.backend.name,
             isa = running.backend.isa,
             threads = running.backend.threads,
@@ -306,15 +306,15 @@ async fn metrics(config: &ServeConfig, model: &str) -> Result<(Metrics, Option<E
     Ok((metrics, Some(Exporter { listeners, address, page })))
 }
 
-fn sizes(config: &ServeConfig, base: &OpenedBase, dtype: Dtype) -> Result<Sizes, AppError> {
+fn sizes(config: &ServeConfig, base: &OpenedBase, numerics: Numerics) -> Result<Sizes, AppError> {
     sizing::decide(&Demand {
         spec: &base.spec,
-        dtype,
+        kv: numerics.kv,
         max_model_len: config.max_model_len,
         scheduler: config.scheduler,
         cache: config.cache,
         adapters: config.adapter_limits,
-        weight_bytes: base.checkpoint.parameters() * dtype.size() as u64,
+        weight_bytes: base.checkpoint.parameters() * numerics.weights.size() as u64,
         available: available_memory(),
     })
 }
@@ -424,7 +424,7 @@ fn server_info(
     config: &ServeConfig,
     base: &OpenedBase,
     digest: BaseDigest,
-    dtype: Dtype,
+    numerics: Numerics,
     sizes: Sizes,
     running: &RunningEngine,
     has_chat_template: bool,
@@ -457,7 +457,7 @@ fn server_info(
     };
     ServerInfo {
         model,
-        dtype: dtype.as_str().to_owned(),
+        dtype: numerics.compute.as_str().to_owned(),
         device: running.backend.name.to_owned(),
         isa: running.backend.isa.to_owned(),
         threads: running.backend.threads,

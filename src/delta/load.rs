@@ -31,7 +31,7 @@ mod tests {
     use crate::delta::layout::{BaseSizes, LayerSite};
     use crate::delta::{Bias, DeltaTable, Gain, InputScale};
     use crate::ops::reference::ReferenceBackend;
-    use crate::ops::{Dtype, SiteId};
+    use crate::ops::{Numerics, SiteId};
     use crate::types::AdapterSlot;
 
     const WIDTH: usize = 4;
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn a_site_is_held_by_the_slots_that_have_entries_there_and_by_no_others() {
-        let (backend, layout) = (ReferenceBackend::new(Dtype::F32), layout());
+        let (backend, layout) = (ReferenceBackend::new(Numerics::F32), layout());
         let mut table = DeltaTable::new(&backend, &layout).unwrap();
         let numbers = || vec![0.5; WIDTH];
         let biases = |layers: &[u32]| {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::class::DeltaOp;
 use super::layout::Site;
+use crate::ops::WeightFormat;
 use crate::types::AdapterFacts;
 
 /// A compiled adapter.
@@ -20,10 +21,10 @@ pub struct DeltaProgram {
 }
 
 impl DeltaProgram {
-    /// The plain-data summary the other wing and clients see. `weight_bytes` is the size of one number of A and B on
-    /// the device; vectors, saved K and V and prompt embeddings are f32.
+    /// The plain-data summary the other wing and clients see. `weights` is how matrices lie on the
+    /// device; vectors, saved K and V and prompt embeddings are f32.
     #[must_use]
-    pub fn facts(&self, weight_bytes: usize) -> AdapterFacts {
+    pub fn facts(&self, weights: WeightFormat) -> AdapterFacts {
         let mut facts = AdapterFacts {
             kind: self.kind.clone(),
             min_rank: 0,
@@ -43,7 +44,7 @@ impl DeltaProgram {
             *facts.ops.entry(op.class()).or_default() += 1;
             let op = op.as_op();
             facts.parameters += op.parameters() as u64;
-            facts.device_bytes += op.device_bytes(weight_bytes);
+            facts.device_bytes += op.device_bytes(weights);
             facts.virtual_tokens = op.virtual_tokens().or(facts.virtual_tokens);
         }
         facts

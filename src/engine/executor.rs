@@ -8,7 +8,7 @@ use super::input_batch::StepInput;
 use super::prepare::PassInput;
 use crate::delta::{self, Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, PreparedDelta};
 use crate::model::{Checkpoint, Decoder};
-use crate::ops::{Backend, OpsError};
+use crate::ops::{Backend, OpsError, WeightFormat};
 use crate::types::{AdapterSlot, StepOutput};
 
 /// Runs steps. Owned by the engine thread; a fake one makes the loop testable without a model.
@@ -108,8 +108,8 @@ pub trait DeltaLoader: Send + Sync + 'static {
     /// [`DeltaError`]: why [`DeltaLoader::compile`] will refuse the whole.
     fn check_head(&self, config: Option<&[u8]>, weights: Option<(&[u8], u64)>) -> Result<(), DeltaError>;
 
-    /// Bytes of one number of a matrix on the device.
-    fn weight_bytes(&self) -> usize;
+    /// How matrices lie on the device.
+    fn weight_format(&self) -> WeightFormat;
 
     /// Move a compiled adapter to the device.
     ///
@@ -158,8 +158,8 @@ impl<B: Backend> DeltaLoader for ModelLoader<B> {
         delta::check_head(config, weights, self.base(), self.limits)
     }
 
-    fn weight_bytes(&self) -> usize {
-        self.backend.dtype().size()
+    fn weight_format(&self) -> WeightFormat {
+        self.backend.numerics().weights
     }
 
     fn prepare(&self, program: DeltaProgram) -> Result<PreparedDelta<B>, OpsError> {

@@ -132,7 +132,7 @@ impl<L: DeltaLoader> AdapterInstaller for EngineInstaller<L> {
         let _share = memory.take(bytes)?;
         loaders.run(bytes, || {
             let files = staged.read()?;
-            Ok(loader.check(&files.config, &files.weights)?.facts(loader.weight_bytes()))
+            Ok(loader.check(&files.config, &files.weights)?.facts(loader.weight_format()))
         })
     }
 
@@ -206,7 +206,7 @@ impl<L: DeltaLoader> Shared<L> {
                 return None;
             }
         };
-        let facts = Arc::new(compiled.program.facts(self.loader.weight_bytes()));
+        let facts = Arc::new(compiled.program.facts(self.loader.weight_format()));
         self.registry.learn(version, &facts);
         match ticket.begin_install(facts) {
             Ok(ticket) => Some((ticket, compiled)),

@@ -4,44 +4,6 @@ use half::bf16;
 
 use super::OpsError;
 
-/// How GEMM inputs and KV are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dtype {
-    /// 32-bit floats, nothing is narrowed.
-    F32,
-    /// bfloat16, accumulated in f32.
-    Bf16,
-}
-
-impl Dtype {
-    /// Bytes of one number.
-    #[must_use]
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
-
-    /// The name in flags and logs.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        }
-    }
-
-    /// The number as a GEMM of this dtype sees it.
-    #[must_use]
-    pub fn round(self, value: f32) -> f32 {
-        match self {
-            Self::F32 => value,
-            Self::Bf16 => bf16::from_f32(value).to_f32(),
-        }
-    }
-}
-
 /// Numbers of a [`HostMatrix`], row-major.
 #[derive(Clone, Copy, Debug)]
 pub enum HostData<'a> {

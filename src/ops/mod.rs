@@ -5,8 +5,8 @@
 //! what varies by row (adapter slots, positions, block tables, which rows are sampled) from a [`StepPlan`] uploaded once
 //! per step: between the first launch of a step and [`Backend::finish`] nothing more goes to the device or comes from it.
 //!
-//! Numbers. Activations are f32. In bf16 mode the inputs of every GEMM (base and low-rank alike) are rounded to bf16,
-//! KV is stored as bf16, and accumulation stays f32. **Batch invariance**: an output element is one fixed sequence of
+//! Numbers. Activations are f32. [`Numerics`] says how matrices lie on the device, what the inputs of every GEMM (base and
+//! low-rank alike) are rounded to, and what the KV cache keeps; accumulation is f32. **Batch invariance**: an output element is one fixed sequence of
 //! operations over its inputs, whatever the number of rows, the row's index, the other rows, the thread count, or
 //! whether columns are computed stacked or alone. A row without an op of a class is not touched by that class.
 //!
@@ -17,13 +17,15 @@
 pub mod cpu;
 mod error;
 mod host;
+mod numerics;
 mod plan;
 pub mod reference;
 mod stored;
 mod table;
 
 pub use error::OpsError;
-pub use host::{Dtype, HostData, HostMatrix, HostTensor, TensorData};
+pub use host::{HostData, HostMatrix, HostTensor, TensorData};
+pub use numerics::{ComputeDtype, KvDtype, Numerics, WeightFormat};
 pub use plan::{RowPlan, Rows, SampledRows, Segment, SequencePlan, StepPlan};
 pub use stored::{TensorDtype, TensorReader};
 pub use table::{ColumnVector, LowRankPair, SiteId, SiteTable, SlotDelta, SlotEntries, SlotTable};
@@ -148,8 +150,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// What this is.
     fn info(&self) -> BackendInfo;
 
-    /// The dtype of GEMM inputs and KV.
-    fn dtype(&self) -> Dtype;
+    /// How it keeps numbers.
+    fn numerics(&self) -> Numerics;
 
     // --- memory -------------------------------------------------------------------------------------------------
 
@@ -157,7 +159,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn buffer(&self, rows: usize, cols: usize) -> Result<Self::Buffer, OpsError>;
 
     /// Pack `segments`, each `[out_i, in]`, stacked along `out` in order. Column range `i` of a GEMM's output is
-    /// segment `i`. In bf16 mode the numbers are rounded to bf16.
+    /// segment `i`. The numbers are rounded to the backend's [`WeightFormat`].
     fn weight(&self, segments: &[HostMatrix<'_>]) -> Result<Self::Weight, OpsError>;
 
     /// Pack each matrix as a weight of its own. Those of one adapter come and go together, so a backend may give them
@@ -311,8 +313,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     // --- deltas, one op class at a time, all rows at once ---------------------------------------------------------
 
     /// Semantics, for each row of a slot with entries: `y[r, c0..c1] += scaling * B(A x[r])` for each entry `{a: [rank,
-    /// in], b: [c1 - c0, rank], scaling, columns: c0..c1}`. True ranks, no padding in the result. In bf16 mode x and
-    /// A x are rounded to bf16 before their GEMMs.
+    /// in], b: [c1 - c0, rank], scaling, columns: c0..c1}`. True ranks, no padding in the result. x and A x are
+    /// rounded to the [`ComputeDtype`] before their GEMMs.
     fn low_rank(
         &self,
         step: &Self::Step,

@@ -14,7 +14,7 @@ use polydelta::engine::{
 use polydelta::files::parse_object;
 use polydelta::grpc::pb;
 use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, base_layout};
-use polydelta::ops::Dtype;
+use polydelta::ops::Numerics;
 use polydelta::ops::cpu::{CpuBackend, CpuOptions};
 use polydelta::scheduler::{SchedulerConfig, ShareConfig};
 use polydelta::telemetry::Metrics;
@@ -244,7 +244,7 @@ impl GoldenServer {
     pub(crate) async fn with(options: Options) -> Self {
         let checkpoint = Arc::new(Checkpoint::open(&golden_dir().join("base")).unwrap());
         let spec = checkpoint.spec().unwrap();
-        let cpu = CpuOptions { threads: 1, dtype: Dtype::F32, isa: None };
+        let cpu = CpuOptions { threads: 1, numerics: Numerics::F32, isa: None };
         let backend = Arc::new(CpuBackend::new(cpu).unwrap());
         let base = BaseModel::load(backend.as_ref(), &spec, &checkpoint, CONTEXT as usize, &|_, _| {}).unwrap();
         let config = scheduler();

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use polydelta::delta::{Base, CompileLimits, compile};
 use polydelta::model::{Checkpoint, base_layout, read_spec};
+use polydelta::ops::WeightFormat;
 
 const LIMITS: CompileLimits = CompileLimits { max_rank: 256, max_virtual_tokens: 64, allow_unknown_fields: false };
 
@@ -52,7 +53,7 @@ fn golden_adapters_mean_the_same_in_every_spelling() {
             let (config, weights) = (read("adapter_config.json"), read("adapter_model.safetensors"));
             let Ok(program) = compile(&config, &weights, base, LIMITS) else { continue };
             for (name, spell) in spellings {
-                let virtual_tokens = program.facts(4).virtual_tokens.is_some();
+                let virtual_tokens = program.facts(WeightFormat::F32).virtual_tokens.is_some();
                 if virtual_tokens && !["torch.compile", "DDP"].contains(&name) {
                     continue;
                 }

@@ -228,7 +228,7 @@ fn nothing_starts_a_process() {
 fn violations_are_found() {
     let place = Path::new("x.rs");
     let what = |room, text| check(place, room, text).into_iter().map(|found| found.what).collect::<Vec<_>>();
-    assert_eq!(what("scheduler", "use crate::ops::Dtype;"), ["`scheduler` must not import `ops`"]);
+    assert_eq!(what("scheduler", "use crate::ops::Numerics;"), ["`scheduler` must not import `ops`"]);
     assert_eq!(what("model", "use crate::engine::{A, B};"), ["`model` must not import `engine`"]);
     assert_eq!(what("ops", "use crate::{delta, types::A};"), ["`ops` must not import `delta`"]);
     assert_eq!(what("cache", "let x = tokio::spawn(y);"), ["`cache` must not know the crate `tokio`"]);

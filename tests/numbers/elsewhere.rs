@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use polydelta::ops::cpu::{CpuBackend, CpuOptions};
-use polydelta::ops::{Backend, Dtype, reference::ReferenceBackend};
+use polydelta::ops::{Backend, Numerics, reference::ReferenceBackend};
 
 use crate::fixture::{Case, Family, Runner, Sequence, log_softmax};
 
@@ -64,8 +64,8 @@ fn fixtures_from_elsewhere_agree_with_peft() {
     for dir in dirs {
         let family = Family::open_dir(dir);
         cases += family.cases.len();
-        found.extend(differences(&|| ReferenceBackend::new(Dtype::F32), &family));
-        let options = CpuOptions { threads: 2, dtype: Dtype::F32, isa: None };
+        found.extend(differences(&|| ReferenceBackend::new(Numerics::F32), &family));
+        let options = CpuOptions { threads: 2, numerics: Numerics::F32, isa: None };
         found.extend(
             differences(&|| CpuBackend::new(options).unwrap(), &family).into_iter().map(|text| format!("cpu: {text}")),
         );

@@ -11,7 +11,7 @@ use polydelta::engine::{
     StepExecutor, start,
 };
 use polydelta::model::{BaseModel, Decoder, DecoderLimits, base_layout};
-use polydelta::ops::{Backend, Dtype, reference::ReferenceBackend};
+use polydelta::ops::{Backend, Numerics, WeightFormat, reference::ReferenceBackend};
 use polydelta::scheduler::{SchedulerConfig, ShareConfig};
 use polydelta::types::{
     AdapterBinding, AdapterSlot, AdapterVersion, ClientKey, ConnectionId, EngineRequest, RequestId, SamplingParams,
@@ -33,7 +33,7 @@ pub(crate) struct Hall {
 }
 
 pub(crate) fn hall(family: &Family, adapters: &[String], config: SchedulerConfig) -> Hall {
-    hall_of(family, adapters, config, Arc::new(ReferenceBackend::new(Dtype::F32)), |executor| executor)
+    hall_of(family, adapters, config, Arc::new(ReferenceBackend::new(Numerics::F32)), |executor| executor)
 }
 
 /// With the executor inside of another.
@@ -60,7 +60,7 @@ pub(crate) fn hall_of<B: Backend, E: StepExecutor<Prepared = PreparedDelta<B>>>(
     let mut bindings = BTreeMap::new();
     for (index, adapter) in adapters.iter().enumerate() {
         let program = family.compile(adapter).unwrap();
-        let virtual_tokens = program.facts(4).virtual_tokens;
+        let virtual_tokens = program.facts(WeightFormat::F32).virtual_tokens;
         let slot = AdapterSlot(index as u32);
         runtime.block_on(installs.install(slot, loader.prepare(program).unwrap())).unwrap();
         let version = AdapterVersion([index as u8 + 1; 32]);

@@ -9,7 +9,7 @@ use polydelta::delta::{Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram
 use polydelta::model::{
     BaseModel, Checkpoint, Decoder, DecoderLimits, DecoderSpec, EmbedRows, ModelInput, base_layout,
 };
-use polydelta::ops::{Backend, RowPlan, SampledRows, SequencePlan};
+use polydelta::ops::{Backend, RowPlan, SampledRows, SequencePlan, WeightFormat};
 use polydelta::types::{AdapterSlot, LongRope};
 use serde::Deserialize;
 
@@ -146,7 +146,7 @@ impl<B: Backend> Runner<B> {
     /// Put a program into the next slot.
     pub(crate) fn install(&mut self, name: &str, program: DeltaProgram) {
         let slot = AdapterSlot(self.slots.len() as u32);
-        if let Some(rows) = program.facts(4).virtual_tokens {
+        if let Some(rows) = program.facts(WeightFormat::F32).virtual_tokens {
             self.virtual_tokens.insert(slot, (rows.count as usize, rows.saved_kv));
         }
         self.decoder.install(slot, PreparedDelta::new(self.backend.as_ref(), &self.layout, program).unwrap());

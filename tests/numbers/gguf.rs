@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use polydelta::model::{Checkpoint, RopeScaling};
-use polydelta::ops::Dtype;
+use polydelta::ops::Numerics;
 use polydelta::ops::reference::ReferenceBackend;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -47,7 +47,7 @@ fn logits_and_ids_are_those_of_the_safetensors_with_and_without_adapters() {
         let served = |case: &&Case| !case.adapter.as_deref().is_some_and(refused);
         let cases: Vec<&Case> = original.cases.iter().filter(served).collect();
         let run = |family: &Family| {
-            let backend = ReferenceBackend::new(Dtype::F32);
+            let backend = ReferenceBackend::new(Numerics::F32);
             Runner::new(backend, family, family.spec.context_length, &adapters(&cases)).generate(&cases, usize::MAX)
         };
         for ((case, a), b) in cases.iter().zip(run(&original)).zip(run(&converted)) {
@@ -66,7 +66,7 @@ fn rotary_frequencies_are_divided_by_the_files_own_divisors() {
     assert!(family.spec.tied);
     let served = |case: &&Case| !case.adapter.as_deref().is_some_and(refused);
     let cases: Vec<&Case> = family.cases.iter().filter(served).collect();
-    let backend = ReferenceBackend::new(Dtype::F32);
+    let backend = ReferenceBackend::new(Numerics::F32);
     let mut runner = Runner::new(backend, &family, family.spec.context_length, &adapters(&cases));
     for (case, sequence) in cases.iter().zip(runner.generate(&cases, usize::MAX)) {
         check(&family, case, &sequence);

@@ -3,7 +3,7 @@
 
 use polydelta::delta::{DeltaError, SERVED_KINDS};
 use polydelta::ops::cpu::{CpuBackend, CpuOptions, Isa};
-use polydelta::ops::{Backend, Dtype, reference::ReferenceBackend};
+use polydelta::ops::{Backend, Numerics, reference::ReferenceBackend};
 
 use crate::fixture::{Case, FAMILIES, Family, Runner, Sequence, log_softmax};
 
@@ -65,7 +65,7 @@ fn check_all<B: Backend>(make: impl Fn() -> B) {
 
 #[test]
 fn every_family_and_adapter_agrees_with_peft_on_the_reference_backend() {
-    check_all(|| ReferenceBackend::new(Dtype::F32));
+    check_all(|| ReferenceBackend::new(Numerics::F32));
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn every_family_and_adapter_agrees_with_peft_on_the_cpu_backend() {
 }
 
 fn cpu(isa: Isa, threads: usize) -> CpuBackend {
-    CpuBackend::new(CpuOptions { threads, dtype: Dtype::F32, isa: Some(isa) }).unwrap()
+    CpuBackend::new(CpuOptions { threads, numerics: Numerics::F32, isa: Some(isa) }).unwrap()
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use polydelta::delta::{BaseWeights, Bias, DeltaOp, DeltaProgram, LayerSite, LowRank, Site};
 use polydelta::ops::cpu::{CpuBackend, CpuOptions};
-use polydelta::ops::{Backend, Dtype, HostTensor, reference::ReferenceBackend};
+use polydelta::ops::{Backend, HostTensor, Numerics, reference::ReferenceBackend};
 use proptest::prelude::*;
 
 use crate::fixture::{Case, Family, Runner};
@@ -14,8 +14,8 @@ const SITES: [(LayerSite, LayerSite, &str); 2] = [
     (LayerSite::AfterMlp, LayerSite::Down, "mlp.down_proj"),
 ];
 
-fn cpu(dtype: Dtype) -> CpuBackend {
-    CpuBackend::new(CpuOptions { threads: 2, dtype, isa: None }).unwrap()
+fn cpu(numerics: Numerics) -> CpuBackend {
+    CpuBackend::new(CpuOptions { threads: 2, numerics, isa: None }).unwrap()
 }
 
 /// Numbers in [-scale, scale), a function of the seed (SplitMix64).
@@ -135,8 +135,8 @@ proptest! {
     #[test]
     fn an_op_at_a_hidden_site_is_the_one_folded_into_the_projection_before_it(ops in ops(2), prompt in 0_usize..8) {
         let family = Family::open("llama");
-        check_folded(ReferenceBackend::new(Dtype::F32), &family, &ops, prompt);
-        check_folded(cpu(Dtype::F32), &family, &ops, prompt);
+        check_folded(ReferenceBackend::new(Numerics::F32), &family, &ops, prompt);
+        check_folded(cpu(Numerics::F32), &family, &ops, prompt);
     }
 }
 
@@ -158,8 +158,8 @@ fn a_block_that_ends_in_a_norm_has_its_hidden_site_behind_it() {
         runner.install("hidden", at_hidden_sites(family, &everywhere()));
         logits(&mut runner, cases)
     }
-    let want = run(ReferenceBackend::new(Dtype::F32), &family, &cases.each_ref());
-    let got = run(cpu(Dtype::F32), &family, &cases.each_ref());
+    let want = run(ReferenceBackend::new(Numerics::F32), &family, &cases.each_ref());
+    let got = run(cpu(Numerics::F32), &family, &cases.each_ref());
     assert!(furthest(&got[1], &want[1]) < 1e-3 && furthest(&got[0], &want[0]) < 1e-3);
     assert!(furthest(&want[1], &want[0]) > 1e-2);
 }
@@ -168,9 +168,9 @@ fn a_block_that_ends_in_a_norm_has_its_hidden_site_behind_it() {
 fn rows_of_hidden_sites_give_the_same_bits_alone_and_mixed_and_leave_others_alone() {
     for name in ["llama", "gemma3"] {
         let family = Family::open(name);
-        for dtype in [Dtype::F32, Dtype::Bf16] {
-            let mut bare = Runner::new(cpu(dtype), &family, family.spec.context_length, &[]);
-            let mut runner = Runner::new(cpu(dtype), &family, family.spec.context_length, &[]);
+        for numerics in [Numerics::F32, Numerics::BF16] {
+            let mut bare = Runner::new(cpu(numerics), &family, family.spec.context_length, &[]);
+            let mut runner = Runner::new(cpu(numerics), &family, family.spec.context_length, &[]);
             runner.install("hidden", at_hidden_sites(&family, &everywhere()));
             runner.install("other", at_hidden_sites(&family, &everywhere()[3..5]));
             let adapters = [Some("hidden"), None, Some("other"), Some("hidden"), None];

@@ -2,7 +2,7 @@
 //! chunks, on where its blocks lie, or on being computed again from the start.
 
 use polydelta::ops::cpu::{CpuBackend, CpuOptions, Isa};
-use polydelta::ops::{Backend, Dtype, reference::ReferenceBackend};
+use polydelta::ops::{Backend, Numerics, reference::ReferenceBackend};
 
 use crate::fixture::{Case, Family, Runner, Sequence};
 
@@ -45,19 +45,19 @@ pub(crate) fn check_invariance<B: Backend>(make: impl Fn() -> B) {
 
 #[test]
 fn the_reference_backend_in_f32_gives_a_request_the_same_bits_in_any_batch() {
-    check_invariance(|| ReferenceBackend::new(Dtype::F32));
+    check_invariance(|| ReferenceBackend::new(Numerics::F32));
 }
 
 #[test]
 fn the_reference_backend_in_bf16_gives_a_request_the_same_bits_in_any_batch() {
-    check_invariance(|| ReferenceBackend::new(Dtype::Bf16));
+    check_invariance(|| ReferenceBackend::new(Numerics::BF16));
 }
 
 #[test]
 fn the_cpu_backend_gives_a_request_the_same_bits_in_any_batch_on_every_path() {
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-        for dtype in [Dtype::F32, Dtype::Bf16] {
-            check_invariance(|| CpuBackend::new(CpuOptions { threads: 2, dtype, isa: Some(isa) }).unwrap());
+        for numerics in [Numerics::F32, Numerics::BF16] {
+            check_invariance(|| CpuBackend::new(CpuOptions { threads: 2, numerics, isa: Some(isa) }).unwrap());
         }
     }
 }
@@ -70,7 +70,7 @@ fn the_cpu_backend_gives_the_same_bits_with_any_number_of_threads() {
     adapters.sort();
     adapters.dedup();
     let run = |threads| {
-        let backend = CpuBackend::new(CpuOptions { threads, dtype: Dtype::Bf16, isa: None }).unwrap();
+        let backend = CpuBackend::new(CpuOptions { threads, numerics: Numerics::BF16, isa: None }).unwrap();
         let mut runner = Runner::new(backend, &family, family.spec.context_length, &adapters);
         runner.generate(&cases, 9).iter().map(bits).collect::<Vec<_>>()
     };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use polydelta::engine::{EventReceiver, Leftover, StepError, StepExecutor, StepInput};
-use polydelta::ops::Dtype;
+use polydelta::ops::Numerics;
 use polydelta::ops::cpu::{CpuBackend, CpuOptions};
 use polydelta::types::{AdapterSlot, RequestFailure, SequenceEvent, StepOutput};
 
@@ -70,8 +70,8 @@ fn read(mut events: EventReceiver) -> Result<Bits, RequestFailure> {
     Ok(bits)
 }
 
-fn start(family: &Family, adapters: &[String], dtype: Dtype, fault: Option<Fault>) -> Hall {
-    let backend = CpuBackend::new(CpuOptions { threads: 2, dtype, isa: None }).unwrap();
+fn start(family: &Family, adapters: &[String], numerics: Numerics, fault: Option<Fault>) -> Hall {
+    let backend = CpuBackend::new(CpuOptions { threads: 2, numerics, isa: None }).unwrap();
     hall_of(family, adapters, config(family, 1024), Arc::new(backend), |inner| Failing { inner, fault })
 }
 
@@ -87,19 +87,19 @@ fn neighbours_of_a_request_that_makes_steps_fail_get_the_bits_that_they_get_alon
     adapters.dedup();
     let slot = AdapterSlot(adapters.iter().position(|adapter| adapter == CULPRIT).unwrap() as u32);
     let culprit = culprits.into_iter().max_by_key(|case| case.prompt.len()).unwrap();
-    for dtype in [Dtype::F32, Dtype::Bf16] {
-        let mut hall = start(&family, &adapters, dtype, None);
+    for numerics in [Numerics::F32, Numerics::BF16] {
+        let mut hall = start(&family, &adapters, numerics, None);
         let alone: Vec<Bits> = neighbours.iter().map(|case| read(hall.submit(case)).unwrap()).collect();
         // In its first chunk; in its second token; in a later one.
         let last = culprit.prompt.len() as u32;
         for (from, panics) in [(0, false), (last, true), (last + 3, false)] {
             let fault = Fault { slot, from, panics };
-            let mut hall = start(&family, &adapters, dtype, Some(fault));
+            let mut hall = start(&family, &adapters, numerics, Some(fault));
             let ended = hall.submit(culprit);
             let beside: Vec<EventReceiver> = neighbours.iter().map(|case| hall.submit(case)).collect();
-            assert_eq!(read(ended), Err(RequestFailure::EngineFailed), "{dtype:?} {fault:?}");
+            assert_eq!(read(ended), Err(RequestFailure::EngineFailed), "{numerics:?} {fault:?}");
             for ((case, alone), events) in neighbours.iter().zip(&alone).zip(beside) {
-                assert!(read(events).as_ref() == Ok(alone), "{dtype:?} {fault:?}: {}", case.name);
+                assert!(read(events).as_ref() == Ok(alone), "{numerics:?} {fault:?}: {}", case.name);
             }
             let stats = hall.stats();
             assert!(stats.failed_steps > 0 && stats.running + stats.waiting == 0, "{stats:?}");

@@ -8,7 +8,7 @@
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models;
-use polydelta::ops::{Dtype, reference::ReferenceBackend};
+use polydelta::ops::{Numerics, reference::ReferenceBackend};
 use serde_json::{Value, json};
 
 use crate::fixture::{Case, Family, Runner};
@@ -37,7 +37,7 @@ fn config(family: &Family) -> Value {
 type Network = Box<dyn FnMut(&Tensor) -> candle_core::Result<Tensor>>;
 
 fn compare(family: &Family, max_prompt: usize, mut network: impl FnMut() -> Network) {
-    let mut runner = Runner::new(ReferenceBackend::new(Dtype::F32), family, family.spec.context_length, &[]);
+    let mut runner = Runner::new(ReferenceBackend::new(Numerics::F32), family, family.spec.context_length, &[]);
     let mut compared = 0;
     for case in family.cases.iter().filter(|case| case.adapter.is_none() && case.prompt.len() <= max_prompt) {
         let ours = &runner.generate(&[&Case { ids: vec![0], ..case.clone() }], usize::MAX)[0].logits[0].clone();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use polydelta::model::{Checkpoint, ModelError};
-use polydelta::ops::{Backend, Dtype, reference::ReferenceBackend};
+use polydelta::ops::{Backend, Numerics, reference::ReferenceBackend};
 use polydelta::scheduler::SchedulerConfig;
 use safetensors::SafeTensors;
 use safetensors::tensor::{TensorView, serialize_to_file};
@@ -131,7 +131,7 @@ fn every_spelling_is_read_as_transformers_reads_it_or_refused() {
                 (Ok(_), None) => {
                     served += 1;
                     let family = opened(&dir, at.clone());
-                    let found = difference(ReferenceBackend::new(Dtype::F32), family, &spelling.case());
+                    let found = difference(ReferenceBackend::new(Numerics::F32), family, &spelling.case());
                     wrong.extend(found.map(|found| format!("{at}: {found}")));
                 }
             }

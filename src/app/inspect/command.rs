@@ -33,7 +33,7 @@ pub(in crate::app) async fn run(
         name: &base.name,
         spec: &base.spec,
         checkpoint: &base.checkpoint,
-        dtype: base.own_dtype(),
+        weights: base.own_numerics().weights,
         note: note.as_deref(),
     };
     let context = u32::try_from(base.spec.context_length).unwrap_or(u32::MAX);

@@ -21,7 +21,13 @@ impl Golden {
     }
 
     fn base(&self) -> InspectBase<'_> {
-        InspectBase { name: &self.name, spec: &self.spec, checkpoint: &self.checkpoint, dtype: Dtype::Bf16, note: None }
+        InspectBase {
+            name: &self.name,
+            spec: &self.spec,
+            checkpoint: &self.checkpoint,
+            weights: WeightFormat::Bf16,
+            note: None,
+        }
     }
 
     fn adapter(&self, name: &str) -> PathBuf {

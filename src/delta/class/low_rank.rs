@@ -6,7 +6,7 @@ use super::op::ClassOp;
 use crate::delta::layout::Site;
 use crate::delta::rows::StepRows;
 use crate::delta::sites::Place;
-use crate::ops::{Backend, HostMatrix, HostTensor, OpsError, SiteId};
+use crate::ops::{Backend, HostMatrix, HostTensor, OpsError, SiteId, WeightFormat};
 
 /// y += s·B(Ax).
 #[derive(Clone, Debug, PartialEq)]
@@ -24,8 +24,8 @@ impl ClassOp for LowRank {
         self.a.len() + self.b.len()
     }
 
-    fn device_bytes(&self, weight_bytes: usize) -> u64 {
-        (self.parameters() * weight_bytes) as u64
+    fn device_bytes(&self, weights: WeightFormat) -> u64 {
+        (self.parameters() * weights.size()) as u64
     }
 
     fn rank(&self) -> Option<usize> {

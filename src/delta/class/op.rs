@@ -2,7 +2,7 @@
 
 use super::loading::Loading;
 use crate::delta::layout::Site;
-use crate::ops::{Backend, HostMatrix, OpsError};
+use crate::ops::{Backend, HostMatrix, OpsError, WeightFormat};
 use crate::types::VirtualTokens;
 
 /// An op of one class, on the host. What it does to a row is its file's `apply`.
@@ -10,8 +10,8 @@ pub(crate) trait ClassOp {
     /// Numbers it holds.
     fn parameters(&self) -> usize;
 
-    /// Bytes it takes on the device, where a number of a matrix takes `weight_bytes`; all others are f32.
-    fn device_bytes(&self, _weight_bytes: usize) -> u64 {
+    /// Bytes it takes on the device, where matrices lie in this format; all other numbers are f32.
+    fn device_bytes(&self, _weights: WeightFormat) -> u64 {
         4 * self.parameters() as u64
     }
 

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::files::FileRefusal;
 use crate::model::{BaseModel, DecoderSpec, base_layout};
-use crate::ops::Dtype;
+use crate::ops::Numerics;
 use crate::ops::reference::ReferenceBackend;
 
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/llama");
@@ -25,7 +25,7 @@ fn truncate(dir: &TempDir, bytes: u64) {
 }
 
 fn load(checkpoint: &Checkpoint, spec: &DecoderSpec, progress: &dyn Fn(usize, usize)) -> Result<(), ModelError> {
-    BaseModel::load(&ReferenceBackend::new(Dtype::F32), spec, checkpoint, 16, progress).map(drop)
+    BaseModel::load(&ReferenceBackend::new(Numerics::F32), spec, checkpoint, 16, progress).map(drop)
 }
 
 /// A file of raw header and data.

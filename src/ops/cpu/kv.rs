@@ -13,7 +13,7 @@ use std::ops::Range;
 use super::math::round_bf16_bits;
 use super::memory::untouched;
 use super::pack::PANEL;
-use crate::ops::{Dtype, KvShape, OpsError};
+use crate::ops::{KvDtype, KvShape, OpsError};
 
 /// Places of a KV tile.
 pub(super) const TILE: usize = PANEL;
@@ -22,7 +22,7 @@ pub(super) const TILE: usize = PANEL;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KvLayout {
     pub(super) shape: KvShape,
-    pub(super) dtype: Dtype,
+    pub(super) dtype: KvDtype,
     /// K of one head and tile.
     k_words: usize,
     /// One panel of V.
@@ -32,10 +32,10 @@ pub(super) struct KvLayout {
 }
 
 impl KvLayout {
-    pub(super) fn new(shape: KvShape, dtype: Dtype) -> Self {
+    pub(super) fn new(shape: KvShape, dtype: KvDtype) -> Self {
         let per_line = match dtype {
-            Dtype::F32 => 1,
-            Dtype::Bf16 => 2,
+            KvDtype::F32 => 1,
+            KvDtype::Bf16 => 2,
         };
         let v_panel = TILE / per_line * PANEL;
         let k_words = shape.head_dim.div_ceil(per_line) * PANEL;
@@ -81,7 +81,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    pub(super) fn new(shape: KvShape, dtype: Dtype) -> Result<Self, OpsError> {
+    pub(super) fn new(shape: KvShape, dtype: KvDtype) -> Result<Self, OpsError> {
         let layout = KvLayout::new(shape, dtype);
         let len = layout.block_words().saturating_mul(shape.blocks);
         let plane = || {
@@ -162,10 +162,10 @@ impl LayerWriter<'_> {
     }
 }
 
-fn store_k(dtype: Dtype, k: &[f32], lane: usize, words: &mut [u32]) {
+fn store_k(dtype: KvDtype, k: &[f32], lane: usize, words: &mut [u32]) {
     match dtype {
-        Dtype::F32 => words.iter_mut().skip(lane).step_by(PANEL).zip(k).for_each(|(word, k)| *word = k.to_bits()),
-        Dtype::Bf16 => {
+        KvDtype::F32 => words.iter_mut().skip(lane).step_by(PANEL).zip(k).for_each(|(word, k)| *word = k.to_bits()),
+        KvDtype::Bf16 => {
             for (word, pair) in words.iter_mut().skip(lane).step_by(PANEL).zip(k.chunks(2)) {
                 let high = pair.get(1).map_or(0, |k| round_bf16_bits(*k));
                 *word = round_bf16_bits(pair[0]) >> 16 | high;
@@ -177,10 +177,10 @@ fn store_k(dtype: Dtype, k: &[f32], lane: usize, words: &mut [u32]) {
 fn store_v(layout: &KvLayout, v: &[f32], lane: usize, words: &mut [u32]) {
     for (panel, v) in words.chunks_exact_mut(layout.v_panel).zip(v.chunks(PANEL)) {
         match layout.dtype {
-            Dtype::F32 => {
+            KvDtype::F32 => {
                 panel[lane * PANEL..][..v.len()].iter_mut().zip(v).for_each(|(word, v)| *word = v.to_bits());
             }
-            Dtype::Bf16 => {
+            KvDtype::Bf16 => {
                 let line = &mut panel[lane / 2 * PANEL..][..v.len()];
                 for (word, v) in line.iter_mut().zip(v) {
                     let bits = round_bf16_bits(*v);
@@ -207,8 +207,8 @@ mod tests {
         let (k, v, lane) = (&cache.layer(layer)[k], &cache.layer(layer)[v], offset % TILE);
         let panel = &v[dim / PANEL * layout.v_panel..];
         match layout.dtype {
-            Dtype::F32 => (f32::from_bits(k[dim * PANEL + lane]), f32::from_bits(panel[lane * PANEL + dim % PANEL])),
-            Dtype::Bf16 => {
+            KvDtype::F32 => (f32::from_bits(k[dim * PANEL + lane]), f32::from_bits(panel[lane * PANEL + dim % PANEL])),
+            KvDtype::Bf16 => {
                 let half = |word: u32, at: usize| {
                     f32::from_bits(if at.is_multiple_of(2) { word << 16 } else { word & 0xffff_0000 })
                 };
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_read_back_and_copied_with_its_block() {
-        for dtype in [Dtype::F32, Dtype::Bf16] {
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
             let mut cache = KvCache::new(shape(), dtype).unwrap();
             let token = |place: usize| -> (Vec<f32>, Vec<f32>) {
                 (0..38).map(|i| ((place * 38 + i) as f32 + 0.3, -((place * 38 + i) as f32) - 0.7)).unzip()

@@ -132,7 +132,7 @@ impl Scratch {
         self.segments.clear();
         self.pairs.clear();
         assert_grouped(plan);
-        let form = InputForm::of(backend.isa, backend.dtype());
+        let form = InputForm::of(backend.isa, backend.numerics());
         let (mut values, mut words) = (0, 0);
         for segment in &plan.segments {
             let entries = table.low_rank(Some(segment.slot));
@@ -190,14 +190,14 @@ impl Scratch {
                 store: Store::Overwrite,
             };
             // SAFETY: pairs have values of their own, and the tasks of a pair other rows or panels each.
-            unsafe { multiply(backend.isa, backend.dtype(), &part) };
+            unsafe { multiply(backend.isa, &part) };
         });
         self.round(backend, table);
     }
 
     /// v as inputs of the expand: rounded in bf16 mode.
     fn round(&mut self, backend: &CpuBackend, table: Table<'_>) {
-        let form = InputForm::of(backend.isa, backend.dtype());
+        let form = InputForm::of(backend.isa, backend.numerics());
         for pair in &self.pairs {
             let rank = Self::entry(&self.segments, table, pair).rank;
             let (stride, value_stride) = (form.stride(rank), value_stride(rank));
@@ -244,7 +244,7 @@ impl Scratch {
             // SAFETY: `run` calls with each chunk once, so its columns of y are this thread's alone. No panel of a
             // fused B reaches beyond them: its panels are the base's, of which the chunk holds whole ones.
             unsafe {
-                base.compute(backend.isa, backend.dtype(), chunk);
+                base.compute(backend.isa, chunk);
                 for (pair, panels) in this.fused_parts(table, base, chunk) {
                     let rows = 0..this.segments[pair.segment].rows.len();
                     this.add_product(backend, table, pair, rows, panels, 1.0, y);
@@ -316,7 +316,7 @@ impl Scratch {
         y: Outputs<'_>,
     ) {
         let (segment, op) = (&self.segments[pair.segment], Self::entry(&self.segments, table, pair));
-        let form = InputForm::of(backend.isa, backend.dtype());
+        let form = InputForm::of(backend.isa, backend.numerics());
         let len = segment.rows.len() * form.stride(op.rank);
         let part = Part {
             x: Inputs::new(&self.words[pair.words..][..len], form, op.rank),
@@ -328,7 +328,7 @@ impl Scratch {
             store: Store::AddScaled(scale * op.scaling),
         };
         // SAFETY: handed on.
-        unsafe { multiply(backend.isa, backend.dtype(), &part) };
+        unsafe { multiply(backend.isa, &part) };
     }
 }
 

@@ -3,7 +3,7 @@
 //! Weights are packed once into panels of 16 output columns (`pack`); one GEMM (`gemm`) serves any number of rows,
 //! the low-rank deltas (`lowrank`) and attention (`attention`, over a cache in the same layout, `kv`). Threads
 //! (`pool`) are handed output columns or rows, never part of a sum. The instruction set (`isa`) is chosen once, at
-//! start. Results are the same bit for bit whatever the batch and the number of threads, per binary, path and dtype.
+//! start. Results are the same bit for bit whatever the batch and the number of threads, per binary, path and numerics.
 //!
 //! AVX2 and the portable path are what the tests exercise on machines without AVX-512; the two AVX-512 paths run the
 //! same tests wherever the processor has them, and are skipped elsewhere.
@@ -40,8 +40,8 @@ use pack::Line;
 use pool::Pool;
 
 use super::{
-    Activation, AttentionSpec, Backend, BackendInfo, Dtype, HeadColumns, HostMatrix, KvShape, Norm, OpsError,
-    RopeTable, RowPlan, Rows, SampleOutcome, SiteTable, SlotDelta, SlotTable, StepPlan,
+    Activation, AttentionSpec, Backend, BackendInfo, ComputeDtype, HeadColumns, HostMatrix, KvShape, Norm, Numerics,
+    OpsError, RopeTable, RowPlan, Rows, SampleOutcome, SiteTable, SlotDelta, SlotTable, StepPlan,
 };
 use crate::types::AdapterSlot;
 
@@ -50,8 +50,8 @@ use crate::types::AdapterSlot;
 pub struct CpuOptions {
     /// Threads that compute, the caller's included; at least 1.
     pub threads: usize,
-    /// Dtype of GEMM inputs, weights and KV.
-    pub dtype: Dtype,
+    /// How numbers are kept.
+    pub numerics: Numerics,
     /// Instruction set path; the fastest this machine has if absent.
     pub isa: Option<Isa>,
 }
@@ -60,7 +60,7 @@ pub struct CpuOptions {
 /// threads at once are correct, but share its scratch memory one after the other.
 pub struct CpuBackend {
     isa: DetectedIsa,
-    dtype: Dtype,
+    numerics: Numerics,
     pool: Pool,
     /// Packs what comes while steps run, on the thread that brings it: `pool` is the steps'.
     alone: Pool,
@@ -100,13 +100,13 @@ impl CpuBackend {
     /// [`OpsError::Isa`] for a path that this machine lacks, [`OpsError::Thread`] for no threads or more than the
     /// system starts.
     pub fn new(options: CpuOptions) -> Result<Self, OpsError> {
-        let best = match (Isa::best(), options.dtype) {
-            (Isa::Avx512Bf16, Dtype::F32) => Isa::Avx512,
+        let best = match (Isa::best(), options.numerics.compute) {
+            (Isa::Avx512Bf16, ComputeDtype::F32) => Isa::Avx512,
             (best, _) => best,
         };
         let isa = DetectedIsa::new(options.isa.unwrap_or(best))?;
         let (pool, alone) = (Pool::new(options.threads)?, Pool::new(1)?);
-        Ok(Self { isa, dtype: options.dtype, pool, alone, scratch: Mutex::default() })
+        Ok(Self { isa, numerics: options.numerics, pool, alone, scratch: Mutex::default() })
     }
 
     fn scratch(&self) -> MutexGuard<'_, Scratch> {
@@ -116,7 +116,7 @@ impl CpuBackend {
 
     /// The first `count` rows of x in the form the GEMM reads.
     fn prepare<'a>(&self, words: &'a mut Vec<u32>, x: &Buffer, count: usize) -> Inputs<'a> {
-        let form = InputForm::of(self.isa, self.dtype);
+        let form = InputForm::of(self.isa, self.numerics);
         let stride = form.stride(x.cols);
         let words = at_least(words, count * stride);
         let rows_each = count.div_ceil(self.pool.threads() * 4).max(1);
@@ -134,7 +134,7 @@ impl CpuBackend {
             #[allow(unsafe_code)]
             // SAFETY: `run` calls with each chunk once; the caller of this op holds y.
             unsafe {
-                chunks.compute(self.isa, self.dtype, chunk);
+                chunks.compute(self.isa, chunk);
             }
         });
     }
@@ -164,8 +164,8 @@ impl Backend for CpuBackend {
         BackendInfo { name: "cpu", isa: self.isa.get().as_str(), threads: self.pool.threads() }
     }
 
-    fn dtype(&self) -> Dtype {
-        self.dtype
+    fn numerics(&self) -> Numerics {
+        self.numerics
     }
 
     fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
@@ -173,12 +173,12 @@ impl Backend for CpuBackend {
     }
 
     fn weight(&self, segments: &[HostMatrix<'_>]) -> Result<PackedWeight, OpsError> {
-        PackedWeight::new(self.dtype, segments, &self.pool)
+        PackedWeight::new(self.numerics.weights, segments, &self.pool)
     }
 
     fn weight_group(&self, matrices: &[HostMatrix<'_>]) -> Result<Vec<PackedWeight>, OpsError> {
         let weights: Vec<&[HostMatrix<'_>]> = matrices.iter().map(std::slice::from_ref).collect();
-        PackedWeight::group(self.dtype, &weights, &self.alone)
+        PackedWeight::group(self.numerics.weights, &weights, &self.alone)
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>, OpsError> {
@@ -195,7 +195,7 @@ impl Backend for CpuBackend {
     }
 
     fn kv_cache(&self, shape: KvShape) -> Result<KvCache, OpsError> {
-        KvCache::new(shape, self.dtype)
+        KvCache::new(shape, self.numerics.kv)
     }
 
     fn step(&self) -> Step {

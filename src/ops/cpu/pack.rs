@@ -14,7 +14,7 @@ use half::bf16;
 use super::math::round_bf16_bits;
 use super::memory::Streamed;
 use super::pool::Pool;
-use crate::ops::{Dtype, HostData, HostMatrix, OpsError};
+use crate::ops::{HostData, HostMatrix, OpsError, WeightFormat};
 
 /// Output columns of a panel.
 pub(super) const PANEL: usize = 16;
@@ -45,7 +45,7 @@ struct Stack {
 /// A packed matrix `[out, in]`, possibly several stacked along `out`.
 #[derive(Debug)]
 pub struct PackedWeight {
-    dtype: Dtype,
+    format: WeightFormat,
     stack: Stack,
     /// Shared by weights that come and go together.
     memory: Arc<Streamed<Line>>,
@@ -59,34 +59,38 @@ pub(super) struct Run {
 }
 
 /// Lines of one panel of `depth` inputs.
-pub(super) fn lines_per_panel(dtype: Dtype, depth: usize) -> usize {
-    match dtype {
-        Dtype::F32 => depth,
-        Dtype::Bf16 => depth.div_ceil(2),
+pub(super) fn lines_per_panel(format: WeightFormat, depth: usize) -> usize {
+    match format {
+        WeightFormat::F32 => depth,
+        WeightFormat::Bf16 => depth.div_ceil(2),
     }
 }
 
 impl PackedWeight {
-    /// Pack `segments` in order. In bf16 mode the numbers are rounded to nearest even.
-    pub(super) fn new(dtype: Dtype, segments: &[HostMatrix<'_>], pool: &Pool) -> Result<Self, OpsError> {
-        let mut packed = Self::group(dtype, &[segments], pool)?;
+    /// Pack `segments` in order. In bf16 the numbers are rounded to nearest even.
+    pub(super) fn new(format: WeightFormat, segments: &[HostMatrix<'_>], pool: &Pool) -> Result<Self, OpsError> {
+        let mut packed = Self::group(format, &[segments], pool)?;
         packed.pop().ok_or(OpsError::Shape { rows: 0, cols: 0, expected: 0 })
     }
 
     /// Pack several weights, each of some stacked matrices, into one allocation.
-    pub(super) fn group(dtype: Dtype, weights: &[&[HostMatrix<'_>]], pool: &Pool) -> Result<Vec<Self>, OpsError> {
+    pub(super) fn group(
+        format: WeightFormat,
+        weights: &[&[HostMatrix<'_>]],
+        pool: &Pool,
+    ) -> Result<Vec<Self>, OpsError> {
         let mut stacks: Vec<Stack> = Vec::with_capacity(weights.len());
         for segments in weights {
             let first = stacks.last().map_or(0, |last| last.lines.end);
-            stacks.push(Stack::new(dtype, segments, first)?);
+            stacks.push(Stack::new(format, segments, first)?);
         }
         let Some(last) = stacks.last() else { return Ok(Vec::new()) };
         let mut memory = Streamed::filled("packed weights", last.lines.end, Line::default())?;
         for (segments, stack) in weights.iter().zip(&stacks) {
-            stack.fill(dtype, segments, &mut memory, pool);
+            stack.fill(format, segments, &mut memory, pool);
         }
         let memory = Arc::new(memory);
-        Ok(stacks.into_iter().map(|stack| Self { dtype, stack, memory: Arc::clone(&memory) }).collect())
+        Ok(stacks.into_iter().map(|stack| Self { format, stack, memory: Arc::clone(&memory) }).collect())
     }
 
     /// Inputs.
@@ -113,7 +117,7 @@ impl PackedWeight {
 
     /// Lines from one panel to the next.
     pub(super) fn panel_stride(&self) -> usize {
-        lines_per_panel(self.dtype, self.stack.depth)
+        lines_per_panel(self.format, self.stack.depth)
     }
 
     /// The first word of a panel; beyond the last, a place that must not be read.
@@ -123,7 +127,7 @@ impl PackedWeight {
 
     /// The line of a panel that an even k starts.
     pub(super) fn line_of(&self, k: usize) -> usize {
-        lines_per_panel(self.dtype, k)
+        lines_per_panel(self.format, k)
     }
 
     /// Cut a range of panels where a segment ends.
@@ -157,16 +161,21 @@ impl PackedWeight {
         self.lines()[panel * stride..][..stride].iter().map(move |line| line.0[lane])
     }
 
+    /// How its numbers lie.
+    pub(super) fn format(&self) -> WeightFormat {
+        self.format
+    }
+
     /// Write a row times `scale`, widened to f32.
     pub(super) fn widen_row(&self, row: usize, scale: f32, target: &mut [f32]) {
         let target = &mut target[..self.stack.depth];
-        match self.dtype {
-            Dtype::F32 => {
+        match self.format {
+            WeightFormat::F32 => {
                 for (target, word) in target.iter_mut().zip(self.row_words(row)) {
                     *target = scale * f32::from_bits(word);
                 }
             }
-            Dtype::Bf16 => {
+            WeightFormat::Bf16 => {
                 for (pair, word) in target.chunks_mut(2).zip(self.row_words(row)) {
                     pair[0] = scale * f32::from_bits(word << 16);
                     if let Some(high) = pair.get_mut(1) {
@@ -180,7 +189,7 @@ impl PackedWeight {
 
 impl Stack {
     /// Where `segments` go from line `first` on; refused unless they stack.
-    fn new(dtype: Dtype, segments: &[HostMatrix<'_>], first: usize) -> Result<Self, OpsError> {
+    fn new(format: WeightFormat, segments: &[HostMatrix<'_>], first: usize) -> Result<Self, OpsError> {
         let depth = segments.first().map_or(0, |first| first.cols);
         let mut packed = Vec::with_capacity(segments.len());
         let (mut panel, mut column) = (0, 0);
@@ -200,19 +209,19 @@ impl Stack {
         if panel == 0 {
             return Err(OpsError::Shape { rows: 0, cols: 0, expected: 0 });
         }
-        let lines = lines_per_panel(dtype, depth).saturating_mul(panel);
+        let lines = lines_per_panel(format, depth).saturating_mul(panel);
         Ok(Self { depth, segments: packed, lines: first..first.saturating_add(lines) })
     }
 
-    fn fill(&self, dtype: Dtype, segments: &[HostMatrix<'_>], memory: &mut [Line], pool: &Pool) {
-        let stride = lines_per_panel(dtype, self.depth);
+    fn fill(&self, format: WeightFormat, segments: &[HostMatrix<'_>], memory: &mut [Line], pool: &Pool) {
+        let stride = lines_per_panel(format, self.depth);
         let lines = &mut memory[self.lines.clone()];
         for (matrix, segment) in segments.iter().zip(&self.segments) {
             let target = &mut lines[segment.panels.start * stride..segment.panels.end * stride];
             pool.for_blocks(matrix.rows * self.depth, target, stride, |index, panel| {
                 let first = index * PANEL;
                 for lane in 0..PANEL.min(matrix.rows - first) {
-                    fill_lane(dtype, matrix, first + lane, lane, panel);
+                    fill_lane(format, matrix, first + lane, lane, panel);
                 }
             });
         }
@@ -220,17 +229,19 @@ impl Stack {
 }
 
 /// Write row `row` of `matrix` into lane `lane` of its panel.
-fn fill_lane(dtype: Dtype, matrix: &HostMatrix<'_>, row: usize, lane: usize, panel: &mut [Line]) {
+fn fill_lane(format: WeightFormat, matrix: &HostMatrix<'_>, row: usize, lane: usize, panel: &mut [Line]) {
     let range = row * matrix.cols..(row + 1) * matrix.cols;
-    match (matrix.data, dtype) {
-        (HostData::F32(data), Dtype::F32) => {
+    match (matrix.data, format) {
+        (HostData::F32(data), WeightFormat::F32) => {
             panel.iter_mut().zip(&data[range]).for_each(|(line, x)| line.0[lane] = x.to_bits());
         }
-        (HostData::Bf16(data), Dtype::F32) => {
+        (HostData::Bf16(data), WeightFormat::F32) => {
             panel.iter_mut().zip(&data[range]).for_each(|(line, x)| line.0[lane] = u32::from(x.to_bits()) << 16);
         }
-        (HostData::F32(data), Dtype::Bf16) => fill_pairs(&data[range], lane, panel, |x| round_bf16_bits(x) >> 16),
-        (HostData::Bf16(data), Dtype::Bf16) => {
+        (HostData::F32(data), WeightFormat::Bf16) => {
+            fill_pairs(&data[range], lane, panel, |x| round_bf16_bits(x) >> 16)
+        }
+        (HostData::Bf16(data), WeightFormat::Bf16) => {
             fill_pairs(&data[range], lane, panel, |x: bf16| u32::from(x.to_bits()));
         }
     }
@@ -256,8 +267,8 @@ mod tests {
         let pool = Pool::new(2).unwrap();
         let (first, second) = (numbers(17 * 3), numbers(5 * 3));
         let segments = [HostMatrix::f32(17, 3, &first), HostMatrix::f32(5, 3, &second)];
-        for dtype in [Dtype::F32, Dtype::Bf16] {
-            let w = PackedWeight::new(dtype, &segments, &pool).unwrap();
+        for format in [WeightFormat::F32, WeightFormat::Bf16] {
+            let w = PackedWeight::new(format, &segments, &pool).unwrap();
             assert_eq!((w.depth(), w.columns(), w.panels()), (3, 22, 3));
             assert_eq!(w.segment(1), &PackedSegment { panels: 2..3, columns: 17..22 });
             let mut row = [0.0; 3];
@@ -274,7 +285,7 @@ mod tests {
     fn columns_align_where_their_panels_are_the_weights_own() {
         let pool = Pool::new(1).unwrap();
         let (first, second) = (numbers(32 * 2), numbers(20 * 2));
-        let stacked = |a, b| PackedWeight::new(Dtype::F32, &[a, b], &pool).unwrap();
+        let stacked = |a, b| PackedWeight::new(WeightFormat::F32, &[a, b], &pool).unwrap();
         let (wide, ragged) = (HostMatrix::f32(32, 2, &first), HostMatrix::f32(20, 2, &second));
         let w = stacked(wide, ragged);
         assert!(w.aligns(&(0..32)) && w.aligns(&(0..7)) && w.aligns(&(32..52)) && w.aligns(&(0..52)));
@@ -287,7 +298,7 @@ mod tests {
     fn a_line_of_bf16_holds_pairs_of_k() {
         let pool = Pool::new(1).unwrap();
         let data = [1.0, 2.0, 3.0];
-        let w = PackedWeight::new(Dtype::Bf16, &[HostMatrix::f32(1, 3, &data)], &pool).unwrap();
+        let w = PackedWeight::new(WeightFormat::Bf16, &[HostMatrix::f32(1, 3, &data)], &pool).unwrap();
         let bits = |x: f32| u32::from(bf16::from_f32(x).to_bits());
         assert_eq!(w.lines()[0].0[0], bits(1.0) | bits(2.0) << 16);
         assert_eq!(w.lines()[1].0[0], bits(3.0));
@@ -299,9 +310,9 @@ mod tests {
         let pool = Pool::new(1).unwrap();
         let data = numbers(6);
         let stacked = [HostMatrix::f32(2, 3, &data), HostMatrix::f32(3, 2, &data)];
-        let refused = PackedWeight::new(Dtype::F32, &stacked, &pool).unwrap_err();
+        let refused = PackedWeight::new(WeightFormat::F32, &stacked, &pool).unwrap_err();
         assert_eq!(refused, OpsError::Shape { rows: 3, cols: 2, expected: 3 });
-        assert!(PackedWeight::new(Dtype::F32, &[], &pool).is_err());
-        assert!(PackedWeight::new(Dtype::F32, &[HostMatrix::f32(0, 3, &[])], &pool).is_err());
+        assert!(PackedWeight::new(WeightFormat::F32, &[], &pool).is_err());
+        assert!(PackedWeight::new(WeightFormat::F32, &[HostMatrix::f32(0, 3, &[])], &pool).is_err());
     }
 }

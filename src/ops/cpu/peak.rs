@@ -91,13 +91,13 @@ fn plain(turns: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::Dtype;
+    use crate::ops::Numerics;
     use crate::ops::cpu::CpuOptions;
 
     #[test]
     fn every_path_counts_what_it_multiplies() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-            let cpu = CpuBackend::new(CpuOptions { threads: 2, dtype: Dtype::F32, isa: Some(isa) }).unwrap();
+            let cpu = CpuBackend::new(CpuOptions { threads: 2, numerics: Numerics::F32, isa: Some(isa) }).unwrap();
             assert_eq!(cpu.multiply_add(3), 3 * 16 * 12 * lanes(isa));
         }
     }

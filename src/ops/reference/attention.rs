@@ -1,10 +1,10 @@
 //! Rotary embedding, the paged cache, and attention.
 
 use super::{Matrix, PagedKv};
-use crate::ops::{AttentionSpec, Dtype, RopeTable, StepPlan};
+use crate::ops::{AttentionSpec, KvDtype, RopeTable, StepPlan};
 
 pub(super) fn rope_and_cache(
-    dtype: Dtype,
+    dtype: KvDtype,
     step: &StepPlan,
     spec: &AttentionSpec,
     rope: &RopeTable,

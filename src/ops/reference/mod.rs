@@ -1,8 +1,8 @@
 //! The definition of every op, slow and obvious.
 //!
 //! Each op here is the formula of its `Semantics:` line written as loops over f32, in ascending order, with no
-//! blocking and no threads. Fast backends are tested against it. In bf16 mode it rounds where the trait says numbers
-//! are rounded, so that it defines that mode too. It must never be tuned.
+//! blocking and no threads. Fast backends are tested against it. It rounds where the trait says numbers are
+//! rounded, so that it defines every choice of numerics too. It must never be tuned.
 
 mod attention;
 mod rows;
@@ -10,7 +10,7 @@ mod rows;
 use std::ops::Range;
 
 use super::{
-    Activation, AttentionSpec, Backend, BackendInfo, Dtype, HeadColumns, HostMatrix, KvShape, Norm, OpsError,
+    Activation, AttentionSpec, Backend, BackendInfo, HeadColumns, HostMatrix, KvShape, Norm, Numerics, OpsError,
     RopeTable, Rows, SampleOutcome, SiteTable, SlotDelta, SlotTable, StepPlan,
 };
 use crate::sampler::{AnyMachine, Sampler};
@@ -19,14 +19,14 @@ use crate::types::AdapterSlot;
 /// Plain loops on the host.
 #[derive(Clone, Copy, Debug)]
 pub struct ReferenceBackend {
-    dtype: Dtype,
+    numerics: Numerics,
 }
 
 impl ReferenceBackend {
-    /// A reference backend whose GEMM inputs and KV are of `dtype`.
+    /// A reference backend that keeps numbers so.
     #[must_use]
-    pub fn new(dtype: Dtype) -> Self {
-        Self { dtype }
+    pub fn new(numerics: Numerics) -> Self {
+        Self { numerics }
     }
 }
 
@@ -47,7 +47,7 @@ impl Matrix {
     }
 }
 
-/// Segments `[out_i, in]` stacked along `out`, already rounded to the backend's dtype.
+/// Segments `[out_i, in]` stacked along `out`, already rounded to the backend's format.
 #[derive(Clone, Debug)]
 pub struct StackedMatrix {
     matrix: Matrix,
@@ -73,7 +73,7 @@ pub struct PagedKv {
 impl ReferenceBackend {
     fn dot(&self, w: &[f32], x: &[f32]) -> f32 {
         debug_assert_eq!(w.len(), x.len());
-        w.iter().zip(x).fold(0.0, |sum, (w, x)| sum + w * self.dtype.round(*x))
+        w.iter().zip(x).fold(0.0, |sum, (w, x)| sum + w * self.numerics.compute.round(*x))
     }
 }
 
@@ -90,8 +90,8 @@ impl Backend for ReferenceBackend {
         BackendInfo { name: "reference", isa: "portable", threads: 1 }
     }
 
-    fn dtype(&self) -> Dtype {
-        self.dtype
+    fn numerics(&self) -> Numerics {
+        self.numerics
     }
 
     fn buffer(&self, rows: usize, cols: usize) -> Result<Matrix, OpsError> {
@@ -107,7 +107,7 @@ impl Backend for ReferenceBackend {
                 return Err(OpsError::Shape { rows: segment.rows, cols: segment.cols, expected });
             }
             for row in 0..segment.rows {
-                data.extend((0..segment.cols).map(|col| self.dtype.round(segment.get(row, col))));
+                data.extend((0..segment.cols).map(|col| self.numerics.weights.round(segment.get(row, col))));
             }
             bounds.push(bounds[bounds.len() - 1] + segment.rows);
         }
@@ -253,7 +253,7 @@ impl Backend for ReferenceBackend {
         qkv: &mut Matrix,
         kv: &mut PagedKv,
     ) {
-        attention::rope_and_cache(self.dtype, &step.plan, spec, rope, layer, qkv, kv);
+        attention::rope_and_cache(self.numerics.kv, &step.plan, spec, rope, layer, qkv, kv);
     }
 
     fn attention(&self, step: &Step, spec: &AttentionSpec, layer: usize, qkv: &Matrix, kv: &PagedKv, y: &mut Matrix) {
@@ -272,8 +272,8 @@ impl Backend for ReferenceBackend {
         for index in 0..count {
             let at = (blocks[index / size] as usize * size + index % size) * dim;
             for column in 0..dim {
-                kv.k[layer][at + column] = self.dtype.round(k.row(index)[column]);
-                kv.v[layer][at + column] = self.dtype.round(v.row(index)[column]);
+                kv.k[layer][at + column] = self.numerics.kv.round(k.row(index)[column]);
+                kv.v[layer][at + column] = self.numerics.kv.round(v.row(index)[column]);
             }
         }
     }

@@ -16,7 +16,7 @@ fn matrix(cols: usize, data: &[f32]) -> Matrix {
 
 #[test]
 fn a_gemm_is_rows_times_the_transposed_weight() {
-    let backend = ReferenceBackend::new(Dtype::F32);
+    let backend = ReferenceBackend::new(Numerics::F32);
     let stacked = [HostMatrix::f32(1, 2, &[1.0, 2.0]), HostMatrix::f32(2, 2, &[3.0, 4.0, 5.0, 6.0])];
     let w = backend.weight(&stacked).unwrap();
     let x = matrix(2, &[1.0, 10.0, -1.0, 0.5]);
@@ -44,7 +44,7 @@ fn a_gemm_is_rows_times_the_transposed_weight() {
 
 #[test]
 fn low_rank_touches_only_its_columns_and_rows() {
-    let backend = ReferenceBackend::new(Dtype::F32);
+    let backend = ReferenceBackend::new(Numerics::F32);
     let mut table = SlotTable::default();
     let entry = LowRankPair {
         a: backend.weight(&[HostMatrix::f32(1, 2, &[1.0, 1.0])]).unwrap(),
@@ -64,7 +64,7 @@ fn low_rank_touches_only_its_columns_and_rows() {
 
 #[test]
 fn attention_reads_only_visible_places_through_the_block_table() {
-    let backend = ReferenceBackend::new(Dtype::F32);
+    let backend = ReferenceBackend::new(Numerics::F32);
     let shape = KvShape { layers: 1, blocks: 3, block_size: 2, kv_heads: 1, head_dim: 1 };
     let mut kv = backend.kv_cache(shape).unwrap();
     // Indices 0 and 1 lie in block 2, index 2 in block 0.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::toy::{LIMITS, Toy, Upload, key};
 use crate::delta::compile::config_refusals;
 use crate::delta::{DeltaError, DeltaOp};
+use crate::ops::WeightFormat;
 
 /// What becomes of a field that is set.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -203,7 +204,7 @@ fn unknown_fields_pass_where_the_operator_says_so_and_are_noted() {
     let program = upload.compile_allowing_unknown(&toy).unwrap();
     assert_eq!(program.ops, Upload::lora().ops().ops);
     assert_eq!(program.unknown_fields, ["use_of_next_year", "another"]);
-    assert_eq!(program.facts(4).unknown_fields, program.unknown_fields);
+    assert_eq!(program.facts(WeightFormat::F32).unknown_fields, program.unknown_fields);
     // What is known and not served stays refused.
     for (field, set) in LORA_FIELDS.iter().filter(|(.., fate)| *fate == Refused).map(|(field, _, set, _)| (field, set))
     {

@@ -23,7 +23,7 @@ use super::gemm::{Avx2, Avx512};
 use super::isa::Fused;
 use super::isa::{DetectedIsa, Isa, Plain};
 use super::pack::{Line, PANEL};
-use crate::ops::Dtype;
+use crate::ops::KvDtype;
 use items::MAX_QUERIES;
 use pass::{SIDE, STRETCH};
 use walk::walk;
@@ -44,15 +44,15 @@ pub(super) unsafe fn attend(isa: DetectedIsa, pass: &Pass<'_>, item: &Item, line
     unsafe {
         match (isa.get(), pass.layout.dtype) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => fused512::<false>(pass, item, lines),
+            (Isa::Avx512Bf16 | Isa::Avx512, KvDtype::F32) => fused512::<false>(pass, item, lines),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::Bf16) => fused512::<true>(pass, item, lines),
+            (Isa::Avx512Bf16 | Isa::Avx512, KvDtype::Bf16) => fused512::<true>(pass, item, lines),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Dtype::F32) => fused256::<false>(pass, item, lines),
+            (Isa::Avx2, KvDtype::F32) => fused256::<false>(pass, item, lines),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Dtype::Bf16) => fused256::<true>(pass, item, lines),
-            (_, Dtype::F32) => walk::<Portable<Plain, false>, Portable<Plain, false>, Plain>(pass, item, lines),
-            (_, Dtype::Bf16) => walk::<Portable<Plain, true>, Portable<Plain, false>, Plain>(pass, item, lines),
+            (Isa::Avx2, KvDtype::Bf16) => fused256::<true>(pass, item, lines),
+            (_, KvDtype::F32) => walk::<Portable<Plain, false>, Portable<Plain, false>, Plain>(pass, item, lines),
+            (_, KvDtype::Bf16) => walk::<Portable<Plain, true>, Portable<Plain, false>, Plain>(pass, item, lines),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::items::{Item, MAX_QUERIES};
 use super::pass::{Pass, SIDE, STRETCH};
-use crate::ops::Dtype;
+use crate::ops::KvDtype;
 use crate::ops::cpu::gemm::{Kernel, MAX_PANELS, MAX_ROWS, Store, Tile, WORDS, ask_for};
 use crate::ops::cpu::isa::Arithmetic;
 use crate::ops::cpu::kv::TILE;
@@ -165,7 +165,7 @@ pub(super) unsafe fn walk<K: Kernel, W: Kernel, A: Arithmetic>(pass: &Pass<'_>, 
             if stretch.gathers() {
                 gather(pass, item, &stretch, &mut queries);
                 // K of a tile lies together as it is.
-                let gathered = pass.layout.dtype == Dtype::Bf16;
+                let gathered = pass.layout.dtype == KvDtype::Bf16;
                 score::<W>(pass, item, &view, &stretch, gathered, &mut queries);
                 soften::<A>(pass, &view, &stretch, &mut queries);
                 let first = queries.values.as_ptr().cast();
@@ -199,7 +199,7 @@ fn gather(pass: &Pass<'_>, item: &Item, stretch: &Stretch, queries: &mut Queries
     let Queries { width, keys, values, .. } = queries;
     for (side, tile) in stretch.tiles.clone().enumerate() {
         let (k, v) = pass.tile(item, tile);
-        if pass.layout.dtype == Dtype::Bf16 {
+        if pass.layout.dtype == KvDtype::Bf16 {
             widen(pass.layout.dtype, k, &mut keys[side * *width * PANEL..]);
         }
         for (panel, v) in v.chunks_exact(pass.layout.v_panel).enumerate() {
@@ -210,10 +210,10 @@ fn gather(pass: &Pass<'_>, item: &Item, stretch: &Stretch, queries: &mut Queries
 
 /// Lines of a panel as f32, a line for each k.
 #[inline(always)]
-fn widen(dtype: Dtype, words: &[u32], numbers: &mut [f32]) {
+fn widen(dtype: KvDtype, words: &[u32], numbers: &mut [f32]) {
     match dtype {
-        Dtype::F32 => numbers.iter_mut().zip(words).for_each(|(number, word)| *number = f32::from_bits(*word)),
-        Dtype::Bf16 => {
+        KvDtype::F32 => numbers.iter_mut().zip(words).for_each(|(number, word)| *number = f32::from_bits(*word)),
+        KvDtype::Bf16 => {
             let pairs = numbers.as_chunks_mut::<PANEL>().0.as_chunks_mut::<2>().0;
             for (pair, words) in pairs.iter_mut().zip(words.as_chunks::<PANEL>().0) {
                 // By value: the compiler then knows that what is read is not what is written.

@@ -1,8 +1,8 @@
 //! x in the form the tiles broadcast from.
 
-use crate::ops::Dtype;
 use crate::ops::cpu::isa::{Arithmetic, DetectedIsa, Isa, dispatched};
 use crate::ops::cpu::math::round_bf16_bits;
+use crate::ops::{ComputeDtype, Numerics, WeightFormat};
 
 /// How a row of x is laid out in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,12 +16,17 @@ pub(in crate::ops::cpu) enum InputForm {
 }
 
 impl InputForm {
-    pub(in crate::ops::cpu) fn of(isa: DetectedIsa, dtype: Dtype) -> Self {
-        match (dtype, isa.get()) {
-            (Dtype::F32, _) => Self::Exact,
-            (Dtype::Bf16, Isa::Avx512Bf16) => Self::Pairs,
-            (Dtype::Bf16, _) => Self::Rounded,
+    pub(in crate::ops::cpu) fn of(isa: DetectedIsa, numerics: Numerics) -> Self {
+        match numerics.compute {
+            ComputeDtype::F32 => Self::Exact,
+            ComputeDtype::Bf16 if Self::takes_pairs(isa, numerics.weights) => Self::Pairs,
+            ComputeDtype::Bf16 => Self::Rounded,
         }
+    }
+
+    /// Whether bf16 products of weights in this format take two of x at a time.
+    pub(super) fn takes_pairs(isa: DetectedIsa, weights: WeightFormat) -> bool {
+        isa.get() == Isa::Avx512Bf16 && weights == WeightFormat::Bf16
     }
 
     /// Words that `depth` numbers take.

@@ -34,7 +34,7 @@ pub(super) use tile::{Ahead, Kernel, MAX_PANELS, MAX_ROWS, Store, Tile, WORDS};
 
 use super::isa::{DetectedIsa, Isa, Plain};
 use super::pack::{Line, PANEL, PackedWeight, Run};
-use crate::ops::Dtype;
+use crate::ops::WeightFormat;
 
 /// Where the rows of a result go.
 #[derive(Clone, Copy)]
@@ -170,7 +170,7 @@ impl<'a> Chunks<'a> {
     ///
     /// # Safety
     /// Each chunk is computed once, and nobody else touches the columns of `panels` in those rows of y meanwhile.
-    pub(super) unsafe fn compute(&self, isa: DetectedIsa, dtype: Dtype, chunk: usize) {
+    pub(super) unsafe fn compute(&self, isa: DetectedIsa, chunk: usize) {
         let part = Part {
             x: self.x,
             w: self.w,
@@ -181,7 +181,7 @@ impl<'a> Chunks<'a> {
             store: Store::Overwrite,
         };
         // SAFETY: chunks hold other panels, and so other columns of y.
-        unsafe { multiply(isa, dtype, &part) };
+        unsafe { multiply(isa, &part) };
     }
 }
 
@@ -197,34 +197,36 @@ pub(super) fn ask_for(lines: &[Line]) {
     let _ = lines;
 }
 
-/// The kernel of a GEMM for an instruction set and dtype. `Inputs` must be prepared in [`InputForm::of`] the same.
+/// The kernel of a GEMM for an instruction set, the format of the weight, and the form in which x was prepared.
 ///
 /// # Safety
 /// No other thread touches the columns of `part.panels` in the rows of `part.rows` of y meanwhile.
-pub(super) unsafe fn multiply(isa: DetectedIsa, dtype: Dtype, part: &Part<'_>) {
-    part.check(InputForm::of(isa, dtype));
+pub(super) unsafe fn multiply(isa: DetectedIsa, part: &Part<'_>) {
+    part.check(isa);
     // SAFETY: `DetectedIsa` proves the instruction set; the ranges were just checked; the caller answers for y.
     unsafe {
-        match (isa.get(), dtype) {
+        match (isa.get(), part.w.format()) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, Dtype::Bf16) => blocks::<Avx512Dot>(part),
+            (Isa::Avx512Bf16, WeightFormat::Bf16) if part.x.form() == InputForm::Pairs => blocks::<Avx512Dot>(part),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => blocks::<Avx512<false>>(part),
+            (Isa::Avx512Bf16 | Isa::Avx512, WeightFormat::F32) => blocks::<Avx512<false>>(part),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, Dtype::Bf16) => blocks::<Avx512<true>>(part),
+            (Isa::Avx512Bf16 | Isa::Avx512, WeightFormat::Bf16) => blocks::<Avx512<true>>(part),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Dtype::F32) => blocks::<Avx2<false>>(part),
+            (Isa::Avx2, WeightFormat::F32) => blocks::<Avx2<false>>(part),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Dtype::Bf16) => blocks::<Avx2<true>>(part),
-            (_, Dtype::F32) => blocks::<Portable<Plain, false>>(part),
-            (_, Dtype::Bf16) => blocks::<Portable<Plain, true>>(part),
+            (Isa::Avx2, WeightFormat::Bf16) => blocks::<Avx2<true>>(part),
+            (_, WeightFormat::F32) => blocks::<Portable<Plain, false>>(part),
+            (_, WeightFormat::Bf16) => blocks::<Portable<Plain, true>>(part),
         }
     }
 }
 
 impl Part<'_> {
-    fn check(&self, form: InputForm) {
-        assert!(self.x.form() == form && self.x.depth() == self.w.depth(), "x was prepared for another weight");
+    /// Pairs are half the words that other kernels read.
+    fn check(&self, isa: DetectedIsa) {
+        let fits = self.x.form() != InputForm::Pairs || InputForm::takes_pairs(isa, self.w.format());
+        assert!(fits && self.x.depth() == self.w.depth(), "x was prepared for another weight");
         assert!(self.rows.end <= self.x.rows() && self.panels.end <= self.w.panels());
     }
 }

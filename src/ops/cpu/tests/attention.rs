@@ -105,17 +105,32 @@ fn attention_agrees_with_the_definition() {
         for cpu in backends(2) {
             let tokens = numbers(5, 70 * scene.columns());
             let blocks: Vec<u32> = (0..20).rev().collect();
-            let want = scene.whole(&ReferenceBackend::new(cpu.dtype()), &tokens, &blocks);
+            let want = scene.whole(&ReferenceBackend::new(cpu.numerics()), &tokens, &blocks);
             let got = scene.whole(&cpu, &tokens, &blocks);
             assert_close(&got, &want, 2e-5, &format!("{} {scene:?}", name(&cpu)));
         }
     }
 }
 
+#[test]
+fn what_the_cache_keeps_is_chosen_apart_from_what_is_computed_in() {
+    let scene = scenes().remove(2);
+    let (tokens, blocks) = (numbers(5, 70 * scene.columns()), (0..20).collect::<Vec<u32>>());
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        for [compute, kept] in [[Numerics::F32, Numerics::BF16], [Numerics::BF16, Numerics::F32]] {
+            let cpu = backend(isa, Numerics { kv: kept.kv, ..compute }, 2);
+            let got = scene.whole(&cpu, &tokens, &blocks);
+            let alike = scene.whole(&backend(isa, kept, 2), &tokens, &blocks);
+            // Attention reads nothing but q and the cache.
+            assert_same(&got, &alike, &name(&cpu));
+        }
+    }
+}
+
 /// Chunked, in other company, in other pages, on other threads, over stale pages: always the same bits.
-fn check_invariance(scene: Scene, isa: Isa, dtype: Dtype, len: usize, cuts: &[usize], seed: u64) {
-    let one = backend(isa, dtype, 1);
-    let many = backend(isa, dtype, 3);
+fn check_invariance(scene: Scene, isa: Isa, numerics: Numerics, len: usize, cuts: &[usize], seed: u64) {
+    let one = backend(isa, numerics, 1);
+    let many = backend(isa, numerics, 3);
     let what = format!("{} {scene:?}", name(&one));
     let columns = scene.columns();
     let tokens = numbers(seed, len * columns);
@@ -151,8 +166,8 @@ fn check_invariance(scene: Scene, isa: Isa, dtype: Dtype, len: usize, cuts: &[us
 fn chunks_company_pages_and_threads_change_no_bit() {
     for scene in scenes() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-            for dtype in DTYPES {
-                check_invariance(scene, isa, dtype, 110, &[1, 2, 17, 40, 41, 63, 64, 65, 100, 101], 3);
+            for numerics in NUMERICS {
+                check_invariance(scene, isa, numerics, 110, &[1, 2, 17, 40, 41, 63, 64, 65, 100, 101], 3);
             }
         }
     }
@@ -168,8 +183,8 @@ proptest! {
         seed in 0_u64..1000,
     ) {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-            for dtype in DTYPES {
-                check_invariance(scenes()[index], isa, dtype, len, &cuts, seed);
+            for numerics in NUMERICS {
+                check_invariance(scenes()[index], isa, numerics, len, &cuts, seed);
             }
         }
     }

@@ -63,13 +63,13 @@ fn low_rank_agrees_with_the_definition_at_every_kind_of_entry() {
     let pattern = [9, 0, 1, 3, 4, 1, 9, 5, 4, 4, 4, 4, 4, 4, 4, 3];
     let (x, y) = (numbers(1, pattern.len() * INPUTS), numbers(2, pattern.len() * OUTPUTS));
     for cpu in backends(2) {
-        let reference = ReferenceBackend::new(cpu.dtype());
+        let reference = ReferenceBackend::new(cpu.numerics());
         let mut want = matrix(OUTPUTS, &y);
         let step = step_of(&reference, slots(&pattern));
         reference.low_rank(&step, Rows::All, at(&table(&reference, &entries())), &matrix(INPUTS, &x), &mut want);
         let got = run(&cpu, &table(&cpu, &entries()), &pattern, &x, &y);
         // In bf16 a last bit of A x may round the other way: 2^-9 of a product.
-        let tolerance = if cpu.dtype() == Dtype::F32 { 2e-5 } else { 2e-2 };
+        let tolerance = if cpu.numerics() == Numerics::F32 { 2e-5 } else { 2e-2 };
         assert_close(&got, &want.data, tolerance, &name(&cpu));
         for row in [0, 6, 7] {
             assert_same(&got[row * OUTPUTS..][..OUTPUTS], &y[row * OUTPUTS..][..OUTPUTS], "a row without entries");
@@ -125,7 +125,7 @@ proptest! {
         for one in backends(1) {
             let whole = run(&one, &table(&one, &entries()), &pattern, &x, &y);
             for threads in [2, 3] {
-                let many = backend(one.isa.get(), one.dtype(), threads);
+                let many = backend(one.isa.get(), one.numerics(), threads);
                 assert_same(&run(&many, &table(&many, &entries()), &pattern, &x, &y), &whole, &name(&many));
             }
             let table = table(&one, &entries());
@@ -141,7 +141,7 @@ proptest! {
 #[test]
 fn every_rank_from_1_to_65_agrees_with_the_definition() {
     for cpu in backends(1) {
-        let reference = ReferenceBackend::new(cpu.dtype());
+        let reference = ReferenceBackend::new(cpu.numerics());
         for rank in 1..=65 {
             let entry = [Entry { slot: 0, rank, columns: 5..OUTPUTS, seed: rank as u64 }];
             let (x, y) = (numbers(3, 3 * INPUTS), numbers(4, 3 * OUTPUTS));
@@ -149,7 +149,7 @@ fn every_rank_from_1_to_65_agrees_with_the_definition() {
             let step = step_of(&reference, slots(&[0, 9, 0]));
             reference.low_rank(&step, Rows::All, at(&table(&reference, &entry)), &matrix(INPUTS, &x), &mut want);
             let got = run(&cpu, &table(&cpu, &entry), &[0, 9, 0], &x, &y);
-            let tolerance = if cpu.dtype() == Dtype::F32 { 2e-5 } else { 2e-2 };
+            let tolerance = if cpu.numerics() == Numerics::F32 { 2e-5 } else { 2e-2 };
             assert_close(&got, &want.data, tolerance, &format!("{} rank {rank}", name(&cpu)));
         }
     }
@@ -163,7 +163,7 @@ fn a_wide_adapter_over_many_rows_is_cut_into_tasks_that_change_nothing() {
     for one in backends(1) {
         let results: Vec<Vec<f32>> = [1, 2, 3]
             .map(|threads| {
-                let many = backend(one.isa.get(), one.dtype(), threads);
+                let many = backend(one.isa.get(), one.numerics(), threads);
                 let table = pairs_of(&many, vec![entry.install(&many, inputs)]);
                 let mut y = buffer(outputs, &y);
                 let step = step_of(&many, vec![Some(AdapterSlot(2)); rows]);
@@ -203,7 +203,7 @@ fn an_embedding_delta_adds_the_column_of_each_id() {
     }
     let y = numbers(6, 5 * hidden);
     for cpu in backends(2) {
-        let reference = ReferenceBackend::new(cpu.dtype());
+        let reference = ReferenceBackend::new(cpu.numerics());
         let (mut got, mut want) = (buffer(hidden, &y), matrix(hidden, &y));
         let mut step = cpu.step();
         cpu.upload(&plan, &mut step).unwrap();
@@ -229,7 +229,7 @@ fn vectors_touch_only_their_columns_and_rows() {
     let pattern = [0, 9, 2, 1, 0];
     let y = numbers(1, 5 * 33);
     for cpu in backends(2) {
-        let reference = ReferenceBackend::new(cpu.dtype());
+        let reference = ReferenceBackend::new(cpu.numerics());
         let (mut got, mut want) = (buffer(33, &y), matrix(33, &y));
         let (step, reference_step) = (step_of(&cpu, slots(&pattern)), step_of(&reference, slots(&pattern)));
         cpu.scale_rows(&step, Rows::All, at(&vectors(&cpu)), &mut got);
@@ -254,7 +254,7 @@ fn scaled_inputs_are_those_of_their_rows_alone() {
     let parts = [20, 33, 7].map(|out| (out, numbers(out as u64, out * INPUTS)));
     let segments: Vec<_> = parts.iter().map(|(out, data)| HostMatrix::f32(*out, INPUTS, data)).collect();
     for cpu in backends(2) {
-        let reference = ReferenceBackend::new(cpu.dtype());
+        let reference = ReferenceBackend::new(cpu.numerics());
         let (step, reference_step) = (step_of(&cpu, slots(&pattern)), step_of(&reference, slots(&pattern)));
         let (mut scaled, mut want) = (cpu.buffer(6, INPUTS).unwrap(), reference.buffer(6, INPUTS).unwrap());
         cpu.scale_input(&step, Rows::All, at(&scales(&cpu)), &buffer(INPUTS, &x), &mut scaled);
@@ -280,7 +280,7 @@ fn scaled_inputs_are_those_of_their_rows_alone() {
 #[test]
 #[should_panic(expected = "rows of a segment out of order")]
 fn a_plan_that_lists_a_row_twice_is_refused_before_anything_is_written() {
-    let cpu = backend(Isa::Portable, Dtype::F32, 1);
+    let cpu = backend(Isa::Portable, Numerics::F32, 1);
     let mut plan = plan_of(slots(&[0, 0]));
     plan.rows.order = vec![0, 0];
     let mut step = cpu.step();

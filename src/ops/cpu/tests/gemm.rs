@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::ops::WeightFormat;
 
 struct Stacked {
     depth: usize,
@@ -30,8 +31,8 @@ fn gemm(backend: &CpuBackend, stacked: &Stacked, x: &[f32]) -> Vec<f32> {
     y.data
 }
 
-fn reference(dtype: Dtype, stacked: &Stacked, x: &[f32]) -> Vec<f32> {
-    let backend = ReferenceBackend::new(dtype);
+fn reference(numerics: Numerics, stacked: &Stacked, x: &[f32]) -> Vec<f32> {
+    let backend = ReferenceBackend::new(numerics);
     let rows = x.len() / stacked.depth;
     let w = backend.weight(&stacked.segments()).unwrap();
     let mut y = backend.buffer(rows, stacked.columns()).unwrap();
@@ -48,7 +49,7 @@ fn a_gemm_agrees_with_the_definition_at_odd_shapes() {
                     let stacked = Stacked::new(depth as u64, depth, &[out]);
                     let x = numbers(99, rows * depth);
                     let what = format!("{} {rows}x{depth}x{out}", name(&backend));
-                    let want = reference(backend.dtype(), &stacked, &x);
+                    let want = reference(backend.numerics(), &stacked, &x);
                     assert_close(&gemm(&backend, &stacked, &x), &want, 1e-4, &what);
                 }
             }
@@ -56,15 +57,32 @@ fn a_gemm_agrees_with_the_definition_at_odd_shapes() {
     }
 }
 
+#[test]
+fn the_format_of_weights_and_the_dtype_of_inputs_are_chosen_apart() {
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        for weights in [WeightFormat::F32, WeightFormat::Bf16] {
+            for compute in [ComputeDtype::F32, ComputeDtype::Bf16] {
+                let numerics = Numerics { weights, compute, ..Numerics::F32 };
+                let backend = backend(isa, numerics, 2);
+                for (rows, depth) in [(1, 17), (3, 301), (30, 64)] {
+                    let (stacked, x) = (Stacked::new(7, depth, &[33, 16]), numbers(8, rows * depth));
+                    let want = reference(numerics, &stacked, &x);
+                    assert_close(&gemm(&backend, &stacked, &x), &want, 1e-4, &name(&backend));
+                }
+            }
+        }
+    }
+}
+
 /// Every row alone, by any number of threads, and every segment alone, against the whole.
-fn check_invariance(isa: Isa, dtype: Dtype, rows: usize, depth: usize, outs: &[usize], seed: u64) {
+fn check_invariance(isa: Isa, numerics: Numerics, rows: usize, depth: usize, outs: &[usize], seed: u64) {
     let stacked = Stacked::new(seed, depth, outs);
     let x = numbers(seed ^ 77, rows * depth);
     let columns = stacked.columns();
-    let one = backend(isa, dtype, 1);
+    let one = backend(isa, numerics, 1);
     let whole = gemm(&one, &stacked, &x);
     for threads in [2, 3] {
-        let many = backend(isa, dtype, threads);
+        let many = backend(isa, numerics, threads);
         assert_same(&gemm(&many, &stacked, &x), &whole, &format!("{}, whole", name(&many)));
     }
     let w = one.weight(&stacked.segments()).unwrap();
@@ -85,10 +103,10 @@ fn check_invariance(isa: Isa, dtype: Dtype, rows: usize, depth: usize, outs: &[u
 #[test]
 fn long_prompts_in_blocks_give_the_bits_of_single_rows() {
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-        for dtype in DTYPES {
-            check_invariance(isa, dtype, 211, 1099, &[40, 3, 16], 5);
-            check_invariance(isa, dtype, 23, 513, &[97], 6);
-            check_invariance(isa, dtype, 8, 1030, &[97, 64], 7);
+        for numerics in NUMERICS {
+            check_invariance(isa, numerics, 211, 1099, &[40, 3, 16], 5);
+            check_invariance(isa, numerics, 23, 513, &[97], 6);
+            check_invariance(isa, numerics, 8, 1030, &[97, 64], 7);
         }
     }
 }
@@ -103,8 +121,8 @@ proptest! {
         seed in 0_u64..1000,
     ) {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-            for dtype in DTYPES {
-                check_invariance(isa, dtype, rows, depth, &outs, seed);
+            for numerics in NUMERICS {
+                check_invariance(isa, numerics, rows, depth, &outs, seed);
             }
         }
     }

@@ -48,12 +48,12 @@ fn read_bandwidth(threads: usize) -> f64 {
     gigabytes(8 * BLOCK, time)
 }
 
-fn report_gemm(threads: usize, dtype: Dtype) {
-    let cpu = CpuBackend::new(CpuOptions { threads, dtype, isa: None }).unwrap();
+fn report_gemm(threads: usize, numerics: Numerics) {
+    let cpu = CpuBackend::new(CpuOptions { threads, numerics, isa: None }).unwrap();
     let data = numbers(1, DEPTH * OUT);
     let weights: Vec<PackedWeight> =
         (0..MATRICES).map(|_| cpu.weight(&[HostMatrix::f32(OUT, DEPTH, &data)]).unwrap()).collect();
-    let bytes = DEPTH * OUT * dtype.size();
+    let bytes = DEPTH * OUT * numerics.weights.size();
     let mut times = Vec::new();
     for rows in [1, 2, 3, 4, 6, 8, 12, 16, 32, 128, 512] {
         let x = buffer(DEPTH, &numbers(2, rows * DEPTH));
@@ -75,7 +75,7 @@ fn report_gemm(threads: usize, dtype: Dtype) {
 }
 
 fn report_low_rank(threads: usize) {
-    let cpu = CpuBackend::new(CpuOptions { threads, dtype: Dtype::Bf16, isa: None }).unwrap();
+    let cpu = CpuBackend::new(CpuOptions { threads, numerics: Numerics::BF16, isa: None }).unwrap();
     let (a, b) = (numbers(1, 16 * DEPTH), numbers(2, 16 * OUT));
     let entry = |slot| {
         let entry = LowRankPair {
@@ -103,7 +103,7 @@ fn report_low_rank(threads: usize) {
 }
 
 fn report_attention(threads: usize, (heads, kv_heads, head_dim): (usize, usize, usize)) {
-    let cpu = CpuBackend::new(CpuOptions { threads, dtype: Dtype::Bf16, isa: None }).unwrap();
+    let cpu = CpuBackend::new(CpuOptions { threads, numerics: Numerics::BF16, isa: None }).unwrap();
     let shape = KvShape { layers: 1, blocks: 64, block_size: 16, kv_heads, head_dim };
     let spec = AttentionSpec { heads, kv_heads, head_dim, scale: 0.1, softcap: None, window: None };
     let kv = cpu.kv_cache(shape).unwrap();
@@ -133,7 +133,7 @@ fn report_attention(threads: usize, (heads, kv_heads, head_dim): (usize, usize, 
 }
 
 fn report_small(threads: usize) {
-    let cpu = CpuBackend::new(CpuOptions { threads, dtype: Dtype::Bf16, isa: None }).unwrap();
+    let cpu = CpuBackend::new(CpuOptions { threads, numerics: Numerics::BF16, isa: None }).unwrap();
     let x = buffer(2 * OUT, &numbers(1, 8 * 2 * OUT));
     let mut y = cpu.buffer(8, OUT).unwrap();
     for rows in [1, 8] {
@@ -154,8 +154,8 @@ fn report_small(threads: usize) {
 fn figures() {
     for threads in [1, 2] {
         println!("read, {threads} threads: {:.1} GB/s", read_bandwidth(threads));
-        for dtype in [Dtype::Bf16, Dtype::F32] {
-            report_gemm(threads, dtype);
+        for numerics in [Numerics::BF16, Numerics::F32] {
+            report_gemm(threads, numerics);
         }
         report_low_rank(threads);
         report_attention(threads, (14, 2, 64));

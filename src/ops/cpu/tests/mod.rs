@@ -14,16 +14,16 @@ use super::*;
 use crate::ops::reference::{Matrix, ReferenceBackend};
 use crate::ops::{ColumnVector, LowRankPair, SiteId, SlotEntries};
 
-const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
+const NUMERICS: [Numerics; 2] = [Numerics::F32, Numerics::BF16];
 
-fn backend(isa: Isa, dtype: Dtype, threads: usize) -> CpuBackend {
-    CpuBackend::new(CpuOptions { threads, dtype, isa: Some(isa) }).unwrap()
+fn backend(isa: Isa, numerics: Numerics, threads: usize) -> CpuBackend {
+    CpuBackend::new(CpuOptions { threads, numerics, isa: Some(isa) }).unwrap()
 }
 
-/// One backend per path and dtype.
+/// One backend per path and numerics.
 fn backends(threads: usize) -> impl Iterator<Item = CpuBackend> {
     let available = Isa::ALL.into_iter().filter(|isa| isa.is_available());
-    available.flat_map(move |isa| DTYPES.into_iter().map(move |dtype| backend(isa, dtype, threads)))
+    available.flat_map(move |isa| NUMERICS.into_iter().map(move |numerics| backend(isa, numerics, threads)))
 }
 
 /// Numbers in [-1, 1), a function of the seed (SplitMix64).
@@ -120,12 +120,12 @@ fn assert_close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
 }
 
 fn name(backend: &CpuBackend) -> String {
-    format!("{} {:?} {} threads", backend.info().isa, backend.dtype(), backend.info().threads)
+    format!("{} {:?} {} threads", backend.info().isa, backend.numerics(), backend.info().threads)
 }
 
 #[test]
 fn a_backend_names_what_it_runs_on() {
-    let backend = CpuBackend::new(CpuOptions { threads: 2, dtype: Dtype::F32, isa: None }).unwrap();
+    let backend = CpuBackend::new(CpuOptions { threads: 2, numerics: Numerics::F32, isa: None }).unwrap();
     let info = backend.info();
     assert_eq!((info.name, info.threads), ("cpu", 2));
     assert_ne!(info.isa, "avx512bf16", "f32 has no use for bf16 products");
@@ -134,7 +134,7 @@ fn a_backend_names_what_it_runs_on() {
 #[test]
 fn a_path_this_machine_lacks_is_refused() {
     for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
-        let refused = CpuBackend::new(CpuOptions { threads: 1, dtype: Dtype::F32, isa: Some(isa) });
+        let refused = CpuBackend::new(CpuOptions { threads: 1, numerics: Numerics::F32, isa: Some(isa) });
         assert!(matches!(refused, Err(OpsError::Isa { isa: name }) if name == isa.as_str()));
     }
 }

@@ -15,7 +15,7 @@ fn both(
     reference_op: impl Fn(&ReferenceBackend, &<ReferenceBackend as Backend>::Step, &mut Matrix),
 ) {
     for cpu in backends(2) {
-        let reference = ReferenceBackend::new(cpu.dtype());
+        let reference = ReferenceBackend::new(cpu.numerics());
         let (mut got, mut want) = (buffer(cols, data), matrix(cols, data));
         let (mut step, mut reference_step) = (cpu.step(), reference.step());
         cpu.upload(plan, &mut step).unwrap();
@@ -196,7 +196,7 @@ fn embeddings_are_rows_of_the_packed_table_and_absent_ids_leave_their_row() {
 
 #[test]
 fn a_row_is_read_back_without_a_copy() {
-    let cpu = backend(Isa::Portable, Dtype::F32, 1);
+    let cpu = backend(Isa::Portable, Numerics::F32, 1);
     let y = buffer(2, &[1.0, 2.0, 3.0, 4.0]);
     assert!(matches!(cpu.read_row(&y, 1), Cow::Borrowed([3.0, 4.0])));
 }

@@ -47,7 +47,7 @@ fn a_row_gets_the_same_token_alone_and_mixed_on_every_path() {
     const VOCAB: usize = 4999;
     let outputs = outputs(20);
     let numbers: Vec<f32> = numbers(7, 20 * VOCAB).iter().map(|logit| logit * 9.0).collect();
-    let reference = ReferenceBackend::new(Dtype::F32);
+    let reference = ReferenceBackend::new(Numerics::F32);
     let want = choose(&reference, &outputs, &matrix(VOCAB, &numbers));
     for threads in [1, 3] {
         for cpu in backends(threads) {
@@ -78,13 +78,13 @@ fn a_step_that_is_over_lets_go_of_what_its_plan_shares() {
         plan.release();
         assert_eq!((Arc::strong_count(&counts), Arc::strong_count(&blocks)), (1, 1));
     }
-    check(&ReferenceBackend::new(Dtype::F32), &matrix(3, &[1.0, 2.0, 3.0]));
-    check(&backend(Isa::Portable, Dtype::F32, 1), &buffer(3, &[1.0, 2.0, 3.0]));
+    check(&ReferenceBackend::new(Numerics::F32), &matrix(3, &[1.0, 2.0, 3.0]));
+    check(&backend(Isa::Portable, Numerics::F32, 1), &buffer(3, &[1.0, 2.0, 3.0]));
 }
 
 #[test]
 fn a_row_that_is_not_finite_fails_alone_and_the_next_step_begins_anew() {
-    let cpu = backend(Isa::Portable, Dtype::F32, 2);
+    let cpu = backend(Isa::Portable, Numerics::F32, 2);
     let outputs = outputs(3);
     let mut logits = numbers(1, 3 * 900);
     logits[900 + 17] = f32::NAN;
@@ -103,7 +103,7 @@ fn sampling_figures() {
     use std::time::Instant;
     const ROWS: usize = 64;
     const VOCAB: usize = 151_936;
-    let cpu = CpuBackend::new(CpuOptions { threads: 2, dtype: Dtype::Bf16, isa: None }).unwrap();
+    let cpu = CpuBackend::new(CpuOptions { threads: 2, numerics: Numerics::BF16, isa: None }).unwrap();
     let warm = SamplingParams { temperature: 1.0, seed: 7, ..SamplingParams::greedy() };
     let cases = [
         ("greedy", SamplingParams::greedy()),
