@@ -41,6 +41,7 @@ adapter parameters are random too. Total: {total} KiB.
     FAMILY/base/generation_config.json
     FAMILY/adapters/NAME/               as PEFT saves it; base_model_name_or_path is replaced, lists of module names are sorted
     FAMILY/cases.json
+    FAMILY/scores.json                  llama, gemma2, qwen3, mistral
 
 `llama_bias` has no `config.v4.json`.
 
@@ -58,6 +59,14 @@ adapter parameters are random too. Total: {total} KiB.
 | `margins` | logit of the best id minus the second, at each step; never below 5e-3 |
 | `top` | the 5 best `[id, logprob]` of each step, best first |
 | `max_model_len` | phi3_longrope only, see below |
+
+## scores.json
+
+A list, one text per line, scored in one forward: `adapter`; `tokens`, the prompt of a `long` case and its 12 greedy ids; `logprobs`
+of each token but the first; `top`, the 3 best `[id, logprob]` at the same places, best first. The ends agree with `logprobs` of
+`cases.json` within 5e-5.
+
+## Prompts and checks
 
 Prompts: `short` (4 ids), `long` (30, beyond the window of 8); the base also `single` (1 id); mistral also `middle` (10);
 phi3_longrope's `long` has 38. Each case's run was chosen so that every margin is clear, at least 4 different ids occur, and some

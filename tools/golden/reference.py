@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 
 NEW_TOKENS = 12
+# Two ways to compute the same log-probability are no further apart.
+SAME = 5e-5
 TOP = 5
 
 
