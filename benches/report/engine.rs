@@ -87,7 +87,7 @@ impl Engine {
             while let Some(event) = events.blocking_recv() {
                 match event {
                     SequenceEvent::Token { token, .. } => tokens += u32::from(token.is_some()),
-                    SequenceEvent::Started { .. } => {}
+                    SequenceEvent::Started { .. } | SequenceEvent::PromptLogprob { .. } => {}
                     SequenceEvent::Failed(failure) => return Err(failure.into()),
                 }
             }

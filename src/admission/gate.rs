@@ -30,6 +30,8 @@ pub struct GenerateRequest {
     pub adapter: Option<AdapterChoice>,
     /// What to continue and how.
     pub input: GenerateInput,
+    /// Bytes of an answer that is given as a whole; `None` for one that is streamed.
+    pub max_answer_bytes: Option<u64>,
 }
 
 /// Which adapter a request asks for.
@@ -102,7 +104,7 @@ impl Gate {
     }
 
     async fn try_admit(&self, request: GenerateRequest, arrival: Arrival) -> Result<Generation, AdmissionError> {
-        let GenerateRequest { request_id, adapter, mut input } = request;
+        let GenerateRequest { request_id, adapter, mut input, max_answer_bytes } = request;
         if arrival.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(AdmissionError::DeadlineExceeded);
         }
@@ -117,6 +119,9 @@ impl Gate {
         self.parts.limits.check_tokens(field, &prompt.ids).map_err(|invalid| self.named(invalid))?;
         // Once more when the adapter's virtual tokens are known; no adapter is loaded for a prompt that is too long.
         self.parts.limits.room(&input, prompt.ids.len(), 0)?;
+        if let Some(max_bytes) = max_answer_bytes {
+            self.parts.limits.check_answer(&input, prompt.ids.len(), max_bytes)?;
+        }
         let (lease, lora) = match resolved {
             Some(resolved) => {
                 // Counted while it waits for its adapter, too.

@@ -51,19 +51,19 @@ pub enum StopMatch {
     Token(u32),
 }
 
-/// A generated token, or one of the prompt in an echo.
+/// A generated token, or one of the prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutputToken {
     /// The id.
     pub id: u32,
-    /// Present where asked for; never for the prompt.
+    /// Present where asked for; never in an echo.
     pub logprob: Option<OutputLogprob>,
 }
 
-/// A generated token's log-probability with the tokens' texts.
+/// A token's log-probability with the tokens' texts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutputLogprob {
-    /// Natural logarithm of the chosen token's probability.
+    /// Natural logarithm of the token's probability.
     pub logprob: f32,
     /// The token's text by itself (see [`ChoiceText::token_text`]).
     pub text: String,
@@ -119,6 +119,9 @@ pub struct Timings {
 /// What a generation says while it runs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GenerationEvent {
+    /// What the next token of the prompt is worth, where asked for, from the second token on. All of them come before the
+    /// first generated token.
+    PromptLogprob(OutputToken),
     /// More of one choice.
     Delta(ChoiceDelta),
     /// Every choice has ended. Said once; nothing follows.
@@ -254,15 +257,15 @@ impl Generation {
                 let (usage, timings) = (self.usage, self.times.timings());
                 return Some(Ok(GenerationEvent::Finished { usage, timings }));
             }
-            let delta = match self.request.events.recv().await {
+            let event = match self.request.events.recv().await {
                 Some(event) => self.take(event),
                 None => {
                     self.request.over = true;
                     Err(GenerationError::EngineGone)
                 }
             };
-            match delta {
-                Ok(Some(delta)) => return Some(Ok(GenerationEvent::Delta(delta))),
+            match event {
+                Ok(Some(event)) => return Some(Ok(event)),
                 Ok(None) => {}
                 Err(error) => {
                     self.finished = true;
@@ -281,7 +284,7 @@ impl Generation {
         Some(delta)
     }
 
-    fn take(&mut self, event: SequenceEvent) -> Result<Option<ChoiceDelta>, GenerationError> {
+    fn take(&mut self, event: SequenceEvent) -> Result<Option<GenerationEvent>, GenerationError> {
         match event {
             SequenceEvent::Started { at, cached_tokens } => {
                 self.times.started = Some(at);
@@ -293,8 +296,14 @@ impl Generation {
                 self.usage.cached_tokens = cached_tokens;
                 Ok(None)
             }
+            SequenceEvent::PromptLogprob { token: id, logprob } => {
+                let Some(choice) = self.choices.first() else { return Ok(None) };
+                let logprob = Some(OutputLogprob::new(id, logprob, &choice.text)?);
+                Ok(Some(GenerationEvent::PromptLogprob(OutputToken { id, logprob })))
+            }
             SequenceEvent::Token { choice, token, logprob, finish, at } => {
-                self.take_token(choice, token.map(|id| (id, logprob)), finish, at)
+                let delta = self.take_token(choice, token.map(|id| (id, logprob)), finish, at)?;
+                Ok(delta.map(GenerationEvent::Delta))
             }
             SequenceEvent::Failed(failure) => {
                 self.request.over = true;

@@ -91,6 +91,9 @@ impl ToProblem for InvalidRequest {
                 invalid().with("min_tokens", min_tokens).with("max_tokens", max_tokens)
             }
             E::NothingToSample { vocab_size } => invalid().with("vocab_size", vocab_size),
+            E::AnswerTooLarge { logprobs, max_bytes } => {
+                invalid().with("logprobs", logprobs).with("max_bytes", max_bytes)
+            }
             E::TotalTokens { max_tokens, choices, max } => {
                 invalid().with("max_tokens", max_tokens).with("choices", choices).with("max", max)
             }

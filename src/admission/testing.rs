@@ -341,6 +341,7 @@ pub(crate) fn request(prompt: &str) -> GenerateRequest {
             priority: 0,
             cache_salt: String::new(),
         },
+        max_answer_bytes: None,
     }
 }
 

@@ -1,8 +1,8 @@
 //! What a request may ask for, and what it gets where it does not say.
 //!
-//! Four questions in the order a request meets them: [`Limits::check`] and [`Limits::check_prompt`] look at the request
+//! Questions in the order a request meets them: [`Limits::check`] and [`Limits::check_prompt`] look at the request
 //! alone, before anything is tokenized or allocated; [`Limits::check_tokens`] at the ids of its text, [`Limits::room`] at
-//! how many they are; [`Limits::resolve`] fills in what was left out. Every way into the server passes here, and nothing behind the gate checks again.
+//! how many they are, [`Limits::check_answer`] at how much is to be said of them; [`Limits::resolve`] fills in what was left out. Every way into the server passes here, and nothing behind the gate checks again.
 
 mod invalid;
 mod resolve;
@@ -31,6 +31,9 @@ pub const MAX_TEMPLATE_KWARGS: usize = 64;
 /// Most levels of lists and objects inside each other in a value of `chat.template_kwargs`.
 pub const MAX_TEMPLATE_KWARGS_DEPTH: usize = 16;
 
+/// Bytes of a log-probability in an answer, about: an id, a number, a text of a few letters, and what says which is which.
+const LOGPROB_BYTES: u64 = 16;
+
 /// Most tokens of all choices of a request together: bounds what one request can ask to be computed.
 pub const MAX_REQUEST_TOKENS: u64 = 1 << 20;
 
@@ -53,7 +56,7 @@ pub struct Limits {
     pub max_stop_strings: u32,
     /// Most bytes of one of them.
     pub max_stop_bytes: u64,
-    /// Largest `options.logprobs`.
+    /// Largest `options.logprobs` and `options.prompt_logprobs`.
     pub max_logprobs: u32,
     /// Largest `priority`, up and down.
     pub max_priority: u32,
@@ -93,9 +96,15 @@ impl Limits {
         if let Some(logprobs) = options.logprobs {
             at_most("options.logprobs", logprobs, self.max_logprobs)?;
         }
+        if let Some(logprobs) = options.prompt_logprobs {
+            at_most("options.prompt_logprobs", logprobs, self.max_logprobs)?;
+        }
         self.check_sampling(sampling)?;
+        if stopping.max_tokens.is_some_and(|max_tokens| max_tokens < input.least_tokens()) {
+            return Err(InvalidRequest::Zero { field: "stopping.max_tokens" });
+        }
         self.check_stopping(stopping)?;
-        self.check_prompt(prompt)?;
+        self.check_prompt_before(prompt, input.least_tokens())?;
         self.check_total(stopping, *choices)
     }
 
@@ -137,9 +146,6 @@ impl Limits {
 
     fn check_stopping(&self, stopping: &StoppingInput) -> Result<(), InvalidRequest> {
         let StoppingInput { max_tokens, min_tokens, stop, stop_token_ids, ignore_eos: _ } = stopping;
-        if *max_tokens == Some(0) {
-            return Err(InvalidRequest::Zero { field: "stopping.max_tokens" });
-        }
         if let (Some(min_tokens), Some(max_tokens)) = (*min_tokens, *max_tokens)
             && min_tokens > max_tokens
         {
@@ -161,6 +167,11 @@ impl Limits {
     /// # Errors
     /// It is too long, empty where that has no meaning, or holds ids that are no tokens.
     pub fn check_prompt(&self, prompt: &PromptInput) -> Result<(), InvalidRequest> {
+        self.check_prompt_before(prompt, 1)
+    }
+
+    /// As [`Self::check_prompt`], of a prompt behind which so many tokens have to fit.
+    fn check_prompt_before(&self, prompt: &PromptInput, tokens: u32) -> Result<(), InvalidRequest> {
         match prompt {
             // A tokenizer may make a token of an empty text: the beginning of a sequence.
             PromptInput::Text(text) => short(text.len() as u64, self.max_prompt_bytes, || "prompt".to_owned()),
@@ -168,7 +179,7 @@ impl Limits {
                 if ids.is_empty() {
                     return Err(InvalidRequest::Empty { field: "token_ids.ids".to_owned() });
                 }
-                self.check_length(prompt, ids.len(), 0)?;
+                self.check_length(prompt, ids.len(), 0, tokens)?;
                 self.all_in_vocabulary("token_ids.ids", ids)
             }
             PromptInput::Chat(chat) => self.check_chat(chat),
@@ -214,6 +225,24 @@ impl Limits {
     /// [`InvalidRequest::NotInVocabulary`] of the first of them.
     pub fn check_tokens(&self, field: &'static str, ids: &[u32]) -> Result<(), InvalidRequest> {
         ids.iter().try_for_each(|id| self.in_vocabulary(*id, || field.to_owned()))
+    }
+
+    /// Whether what is wanted of a prompt of so many tokens fits an answer that is given as a whole.
+    ///
+    /// # Errors
+    /// [`InvalidRequest::AnswerTooLarge`].
+    pub fn check_answer(
+        &self,
+        input: &GenerateInput,
+        prompt_tokens: usize,
+        max_bytes: u64,
+    ) -> Result<(), InvalidRequest> {
+        let Some(top) = input.options.prompt_logprobs else { return Ok(()) };
+        let logprobs = (prompt_tokens as u64).saturating_sub(1).saturating_mul(u64::from(top) + 1);
+        if logprobs.saturating_mul(LOGPROB_BYTES) > max_bytes {
+            return Err(InvalidRequest::AnswerTooLarge { logprobs, max_bytes });
+        }
+        Ok(())
     }
 
     /// What is asked for in so many words. Where `max_tokens` is unset, [`Limits::room`] sees to it.

@@ -113,7 +113,7 @@ async fn ask(channel: Channel, prompt: DemoPrompt) -> Result<Answer, AppError> {
         match message.event {
             Some(Event::Delta(delta)) => answer.text += &delta.text,
             Some(Event::Finished(finished)) => answer.finish(&finished),
-            Some(Event::Started(_)) | None => {}
+            Some(Event::Started(_) | Event::PromptLogprobs(_)) | None => {}
         }
     }
     Ok(answer)

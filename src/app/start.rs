@@ -116,7 +116,11 @@ impl Server {
         let info = server_info(config, base, digest, numerics, sizes, &running, front.chat_template.is_some());
         let gate = gate(config, base, front, sizes, &running, &registry, &metrics);
         let services = Services {
-            generation: Generator::new(Arc::new(gate), config.transport.stream_stall_timeout),
+            generation: Generator::new(
+                Arc::new(gate),
+                config.transport.stream_stall_timeout,
+                config.transport.max_message_bytes,
+            ),
             adapters: Adapters::new(Arc::clone(&registry), intake, config.transport.upload_idle_timeout),
             info: Informer::new(info, engine, Arc::clone(&registry), began),
             reflection: config.reflection,

@@ -23,7 +23,12 @@ async fn message(args: &GenerateArgs, terminal: Terminal) -> Result<pb::Generate
         input: Some(input(args, terminal).await?),
         sampling: Some(sampling(&args.sampling)),
         stopping: Some(stopping(&args.stopping)),
-        options: Some(pb::OutputOptions { logprobs: args.logprobs, echo: args.echo, token_ids: args.client.json }),
+        options: Some(pb::OutputOptions {
+            logprobs: args.logprobs,
+            echo: args.echo,
+            token_ids: args.client.json,
+            prompt_logprobs: args.prompt_logprobs,
+        }),
         n: args.n.unwrap_or(0),
         priority: args.priority.unwrap_or(0),
         ..pb::GenerateRequest::default()
@@ -156,15 +161,17 @@ async fn generate(args: &GenerateArgs, terminal: Terminal, out: &mut impl Write)
         let written = if args.client.json {
             writeln!(out, "{:#}", response_json(&response))
         } else {
-            print_all(&response.choices, out)
+            let texts = if texts_of(args) > 0 { &response.choices[..] } else { &[] };
+            print_all(texts, &response.prompt_logprobs, out)
         };
         return written.map_err(CliError::Output);
     }
     let mut events = service.generate_stream(request).await?.into_inner();
-    let mut printer = Printer::new(out, args.n.unwrap_or(1).max(1) as usize);
+    let mut printer = Printer::new(out, texts_of(args));
     while let Some(message) = events.message().await? {
         match message.event {
             Some(Event::Started(_)) => spinner.now("waiting for the first token"),
+            Some(Event::PromptLogprobs(prompt)) => printer.prompt.extend(prompt.logprobs),
             Some(Event::Delta(delta)) => {
                 spinner.clear();
                 printer.print(delta).map_err(CliError::Output)?;
@@ -181,19 +188,25 @@ async fn generate(args: &GenerateArgs, terminal: Terminal, out: &mut impl Write)
     Err(CliError::Incomplete { missing: "end" })
 }
 
-fn print_all(choices: &[pb::Choice], out: &mut impl Write) -> std::io::Result<()> {
+/// Texts that will be printed: none where the prompt alone is scored.
+fn texts_of(args: &GenerateArgs) -> usize {
+    if args.stopping.max_tokens == Some(0) && !args.echo { 0 } else { args.n.unwrap_or(1).max(1) as usize }
+}
+
+fn print_all(choices: &[pb::Choice], prompt: &[pb::TokenLogprob], out: &mut impl Write) -> std::io::Result<()> {
     match choices {
         [only] => writeln!(out, "{}", only.text)?,
         several => several.iter().try_for_each(|choice| writeln!(out, "[{}] {}", choice.index, choice.text))?,
     }
     let logprobs: Vec<_> = choices.iter().map(|choice| choice.logprobs.as_slice()).collect();
-    logprobs::write(&logprobs, out)
+    logprobs::write(prompt, &logprobs, out)
 }
 
 /// One choice is printed as it comes; several, which come interleaved, when all have ended.
 struct Printer<'a, W: Write> {
     out: &'a mut W,
     texts: Vec<String>,
+    prompt: Vec<pb::TokenLogprob>,
     logprobs: Vec<Vec<pb::TokenLogprob>>,
     /// Text stands on a line that has not ended.
     open: bool,
@@ -201,7 +214,8 @@ struct Printer<'a, W: Write> {
 
 impl<'a, W: Write> Printer<'a, W> {
     fn new(out: &'a mut W, choices: usize) -> Self {
-        Self { out, texts: vec![String::new(); choices], logprobs: vec![Vec::new(); choices], open: false }
+        let (texts, logprobs) = (vec![String::new(); choices], vec![Vec::new(); choices]);
+        Self { out, texts, prompt: Vec::new(), logprobs, open: false }
     }
 
     fn print(&mut self, delta: pb::Delta) -> std::io::Result<()> {
@@ -228,7 +242,7 @@ impl<'a, W: Write> Printer<'a, W> {
             self.texts.iter().enumerate().try_for_each(|(index, text)| writeln!(self.out, "[{index}] {text}"))?;
         }
         let logprobs: Vec<_> = self.logprobs.iter().map(Vec::as_slice).collect();
-        logprobs::write(&logprobs, self.out)
+        logprobs::write(&self.prompt, &logprobs, self.out)
     }
 }
 
@@ -266,6 +280,7 @@ fn response_json(response: &pb::GenerateResponse) -> Value {
         "request_id": response.request_id,
         "adapter": response.adapter,
         "adapter_version": response.adapter_version,
+        "prompt_logprobs": response.prompt_logprobs.iter().map(logprob_json).collect::<Vec<_>>(),
         "choices": response.choices.iter().map(choice_json).collect::<Vec<_>>(),
         "usage": {
             "prompt_tokens": usage.prompt_tokens,

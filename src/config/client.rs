@@ -149,6 +149,10 @@ pub struct GenerateArgs {
     /// Report log-probabilities with this many alternatives
     #[arg(long, value_name = "COUNT", help_heading = "Output")]
     pub logprobs: Option<u32>,
+    /// Report log-probabilities of the prompt's tokens, with this many of the most likely ones at each place; with
+    /// `--max-tokens 0` nothing else
+    #[arg(long, value_name = "COUNT", help_heading = "Output")]
+    pub prompt_logprobs: Option<u32>,
     /// Print the prompt too
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Output")]
     pub echo: bool,

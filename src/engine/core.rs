@@ -116,10 +116,12 @@ struct Live {
 }
 
 impl Live {
-    /// What an event says of the request's adapter: a token is a good sign, which a fault outweighs.
+    /// What an event says of the request's adapter: finite logits are a good sign, which a fault outweighs.
     fn learn(&mut self, event: &SequenceEvent) {
         match event {
-            SequenceEvent::Token { .. } => self.verdict = self.verdict.or(Some(Ok(()))),
+            SequenceEvent::Token { .. } | SequenceEvent::PromptLogprob { .. } => {
+                self.verdict = self.verdict.or(Some(Ok(())))
+            }
             SequenceEvent::Failed(RequestFailure::NonFinite) => self.verdict = Some(Err(AdapterFault::NonFinite)),
             // Whose fault a failed step is was found out with the step.
             SequenceEvent::Failed(
@@ -354,7 +356,8 @@ impl<E: StepExecutor> Engine<E> {
     }
 
     fn publish(&mut self, events: Events) {
-        let touched: Vec<RequestId> = events.iter().map(|(id, _)| *id).collect();
+        let mut touched: Vec<RequestId> = events.iter().map(|(id, _)| *id).collect();
+        touched.dedup();
         for (id, event) in &events {
             if let Some(live) = self.live.get_mut(id) {
                 live.learn(event);

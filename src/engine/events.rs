@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use tokio::sync::mpsc;
 
 use super::handle::Shared;
-use crate::types::{RequestId, SequenceEvent};
+use crate::types::{EngineRequest, MAX_SCORED_ROWS, RequestId, SequenceEvent};
 
 /// Events of one choice that may lie unread.
 pub(super) const WINDOW: usize = 64;
@@ -20,27 +20,43 @@ pub(super) const WINDOW: usize = 64;
 /// Events of one request that may lie unread, however many choices it has.
 const MAX_WINDOW: usize = 256;
 
-/// Room for a request's events: its window, or all it can ever have where that is less. Never less than two steps need,
-/// and one place more for its first event and one for a failure.
-fn room(window: usize, max_tokens: usize, choices: usize) -> usize {
-    let tokens = window.saturating_mul(choices).min(MAX_WINDOW).max(choices.saturating_mul(2));
-    tokens.min(max_tokens.saturating_mul(choices)) + 2
+/// How many events there may be of a request, its first and a failure not counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Extent {
+    choices: usize,
+    /// In all.
+    all: usize,
+    /// In one step.
+    step: usize,
 }
 
-/// A channel for a request with so many tokens and choices.
-pub(super) fn channel(
-    shared: &Arc<Shared>,
-    id: RequestId,
-    max_tokens: u32,
-    choices: u32,
-) -> (EventSender, EventReceiver) {
-    let (max_tokens, choices) = (max_tokens as usize, choices as usize);
-    let room = room(shared.limits.window, max_tokens, choices);
+impl Extent {
+    fn of(request: &EngineRequest) -> Self {
+        let choices = request.choices as usize;
+        // A choice that is to have no token has an end all the same.
+        let tokens = choices.saturating_mul(request.stopping.max_tokens.max(1) as usize);
+        let scored = request.sampling.prompt_logprobs.map_or(0, |_| request.prompt.len().saturating_sub(1));
+        Self { choices, all: tokens.saturating_add(scored), step: choices + scored.min(MAX_SCORED_ROWS) }
+    }
+
+    /// Room for the events: the window, or all there can ever be where that is less. Never less than two steps need, and
+    /// one place more for the first event and one for a failure.
+    fn room(self, window: usize) -> usize {
+        let events = window.saturating_mul(self.choices).min(MAX_WINDOW).max(self.step.saturating_mul(2));
+        events.min(self.all) + 2
+    }
+}
+
+/// A channel for a request.
+pub(super) fn channel(shared: &Arc<Shared>, request: &EngineRequest) -> (EventSender, EventReceiver) {
+    let (id, extent) = (request.id, Extent::of(request));
+    let room = extent.room(shared.limits.window);
     let (sender, receiver) = mpsc::channel(room);
     let behind = Arc::new(AtomicBool::new(false));
     let reader = Reader { id, shared: Arc::clone(shared), behind: Arc::clone(&behind), low: room / 2 };
-    // A token of each choice, and a failure.
-    let sender = EventSender { sender, behind, step: choices + 1, low: room / 2 };
+    // And a failure. Where there is room for all, none need ever be waited for.
+    let step = if room < extent.all.saturating_add(2) { extent.step + 1 } else { 0 };
+    let sender = EventSender { sender, behind, step, low: room / 2 };
     (sender, EventReceiver { receiver, reader: Some(reader) })
 }
 
@@ -48,7 +64,7 @@ pub(super) fn channel(
 pub(super) struct EventSender {
     sender: mpsc::Sender<SequenceEvent>,
     behind: Arc<AtomicBool>,
-    /// Most events that one more step can bring.
+    /// Most events that one more step can bring for which there may be no room.
     step: usize,
     low: usize,
 }
@@ -163,11 +179,17 @@ mod tests {
 
     #[test]
     fn a_channel_has_room_for_its_window_and_never_for_more_than_there_can_be() {
-        assert_eq!(room(WINDOW, 1000, 1), 66);
-        assert_eq!(room(WINDOW, 10, 1), 12, "all of it");
-        assert_eq!(room(WINDOW, 1000, 16), 258);
-        assert_eq!(room(WINDOW, 1000, 1000), 2002, "two steps at least");
-        assert_eq!(room(WINDOW, 1, 1000), 1002);
-        assert_eq!(room(1, 9, 3), 8);
+        let room = |window, max_tokens: usize, choices: usize, scored: usize| {
+            let all = max_tokens * choices + scored;
+            Extent { choices, all, step: choices + scored.min(MAX_SCORED_ROWS) }.room(window)
+        };
+        assert_eq!(room(WINDOW, 1000, 1, 0), 66);
+        assert_eq!(room(WINDOW, 10, 1, 0), 12, "all of it");
+        assert_eq!(room(WINDOW, 1000, 16, 0), 258);
+        assert_eq!(room(WINDOW, 1000, 1000, 0), 2002, "two steps at least");
+        assert_eq!(room(WINDOW, 1, 1000, 0), 1002);
+        assert_eq!(room(1, 9, 3, 0), 8);
+        assert_eq!(room(WINDOW, 1, 1, 100_000), 132, "two steps of a prompt, however long");
+        assert_eq!(room(WINDOW, 1, 1, 9), 12);
     }
 }

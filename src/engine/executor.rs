@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::error::StepError;
 use super::handle::Leftover;
 use super::input_batch::StepInput;
-use super::prepare::PassInput;
+use super::prepare::{PassInput, hand_out};
 use crate::delta::{self, Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, PreparedDelta};
 use crate::model::{Checkpoint, Decoder};
 use crate::ops::{Backend, OpsError, WeightFormat};
@@ -66,7 +66,7 @@ impl<B: Backend> StepExecutor for ModelExecutor<B> {
         pass.prepare(step, *block_size, decoder.long_rope_rows());
         let outcomes = decoder.forward(&pass.input);
         pass.input.plan.release();
-        Ok(StepOutput { sampled: pass.sampled.iter().copied().zip(outcomes?).collect() })
+        Ok(hand_out(batch, outcomes?))
     }
 
     fn install(&mut self, slot: AdapterSlot, prepared: PreparedDelta<B>) {

@@ -168,8 +168,7 @@ impl GenerationEngine for EngineHandle {
                 NoPlace::Share { holder, held } => SubmitError::QueueShare { holder, held, limit },
             }
         })?;
-        let (events, receiver) =
-            events::channel(&self.shared, request.id, request.stopping.max_tokens, request.choices);
+        let (events, receiver) = events::channel(&self.shared, &request);
         self.post(|letters| letters.submissions.push(Submission { request, lease, place, events }))?;
         Ok(receiver)
     }

@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::types::{
-    AdapterSlot, JoinedSequence, RowSource, SampleSpec, SamplingParams, ScheduledBatch, ScheduledSequence, SequenceId,
-    StepOutput, StoppingParams, TokenCounts, Tokens,
+    AdapterSlot, JoinedSequence, Output, RowSource, SampleSpec, SamplingParams, ScheduledBatch, ScheduledSequence,
+    SequenceId, StepOutput, StoppingParams, TokenCounts, Tokens,
 };
 
 /// All sequences that have joined and have not left.
@@ -85,7 +85,7 @@ impl InputBatch {
     ///
     /// # Panics
     /// If it has not joined.
-    fn share(&self, share: &ScheduledSequence) -> SequenceInput<'_> {
+    fn share<'a>(&'a self, share: &'a ScheduledSequence) -> SequenceInput<'a> {
         let Some(sequence) = self.0.get(&share.id) else { panic!("sequence {} has not joined", share.id.0) };
         SequenceInput {
             id: share.id,
@@ -95,6 +95,7 @@ impl InputBatch {
             blocks: &sequence.blocks,
             long_from: sequence.long_from,
             request: sequence.request.as_ref(),
+            scored: &share.scored,
             sample: share.sample,
         }
     }
@@ -198,6 +199,7 @@ pub struct SequenceInput<'a> {
     /// First KV index that is rotated by the long frequencies.
     pub long_from: u32,
     request: Option<&'a RequestInput>,
+    scored: &'a Range<u32>,
     sample: bool,
 }
 
@@ -216,6 +218,19 @@ impl<'a> SequenceInput<'a> {
         let Range { start, end } = self.places();
         let slices = tokens.slices((start - first) as usize..(end - first) as usize);
         Some(slices.into_iter().flatten().copied())
+    }
+
+    /// Rows that are scored, counted from the first, in order, and what is wanted of each: what the prompt's next token is
+    /// worth.
+    pub fn scored(&self) -> impl Iterator<Item = (u32, Output)> + 'a {
+        let Self { request, scored, start, .. } = *self;
+        let of = move |request: &'a RequestInput| {
+            let top = request.sampling.prompt_logprobs.unwrap_or(0);
+            let next = request.tokens.prompt()[(start - request.first) as usize..].iter().skip(1);
+            let next = next.skip(scored.start as usize).take(scored.len());
+            scored.clone().zip(next).map(move |(row, target)| (row, Output::PromptLogprobs { target: *target, top }))
+        };
+        request.filter(|_| !scored.is_empty()).into_iter().flat_map(of)
     }
 
     /// How to choose from the logits of the last row; `None` where nothing is chosen.

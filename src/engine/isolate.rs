@@ -108,7 +108,7 @@ impl<E: StepExecutor> Guarded<E> {
             match self.attempt(&step).or_else(|error| if alone { self.attempt(&step) } else { Err(error) }) {
                 Ok(output) => {
                     into.batch.sequences.extend(half.sequences);
-                    into.output.sampled.extend(output.sampled);
+                    into.output.append(output);
                 }
                 Err(error) if alone => into.culprits.push(Culprit { batch: half, error, adapter: false }),
                 Err(_) => self.halve(&half, sequences, into),

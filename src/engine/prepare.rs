@@ -1,33 +1,35 @@
-//! From what the scheduler decided to what the decoder reads: a pure translation of ids into flat arrays.
+//! From what the scheduler decided to what the decoder reads, a pure translation of ids into flat arrays; and from what
+//! came of its rows back to whose they are.
 
 use super::input_batch::{SequenceInput, StepInput};
 use crate::model::{EmbedRows, ModelInput};
-use crate::ops::{SampledRows, SequencePlan};
-use crate::types::{Output, SequenceId};
+use crate::ops::{SampleOutcome, SampledRows, SequencePlan};
+use crate::types::{Output, ScheduledBatch, StepOutput};
 
 /// A decoder's input, in the memory of the step before.
 #[derive(Debug, Default)]
 pub(super) struct PassInput {
     pub(super) input: ModelInput,
-    /// Rows of the pass that are sampled, ascending.
+    /// Rows of the pass that are sampled or scored, ascending.
     sampled_rows: Vec<u32>,
-    /// For each of them whose it is.
-    pub(super) sampled: Vec<SequenceId>,
 }
 
 impl PassInput {
     /// Make it that of a step. `long_rows` is where the long frequencies begin in the rotary tables of a base that has two
     /// sets of them.
     pub(super) fn prepare(&mut self, step: &StepInput<'_>, block_size: u32, long_rows: Option<u32>) {
-        let Self { input, sampled_rows, sampled } = self;
+        let Self { input, sampled_rows } = self;
         input.plan.clear();
         input.embeds.clear();
         sampled_rows.clear();
-        sampled.clear();
         for sequence in step.sequences() {
+            let first = input.plan.rows.slots.len() as u32;
             append(input, &sequence, block_size, long_rows);
+            for (row, output) in sequence.scored() {
+                sampled_rows.push(first + row);
+                input.plan.outputs.push(output);
+            }
             if let Some(sample) = sequence.sample() {
-                sampled.push(sequence.id);
                 sampled_rows.push(input.plan.rows.slots.len() as u32 - 1);
                 input.plan.outputs.push(Output::Sample(sample));
             }
@@ -35,6 +37,27 @@ impl PassInput {
         input.plan.rows.group();
         SampledRows::group_into(&mut input.plan.sampled, &input.plan.rows, sampled_rows);
     }
+}
+
+/// Give each sequence of a step what came of its rows; `outcomes` are those of the prepared rows, in order.
+pub(super) fn hand_out(batch: &ScheduledBatch, outcomes: Vec<SampleOutcome>) -> StepOutput {
+    let mut outcomes = outcomes.into_iter();
+    let mut output = StepOutput::default();
+    for share in &batch.sequences {
+        if !share.scored.is_empty() {
+            // All of its rows are taken, whatever they hold: those of the next sequence begin behind them.
+            let rows: Vec<SampleOutcome> = outcomes.by_ref().take(share.scored.len()).collect();
+            let scored = |row: SampleOutcome| row.map(|scored| scored.logprob.map(|logprob| (scored.token, logprob)));
+            let rows: Result<Vec<_>, _> = rows.into_iter().filter_map(|row| scored(row).transpose()).collect();
+            output.prompt_logprobs.push((share.id, rows));
+        }
+        if share.sample
+            && let Some(outcome) = outcomes.next()
+        {
+            output.sampled.push((share.id, outcome));
+        }
+    }
+    output
 }
 
 fn append(input: &mut ModelInput, sequence: &SequenceInput<'_>, block_size: u32, long_rows: Option<u32>) {
@@ -66,8 +89,8 @@ mod tests {
     use super::*;
     use crate::engine::input_batch::InputBatch;
     use crate::types::{
-        AdapterSlot, BlockId, JoinedSequence, RowSource, SampleSpec, SamplingParams, ScheduledBatch, ScheduledSequence,
-        StoppingParams, Tokens,
+        AdapterSlot, BlockId, JoinedSequence, RowSource, SampleSpec, SampledToken, SamplingParams, ScheduledSequence,
+        SequenceFailure, SequenceId, StoppingParams, TokenLogprob, Tokens,
     };
 
     fn tokens(prompt: &[u32]) -> RowSource {
@@ -75,7 +98,7 @@ mod tests {
             tokens: Tokens::new(prompt.into()),
             first: 0,
             choice: 0,
-            sampling: SamplingParams::greedy().into(),
+            sampling: SamplingParams { prompt_logprobs: Some(2), ..SamplingParams::greedy() }.into(),
             stopping: StoppingParams { max_tokens: 9, min_tokens: 0, stop_token_ids: vec![] }.into(),
         }
     }
@@ -91,7 +114,7 @@ mod tests {
         let id = SequenceId(batch.joined.len() as u64);
         let blocks = blocks.iter().copied().map(BlockId).collect();
         batch.joined.push(JoinedSequence { id, slot: slot.map(AdapterSlot), source, start, blocks, long_from: 1 });
-        batch.sequences.push(ScheduledSequence { id, count, new_blocks: vec![], sample: id.0 == 1 });
+        batch.sequences.push(ScheduledSequence { id, count, new_blocks: vec![], scored: 0..0, sample: id.0 == 1 });
     }
 
     #[test]
@@ -114,14 +137,13 @@ mod tests {
             assert_eq!(plan.rows.order, [0, 4]);
             assert_eq!(plan.sequences[1].rows, 1..4);
             let spec = SampleSpec {
-                params: SamplingParams::greedy().into(),
+                params: SamplingParams { prompt_logprobs: Some(2), ..SamplingParams::greedy() }.into(),
                 choice: 0,
                 output_position: 0,
                 banned: vec![],
                 counts: None,
             };
             assert_eq!((&plan.sampled[0].sources[..], &plan.outputs[..]), (&[3][..], &[Output::Sample(spec)][..]));
-            assert_eq!(prepared.sampled, [SequenceId(1)]);
             assert!(plan.rope_rows.is_empty());
             assert_eq!(prepared.input.embeds, [EmbedRows { slot: AdapterSlot(2), first: 1, rows: 4..5 }]);
             prepared.prepare(&step, 4, Some(100));
@@ -129,5 +151,32 @@ mod tests {
         }
         prepared.prepare(&step.base_alone(), 4, None);
         assert_eq!(prepared.input.plan.rows.slots, [None; 5]);
+    }
+
+    #[test]
+    fn scored_rows_come_before_the_sampled_one_and_back_to_their_sequence() {
+        let mut batch = ScheduledBatch::default();
+        join(&mut batch, None, (0, 3), tokens(&[4, 5, 6, 70]), &[0]);
+        join(&mut batch, None, (2, 3), tokens(&[0, 0, 7, 8, 9]), &[1, 2]);
+        batch.sequences[0].scored = 1..3;
+        batch.sequences[1].scored = 0..2;
+        let mut sequences = InputBatch::default();
+        sequences.apply(&batch);
+        let mut prepared = PassInput::default();
+        prepared.prepare(&StepInput::new(&batch, &sequences), 4, None);
+        let plan = &prepared.input.plan;
+        assert_eq!(plan.sampled[0].sources, [1, 2, 3, 4, 5]);
+        let scored = [6, 70, 8, 9].map(|target| Output::PromptLogprobs { target, top: 2 });
+        assert_eq!(plan.outputs[..4], scored);
+        assert!(matches!(plan.outputs[4], Output::Sample(_)));
+
+        let logprob = |logprob| TokenLogprob { logprob, top: vec![] };
+        let row = |token, value| Ok(SampledToken { token, logprob: Some(logprob(value)) });
+        let broken = Err(SequenceFailure::NonFinite);
+        let output = hand_out(&batch, vec![broken, row(70, -1.0), row(8, -2.0), row(9, -3.0), row(11, -4.0)]);
+        let second = vec![(8, logprob(-2.0)), (9, logprob(-3.0))];
+        let failed = Err(SequenceFailure::NonFinite);
+        assert_eq!(output.prompt_logprobs, [(SequenceId(0), failed), (SequenceId(1), Ok(second))]);
+        assert_eq!(output.sampled, [(SequenceId(1), row(11, -4.0))]);
     }
 }

@@ -11,7 +11,9 @@ use std::time::Duration;
 use crate::types::{AdapterName, AdapterVersion, InvalidAdapterName, InvalidAdapterVersion, Problem, ToProblem};
 
 pub(super) use self::adapters::{adapter, expected_for_delete, preview, published, upload, upload_header};
-pub(super) use self::generation::{Collected, delta, finished, generate_request, started, tokenize_input};
+pub(super) use self::generation::{
+    Collected, delta, finished, generate_request, prompt_logprobs, started, tokenize_input,
+};
 pub(super) use self::info::{server_info, stats};
 
 /// A message that has no meaning.

@@ -26,19 +26,27 @@ const AHEAD: usize = 16;
 pub struct Generator {
     gate: Arc<Gate>,
     stall_limit: Duration,
+    max_message_bytes: usize,
 }
 
 impl Generator {
-    /// A stream whose reader takes nothing for `stall_limit` is ended, so that it does not hold an adapter for ever.
+    /// A stream whose reader takes nothing for `stall_limit` is ended, so that it does not hold an adapter for ever. An
+    /// answer that is one message has at most `max_message_bytes`.
     #[must_use]
-    pub fn new(gate: Arc<Gate>, stall_limit: Duration) -> Self {
-        Self { gate, stall_limit }
+    pub fn new(gate: Arc<Gate>, stall_limit: Duration, max_message_bytes: usize) -> Self {
+        Self { gate, stall_limit, max_message_bytes }
     }
 
-    /// Admit a request; also says whether its client wants token ids.
-    async fn admit(&self, request: Request<pb::GenerateRequest>) -> Result<(Generation, bool), Status> {
+    /// Admit a request, with the limit of its answer where that is one message; also says whether its client wants token
+    /// ids.
+    async fn admit(
+        &self,
+        request: Request<pb::GenerateRequest>,
+        max_answer_bytes: Option<u64>,
+    ) -> Result<(Generation, bool), Status> {
         let context = request.extensions().get::<CallContext>().cloned();
         let mut request = convert::generate_request(request.into_inner()).map_err(|bad| status::of(&bad))?;
+        request.max_answer_bytes = max_answer_bytes;
         let arrival = context.map_or_else(Arrival::now, |context| {
             if request.request_id.is_empty() {
                 request.request_id = context.request_id;
@@ -66,11 +74,12 @@ fn respond<T>(message: T, request_id: &str) -> Response<T> {
 #[tonic::async_trait]
 impl GenerationService for Generator {
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<pb::GenerateResponse>, Status> {
-        let (mut generation, token_ids) = self.admit(request).await?;
+        let (mut generation, token_ids) = self.admit(request, Some(self.max_message_bytes as u64)).await?;
         let request_id = generation.info().request_id.clone();
         let mut collected = Collected::new(generation.info(), token_ids);
         while let Some(event) = generation.next().await {
             match event.map_err(|error| status::of(&error))? {
+                GenerationEvent::PromptLogprob(token) => collected.add_prompt_logprob(token),
                 GenerationEvent::Delta(delta) => collected.add(delta),
                 GenerationEvent::Finished { usage, timings } => {
                     return Ok(respond(collected.finish(usage, timings), &request_id));
@@ -86,7 +95,7 @@ impl GenerationService for Generator {
         &self,
         request: Request<pb::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
-        let (generation, token_ids) = self.admit(request).await?;
+        let (generation, token_ids) = self.admit(request, None).await?;
         let request_id = generation.info().request_id.clone();
         let (sender, receiver) = mpsc::channel(AHEAD);
         let pump = Pump { generation, sender, token_ids, stall_limit: self.stall_limit };
@@ -150,6 +159,7 @@ impl Pump {
             };
             message = match event {
                 None => return Ended::Complete,
+                Some(Ok(GenerationEvent::PromptLogprob(token))) => Ok(convert::prompt_logprobs(token)),
                 Some(Ok(GenerationEvent::Delta(delta))) => Ok(convert::delta(delta, self.token_ids)),
                 Some(Ok(GenerationEvent::Finished { usage, timings })) => Ok(convert::finished(usage, timings)),
                 Some(Err(error)) => Err(status::of(&error)),

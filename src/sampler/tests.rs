@@ -326,11 +326,11 @@ prop_compose! {
         presence_penalty in prop_oneof![Just(0.0f32), -2.0f32..=2.0, Just(f32::MAX)],
         frequency_penalty in prop_oneof![Just(0.0f32), -2.0f32..=2.0, Just(f32::MIN)],
         logit_bias in proptest::collection::btree_map(0..vocab, -100.0f32..=100.0, 0..4),
-        logprobs in proptest::option::of(0u32..8),
+        logprobs in proptest::option::of(0u32..8), prompt_logprobs in proptest::option::of(0u32..8),
     ) -> SamplingParams {
         SamplingParams {
             temperature, top_k, top_p, min_p, seed, repetition_penalty, presence_penalty, frequency_penalty,
-            logit_bias, logprobs,
+            logit_bias, logprobs, prompt_logprobs,
         }
     }
 }

@@ -110,11 +110,12 @@ impl Scheduler {
         Admission::Started
     }
 
-    /// Choices after the first wait until its prompt is computed, to reuse those blocks.
+    /// Choices after the first wait until its prompt is computed, to reuse those blocks; and where it scores the prompt, so
+    /// that all is said of the prompt before anything of what follows.
     fn waits_for_first_choice(&self, id: SequenceId) -> bool {
         let sequence = &self.sequences[id];
         let computed = self.requests.get(&sequence.request).is_some_and(|request| request.prompt_computed);
-        sequence.choice > 0 && self.cache.prefix_cache() && !computed
+        sequence.choice > 0 && (self.cache.prefix_cache() || sequence.wants_scores()) && !computed
     }
 
     /// The blocks that a start could reuse now. One that waits for room is tried in every step: what was found then and is
@@ -226,7 +227,9 @@ impl Scheduler {
     fn note_start(&mut self, id: SequenceId, now: Instant, events: &mut Events) {
         let sequence = &mut self.sequences[id];
         let cached = sequence.num_computed_tokens.min(sequence.tokens.prompt().len());
-        if !std::mem::replace(&mut sequence.counted, true) && self.cache.prefix_cache() {
+        // One that scores its prompt does not look there.
+        let looked = self.cache.prefix_cache() && !sequence.is_scoring();
+        if !std::mem::replace(&mut sequence.counted, true) && looked {
             self.counters.prefix_queries += sequence.tokens.prompt().len() as u64;
             self.counters.prefix_hits += cached as u64;
         }

@@ -50,7 +50,7 @@ impl Scheduler {
         if request.choices == 0 {
             return empty("choices");
         }
-        if request.stopping.max_tokens == 0 {
+        if request.stopping.max_tokens == 0 && request.sampling.prompt_logprobs.is_none() {
             return empty("max_tokens");
         }
         if pages.is_some_and(|pages| pages.count == 0) {
@@ -62,14 +62,20 @@ impl Scheduler {
     fn check_lengths(&self, request: &EngineRequest) -> Result<(), SchedulerError> {
         let (virtual_tokens, prompt_tokens) = (num_virtual(request), request.prompt.len());
         let max_tokens = self.max_output(request);
-        if max_tokens == 0 {
-            let max_model_len = self.config.max_model_len as usize;
+        let max_model_len = self.config.max_model_len as usize;
+        // Where the prompt is only scored, it may fill the context.
+        let fits = if request.stopping.max_tokens > 0 {
+            max_tokens > 0
+        } else {
+            virtual_tokens.saturating_add(prompt_tokens) <= max_model_len
+        };
+        if !fits {
             return Err(SchedulerError::ContextTooLong { virtual_tokens, prompt_tokens, max_model_len });
         }
         // The last output token's KV is never computed. A partly filled virtual block is held twice: the shared
         // original and the copy at the head of the sequence's own blocks.
         let size = self.block_size;
-        let table = size.blocks_for(virtual_tokens + prompt_tokens + max_tokens - 1);
+        let table = size.blocks_for(virtual_tokens + prompt_tokens + max_tokens.saturating_sub(1));
         let needed_blocks = table + size.blocks_for(virtual_tokens) - size.full_blocks(virtual_tokens);
         let num_blocks = self.cache.num_blocks();
         if needed_blocks > num_blocks {

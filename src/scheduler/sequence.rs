@@ -13,8 +13,8 @@ use super::queue::Flow;
 use super::virtual_pages::PagesKey;
 use crate::cache::{BlockKey, BlockSize, BlockTable, FoundBlock, PrefixBlock, PrefixScope};
 use crate::types::{
-    AdapterSlot, BlockId, ConnectionId, EngineRequest, FinishReason, JoinedSequence, LongRope, RequestId, RowSource,
-    SamplingParams, ScheduledSequence, SequenceId, StoppingParams, Tokens,
+    AdapterSlot, BlockId, ConnectionId, EngineRequest, FinishReason, JoinedSequence, LongRope, MAX_SCORED_ROWS,
+    RequestId, RowSource, SamplingParams, ScheduledSequence, SequenceId, StoppingParams, Tokens,
 };
 
 /// Life of a sequence. A finished one is not kept.
@@ -52,12 +52,15 @@ pub(super) struct Sequence {
     pub(super) scope: Arc<PrefixScope>,
     /// Prompt, then output.
     pub(super) tokens: Tokens,
-    /// Output tokens that end it: `max_tokens`, or fewer where the context ends before.
+    /// Output tokens that end it: `max_tokens`, or fewer where the context ends before; 0 where only its prompt is scored.
     pub(super) max_output: usize,
     sampling: Arc<SamplingParams>,
     stopping: Arc<StoppingParams>,
     /// Tokens whose KV is in the cache.
     pub(super) num_computed_tokens: usize,
+    /// Rows of the prompt whose next token has been scored, for good: a preemption computes them again and says nothing
+    /// of them. The first choice scores for all.
+    num_scored: usize,
     pub(super) table: BlockTable,
     /// Blocks of the table that whoever computes it knows; `None` where that one does not know the sequence.
     num_told_blocks: Option<usize>,
@@ -114,6 +117,7 @@ impl Sequence {
             sampling: Arc::clone(&request.sampling),
             stopping: Arc::clone(&request.stopping),
             num_computed_tokens: 0,
+            num_scored: 0,
             table: BlockTable::default(),
             num_told_blocks: None,
             counted: false,
@@ -176,10 +180,29 @@ impl Sequence {
         }
     }
 
+    /// Rows of its prompt are still to be scored.
+    pub(super) fn is_scoring(&self) -> bool {
+        let wanted = self.choice == 0 && self.sampling.prompt_logprobs.is_some();
+        // Nothing follows the last row of the prompt.
+        wanted && self.num_scored + 1 < self.tokens.prompt().len()
+    }
+
+    /// Whether its request has its prompt scored, by whichever choice.
+    pub(super) fn wants_scores(&self) -> bool {
+        self.sampling.prompt_logprobs.is_some()
+    }
+
+    /// Rows that it may have in a step.
+    pub(super) fn max_rows(&self) -> usize {
+        if self.is_scoring() { self.num_scored - self.num_computed_tokens + MAX_SCORED_ROWS } else { usize::MAX }
+    }
+
     /// Visit the blocks that a new start could reuse, in order, until `visit` returns false. The first `known` of them
-    /// have been visited before and are passed over. At least the last known token is left out: its logits are needed.
+    /// have been visited before and are passed over. Rows are left out whose logits are needed: those that are to be
+    /// scored, and the last known one.
     pub(super) fn walk_reusable(&mut self, known: usize, mut visit: impl FnMut(&PrefixBlock<'_>) -> bool) {
-        let end = self.block_size.full_blocks(self.num_virtual() + self.tokens.len() - 1);
+        let needed_from = if self.is_scoring() { self.num_scored } else { self.tokens.len() - 1 };
+        let end = self.block_size.full_blocks(self.num_virtual() + needed_from);
         self.walk_blocks(self.first_block() + known..end, |_, contents| visit(contents));
     }
 
@@ -265,15 +288,38 @@ impl Sequence {
         })
     }
 
-    /// Its share of a step: the next `count` tokens, sampled if they are the last known ones. It has joined.
+    /// Its share of a step: the next `count` tokens, scored as far as that is wanted and not done, and sampled if they are
+    /// the last known ones. It has joined.
     pub(super) fn schedule(&mut self, count: usize) -> ScheduledSequence {
+        let rows = self.num_computed_tokens..self.num_computed_tokens + count;
         let told = self.num_told_blocks.replace(self.table.len()).unwrap_or(0);
         ScheduledSequence {
             id: self.rank.id(),
             count: count as u32,
             new_blocks: self.table.blocks()[told..].to_vec(),
-            sample: self.num_computed_tokens + count == self.tokens.len(),
+            scored: self.rows_to_score(&rows),
+            sample: rows.end == self.tokens.len() && self.max_output > 0,
         }
+    }
+
+    /// Of these rows those that are to be scored, counted from the first of these.
+    fn rows_to_score(&self, rows: &Range<usize>) -> Range<u32> {
+        let first = rows.start.max(self.num_scored);
+        let end = rows.end.min(self.tokens.prompt().len() - 1);
+        if !self.is_scoring() || first >= end {
+            return 0..0;
+        }
+        (first - rows.start) as u32..(end - rows.start) as u32
+    }
+
+    /// So many more rows of the prompt have been scored.
+    pub(super) fn scored(&mut self, rows: usize) {
+        self.num_scored += rows;
+    }
+
+    /// Its prompt is computed, and it is to have no output.
+    pub(super) fn ends_with_prompt(&self) -> bool {
+        self.max_output == 0 && self.num_remaining() == 0
     }
 
     /// It has no rows from now on: its id, where whoever computes it has to be told.

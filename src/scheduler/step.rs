@@ -99,7 +99,9 @@ impl Scheduler {
         let party = self.sequences[rank.id()].party;
         // Whoever may have a row at all may have one, so that a chosen sequence always moves.
         let allowed = self.fair.allowance(party).max(1);
-        let count = self.chunk(self.sequences[rank.id()].num_remaining(), step).min(allowed);
+        let sequence = &self.sequences[rank.id()];
+        let wanted = sequence.num_remaining().min(sequence.max_rows());
+        let count = self.chunk(wanted, step).min(allowed);
         let sequence = &mut self.sequences[rank.id()];
         step.batch.joined.extend(sequence.join());
         let scheduled = sequence.schedule(count);
@@ -292,7 +294,7 @@ impl Scheduler {
             blocks: set.blocks[..covered].to_vec(),
             long_from: key.long_from(),
         });
-        step.push(ScheduledSequence { id, count: count as u32, new_blocks: Vec::new(), sample: false });
+        step.push(ScheduledSequence { id, count: count as u32, new_blocks: Vec::new(), scored: 0..0, sample: false });
     }
 
     // --- blocks ---------------------------------------------------------------------------------------------------

@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use crate::types::{
     AdapterBinding, AdapterSlot, AdapterVersion, BlockId, EngineRequest, FinishReason, JoinedSequence, RowSource,
-    SampleSpec, SampledToken, ScheduledBatch, ScheduledSequence, SequenceFailure, SequenceId, StepOutput,
+    SampleSpec, SampledToken, ScheduledBatch, ScheduledSequence, SequenceFailure, SequenceId, StepOutput, TokenLogprob,
 };
 
 pub(crate) const VOCAB: u64 = 4;
@@ -40,6 +40,9 @@ pub(crate) struct Share {
     /// The whole table.
     pub(crate) blocks: Vec<BlockId>,
     pub(crate) long_from: u32,
+    pub(crate) scored: Range<u32>,
+    /// The token behind each scored row.
+    pub(crate) targets: Vec<u32>,
     pub(crate) sample: Option<SampleSpec>,
 }
 
@@ -79,8 +82,9 @@ impl Told {
         let Some(told) = self.0.get_mut(&share.id) else { panic!("{:?} has rows and has not joined", share.id) };
         told.blocks.extend(&share.new_blocks);
         let JoinedSequence { id, slot, ref source, start, ref blocks, long_from } = *told;
-        let (rows, sample) = match source {
-            RowSource::PromptEmbeds => (Rows::PromptEmbeds { first: start, count: share.count }, None),
+        let scored = share.scored.clone();
+        let (rows, targets, sample) = match source {
+            RowSource::PromptEmbeds => (Rows::PromptEmbeds { first: start, count: share.count }, Vec::new(), None),
             RowSource::Tokens { tokens, first, choice, sampling, stopping } => {
                 let begin = (start - first) as usize;
                 let output = tokens.output().len();
@@ -91,10 +95,13 @@ impl Told {
                     banned: stopping.banned_after(output).to_vec(),
                     counts: None,
                 };
-                (Rows::Ids(tokens.slices(begin..begin + share.count as usize).concat()), Some(sample))
+                let target = |row: u32| tokens.prompt()[begin + row as usize + 1];
+                let ids = tokens.slices(begin..begin + share.count as usize).concat();
+                (Rows::Ids(ids), scored.clone().map(target).collect(), Some(sample))
             }
         };
-        Share { id, slot, start, rows, blocks: blocks.clone(), long_from, sample: sample.filter(|_| share.sample) }
+        let (blocks, sample) = (blocks.clone(), sample.filter(|_| share.sample));
+        Share { id, slot, start, rows, blocks, long_from, scored, targets, sample }
     }
 
     pub(crate) fn advance(&mut self, batch: &ScheduledBatch, output: &StepOutput) {
@@ -143,8 +150,29 @@ fn choose(history: u64, seed: u64, choice: u32, position: u32, banned: &[u32]) -
         .unwrap()
 }
 
+/// What a token is worth behind a history.
+fn score(history: u64, token: u32) -> (u32, TokenLogprob) {
+    (token, TokenLogprob { logprob: -((history >> 40) as f32), top: Vec::new() })
+}
+
 fn virtual_count(adapter: Option<AdapterBinding>) -> u32 {
     adapter.and_then(|adapter| adapter.virtual_tokens).map_or(0, |tokens| tokens.count)
+}
+
+/// What the tokens of a request's prompt are worth: computed alone.
+pub(crate) fn oracle_of_prompt(request: &EngineRequest) -> Vec<(u32, TokenLogprob)> {
+    let version = request.adapter.map(|adapter| adapter.version);
+    let count = virtual_count(request.adapter);
+    let mut history = 0;
+    for index in 0..count {
+        history = digest(history, version, None, index);
+    }
+    let mut scores = Vec::new();
+    for (index, pair) in (count..).zip(request.prompt.windows(2)) {
+        history = digest(history, version, Some(pair[0]), index);
+        scores.push(score(history, pair[1]));
+    }
+    scores
 }
 
 /// What a request must produce: computed alone, without blocks, budgets or batches.
@@ -172,6 +200,9 @@ pub(crate) fn oracle(
     let stopping = &request.stopping;
     let limit = stopping.max_tokens.min(max_model_len - count - request.prompt.len() as u32);
     let mut output = Vec::new();
+    if limit == 0 {
+        return (output, FinishReason::Length, None);
+    }
     loop {
         let may_stop = output.len() as u32 >= stopping.min_tokens;
         let banned = if may_stop { &[][..] } else { &stopping.stop_token_ids };
@@ -244,9 +275,14 @@ impl FakeExecutor {
         let mut writes = BTreeMap::new();
         let mut output = StepOutput::default();
         for sequence in &batch.sequences {
-            let state = self.rows_of(sequence, &mut writes);
+            let states = self.rows_of(sequence, &mut writes);
             self.rows += sequence.rows.len();
-            if let Some(result) = self.sample(sequence, state) {
+            if !sequence.scored.is_empty() {
+                let rows = states[sequence.scored.start as usize..].iter().zip(&sequence.targets);
+                let scores = rows.map(|(state, token)| score(*state, *token)).collect();
+                output.prompt_logprobs.push((sequence.id, Ok(scores)));
+            }
+            if let Some(result) = self.sample(sequence, states[states.len() - 1]) {
                 output.sampled.push((sequence.id, result));
             }
         }
@@ -264,8 +300,8 @@ impl FakeExecutor {
         output
     }
 
-    /// Read everything before the new rows, then stage the new rows. Returns the digest of it all.
-    fn rows_of(&self, sequence: &Share, writes: &mut BTreeMap<(BlockId, usize), (SequenceId, Place)>) -> u64 {
+    /// Read everything before the new rows, then stage the new rows. Returns the digest of everything up to each of them.
+    fn rows_of(&self, sequence: &Share, writes: &mut BTreeMap<(BlockId, usize), (SequenceId, Place)>) -> Vec<u64> {
         let adapter = sequence.slot.map(|slot| self.adapters[&slot]);
         let version = adapter.map(|adapter| adapter.version);
         let tenant = self.tenants.get(&sequence.id);
@@ -294,19 +330,21 @@ impl FakeExecutor {
             Rows::PromptEmbeds { first, count: rows } => {
                 assert!(adapter.and_then(|adapter| adapter.virtual_tokens).is_some_and(|tokens| !tokens.saved_kv));
                 assert_eq!(*first, sequence.start);
-                assert!(sequence.sample.is_none() && first + rows <= count);
+                assert!(sequence.sample.is_none() && sequence.scored.is_empty() && first + rows <= count);
                 vec![None; *rows as usize]
             }
         };
         assert!(!tokens.is_empty());
+        let mut states = Vec::new();
         for (index, token) in (sequence.start..).zip(tokens) {
             history = digest(history, version, token, index);
             let tenant = if token.is_some() { tenant.cloned() } else { None };
             let place = Place { index, version, token, tenant, digest: history };
             let at = (sequence.blocks[index as usize / self.block_size], index as usize % self.block_size);
             assert!(writes.insert(at, (sequence.id, place)).is_none(), "{at:?} is written twice in a step");
+            states.push(history);
         }
-        history
+        states
     }
 
     fn sample(&self, sequence: &Share, state: u64) -> Option<Result<SampledToken, SequenceFailure>> {

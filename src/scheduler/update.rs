@@ -6,34 +6,48 @@ use std::time::Instant;
 use super::{Events, PROBE, Scheduler};
 use crate::cache::PrefixScope;
 use crate::types::{
-    JoinedSequence, LongRope, RequestFailure, RequestId, RowSource, SampledToken, SamplingParams, ScheduledBatch,
-    ScheduledSequence, SequenceEvent, SequenceFailure, SequenceId, StepOutput, StoppingParams, Tokens,
+    FinishReason, JoinedSequence, LongRope, RequestFailure, RequestId, RowSource, SampledToken, SamplingParams,
+    ScheduledBatch, ScheduledSequence, SequenceEvent, SequenceFailure, SequenceId, StepOutput, StoppingParams,
+    TokenLogprob, Tokens,
 };
+
+/// What a step brought a sequence.
+#[derive(Clone, Copy)]
+struct Results<'a> {
+    sampled: Option<&'a SampledToken>,
+    /// Tokens of the prompt.
+    scored: &'a [(u32, TokenLogprob)],
+}
+
+impl<'a> Results<'a> {
+    fn of(
+        sampled: Option<&'a Result<SampledToken, SequenceFailure>>,
+        scored: Option<&'a Result<Vec<(u32, TokenLogprob)>, SequenceFailure>>,
+    ) -> Result<Self, SequenceFailure> {
+        let sampled = sampled.map(Result::as_ref).transpose().map_err(|failure| *failure)?;
+        let scored = scored.map(Result::as_ref).transpose().map_err(|failure| *failure)?;
+        Ok(Self { sampled, scored: scored.map_or(&[], Vec::as_slice) })
+    }
+}
 
 impl Scheduler {
     /// Take in the result of a step. Results of sequences that are gone are ignored; a non-finite row ends its
     /// request alone and takes the KV of its adapter version out of the prefix index. A sequence that was to be
-    /// sampled and has no result ends its request with `EngineFailed`.
+    /// sampled or scored and has no result ends its request with `EngineFailed`.
     pub fn update(&mut self, batch: &ScheduledBatch, output: &StepOutput, now: Instant) -> Events {
-        let results: HashMap<_, _> = output.sampled.iter().map(|(id, result)| (*id, result)).collect();
+        let sampled: HashMap<_, _> = output.sampled.iter().map(|(id, result)| (*id, result)).collect();
+        let scored: HashMap<_, _> = output.prompt_logprobs.iter().map(|(id, result)| (*id, result)).collect();
         let mut events = Events::new();
         for scheduled in &batch.sequences {
-            match results.get(&scheduled.id).copied() {
-                Some(Err(failure)) => self.fail_sequence(scheduled.id, *failure, &mut events),
-                Some(Ok(sampled)) => self.advance(scheduled, Some(sampled), now, &mut events),
-                None => self.advance(scheduled, None, now, &mut events),
+            match Results::of(sampled.get(&scheduled.id).copied(), scored.get(&scheduled.id).copied()) {
+                Ok(results) => self.advance(scheduled, results, now, &mut events),
+                Err(failure) => self.fail_sequence(scheduled.id, failure, &mut events),
             }
         }
         events
     }
 
-    fn advance(
-        &mut self,
-        scheduled: &ScheduledSequence,
-        sampled: Option<&SampledToken>,
-        now: Instant,
-        events: &mut Events,
-    ) {
+    fn advance(&mut self, scheduled: &ScheduledSequence, results: Results<'_>, now: Instant, events: &mut Events) {
         let id = scheduled.id;
         if self.sequences.get(id).is_none() {
             // Aborted while the step ran, or the virtual tokens of an adapter.
@@ -53,11 +67,26 @@ impl Scheduler {
         {
             request.prompt_computed = true;
         }
-        match sampled {
+        if results.scored.len() != scheduled.scored.len() {
+            return self.fail_request(request, RequestFailure::EngineFailed, events);
+        }
+        self.sequences[id].scored(results.scored.len());
+        for (token, logprob) in results.scored {
+            events.push((request, SequenceEvent::PromptLogprob { token: *token, logprob: logprob.clone() }));
+        }
+        match results.sampled {
+            _ if self.sequences[id].ends_with_prompt() => self.end_with_prompt(id, now, events),
             _ if !scheduled.sample => {}
             Some(sampled) => self.accept(id, sampled, now, events),
             None => self.fail_request(request, RequestFailure::EngineFailed, events),
         }
+    }
+
+    fn end_with_prompt(&mut self, id: SequenceId, now: Instant, events: &mut Events) {
+        let (request, choice) = (self.sequences[id].request, self.sequences[id].choice);
+        let finish = Some((FinishReason::Length, None));
+        events.push((request, SequenceEvent::Token { choice, token: None, logprob: None, finish, at: now }));
+        self.finish_sequence(id);
     }
 
     fn accept(&mut self, id: SequenceId, sampled: &SampledToken, now: Instant, events: &mut Events) {
@@ -135,7 +164,7 @@ impl Scheduler {
             blocks: vec![block],
             long_from: LongRope::NEVER,
         };
-        let share = ScheduledSequence { id: PROBE, count: 1, new_blocks: Vec::new(), sample: true };
+        let share = ScheduledSequence { id: PROBE, count: 1, new_blocks: Vec::new(), scored: 0..0, sample: true };
         Some(ScheduledBatch { joined: vec![row], sequences: vec![share], ..ScheduledBatch::default() })
     }
 

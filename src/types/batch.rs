@@ -1,6 +1,7 @@
 //! The border between deciding and computing: [`ScheduledBatch`] in, [`StepOutput`] out. Plain data, no tensors.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::event::TokenLogprob;
@@ -69,6 +70,10 @@ impl TokenCounts {
     }
 }
 
+/// Most rows of a sequence that are scored in a step: what a step has to say of one request stays small, whatever the
+/// step's size.
+pub const MAX_SCORED_ROWS: usize = 64;
+
 /// Where the rows of a sequence come from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RowSource {
@@ -80,13 +85,13 @@ pub enum RowSource {
         first: u32,
         /// Index of the choice within the request.
         choice: u32,
-        /// How its next token is chosen.
+        /// How its next token is chosen, and what is reported beside it and beside those of its prompt.
         sampling: Arc<SamplingParams>,
         /// Which ids may not be chosen yet.
         stopping: Arc<StoppingParams>,
     },
     /// The prompt embeddings of the adapter in the sequence's slot: row `i` of them lies at KV index `i`. Nothing is
-    /// ever sampled.
+    /// ever sampled or scored.
     PromptEmbeds,
 }
 
@@ -118,6 +123,9 @@ pub struct ScheduledSequence {
     /// Blocks that have been appended to its table since its last share, or since it joined. With them the table covers
     /// all its rows.
     pub new_blocks: Vec<BlockId>,
+    /// Rows of the prompt that are to be scored by the token that follows, counted from the first row of the share; no more
+    /// than [`MAX_SCORED_ROWS`], all before the one that is sampled. Empty where none is.
+    pub scored: Range<u32>,
     /// Whether the last row's logits are to be sampled.
     pub sample: bool,
 }
@@ -187,9 +195,22 @@ pub enum SequenceFailure {
     NonFinite,
 }
 
-/// Result of a step: one entry per sequence that was to be sampled, in batch order, and any other failure.
+/// For each scored row of a sequence in a step, the token that follows and what it is worth.
+pub type ScoredTokens = Vec<(u32, TokenLogprob)>;
+
+/// Result of a step: what each sequence wanted of its rows, in batch order, and any other failure.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepOutput {
-    /// Sampled tokens or the failure of that sequence alone.
+    /// One entry per sequence that was to be sampled: its token, or the failure of that sequence alone.
     pub sampled: Vec<(SequenceId, Result<SampledToken, SequenceFailure>)>,
+    /// One entry per sequence with scored rows: what they say, or the failure of that sequence alone.
+    pub prompt_logprobs: Vec<(SequenceId, Result<ScoredTokens, SequenceFailure>)>,
+}
+
+impl StepOutput {
+    /// Take in the result of another part of the same step.
+    pub fn append(&mut self, mut part: Self) {
+        self.sampled.append(&mut part.sampled);
+        self.prompt_logprobs.append(&mut part.prompt_logprobs);
+    }
 }

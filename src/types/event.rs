@@ -13,10 +13,11 @@ pub enum FinishReason {
     Length,
 }
 
-/// A generated token's log-probability under the model's distribution, before temperature and filters.
+/// The log-probability of a generated token, or of one of the prompt, under the model's distribution, before temperature
+/// and filters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprob {
-    /// Natural logarithm of the chosen token's probability.
+    /// Natural logarithm of the token's probability.
     pub logprob: f32,
     /// The most likely tokens, best first: (id, log-probability). As many as asked for.
     pub top: Vec<(u32, f32)>,
@@ -72,11 +73,19 @@ pub enum SequenceEvent {
         /// Prompt ids found in the prefix cache by its first choice.
         cached_tokens: u32,
     },
+    /// What the prompt's next token is worth, where asked for: said in order of every token but the first, before the
+    /// first token of any choice.
+    PromptLogprob {
+        /// The token.
+        token: u32,
+        /// As the model has it.
+        logprob: TokenLogprob,
+    },
     /// One token of one choice. `finish` is set on the choice's last event.
     Token {
         /// Choice index.
         choice: u32,
-        /// The id; absent when a stop id ended the choice (the stop id is not output).
+        /// The id; absent when a stop id ended the choice (the stop id is not output), or when it was to have no token.
         token: Option<u32>,
         /// Present where asked for and `token` is.
         logprob: Option<TokenLogprob>,

@@ -136,7 +136,7 @@ pub struct SamplingInput {
 /// Stopping as stated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoppingInput {
-    /// Unset: what the context leaves, capped by the server's default.
+    /// Unset: what the context leaves, capped by the server's default. 0 only where the prompt is scored.
     pub max_tokens: Option<u32>,
     /// Unset: 0.
     pub min_tokens: Option<u32>,
@@ -153,6 +153,8 @@ pub struct StoppingInput {
 pub struct OutputOptions {
     /// Log-probabilities with this many alternatives; unset reports none.
     pub logprobs: Option<u32>,
+    /// Those of the prompt's tokens; unset reports none.
+    pub prompt_logprobs: Option<u32>,
     /// The prompt's text and ids come back too.
     pub echo: bool,
     /// Generated ids come back too.
@@ -176,4 +178,12 @@ pub struct GenerateInput {
     pub priority: i32,
     /// Requests that name the same share the prefix cache, whoever sends them; empty names none.
     pub cache_salt: String,
+}
+
+impl GenerateInput {
+    /// The least that is to be generated: a token, or nothing where the prompt alone is scored.
+    #[must_use]
+    pub fn least_tokens(&self) -> u32 {
+        u32::from(self.options.prompt_logprobs.is_none() || self.stopping.max_tokens != Some(0))
+    }
 }

@@ -18,8 +18,8 @@ pub mod tokens;
 
 pub use adapter::{AdapterFacts, AdapterFault, OpClass};
 pub use batch::{
-    BlockCopy, JoinedSequence, Output, PrefixWrite, RowSource, SampleSpec, SampledToken, ScheduledBatch,
-    ScheduledSequence, SequenceFailure, StepOutput, TokenCounts,
+    BlockCopy, JoinedSequence, MAX_SCORED_ROWS, Output, PrefixWrite, RowSource, SampleSpec, SampledToken,
+    ScheduledBatch, ScheduledSequence, ScoredTokens, SequenceFailure, StepOutput, TokenCounts,
 };
 pub use client::{ClientKey, ConnectionId, Party};
 pub use event::{FinishReason, RequestFailure, SequenceEvent, TokenLogprob, Usage};

@@ -27,6 +27,8 @@ pub struct SamplingParams {
     pub logit_bias: BTreeMap<u32, f32>,
     /// Report log-probabilities with this many top alternatives; `None` reports none.
     pub logprobs: Option<u32>,
+    /// Report log-probabilities of the prompt's tokens but the first, with this many top alternatives; `None` reports none.
+    pub prompt_logprobs: Option<u32>,
 }
 
 impl SamplingParams {
@@ -44,6 +46,7 @@ impl SamplingParams {
             frequency_penalty: 0.0,
             logit_bias: BTreeMap::new(),
             logprobs: None,
+            prompt_logprobs: None,
         }
     }
 
@@ -57,7 +60,7 @@ impl SamplingParams {
 /// When a sequence ends, as far as token ids tell; stop strings are matched on text, outside the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoppingParams {
-    /// At least 1; prompt, virtual tokens and this together fit the context.
+    /// Prompt, virtual tokens and this together fit the context. 0 only with [`SamplingParams::prompt_logprobs`].
     pub max_tokens: u32,
     /// No stop id ends the sequence before this many tokens (they are masked from sampling until then).
     pub min_tokens: u32,

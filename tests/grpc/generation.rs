@@ -47,6 +47,11 @@ pub(crate) fn collect(events: &[Event]) -> pb::GenerateResponse {
                 choice.finish_reason = delta.finish_reason;
                 choice.stop_match.clone_from(&delta.stop_match);
             }
+            Event::PromptLogprobs(prompt) => {
+                let tokens = response.choices.iter().map(|choice| choice.logprobs.len()).sum::<usize>();
+                assert_eq!(tokens, 0, "the prompt comes before what follows it");
+                response.prompt_logprobs.extend(prompt.logprobs.clone());
+            }
             Event::Finished(finished) => {
                 assert_eq!(position, events.len() - 1, "finished comes last");
                 response.usage = finished.usage;
@@ -57,12 +62,12 @@ pub(crate) fn collect(events: &[Event]) -> pb::GenerateResponse {
     response
 }
 
-async fn unary(server: &Server, request: pb::GenerateRequest) -> pb::GenerateResponse {
+pub(crate) async fn unary(server: &Server, request: pb::GenerateRequest) -> pb::GenerateResponse {
     server.generation().await.generate(request).await.unwrap().into_inner()
 }
 
 /// What differs from one run to the next.
-fn without_times(response: pb::GenerateResponse) -> pb::GenerateResponse {
+pub(crate) fn without_times(response: pb::GenerateResponse) -> pb::GenerateResponse {
     let usage = response.usage.map(|usage| pb::Usage { cached_tokens: 0, ..usage });
     pb::GenerateResponse { timings: None, usage, request_id: String::new(), ..response }
 }
@@ -240,7 +245,7 @@ async fn stop_ids_and_the_end_of_the_model_end_a_choice() {
 async fn echo_begins_text_and_ids_with_the_prompt() {
     let server = GoldenServer::start().await;
     let stopping = pb::StoppingParams { max_tokens: Some(3), ignore_eos: Some(true), ..Default::default() };
-    let options = pb::OutputOptions { echo: true, logprobs: Some(0), token_ids: false };
+    let options = pb::OutputOptions { echo: true, logprobs: Some(0), ..Default::default() };
     let plain = pb::GenerateRequest { stopping: Some(stopping), n: 2, ..prompt("Hi there") };
     let request = pb::GenerateRequest { options: Some(options), ..plain.clone() };
     let echoed = unary(&server, request.clone()).await;

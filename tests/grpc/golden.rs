@@ -58,7 +58,7 @@ impl Case {
             adapter: self.adapter.clone().unwrap_or_default(),
             input: Some(pb::generate_request::Input::TokenIds(pb::TokenIds { ids: self.prompt.clone() })),
             stopping: Some(pb::StoppingParams { max_tokens, ignore_eos: Some(true), ..Default::default() }),
-            options: Some(pb::OutputOptions { token_ids: true, logprobs: Some(5), echo: false }),
+            options: Some(pb::OutputOptions { token_ids: true, logprobs: Some(5), ..Default::default() }),
             ..Default::default()
         }
     }

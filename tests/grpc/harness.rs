@@ -149,7 +149,11 @@ impl Server {
         let intake = Arc::new(Intake::new(Arc::clone(&registry), installer, templates, Metrics::disabled()));
         let lifecycle = Lifecycle::new();
         let services = Services {
-            generation: Generator::new(Arc::clone(&gate), options.transport.stream_stall_timeout),
+            generation: Generator::new(
+                Arc::clone(&gate),
+                options.transport.stream_stall_timeout,
+                options.transport.max_message_bytes,
+            ),
             adapters: Adapters::new(Arc::clone(&registry), intake, options.transport.upload_idle_timeout),
             info: Informer::new(info, engine, Arc::clone(&registry), Instant::now()),
             reflection: true,

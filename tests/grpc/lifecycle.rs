@@ -175,7 +175,8 @@ async fn a_drain_lets_calls_end_and_refuses_new_ones() {
         match message.event.unwrap() {
             pb::generate_stream_response::Event::Delta(delta) => ids.extend(delta.token_ids),
             pb::generate_stream_response::Event::Finished(_) => finished = true,
-            pb::generate_stream_response::Event::Started(_) => {}
+            pb::generate_stream_response::Event::Started(_)
+            | pb::generate_stream_response::Event::PromptLogprobs(_) => {}
         }
     }
     assert!(finished);

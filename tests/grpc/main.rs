@@ -16,6 +16,7 @@ mod plain;
 mod raw;
 mod refusals;
 mod requests;
+mod scores;
 mod shares;
 mod spelling;
 mod transport;

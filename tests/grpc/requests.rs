@@ -90,6 +90,10 @@ fn bad_requests() -> Vec<(&'static str, pb::GenerateRequest)> {
             "options.logprobs",
             options(pb::OutputOptions { logprobs: Some(limits.max_logprobs + 1), ..Default::default() }),
         ),
+        (
+            "options.prompt_logprobs",
+            options(pb::OutputOptions { prompt_logprobs: Some(limits.max_logprobs + 1), ..Default::default() }),
+        ),
     ]
 }
 

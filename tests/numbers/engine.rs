@@ -76,16 +76,26 @@ impl Hall {
     }
 
     pub(crate) fn submit(&mut self, case: &Case) -> EventReceiver {
+        let sampling = SamplingParams { logprobs: Some(5), ..SamplingParams::greedy() };
+        self.submit_prompt(&case.prompt, case.adapter.as_deref(), sampling, case.ids.len())
+    }
+
+    pub(crate) fn submit_prompt(
+        &mut self,
+        prompt: &[u32],
+        adapter: Option<&str>,
+        sampling: SamplingParams,
+        max_tokens: usize,
+    ) -> EventReceiver {
         self.next += 1;
         let request = EngineRequest {
             id: RequestId(self.next),
             client: ClientKey::LOCAL,
             connection: ConnectionId::default(),
-            prompt: case.prompt.as_slice().into(),
-            adapter: case.adapter.as_ref().map(|adapter| self.bindings[adapter]),
-            sampling: SamplingParams { logprobs: Some(5), ..SamplingParams::greedy() }.into(),
-            stopping: StoppingParams { max_tokens: case.ids.len() as u32, min_tokens: 0, stop_token_ids: vec![] }
-                .into(),
+            prompt: prompt.into(),
+            adapter: adapter.map(|adapter| self.bindings[adapter]),
+            sampling: sampling.into(),
+            stopping: StoppingParams { max_tokens: max_tokens as u32, min_tokens: 0, stop_token_ids: vec![] }.into(),
             choices: 1,
             priority: 0,
             tenant_salt: [].into(),

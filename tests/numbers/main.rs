@@ -10,4 +10,5 @@ mod hidden;
 mod invariance;
 mod isolation;
 mod oracle;
+mod scores;
 mod spellings;

@@ -130,7 +130,7 @@ pub enum InvalidRequest {
         /// Width of the model's logits.
         vocab_size: u32,
     },
-    /// The prompt leaves no room for a single token.
+    /// The prompt leaves no room for a single token, or is longer than the context where none is wanted.
     #[error(
         "{field} has {prompt_tokens} tokens{}; the context of {context_length} has no room for one more",
         Virtual(.virtual_tokens)
@@ -172,6 +172,17 @@ pub enum InvalidRequest {
         virtual_tokens: u32,
         /// Most tokens of a sequence.
         context_length: u32,
+    },
+    /// More is to be said of a prompt than an answer holds that is given as a whole.
+    #[error(
+        "options.prompt_logprobs: {logprobs} log-probabilities are more than a message of {max_bytes} bytes holds; ask for \
+         fewer of each token, or have them streamed"
+    )]
+    AnswerTooLarge {
+        /// Of the prompt's tokens and the most likely ones beside them.
+        logprobs: u64,
+        /// Limit of the protocol.
+        max_bytes: u64,
     },
     /// More output asked for over all choices than a request may have.
     #[error("stopping.max_tokens is {max_tokens} for each of {choices} choices, {max} together is the limit")]
@@ -216,6 +227,7 @@ impl InvalidRequest {
             Self::MinTokens { .. } => "stopping.min_tokens",
             Self::NothingToSample { .. } => "stopping.stop_token_ids",
             Self::MaxTokens { .. } | Self::TotalTokens { .. } => "stopping.max_tokens",
+            Self::AnswerTooLarge { .. } => "options.prompt_logprobs",
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use super::{InvalidRequest, Limits, MAX_REQUEST_TOKENS};
-use crate::types::generate::{GenerateInput, PromptInput, SamplingInput};
+use crate::types::generate::{GenerateInput, OutputOptions, PromptInput, SamplingInput};
 use crate::types::{SamplingParams, StoppingParams};
 
 /// Below this a temperature is 0, as in vLLM: two logits that differ by 0.001 are e^100 apart there already, and
@@ -44,7 +44,7 @@ impl Limits {
             return Err(InvalidRequest::NothingToSample { vocab_size: self.vocab_size });
         }
         Ok(Resolved {
-            sampling: self.sampling(&input.sampling, input.options.logprobs),
+            sampling: self.sampling(&input.sampling, input.options),
             stopping: StoppingParams { max_tokens, min_tokens, stop_token_ids },
             choices: input.choices.max(1),
         })
@@ -61,7 +61,7 @@ impl Limits {
         prompt_tokens: usize,
         virtual_tokens: u32,
     ) -> Result<u32, InvalidRequest> {
-        let left = self.check_length(&input.prompt, prompt_tokens, virtual_tokens)?;
+        let left = self.check_length(&input.prompt, prompt_tokens, virtual_tokens, input.least_tokens())?;
         let max_tokens = match input.stopping.max_tokens {
             Some(max_tokens) if max_tokens > left => {
                 return Err(InvalidRequest::MaxTokens {
@@ -84,23 +84,22 @@ impl Limits {
         }
     }
 
-    /// Tokens that fit behind a prompt; at least 1.
+    /// Tokens that fit behind a prompt; at least `least`, 0 or 1.
     pub(super) fn check_length(
         &self,
         prompt: &PromptInput,
         prompt_tokens: usize,
         virtual_tokens: u32,
+        least: u32,
     ) -> Result<u32, InvalidRequest> {
         let used = u32::try_from(prompt_tokens).unwrap_or(u32::MAX).saturating_add(virtual_tokens);
-        match self.context_length.saturating_sub(used) {
-            0 => Err(InvalidRequest::PromptTooLong {
-                field: prompt_field(prompt),
-                prompt_tokens,
-                virtual_tokens,
-                context_length: self.context_length,
-            }),
-            left => Ok(left),
-        }
+        let left = self.context_length.checked_sub(used).filter(|left| *left >= least);
+        left.ok_or_else(|| InvalidRequest::PromptTooLong {
+            field: prompt_field(prompt),
+            prompt_tokens,
+            virtual_tokens,
+            context_length: self.context_length,
+        })
     }
 
     fn stop_token_ids(&self, input: &GenerateInput) -> Vec<u32> {
@@ -111,7 +110,7 @@ impl Limits {
         ids
     }
 
-    fn sampling(&self, input: &SamplingInput, logprobs: Option<u32>) -> SamplingParams {
+    fn sampling(&self, input: &SamplingInput, options: OutputOptions) -> SamplingParams {
         let defaults = &self.defaults;
         let temperature = input.temperature.unwrap_or(defaults.temperature);
         SamplingParams {
@@ -124,7 +123,8 @@ impl Limits {
             presence_penalty: input.presence_penalty.unwrap_or(0.0),
             frequency_penalty: input.frequency_penalty.unwrap_or(0.0),
             logit_bias: input.logit_bias.iter().copied().collect(),
-            logprobs,
+            logprobs: options.logprobs,
+            prompt_logprobs: options.prompt_logprobs,
         }
     }
 }

@@ -62,6 +62,8 @@ fn every_field_out_of_range_is_refused_by_its_path() {
         ("n", |r| r.choices = 5),
         ("n", |r| r.choices = u32::MAX),
         ("options.logprobs", |r| r.options.logprobs = Some(6)),
+        ("options.prompt_logprobs", |r| r.options.prompt_logprobs = Some(6)),
+        ("options.prompt_logprobs", |r| r.options.prompt_logprobs = Some(u32::MAX)),
         ("sampling.temperature", |r| r.sampling.temperature = Some(-0.1)),
         ("sampling.temperature", |r| r.sampling.temperature = Some(-1e-45)),
         ("sampling.top_p", |r| r.sampling.top_p = Some(0.0)),
@@ -142,6 +144,8 @@ fn the_ends_of_every_range_are_allowed() {
         |r| r.choices = 4,
         |r| r.options.logprobs = Some(5),
         |r| r.options.logprobs = Some(0),
+        |r| r.options.prompt_logprobs = Some(5),
+        |r| (r.options.prompt_logprobs, r.stopping.max_tokens) = (Some(0), Some(0)),
         |r| r.sampling.temperature = Some(0.0),
         |r| r.sampling.temperature = Some(f32::MAX),
         |r| r.sampling.top_k = Some(u32::MAX),
@@ -361,10 +365,10 @@ proptest! {
     #[test]
     fn every_accepted_request_resolves_within_bounds(
         prompt in any_prompt(), sampling in any_sampling(), stopping in any_stopping(),
-        logprobs in any_count(6), choices in any_count(5), priority in prop_oneof![9 => -10..=10i32, 1 => any::<i32>()],
+        logprobs in any_count(6), prompt_logprobs in any_count(6), choices in any_count(5), priority in prop_oneof![9 => -10..=10i32, 1 => any::<i32>()],
         prompt_tokens in prop_oneof![0..150usize, any::<usize>()], virtual_tokens in prop_oneof![0..60u32, any::<u32>()],
     ) {
-        let options = crate::types::OutputOptions { logprobs, ..Default::default() };
+        let options = crate::types::OutputOptions { logprobs, prompt_logprobs, ..Default::default() };
         let choices = choices.unwrap_or(0);
         let input = GenerateInput { prompt, sampling, stopping, options, choices, priority, cache_salt: String::new() };
         let limits = limits();
@@ -380,7 +384,8 @@ proptest! {
         prop_assert_eq!(s.logit_bias.len(), input.sampling.logit_bias.len());
         prop_assert!(s.logprobs.is_none_or(|logprobs| logprobs <= 5));
         prop_assert!((1..=4).contains(&choices));
-        prop_assert!(t.max_tokens >= 1 && t.min_tokens <= t.max_tokens);
+        prop_assert!(s.prompt_logprobs.is_none_or(|logprobs| logprobs <= 5));
+        prop_assert!((t.max_tokens >= 1 || s.prompt_logprobs.is_some()) && t.min_tokens <= t.max_tokens);
         prop_assert!(prompt_tokens as u64 + u64::from(virtual_tokens) + u64::from(t.max_tokens) <= u64::from(CONTEXT));
         prop_assert!(u64::from(t.max_tokens) * u64::from(choices) <= MAX_REQUEST_TOKENS);
         prop_assert!(t.stop_token_ids.iter().all(|id| *id < VOCAB));

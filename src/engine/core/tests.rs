@@ -58,11 +58,11 @@ impl StepExecutor for Stepped {
             Order::Tokens => {
                 let token = |id| (id, Ok(SampledToken { token: 7, logprob: None }));
                 let sampled = batch.sequences.iter().filter(|s| s.sample).map(|s| token(s.id)).collect();
-                Ok(StepOutput { sampled })
+                Ok(StepOutput { sampled, ..StepOutput::default() })
             }
             Order::NonFinite => {
                 let sick = |sequence: &ScheduledSequence| (sequence.id, Err(SequenceFailure::NonFinite));
-                Ok(StepOutput { sampled: batch.sequences.iter().map(sick).collect() })
+                Ok(StepOutput { sampled: batch.sequences.iter().map(sick).collect(), ..StepOutput::default() })
             }
             Order::Fail => Err(StepError::NoPrefix { slot: 0 }),
             Order::Panic => panic!("a kernel broke"),

@@ -23,7 +23,7 @@ fn joined(id: SequenceId, prompt: &[u32], sampling: SamplingParams) -> JoinedSeq
 
 fn share(id: SequenceId, count: u32, new_blocks: &[u32], sample: bool) -> ScheduledSequence {
     let new_blocks = new_blocks.iter().copied().map(BlockId).collect();
-    ScheduledSequence { id, count, new_blocks, sample }
+    ScheduledSequence { id, count, new_blocks, scored: 0..0, sample }
 }
 
 fn step(sequences: Vec<ScheduledSequence>) -> ScheduledBatch {
@@ -31,7 +31,8 @@ fn step(sequences: Vec<ScheduledSequence>) -> ScheduledBatch {
 }
 
 fn sampled(ids: &[(SequenceId, u32)]) -> StepOutput {
-    StepOutput { sampled: ids.iter().map(|&(id, token)| (id, Ok(SampledToken { token, logprob: None }))).collect() }
+    let sampled = ids.iter().map(|&(id, token)| (id, Ok(SampledToken { token, logprob: None }))).collect();
+    StepOutput { sampled, ..StepOutput::default() }
 }
 
 /// (start, ids, blocks) of the only sequence of a step.
@@ -133,7 +134,8 @@ fn a_row_that_failed_appends_nothing() {
         ..step(vec![share(A, 1, &[], true)])
     };
     sequences.apply(&batch);
-    sequences.advance(&batch, &StepOutput { sampled: vec![(A, Err(SequenceFailure::NonFinite))] });
+    sequences
+        .advance(&batch, &StepOutput { sampled: vec![(A, Err(SequenceFailure::NonFinite))], ..StepOutput::default() });
     let sequence = sequences.share(&batch.sequences[0]);
     assert_eq!((sequence.start, sequence.request.unwrap().tokens.len()), (3, 1));
 }

@@ -14,7 +14,7 @@ use crate::types::generate::{
 };
 use crate::types::{FinishReason, Usage};
 
-/// Without the transport's part: id, arrival and deadline are the handler's to add.
+/// Without the transport's part: id, arrival, deadline and the limit of an answer are the handler's to add.
 pub(in crate::grpc) fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, BadMessage> {
     use pb::generate_request::Input;
     let pb::GenerateRequest {
@@ -37,7 +37,6 @@ pub(in crate::grpc) fn generate_request(request: pb::GenerateRequest) -> Result<
         Input::TokenIds(pb::TokenIds { ids }) => PromptInput::TokenIds(ids),
         Input::Chat(messages) => PromptInput::Chat(chat(messages)?),
     };
-    let options = options.unwrap_or_default();
     Ok(GenerateRequest {
         request_id,
         adapter: adapter_choice(&adapter, &version)?,
@@ -45,11 +44,12 @@ pub(in crate::grpc) fn generate_request(request: pb::GenerateRequest) -> Result<
             prompt,
             sampling: sampling_input(sampling.unwrap_or_default()),
             stopping: stopping_input(stopping.unwrap_or_default()),
-            options: OutputOptions { logprobs: options.logprobs, echo: options.echo, token_ids: options.token_ids },
+            options: output_options(options.unwrap_or_default()),
             choices: n,
             priority,
             cache_salt,
         },
+        max_answer_bytes: None,
     })
 }
 
@@ -130,6 +130,11 @@ fn stopping_input(stopping: pb::StoppingParams) -> StoppingInput {
     StoppingInput { max_tokens, min_tokens, stop, stop_token_ids, ignore_eos }
 }
 
+fn output_options(options: pb::OutputOptions) -> OutputOptions {
+    let pb::OutputOptions { logprobs, echo, token_ids, prompt_logprobs } = options;
+    OutputOptions { logprobs, prompt_logprobs, echo, token_ids }
+}
+
 /// What to tokenize, and for which adapter.
 pub(in crate::grpc) fn tokenize_input(
     request: pb::TokenizeRequest,
@@ -178,6 +183,12 @@ pub(in crate::grpc) fn finished(usage: Usage, timings: Timings) -> pb::GenerateS
         usage: Some(self::usage(usage)),
         timings: Some(self::timings(timings)),
     }))
+}
+
+/// More of what the prompt's tokens are worth.
+pub(in crate::grpc) fn prompt_logprobs(token: OutputToken) -> pb::GenerateStreamResponse {
+    let logprobs = Tokens::of(vec![token], false).logprobs;
+    event(pb::generate_stream_response::Event::PromptLogprobs(pb::PromptLogprobs { logprobs }))
 }
 
 struct Tokens {
@@ -244,8 +255,13 @@ impl Collected {
             choices: (0..info.choices).map(choice).collect(),
             usage: None,
             timings: None,
+            prompt_logprobs: Vec::new(),
         };
         Self { response, token_ids }
+    }
+
+    pub(in crate::grpc) fn add_prompt_logprob(&mut self, token: OutputToken) {
+        self.response.prompt_logprobs.extend(Tokens::of(vec![token], false).logprobs);
     }
 
     pub(in crate::grpc) fn add(&mut self, delta: ChoiceDelta) {

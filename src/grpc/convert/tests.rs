@@ -50,7 +50,7 @@ fn full() -> pb::GenerateRequest {
             stop_token_ids: vec![4, 4],
             ignore_eos: Some(true),
         }),
-        options: Some(pb::OutputOptions { logprobs: Some(2), echo: true, token_ids: true }),
+        options: Some(pb::OutputOptions { logprobs: Some(2), echo: true, token_ids: true, prompt_logprobs: Some(1) }),
         n: 3,
         priority: -4,
         cache_salt: "team".into(),
@@ -85,7 +85,10 @@ fn every_field_of_a_request_arrives() {
         ignore_eos: Some(true),
     };
     assert_eq!(input.stopping, stopping);
-    assert_eq!(input.options, OutputOptions { logprobs: Some(2), echo: true, token_ids: true });
+    assert_eq!(
+        input.options,
+        OutputOptions { logprobs: Some(2), prompt_logprobs: Some(1), echo: true, token_ids: true }
+    );
     assert_eq!((input.choices, input.priority, input.cache_salt.as_str()), (3, -4, "team"));
 }
 

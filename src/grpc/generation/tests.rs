@@ -11,7 +11,7 @@ use pb::generate_stream_response::Event;
 const STALL: Duration = Duration::from_secs(5);
 
 fn generator(house: &House) -> Generator {
-    Generator::new(Arc::clone(&house.gate), STALL)
+    Generator::new(Arc::clone(&house.gate), STALL, 4 << 20)
 }
 
 fn request(change: impl FnOnce(&mut pb::GenerateRequest)) -> Request<pb::GenerateRequest> {

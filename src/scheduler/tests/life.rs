@@ -6,7 +6,8 @@ use crate::types::{LongRope, SampledToken, SequenceFailure};
 
 fn sampled(batch: &Step, token: u32) -> StepOutput {
     let sampled = batch.sequences.iter().filter(|sequence| sequence.sample.is_some());
-    StepOutput { sampled: sampled.map(|s| (s.id, Ok(SampledToken { token, logprob: None }))).collect() }
+    let sampled = sampled.map(|s| (s.id, Ok(SampledToken { token, logprob: None }))).collect();
+    StepOutput { sampled, ..StepOutput::default() }
 }
 
 /// Steps in which every sampled id is `token`.

@@ -5,21 +5,23 @@ mod life;
 mod pages;
 mod properties;
 mod rules;
+mod scores;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::testing::{FakeExecutor, Step, Told, oracle};
+use super::testing::{FakeExecutor, Step, Told, oracle, oracle_of_prompt};
 use super::*;
 use crate::types::{
     AdapterBinding, AdapterSlot, AdapterVersion, BlockId, ClientKey, ConnectionId, EngineRequest, FinishReason,
-    RequestFailure, SamplingParams, StepOutput, StoppingParams, VirtualTokens,
+    RequestFailure, SamplingParams, StepOutput, StoppingParams, TokenLogprob, VirtualTokens,
 };
 
 /// What a request's channel has received.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Log {
     cached_tokens: Option<u32>,
+    prompt_logprobs: Vec<(u32, TokenLogprob)>,
     output: BTreeMap<u32, Vec<u32>>,
     finish: BTreeMap<u32, (FinishReason, Option<u32>)>,
     failure: Option<RequestFailure>,
@@ -65,6 +67,11 @@ fn request(id: u64, prompt: &[u32], max_tokens: u32) -> EngineRequest {
         deadline: None,
         arrived: Instant::now(),
     }
+}
+
+/// What is to be said of the prompt of a request.
+fn prompt_logprobs(request: &EngineRequest) -> Vec<(u32, TokenLogprob)> {
+    request.sampling.prompt_logprobs.map(|_| oracle_of_prompt(request)).unwrap_or_default()
 }
 
 /// Adapter number `n` with virtual tokens: (how many, saved K and V).
@@ -160,6 +167,11 @@ impl Harness {
                 SequenceEvent::Started { cached_tokens, .. } => {
                     assert_eq!(log.cached_tokens.replace(cached_tokens), None, "{id:?} starts twice");
                 }
+                SequenceEvent::PromptLogprob { token, logprob } => {
+                    assert!(log.cached_tokens.is_some(), "{id:?} is scored before it starts");
+                    assert!(log.output.is_empty(), "{id:?} is scored after its first token");
+                    log.prompt_logprobs.push((token, logprob));
+                }
                 SequenceEvent::Token { choice, token, finish, .. } => {
                     assert!(log.cached_tokens.is_some(), "{id:?} has a token before it starts");
                     assert!(!log.finish.contains_key(&choice), "choice {choice} of {id:?} goes on after its end");
@@ -188,6 +200,7 @@ impl Harness {
         for sequence in &batch.sequences {
             assert!(sequence.rows.len() > 0);
             assert!(sequence.rows.len() <= config.max_prefill_chunk.unwrap_or(usize::MAX));
+            assert!(sequence.scored.len() <= crate::types::MAX_SCORED_ROWS);
         }
         assert_eq!(batch.sequences.is_empty(), !self.scheduler.has_work(), "a step is empty only without requests");
     }
@@ -226,6 +239,7 @@ impl Harness {
     fn assert_complete(&self, id: u64) {
         let (request, log) = (&self.requests[&RequestId(id)], self.log(id));
         assert_eq!(log.failure, None);
+        assert_eq!(log.prompt_logprobs, prompt_logprobs(request), "of request {id}");
         for choice in 0..request.choices {
             let (output, reason, stop) = oracle(request, choice, self.scheduler.config.max_model_len);
             assert_eq!(log.output.get(&choice), Some(&output), "choice {choice} of request {id}");
@@ -236,6 +250,8 @@ impl Harness {
     /// What came of this request so far is the beginning of what it gives alone.
     fn assert_prefix(&self, id: u64) {
         let request = &self.requests[&RequestId(id)];
+        let (scored, expected) = (&self.log(id).prompt_logprobs, prompt_logprobs(request));
+        assert!(expected.starts_with(scored), "of request {id}: {scored:?} of {expected:?}");
         for (choice, output) in &self.log(id).output {
             let (expected, ..) = oracle(request, *choice, self.scheduler.config.max_model_len);
             assert!(expected.starts_with(output), "choice {choice} of request {id}: {output:?} of {expected:?}");

@@ -21,7 +21,17 @@ struct Wish {
     client: u8,
     seed: u64,
     history: bool,
+    scores: Scores,
     deadline_ms: Option<u64>,
+}
+
+/// What is wanted of the prompt.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Scores {
+    No,
+    Yes,
+    /// And no output.
+    Alone,
 }
 
 #[derive(Clone, Debug)]
@@ -43,13 +53,15 @@ fn wishes() -> impl Strategy<Value = Wish> {
     let identity = (1u32..4, -1i32..2, 0u8..2, 0u8..3);
     let seed = prop_oneof![9 => 0u64..3, 1 => Just(NON_FINITE_SEED)];
     let deadline = prop_oneof![5 => Just(None), 1 => (0u64..20).prop_map(Some)];
-    (prompt, stopping, identity, seed, any::<bool>(), deadline).prop_map(
+    let scores = prop_oneof![3 => Just(Scores::No), 1 => Just(Scores::Yes), 1 => Just(Scores::Alone)];
+    (prompt, stopping, identity, seed, any::<bool>(), scores, deadline).prop_map(
         |(
             (adapter, shared, own),
             (max_tokens, min_tokens, stops),
             (choices, priority, tenant, client),
             seed,
             history,
+            scores,
             deadline,
         )| {
             let deadline_ms = deadline;
@@ -66,6 +78,7 @@ fn wishes() -> impl Strategy<Value = Wish> {
                 client,
                 seed,
                 history,
+                scores,
                 deadline_ms,
             }
         },
@@ -122,13 +135,20 @@ fn wish_to_request(id: u64, wish: &Wish, counts: [u32; 4], now: Instant) -> Engi
     if wish.history {
         sampling.presence_penalty = 0.5;
     }
+    sampling.prompt_logprobs = (wish.scores != Scores::No).then_some(0);
+    let (mut max_tokens, mut min_tokens) = (wish.max_tokens, wish.min_tokens);
+    if wish.scores == Scores::Alone {
+        (max_tokens, min_tokens) = (0, 0);
+        // Only sampled rows are made to be broken.
+        sampling.seed %= NON_FINITE_SEED;
+    }
     let stop_token_ids = if wish.stops { vec![0] } else { Vec::new() };
     EngineRequest {
         client: ClientKey([wish.client; 32]),
         connection: ConnectionId(wish.seed % 3),
         adapter: bind(wish.adapter, counts),
         sampling: sampling.into(),
-        stopping: StoppingParams { max_tokens: wish.max_tokens, min_tokens: wish.min_tokens, stop_token_ids }.into(),
+        stopping: StoppingParams { max_tokens, min_tokens, stop_token_ids }.into(),
         choices: wish.choices,
         priority: wish.priority,
         tenant_salt: vec![7; wish.tenant as usize].into(),

@@ -7,8 +7,8 @@ use proptest::test_runner::TestCaseResult;
 
 use super::*;
 use crate::engine::input_batch::SequenceInput;
-use crate::scheduler::testing::{FakeExecutor, NON_FINITE_SEED, Rows, Share, Step, oracle};
-use crate::types::{AdapterBinding, AdapterVersion, BlockId, SequenceId, VirtualTokens};
+use crate::scheduler::testing::{FakeExecutor, NON_FINITE_SEED, Rows, Share, Step, oracle, oracle_of_prompt};
+use crate::types::{AdapterBinding, AdapterVersion, BlockId, Output, SequenceId, TokenLogprob, VirtualTokens};
 
 /// Breaks every step that a prompt with this id is in.
 const POISON: u32 = 1000;
@@ -26,7 +26,15 @@ fn binding(slot: u32) -> Option<AdapterBinding> {
 
 fn share(sequence: SequenceInput<'_>) -> Share {
     let embeds = Rows::PromptEmbeds { first: sequence.start, count: sequence.count };
+    let scored: Vec<(u32, Output)> = sequence.scored().collect();
+    let first = scored.first().map_or(0, |(row, _)| *row);
+    let target = |(_, output): &(u32, Output)| match output {
+        Output::PromptLogprobs { target, .. } => *target,
+        Output::Sample(_) => panic!("a row of a prompt is not sampled"),
+    };
     Share {
+        scored: first..first + scored.len() as u32,
+        targets: scored.iter().map(target).collect(),
         id: sequence.id,
         slot: sequence.slot,
         start: sequence.start,
@@ -107,6 +115,8 @@ struct Wish {
     shared: usize,
     own: Vec<u32>,
     poisoned: bool,
+    /// Its prompt is scored.
+    scores: bool,
     max_tokens: u32,
     choices: u32,
     priority: i32,
@@ -123,7 +133,12 @@ impl Wish {
         EngineRequest {
             prompt: prompt.into(),
             adapter: binding(self.adapter),
-            sampling: SamplingParams { seed: self.seed, ..SamplingParams::greedy() }.into(),
+            sampling: SamplingParams {
+                seed: self.seed,
+                prompt_logprobs: self.scores.then_some(0),
+                ..SamplingParams::greedy()
+            }
+            .into(),
             choices: self.choices,
             priority: self.priority,
             ..super::request(id, self.max_tokens)
@@ -149,18 +164,11 @@ enum Op {
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let wish = (
         (prop_oneof![8 => 0u32..4, 1 => 4u32..6], 0usize..8, prop::collection::vec(0u32..2, 1..4)),
-        (prop::bool::weighted(0.1), 1u32..9, 1u32..4, -1i32..2),
+        (prop::bool::weighted(0.1), any::<bool>(), 1u32..9, 1u32..4, -1i32..2),
         prop_oneof![9 => 0u64..3, 1 => Just(NON_FINITE_SEED)],
     );
-    let wish = wish.prop_map(|((adapter, shared, own), (poisoned, max_tokens, choices, priority), seed)| Wish {
-        adapter,
-        shared,
-        own,
-        poisoned,
-        max_tokens,
-        choices,
-        priority,
-        seed,
+    let wish = wish.prop_map(|((adapter, shared, own), (poisoned, scores, max_tokens, choices, priority), seed)| {
+        Wish { adapter, shared, own, poisoned, scores, max_tokens, choices, priority, seed }
     });
     let index = any::<prop::sample::Index>;
     let op = prop_oneof![
@@ -177,6 +185,7 @@ struct Client {
     wish: Wish,
     events: Option<EventReceiver>,
     aborted: bool,
+    prompt: Vec<(u32, TokenLogprob)>,
     output: BTreeMap<u32, Vec<u32>>,
     finished: BTreeMap<u32, (FinishReason, Option<u32>)>,
     failure: Option<RequestFailure>,
@@ -189,6 +198,7 @@ impl Client {
         assert_eq!(self.failure, None, "{:?} has failed and gets {event:?}", self.wish);
         match event {
             SequenceEvent::Started { .. } => {}
+            SequenceEvent::PromptLogprob { token, logprob } => self.prompt.push((token, logprob)),
             SequenceEvent::Token { choice, token, finish, .. } => {
                 assert!(!self.finished.contains_key(&choice), "choice {choice} goes on after its end");
                 self.output.entry(choice).or_default().extend(token);
@@ -202,6 +212,9 @@ impl Client {
     fn check(&self, request: &EngineRequest) -> TestCaseResult {
         let all = self.finished.len() as u32 == self.wish.choices;
         let left = self.aborted || self.events.is_none();
+        let scores = if self.wish.scores { oracle_of_prompt(request) } else { Vec::new() };
+        prop_assert!(scores.starts_with(&self.prompt), "{:?} of {scores:?}: {:?}", self.prompt, self.wish);
+        prop_assert!(self.output.is_empty() || scores.len() == self.prompt.len(), "{:?}", self.wish);
         for choice in 0..self.wish.choices {
             let (expected, reason, stop) = oracle(request, choice, MAX_MODEL_LEN);
             let output = self.output.get(&choice).map_or(&[][..], Vec::as_slice);
@@ -234,7 +247,8 @@ fn run(config: &SchedulerConfig, window: usize, glitches: BTreeSet<u64>, ops: Ve
                 let request = wish.request(clients.len() as u64);
                 let events = Some(engine.handle.submit(request, None).unwrap());
                 let (output, finished) = (BTreeMap::new(), BTreeMap::new());
-                clients.push(Client { wish, events, aborted: false, output, finished, failure: None });
+                let prompt = Vec::new();
+                clients.push(Client { wish, events, aborted: false, prompt, output, finished, failure: None });
             }
             Op::Leave(index) => {
                 if let Some(at) = pick(index) {
@@ -298,6 +312,7 @@ fn of_eight_requests_in_a_step_only_the_one_that_breaks_it_ends() {
         shared: 3,
         own: vec![1],
         poisoned,
+        scores: seed % 2 == 0,
         max_tokens: 6,
         choices: 1,
         priority: 0,

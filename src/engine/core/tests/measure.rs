@@ -3,6 +3,7 @@
 
 use crate::engine::prepare::PassInput;
 use crate::ops::StepPlan;
+use crate::types::ScheduledSequence;
 
 use super::*;
 
@@ -18,8 +19,9 @@ fn step(scheduler: &mut Scheduler, sequences: &mut InputBatch, pass: &mut PassIn
     uploaded.clone_from(&pass.input.plan);
     uploaded.release();
     pass.input.plan.release();
-    let token = |id: &_| (*id, Ok(SampledToken { token: 7, logprob: None }));
-    let output = StepOutput { sampled: pass.sampled.iter().map(token).collect() };
+    let sampled = batch.sequences.iter().filter(|sequence| sequence.sample);
+    let token = |sequence: &ScheduledSequence| (sequence.id, Ok(SampledToken { token: 7, logprob: None }));
+    let output = StepOutput { sampled: sampled.map(token).collect(), ..StepOutput::default() };
     sequences.advance(&batch, &output);
     scheduler.update(&batch, &output, Instant::now());
     batch.num_tokens()
