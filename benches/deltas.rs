@@ -73,7 +73,7 @@ fn site(criterion: &mut Criterion) -> Result<(), Failure> {
     let mut spec = Shape::Qwen05b.spec()?;
     spec.layers.truncate(1);
     let layout = base_layout(&spec);
-    let (depth, out) = (spec.hidden_size, 2 * spec.intermediate_size);
+    let (depth, out) = (spec.hidden_size, 2 * spec.mlp.intermediate_size());
     let weight = cpu.weight(&[HostMatrix::bf16(out, depth, &weights(1, depth * out, 0.035))])?;
     for rank in [8, 16, 64] {
         let mut deltas = DeltaTable::<CpuBackend>::new(cpu, &layout)?;

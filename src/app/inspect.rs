@@ -225,7 +225,7 @@ impl BaseShape {
             heads: spec.heads,
             kv_heads: spec.kv_heads,
             head_dim: spec.head_dim,
-            intermediate_size: spec.intermediate_size,
+            intermediate_size: spec.mlp.intermediate_size(),
             vocab_size: spec.vocab_size,
             tied: spec.tied,
         }

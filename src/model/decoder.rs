@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::spec::DecoderSpec;
-use super::weights::BaseModel;
+use super::spec::{DecoderSpec, Mlp};
+use super::weights::{BaseModel, MlpWeights};
 use super::{ModelError, base_layout};
 use crate::delta::apply::{LinearSite, join, linear};
 use crate::delta::class::{embedding_low_rank, gain, prefix, prompt_embeds, scale};
@@ -210,9 +210,13 @@ impl<B: Backend> Decoder<B> {
         let on = StepRows::new(backend.as_ref(), deltas, step, Rows::All, plan);
         let norm = |weight, site| gain::norm(&on, site, weight, spec.norm_eps);
         backend.rms_norm(step, Rows::All, norm(&layer.mlp_norm, sites.mlp_norm), residual, normed);
-        linear(&on, layer.gate_up.site(), &sites.gate_up, normed, &mut work.scaled_hidden, gate_up);
-        backend.gated_activation(step, Rows::All, spec.activation, gate_up, activated);
-        linear(&on, layer.down.site(), &sites.down, activated, &mut work.scaled_inner, projected);
+        match (&spec.mlp, &layer.mlp) {
+            (Mlp::Dense(mlp), MlpWeights::Dense { gate_up: weights, down }) => {
+                linear(&on, weights.site(), &sites.gate_up, normed, &mut work.scaled_hidden, gate_up);
+                backend.gated_activation(step, Rows::All, mlp.activation, gate_up, activated);
+                linear(&on, down.site(), &sites.down, activated, &mut work.scaled_inner, projected);
+            }
+        }
         let after = layer.mlp_out_norm.as_ref().map(|weight| norm(weight, sites.mlp_out_norm));
         add_to_residual(&on, after, &sites.after_mlp, projected, normed, residual);
     }
@@ -253,7 +257,7 @@ fn add_to_residual<B: Backend>(
 }
 
 fn workspace<B: Backend>(backend: &B, spec: &DecoderSpec, rows: usize) -> Result<Workspace<B>, OpsError> {
-    let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
+    let (hidden, inner) = (spec.hidden_size, spec.mlp.intermediate_size());
     let (q, kv) = (spec.q_dim(), spec.kv_dim());
     let sampled = SampledRows::MOST.min(rows);
     Ok(Workspace {

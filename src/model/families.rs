@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::ModelError;
 use super::config::Fields;
 use super::rope_config::{flat_rope, gemma3_ropes};
-use super::spec::{DecoderSpec, Family, LayerSpec, RopeScaling};
+use super::spec::{DecoderSpec, DenseMlp, Family, LayerSpec, Mlp, RopeScaling};
 use crate::ops::Activation;
 
 /// Most decoder layers; the deepest published models have some 130.
@@ -101,7 +101,11 @@ fn common(fields: &Fields<'_>, family: Family) -> Result<DecoderSpec, ModelError
         family,
         vocab_size: fields.size("vocab_size", MAX_VOCABULARY, "at most 2^24")?,
         hidden_size,
-        intermediate_size: width("intermediate_size")?,
+        mlp: Mlp::Dense(DenseMlp {
+            intermediate_size: width("intermediate_size")?,
+            activation: activation(fields, gemma)?,
+            bias: false,
+        }),
         heads,
         kv_heads,
         head_dim,
@@ -109,10 +113,8 @@ fn common(fields: &Fields<'_>, family: Family) -> Result<DecoderSpec, ModelError
         ropes: vec![],
         norm_eps: fields.f64_or("rms_norm_eps", if family == Family::Phi3 { 1e-5 } else { 1e-6 })? as f32,
         norm_offset: if gemma { 1.0 } else { 0.0 },
-        activation: activation(fields, gemma)?,
         qkv_bias: false,
         o_bias: false,
-        mlp_bias: false,
         qk_norm: matches!(family, Family::Qwen3 | Family::Gemma3),
         sandwich_norms: gemma,
         fused_projections: family == Family::Phi3,
@@ -150,7 +152,8 @@ fn attention_biases(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), M
 
 fn llama(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), ModelError> {
     attention_biases(fields, spec)?;
-    spec.mlp_bias = fields.bool_or("mlp_bias", false)?;
+    let Mlp::Dense(mlp) = &mut spec.mlp;
+    mlp.bias = fields.bool_or("mlp_bias", false)?;
     // transformers' cache forgets what is outside such a window, its mask does not: one sequence, two results.
     let forgets = |window: usize| window < spec.context_length;
     if fields.usize("sliding_window")?.is_some_and(forgets) {

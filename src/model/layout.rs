@@ -1,6 +1,6 @@
 //! Module paths of every family: the one table the loader reads weights by and deltas find their sites in.
 
-use super::spec::DecoderSpec;
+use super::spec::{DecoderSpec, DenseMlp, Mlp};
 use crate::delta::{BaseLayout, BaseSizes, LayerSite, Module, ModuleKind, Site};
 
 /// The modules of a decoder, with the names its checkpoint uses.
@@ -22,7 +22,7 @@ pub fn base_layout(spec: &DecoderSpec) -> BaseLayout {
         q_dim: spec.q_dim(),
         kv_dim: spec.kv_dim(),
         kv_heads: spec.kv_heads,
-        intermediate_size: spec.intermediate_size,
+        intermediate_size: spec.mlp.intermediate_size(),
         vocab_size: spec.vocab_size,
         norm_offset: spec.norm_offset,
         tied: spec.tied,
@@ -61,7 +61,8 @@ fn module(spec: &DecoderSpec, path: String, site: Site) -> Module {
         O, Q, QNorm, Qkv, Up, V,
     };
     use ModuleKind::{Embedding, Linear, Norm};
-    let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
+    let Mlp::Dense(DenseMlp { intermediate_size: inner, bias: mlp_bias, .. }) = spec.mlp;
+    let hidden = spec.hidden_size;
     let (q, kv) = (spec.q_dim(), spec.kv_dim());
     let (kind, input, output, bias) = match site {
         Site::Embed => (Embedding, spec.vocab_size, hidden, false),
@@ -72,9 +73,9 @@ fn module(spec: &DecoderSpec, path: String, site: Site) -> Module {
             K | V => (Linear, hidden, kv, spec.qkv_bias),
             Qkv => (Linear, hidden, q + 2 * kv, spec.qkv_bias),
             O => (Linear, q, hidden, spec.o_bias),
-            Gate | Up => (Linear, hidden, inner, spec.mlp_bias),
-            GateUp => (Linear, hidden, 2 * inner, spec.mlp_bias),
-            Down => (Linear, inner, hidden, spec.mlp_bias),
+            Gate | Up => (Linear, hidden, inner, mlp_bias),
+            GateUp => (Linear, hidden, 2 * inner, mlp_bias),
+            Down => (Linear, inner, hidden, mlp_bias),
             QNorm | KNorm => (Norm, spec.head_dim, spec.head_dim, false),
             AttentionNorm | AttentionOutNorm | MlpNorm | MlpOutNorm => (Norm, hidden, hidden, false),
             AfterAttention | AfterMlp => unreachable!("`layer_modules` lists modules of the base only"),

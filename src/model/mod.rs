@@ -21,5 +21,5 @@ pub use families::read_spec;
 pub use layout::base_layout;
 pub use rope::rope_table;
 pub use source::GgufRefusal;
-pub use spec::{DecoderSpec, Family, LayerSpec, RopeScaling, RopeSpec};
+pub use spec::{DecoderSpec, DenseMlp, Family, LayerSpec, Mlp, RopeScaling, RopeSpec};
 pub use weights::{BaseModel, Progress};

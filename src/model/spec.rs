@@ -123,6 +123,34 @@ pub struct RopeSpec {
     pub scaling: RopeScaling,
 }
 
+/// What a layer computes between its second norm and the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mlp {
+    /// `down(act(gate x) ∘ up x)` with the same matrices for every row (Shazeer 2020).
+    Dense(DenseMlp),
+}
+
+/// One gated MLP.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DenseMlp {
+    /// Width between gate/up and down.
+    pub intermediate_size: usize,
+    /// Between gate and up.
+    pub activation: Activation,
+    /// gate, up and down have biases.
+    pub bias: bool,
+}
+
+impl Mlp {
+    /// Width between gate/up and down.
+    #[must_use]
+    pub fn intermediate_size(&self) -> usize {
+        match self {
+            Self::Dense(mlp) => mlp.intermediate_size,
+        }
+    }
+}
+
 /// Everything that distinguishes one decoder from another. Sizes are counts of numbers or heads.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderSpec {
@@ -132,8 +160,8 @@ pub struct DecoderSpec {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width between gate/up and down.
-    pub intermediate_size: usize,
+    /// Of every layer.
+    pub mlp: Mlp,
     /// Query heads.
     pub heads: usize,
     /// Key/value heads.
@@ -148,14 +176,10 @@ pub struct DecoderSpec {
     pub norm_eps: f32,
     /// Added to every stored norm weight (Gemma: 1).
     pub norm_offset: f32,
-    /// Between gate and up.
-    pub activation: Activation,
     /// q, k and v have biases.
     pub qkv_bias: bool,
     /// o has a bias.
     pub o_bias: bool,
-    /// gate, up and down have biases.
-    pub mlp_bias: bool,
     /// q and k are normalised per head before rotation.
     pub qk_norm: bool,
     /// Outputs of attention and MLP are normalised before they join the residual stream (Gemma).

@@ -3,7 +3,7 @@
 use super::checkpoint::Checkpoint;
 use super::fit::weight_shape;
 use super::rope::rope_table;
-use super::spec::DecoderSpec;
+use super::spec::{DecoderSpec, DenseMlp, Mlp};
 use super::{ModelError, base_layout};
 use crate::delta::apply::LinearWeights;
 use crate::delta::{BaseLayout, LayerSite, Site};
@@ -18,9 +18,18 @@ pub(super) struct LayerWeights<B: Backend> {
     pub(super) o: LinearWeights<B>,
     pub(super) attention_out_norm: Option<B::Vector>,
     pub(super) mlp_norm: B::Vector,
-    pub(super) gate_up: LinearWeights<B>,
-    pub(super) down: LinearWeights<B>,
+    pub(super) mlp: MlpWeights<B>,
     pub(super) mlp_out_norm: Option<B::Vector>,
+}
+
+/// Those of an [`Mlp`].
+pub(super) enum MlpWeights<B: Backend> {
+    /// Of [`Mlp::Dense`].
+    Dense {
+        /// Stacked.
+        gate_up: LinearWeights<B>,
+        down: LinearWeights<B>,
+    },
 }
 
 /// The frozen base on a device.
@@ -82,12 +91,17 @@ impl<B: Backend> Loader<'_, B> {
             AttentionNorm, AttentionOutNorm, Down, Gate, GateUp, K, KNorm, MlpNorm, MlpOutNorm, O, Q, QNorm, Qkv, Up, V,
         };
         let site = |part| Site::Layer(layer, part);
-        let (q, kv, inner) = (self.spec.q_dim(), self.spec.kv_dim(), self.spec.intermediate_size);
-        let fused = self.spec.fused_projections;
-        let (qkv, gate_up) = if fused {
-            (self.split(site(Qkv), &[q, kv, kv])?, self.split(site(GateUp), &[inner, inner])?)
-        } else {
-            (self.stack(&[site(Q), site(K), site(V)])?, self.stack(&[site(Gate), site(Up)])?)
+        let (q, kv, fused) = (self.spec.q_dim(), self.spec.kv_dim(), self.spec.fused_projections);
+        let qkv = if fused { self.split(site(Qkv), &[q, kv, kv])? } else { self.stack(&[site(Q), site(K), site(V)])? };
+        let mlp = match self.spec.mlp {
+            Mlp::Dense(DenseMlp { intermediate_size: inner, .. }) => MlpWeights::Dense {
+                gate_up: if fused {
+                    self.split(site(GateUp), &[inner, inner])?
+                } else {
+                    self.stack(&[site(Gate), site(Up)])?
+                },
+                down: self.stack(&[site(Down)])?,
+            },
         };
         Ok(LayerWeights {
             attention_norm: self.norm(site(AttentionNorm))?,
@@ -97,8 +111,7 @@ impl<B: Backend> Loader<'_, B> {
             o: self.stack(&[site(O)])?,
             attention_out_norm: self.norm_if(self.spec.sandwich_norms, site(AttentionOutNorm))?,
             mlp_norm: self.norm(site(MlpNorm))?,
-            gate_up,
-            down: self.stack(&[site(Down)])?,
+            mlp,
             mlp_out_norm: self.norm_if(self.spec.sandwich_norms, site(MlpOutNorm))?,
         })
     }
