@@ -227,8 +227,8 @@ impl Scheduler {
     /// yield, at their cost, for a step is never empty.
     fn fill(&mut self, passed_over: &[Rank], step: &mut NextStep) {
         for rank in passed_over {
-            // Preempted meanwhile.
-            if !self.running.contains(*rank) {
+            // Preempted meanwhile, and perhaps back already.
+            if !self.running.contains(*rank) || self.sequences[rank.id()].last_step == self.counters.steps {
                 continue;
             }
             let sequence = &self.sequences[rank.id()];

@@ -282,3 +282,41 @@ proptest! {
         prop_assert_eq!(a.harness.logs, b.harness.logs);
     }
 }
+
+/// All that take part in a step have to yield, so that those may start again at once who were passed over in it.
+#[test]
+fn whoever_yields_and_comes_back_in_a_step_has_one_share_of_it() {
+    let wish = |shared, own: &[u32], max_tokens, choices, (priority, tenant, client)| {
+        Op::Add(Wish {
+            adapter: 0,
+            shared,
+            own: own.to_vec(),
+            max_tokens,
+            min_tokens: 0,
+            stops: false,
+            scores: Scores::No,
+            choices,
+            priority,
+            tenant,
+            client,
+            seed: 0,
+            history: false,
+            deadline_ms: None,
+        })
+    };
+    let ops = [
+        wish(9, &[0, 0, 0], 2, 3, (0, 0, 1)),
+        Op::Step,
+        Op::Step,
+        wish(2, &[0, 0, 0], 1, 2, (1, 1, 2)),
+        Op::Step,
+        Op::Step,
+        wish(7, &[0, 0, 0, 0], 5, 1, (0, 1, 0)),
+        Op::Step,
+        wish(1, &[1], 5, 2, (1, 1, 2)),
+    ];
+    let share = ShareConfig { step_tokens: 3, ..ShareConfig::default() };
+    let limits = SchedulerConfig { max_num_seqs: 2, max_num_batched_tokens: 7, max_model_len: 28, ..config() };
+    let run = execute(SchedulerConfig { block_size: 1, num_blocks: 17, share, ..limits }, [1; 4], false, &ops);
+    check_outcomes(&run).unwrap();
+}
