@@ -7,7 +7,7 @@ use half::bf16;
 use polydelta::delta::{Module, ModuleKind, Site};
 use polydelta::model::{DecoderSpec, base_layout};
 use polydelta::ops::cpu::CpuBackend;
-use polydelta::ops::{Backend, HostMatrix, RowPlan, Rows, WeightFormat};
+use polydelta::ops::{Backend, DeltaMemory, HostMatrix, RowPlan, Rows, WeightFormat};
 use polydelta::types::AdapterSlot;
 
 use super::support::Failure;
@@ -148,7 +148,7 @@ impl DecoderBench {
 struct Gemm {
     depth: usize,
     out: usize,
-    weight: <CpuBackend as Backend>::Weight,
+    weight: <CpuBackend as DeltaMemory>::Weight,
     x: <CpuBackend as Backend>::Buffer,
     y: <CpuBackend as Backend>::Buffer,
     step: <CpuBackend as Backend>::Step,

@@ -6,7 +6,7 @@ use super::base::OpenedBase;
 use super::error::AppError;
 use crate::config::{DtypeChoice, Kernels, ServeConfig};
 use crate::ops::cpu::{CpuBackend, CpuOptions};
-use crate::ops::{Backend, HostMatrix, Numerics, OpsError, RowPlan, Rows, StepPlan};
+use crate::ops::{Backend, DeltaMemory, HostMatrix, Numerics, OpsError, RowPlan, Rows, StepPlan};
 
 /// Inputs and outputs of the matrix that is measured.
 const SIDE: usize = 1024;
@@ -69,7 +69,7 @@ fn time_of_bf16() -> Result<[f64; 2], OpsError> {
 /// A square matrix and what it is multiplied with.
 struct Product {
     backend: CpuBackend,
-    weight: <CpuBackend as Backend>::Weight,
+    weight: <CpuBackend as DeltaMemory>::Weight,
     x: <CpuBackend as Backend>::Buffer,
     y: <CpuBackend as Backend>::Buffer,
     /// One for each of [`ROWS`].

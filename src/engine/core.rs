@@ -11,13 +11,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::error::{EngineError, StepError};
 use super::events::EventSender;
 use super::executor::StepExecutor;
-use super::handle::{
-    EngineEnd, EngineHandle, EngineLimits, EngineStats, Install, InstallHandle, Lease, MAX_INSTALLS, Shared,
-};
+use super::handle::{EngineEnd, EngineHandle, EngineLimits, Install, InstallHandle, MAX_INSTALLS, Shared};
 use super::input_batch::{InputBatch, StepInput};
 use super::isolate::{BrokenDevice, Culprit, Guarded, Isolated, panic_text};
+use super::lease::Lease;
 use super::mailbox::{Letters, Mailbox, Submission};
 use super::pulse::EnginePulse;
+use super::stats::EngineStats;
 use crate::scheduler::places::{Place, Places};
 use crate::scheduler::{Events, Scheduler, SchedulerConfig, SchedulerStats};
 use crate::telemetry::{EngineGauges, StepCulprit, StepFacts};

@@ -11,8 +11,16 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use tokio::sync::mpsc;
 
-use super::handle::Shared;
 use crate::types::{EngineRequest, MAX_SCORED_ROWS, RequestId, SequenceEvent};
+
+/// Hears what the reader of a request wants of the engine.
+pub(super) trait ReaderWishes: Send + Sync {
+    /// It has caught up.
+    fn resume(&self, id: RequestId);
+
+    /// It has gone away.
+    fn abort(&self, id: RequestId);
+}
 
 /// Events of one choice that may lie unread.
 pub(super) const WINDOW: usize = 64;
@@ -47,13 +55,17 @@ impl Extent {
     }
 }
 
-/// A channel for a request.
-pub(super) fn channel(shared: &Arc<Shared>, request: &EngineRequest) -> (EventSender, EventReceiver) {
+/// A channel for a request, of which a choice has room for `window` events.
+pub(super) fn channel(
+    wishes: Arc<dyn ReaderWishes>,
+    window: usize,
+    request: &EngineRequest,
+) -> (EventSender, EventReceiver) {
     let (id, extent) = (request.id, Extent::of(request));
-    let room = extent.room(shared.limits.window);
+    let room = extent.room(window);
     let (sender, receiver) = mpsc::channel(room);
     let behind = Arc::new(AtomicBool::new(false));
-    let reader = Reader { id, shared: Arc::clone(shared), behind: Arc::clone(&behind), low: room / 2 };
+    let reader = Reader { id, wishes, behind: Arc::clone(&behind), low: room / 2 };
     // And a failure. Where there is room for all, none need ever be waited for.
     let step = if room < extent.all.saturating_add(2) { extent.step + 1 } else { 0 };
     let sender = EventSender { sender, behind, step, low: room / 2 };
@@ -94,10 +106,10 @@ impl EventSender {
     }
 }
 
-/// The reader's end in the hall.
+/// What the reader's end keeps of the engine.
 struct Reader {
     id: RequestId,
-    shared: Arc<Shared>,
+    wishes: Arc<dyn ReaderWishes>,
     behind: Arc<AtomicBool>,
     low: usize,
 }
@@ -144,8 +156,7 @@ impl EventReceiver {
             && self.receiver.len() <= reader.low
             && reader.behind.swap(false, Ordering::Relaxed)
         {
-            // Closed means that the engine has stopped, and the request with it.
-            let _ = reader.shared.mailbox.post(|letters| letters.wishes.entry(reader.id).or_default().resume = true);
+            reader.wishes.resume(reader.id);
         }
     }
 }
@@ -154,7 +165,7 @@ impl Drop for EventReceiver {
     fn drop(&mut self) {
         // The engine closes its end when it lets go of the request.
         if let Some(reader) = self.reader.as_ref().filter(|_| !self.receiver.is_closed()) {
-            let _ = reader.shared.mailbox.post(|letters| letters.wishes.entry(reader.id).or_default().abort = true);
+            reader.wishes.abort(reader.id);
         }
     }
 }

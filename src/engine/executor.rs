@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::error::StepError;
-use super::handle::Leftover;
 use super::input_batch::StepInput;
+use super::lease::Leftover;
 use super::prepare::{PassInput, hand_out};
 use crate::delta::{self, Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, PreparedDelta};
 use crate::model::{Checkpoint, Decoder};

@@ -7,44 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::{InstallError, StepError};
-use super::events::{self, EventReceiver, WINDOW};
+use super::events::{self, EventReceiver, ReaderWishes, WINDOW};
+use super::lease::{Lease, Leftover};
 use super::mailbox::{Letters, Mailbox, Submission};
 use super::pulse::EnginePulse;
+use super::stats::EngineStats;
 use crate::scheduler::places::{Holder, NoPlace, Places};
-use crate::types::{AdapterFault, AdapterSlot, AdapterVersion, EngineRequest, RequestId};
-
-/// A snapshot of the engine between two steps.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct EngineStats {
-    /// Sequences with KV on the device.
-    pub running: usize,
-    /// Sequences waiting for their first step or for KV after a preemption.
-    pub waiting: usize,
-    /// Sequences laid aside until their reader has caught up.
-    pub parked: usize,
-    /// Clients and adapters, by pairs, that have live sequences.
-    pub parties: usize,
-    /// Rows that sequences did not get since start, because others had had less.
-    pub rows_held_back: u64,
-    /// KV blocks in use by sequences and adapters' virtual tokens (cached but unreferenced blocks count as free).
-    pub kv_blocks_used: usize,
-    /// KV blocks in all.
-    pub kv_blocks_total: usize,
-    /// Steps run since start.
-    pub steps: u64,
-    /// Steps that did not bring a result for all of their sequences.
-    pub failed_steps: u64,
-    /// Preemptions since start.
-    pub preemptions: u64,
-    /// Prompt tokens looked up in the prefix index since start.
-    pub prefix_queries: u64,
-    /// Prompt tokens found there.
-    pub prefix_hits: u64,
-    /// Rows computed since start.
-    pub tokens_computed: u64,
-    /// How many steps held 0, 1, 2, … distinct adapters (the base not counted).
-    pub steps_by_distinct_adapters: Vec<u64>,
-}
+use crate::types::{AdapterSlot, AdapterVersion, EngineRequest, RequestId};
 
 /// What may lie with the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,9 +57,6 @@ pub enum SubmitError {
     Stopped,
 }
 
-/// What a slot held. Dropping it may take longer than a step.
-pub type Leftover = Box<dyn Send>;
-
 /// Why the engine thread has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EngineEnd {
@@ -107,15 +73,6 @@ pub enum EngineEnd {
         message: String,
     },
 }
-
-/// Holds the adapter of a request on the device until the engine has let go of the request.
-pub trait HeldAdapter: Send {
-    /// How the request went, where that says something of the adapter. Said before it is dropped.
-    fn judge(&mut self, verdict: Result<(), AdapterFault>);
-}
-
-/// Whatever must stay alive until the engine has let go of a request: its adapter's lease.
-pub type Lease = Box<dyn HeldAdapter>;
 
 /// The result of [`GenerationEngine::stats`].
 pub type StatsFuture<'a> = Pin<Box<dyn Future<Output = Result<EngineStats, SubmitError>> + Send + 'a>>;
@@ -156,6 +113,18 @@ pub(super) struct Shared {
     pub(super) limits: EngineLimits,
 }
 
+impl ReaderWishes for Shared {
+    fn resume(&self, id: RequestId) {
+        // Closed means that the engine has stopped, and the request with it.
+        let _ = self.mailbox.post(|letters| letters.wishes.entry(id).or_default().resume = true);
+    }
+
+    fn abort(&self, id: RequestId) {
+        // As above.
+        let _ = self.mailbox.post(|letters| letters.wishes.entry(id).or_default().abort = true);
+    }
+}
+
 impl GenerationEngine for EngineHandle {
     fn submit(&self, request: EngineRequest, lease: Option<Lease>) -> Result<EventReceiver, SubmitError> {
         if self.shared.draining.load(Ordering::Acquire) {
@@ -168,18 +137,18 @@ impl GenerationEngine for EngineHandle {
                 NoPlace::Share { holder, held } => SubmitError::QueueShare { holder, held, limit },
             }
         })?;
-        let (events, receiver) = events::channel(&self.shared, &request);
+        let wishes: Arc<dyn ReaderWishes> = Arc::clone(&self.shared) as _;
+        let (events, receiver) = events::channel(wishes, self.shared.limits.window, &request);
         self.post(|letters| letters.submissions.push(Submission { request, lease, place, events }))?;
         Ok(receiver)
     }
 
     fn abort(&self, id: RequestId) {
-        // Closed means that the engine has stopped, and with it the request.
-        let _ = self.post(|letters| letters.wishes.entry(id).or_default().abort = true);
+        self.shared.abort(id);
     }
 
     fn finish_choice(&self, id: RequestId, choice: u32) {
-        // As above.
+        // Closed means that the engine has stopped, and with it the request.
         let _ = self.post(|letters| letters.wishes.entry(id).or_default().finished_choices.push(choice));
     }
 

@@ -12,8 +12,9 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::error::InstallError;
 use super::executor::DeltaLoader;
-use super::handle::{InstallHandle, Leftover};
+use super::handle::InstallHandle;
 use super::host_memory::{HostMemory, HostShare};
+use super::lease::Leftover;
 use super::loaders::Loaders;
 use crate::adapters::{
     Acquire, AdapterError, AdapterLease, AdapterObserver, AdapterRegistry, InstallTicket, LoadTicket, ResidentLease,

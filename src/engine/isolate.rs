@@ -11,8 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::error::StepError;
 use super::executor::StepExecutor;
-use super::handle::Leftover;
 use super::input_batch::{InputBatch, StepInput};
+use super::lease::Leftover;
 use super::pulse::EnginePulse;
 use crate::telemetry::panic_message;
 use crate::types::{AdapterSlot, ScheduledBatch, ScheduledSequence, StepOutput};

@@ -13,7 +13,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::events::EventSender;
-use super::handle::{EngineStats, Lease, Leftover};
+use super::lease::{Lease, Leftover};
+use super::stats::EngineStats;
 use crate::scheduler::places::Place;
 use crate::types::{AdapterSlot, AdapterVersion, EngineRequest, RequestId};
 

@@ -28,7 +28,7 @@ pub use host::{HostData, HostMatrix, HostTensor, TensorData};
 pub use numerics::{ComputeDtype, KvDtype, Numerics, WeightFormat};
 pub use plan::{RowPlan, Rows, SampledRows, Segment, SequencePlan, StepPlan};
 pub use stored::{TensorDtype, TensorReader};
-pub use table::{ColumnVector, LowRankPair, SiteId, SiteTable, SlotDelta, SlotEntries, SlotTable};
+pub use table::{ColumnVector, DeltaMemory, LowRankPair, SiteId, SiteTable, SlotDelta, SlotEntries, SlotTable};
 
 use std::ops::Range;
 
@@ -131,21 +131,15 @@ pub struct BackendInfo {
 
 /// Memory and kernels of one device. Shapes are checked with debug assertions: the decoder builds all buffers from
 /// one spec, so a mismatch is a bug of ours and never a client's doing.
-pub trait Backend: Send + Sync + Sized + 'static {
+pub trait Backend: DeltaMemory {
     /// f32 activations, row-major `[rows, cols]`; the rows in use vary from step to step, the columns never.
     type Buffer: Send;
-    /// A packed matrix `[out, in]`, possibly several stacked along `out`.
-    type Weight: Send + Sync;
-    /// An f32 vector.
-    type Vector: Send + Sync;
     /// Cos/sin tables.
     type Rope: Send + Sync;
     /// All layers of the paged KV cache.
     type KvCache: Send;
     /// A [`StepPlan`] on the device.
     type Step: Send;
-    /// Deltas of all slots at all sites, as the kernels read them.
-    type DeltaTable: Send;
 
     /// What this is.
     fn info(&self) -> BackendInfo;

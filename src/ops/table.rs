@@ -1,12 +1,21 @@
 //! What adapters hold at their sites, and the table of all slots.
 //!
 //! An adapter is put together on a loader thread ([`SlotDelta`]), set into a slot between two steps, and taken out of it
-//! whole. What a kernel reads of it is its backend's table ([`Backend::DeltaTable`]).
+//! whole. What a kernel reads of it is its backend's table ([`DeltaMemory::DeltaTable`]).
 
 use std::ops::Range;
 
-use super::Backend;
 use crate::types::AdapterSlot;
+
+/// The memory in which a backend keeps adapters.
+pub trait DeltaMemory: Send + Sync + Sized + 'static {
+    /// A packed matrix `[out, in]`, possibly several stacked along `out`.
+    type Weight: Send + Sync;
+    /// An f32 vector.
+    type Vector: Send + Sync;
+    /// Deltas of all slots at all sites, as the kernels read them.
+    type DeltaTable: Send;
+}
 
 /// One op class at one place of the decoder. Whoever builds the deltas counts them from 0 on; here they are numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,7 +31,7 @@ impl SiteId {
 
 /// One low-rank pair of a site. Each keeps its own memory at its true rank; the scaling is applied as f32 to the
 /// product and never folded into bf16 numbers.
-pub struct LowRankPair<B: Backend> {
+pub struct LowRankPair<B: DeltaMemory> {
     /// `[rank, in]`, or `[vocab, rank]` (a transposed A) for an embedding.
     pub a: B::Weight,
     /// `[columns.len(), rank]`.
@@ -36,7 +45,7 @@ pub struct LowRankPair<B: Backend> {
 }
 
 /// A vector for some columns of a site: a scale, a bias or a gain.
-pub struct ColumnVector<B: Backend> {
+pub struct ColumnVector<B: DeltaMemory> {
     /// `columns.len()` numbers.
     pub values: B::Vector,
     /// Output columns of the stacked site.
@@ -71,26 +80,26 @@ impl<T> BySite<T> {
 }
 
 /// Entries of one adapter as they come, one list for each form that kernels read.
-pub struct SlotEntries<B: Backend> {
+pub struct SlotEntries<B: DeltaMemory> {
     /// Low-rank pairs.
     pub low_rank: Vec<(SiteId, LowRankPair<B>)>,
     /// Vectors.
     pub vectors: Vec<(SiteId, ColumnVector<B>)>,
 }
 
-impl<B: Backend> Default for SlotEntries<B> {
+impl<B: DeltaMemory> Default for SlotEntries<B> {
     fn default() -> Self {
         Self { low_rank: Vec::new(), vectors: Vec::new() }
     }
 }
 
 /// All entries of one adapter, with their memory on the device.
-pub struct SlotDelta<B: Backend> {
+pub struct SlotDelta<B: DeltaMemory> {
     low_rank: BySite<LowRankPair<B>>,
     vectors: BySite<ColumnVector<B>>,
 }
 
-impl<B: Backend> SlotDelta<B> {
+impl<B: DeltaMemory> SlotDelta<B> {
     /// Put entries together. Those of one site keep their order.
     #[must_use]
     pub fn new(entries: SlotEntries<B>) -> Self {
@@ -123,34 +132,34 @@ impl<B: Backend> SlotDelta<B> {
 }
 
 /// The entries of all slots at one site: what an op of a delta class reads.
-pub struct SiteTable<'a, B: Backend> {
+pub struct SiteTable<'a, B: DeltaMemory> {
     /// All sites.
     pub table: &'a B::DeltaTable,
     /// Which of them.
     pub site: SiteId,
 }
 
-impl<B: Backend> Clone for SiteTable<'_, B> {
+impl<B: DeltaMemory> Clone for SiteTable<'_, B> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<B: Backend> Copy for SiteTable<'_, B> {}
+impl<B: DeltaMemory> Copy for SiteTable<'_, B> {}
 
 /// The table of a backend whose kernels read the host's memory.
-pub struct SlotTable<B: Backend> {
+pub struct SlotTable<B: DeltaMemory> {
     slots: Vec<Option<SlotDelta<B>>>,
 }
 
-impl<B: Backend> Default for SlotTable<B> {
+impl<B: DeltaMemory> Default for SlotTable<B> {
     fn default() -> Self {
         Self { slots: Vec::new() }
     }
 }
 
-impl<B: Backend> SlotTable<B> {
-    /// See [`Backend::set_slot`].
+impl<B: DeltaMemory> SlotTable<B> {
+    /// See [`Backend::set_slot`](super::Backend::set_slot).
     pub fn set(&mut self, slot: AdapterSlot, delta: SlotDelta<B>) {
         if self.slots.len() <= slot.index() {
             self.slots.resize_with(slot.index() + 1, || None);
@@ -159,19 +168,19 @@ impl<B: Backend> SlotTable<B> {
         self.slots[slot.index()] = Some(delta);
     }
 
-    /// See [`Backend::clear_slot`].
+    /// See [`Backend::clear_slot`](super::Backend::clear_slot).
     pub fn clear(&mut self, slot: AdapterSlot) -> Option<SlotDelta<B>> {
         self.slots.get_mut(slot.index()).and_then(Option::take)
     }
 
-    /// See [`Backend::slot`].
+    /// See [`Backend::slot`](super::Backend::slot).
     #[must_use]
     pub fn get(&self, slot: AdapterSlot) -> Option<&SlotDelta<B>> {
         self.slots.get(slot.index())?.as_ref()
     }
 }
 
-impl<'a, B: Backend<DeltaTable = SlotTable<B>>> SiteTable<'a, B> {
+impl<'a, B: DeltaMemory<DeltaTable = SlotTable<B>>> SiteTable<'a, B> {
     fn delta(&self, slot: Option<AdapterSlot>) -> Option<&'a SlotDelta<B>> {
         slot.and_then(|slot| self.table.get(slot))
     }

@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Instant;
 
+use super::blocked::Blocked;
 use super::fair_share::PartyId;
-use super::make_way::Blocked;
 use super::policy::Rank;
 use super::queue::{Flow, Place};
 use super::step::NextStep;

@@ -1,17 +1,9 @@
 //! KV for a start that does not fit: parties that hold more than the one in line, and have had no less, yield some of
 //! theirs, so that long sequences of one do not keep another from its first token for as long as they last.
 
-use super::policy::Rank;
+use super::blocked::Blocked;
 use super::sequence::Sequence;
 use super::{Scheduler, SequenceState};
-
-/// The start that everybody waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Blocked {
-    pub(super) rank: Rank,
-    /// Blocks it needs that are neither free nor reclaimable.
-    pub(super) missing: usize,
-}
 
 impl Scheduler {
     /// Before a step: preempt what must yield to the start that found no room in the last one. Nobody yields unless

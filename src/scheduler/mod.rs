@@ -19,6 +19,7 @@
 //! less make way for it (`make_way`).
 
 mod admit;
+mod blocked;
 mod config;
 pub(crate) mod fair_share;
 mod make_way;
@@ -27,6 +28,7 @@ pub mod places;
 mod policy;
 mod queue;
 mod request;
+mod requests;
 mod sequence;
 mod step;
 mod update;
@@ -46,8 +48,8 @@ pub use sequence::SequenceState;
 
 use crate::cache::{BlockSize, KvCacheManager};
 use crate::types::{AdapterVersion, RequestId, ScheduledBatch, SequenceEvent, SequenceId};
+use blocked::Blocked;
 use fair_share::FairShare;
-use make_way::Blocked;
 use queue::{PartyQueues, RankQueue};
 use request::Request;
 use sequence::SequenceMap;

@@ -2,9 +2,13 @@
 //! outside the hall, and what a wing must not know it does not name.
 #![allow(clippy::unwrap_used)] // A failed unwrap is a failed test; clippy sees only functions marked as tests.
 
+mod circles;
+
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use circles::Needs;
 
 /// Floors from the ground up. Rooms of one floor do not see each other unless a pair below says so.
 const FLOORS: [&[&str]; 7] = [
@@ -145,6 +149,15 @@ fn imports_point_down() {
 }
 
 #[test]
+fn no_two_files_need_each_other() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let sources = sources();
+    let below = sources.iter().map(|(path, _, text)| (path.strip_prefix(&root).unwrap(), text.as_str()));
+    let circles: Vec<_> = Needs::of(below).circles().iter().map(|circle| circle.join(" ")).collect();
+    assert!(circles.is_empty(), "files that need each other:\n{}", circles.join("\n"));
+}
+
+#[test]
 fn every_room_has_a_floor() {
     for (path, room, _) in sources() {
         assert!(room == "lib" || room == "main" || floor(&room).is_some(), "{} is on no floor", path.display());
@@ -237,4 +250,26 @@ fn violations_are_found() {
     assert!(what("model", "use crate::delta::BaseLayout; // not crate::grpc").is_empty());
     assert!(what("grpc", "use crate::admission::Gate;").is_empty());
     assert_eq!(check(place, "ops", "\n\nuse crate::model::A;")[0].line, 3);
+}
+
+#[test]
+fn circles_between_files_are_found() {
+    let circles = |sources: &[(&str, &str)]| {
+        let sources = sources.iter().map(|(path, text)| (Path::new(*path), *text));
+        Needs::of(sources).circles().iter().map(|circle| circle.join(" ")).collect::<Vec<_>>()
+    };
+    let low = ("a/low.rs", "pub struct Low;");
+    // A parent may hand on what its child has, and the child may use what the parent writes, but not both at once.
+    let handing_on = ("a/mod.rs", "mod low; mod high; pub use low::Low; pub use high::High;");
+    assert!(circles(&[low, handing_on, ("a/high.rs", "use super::Low; pub struct High(Low);")]).is_empty());
+    let using = ("a/mod.rs", "mod low; pub struct A; fn f() -> low::Low { low::Low }");
+    assert!(circles(&[low, using]).is_empty());
+    assert_eq!(circles(&[using, ("a/low.rs", "pub struct Low(super::A);")]), ["a a::low"]);
+    let by_way_of_the_parent = ("a/low.rs", "use crate::a::High; pub struct Low; fn f(x: High) {}");
+    let high = ("a/high.rs", "use super::low; pub struct High(low::Low);");
+    assert_eq!(circles(&[by_way_of_the_parent, handing_on, high]), ["a::high a::low"]);
+    let in_a_macro = ("a/low.rs", "fn f() { assert!(matches!(x, super::high::High(_))) } pub struct Low;");
+    assert_eq!(circles(&[in_a_macro, handing_on, high]), ["a::high a::low"]);
+    let in_a_test = ("a/low.rs", "pub struct Low; #[cfg(test)] mod tests { use super::super::high::High; }");
+    assert!(circles(&[in_a_test, handing_on, high]).is_empty());
 }

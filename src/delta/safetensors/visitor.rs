@@ -7,7 +7,9 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::{Entry, HeaderLimits, SafetensorsError, TensorDtype};
+use super::entry::{Entry, HeaderLimits};
+use super::error::SafetensorsError;
+use crate::ops::TensorDtype;
 
 const METADATA: &str = "__metadata__";
 

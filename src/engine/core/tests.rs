@@ -1,11 +1,12 @@
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use super::super::handle::Leftover;
+use super::super::lease::Leftover;
 use super::*;
 use crate::engine::error::{InstallError, StepError};
 use crate::engine::events::EventReceiver;
-use crate::engine::handle::{GenerationEngine, HeldAdapter, SubmitError};
+use crate::engine::handle::{GenerationEngine, SubmitError};
+use crate::engine::lease::HeldAdapter;
 use crate::engine::watchdog::{Alarm, WatchdogLimits, watch};
 use crate::scheduler::{PROBE, ShareConfig};
 use crate::types::{

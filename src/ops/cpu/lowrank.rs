@@ -13,8 +13,8 @@ use super::CpuBackend;
 use super::gemm::{Chunks, InputForm, Inputs, Outputs, Part, Store, ask_for, multiply, prepare_row};
 use super::memory::{Buffer, at_least};
 use super::pack::{PANEL, PackedWeight};
+use super::scratch::{LowRankScratch, Pair, Scratch, Segment, Task};
 use crate::ops::{Backend, LowRankPair, RowPlan, SiteTable};
-use crate::types::AdapterSlot;
 
 /// Multiply-adds of a task worth handing out on its own.
 const TASK_WORK: usize = 32 * 1024;
@@ -22,50 +22,6 @@ const TASK_WORK: usize = 32 * 1024;
 const ASKING_ROWS: usize = 32;
 /// Most rows of a task that reads A.
 const TASK_ROWS: usize = 48;
-
-/// What a step needs in between, kept from step to step.
-#[derive(Debug, Default)]
-pub(super) struct Scratch {
-    /// Rows of y of all segments with entries, segment by segment.
-    rows: Vec<u32>,
-    segments: Vec<Segment>,
-    pairs: Vec<Pair>,
-    tasks: Vec<Task>,
-    /// A x of all pairs.
-    values: Vec<f32>,
-    /// The same as inputs of the expand.
-    words: Vec<u32>,
-}
-
-#[derive(Debug)]
-struct Segment {
-    slot: AdapterSlot,
-    /// Range in [`Scratch::rows`].
-    rows: Range<usize>,
-    /// Range in [`Scratch::pairs`].
-    pairs: Range<usize>,
-    /// Expanded with the chunks of the base.
-    fused: bool,
-}
-
-/// A segment and one of its entries.
-#[derive(Debug)]
-struct Pair {
-    segment: usize,
-    entry: usize,
-    /// Start of its v in [`Scratch::values`], rows [`value_stride`] apart.
-    values: usize,
-    /// Start of its v in [`Scratch::words`].
-    words: usize,
-}
-
-#[derive(Debug)]
-struct Task {
-    pairs: Range<usize>,
-    /// Rows counted from the segment's first.
-    rows: Range<usize>,
-    panels: Range<usize>,
-}
 
 fn value_stride(rank: usize) -> usize {
     rank.next_multiple_of(PANEL)
@@ -85,7 +41,7 @@ impl CpuBackend {
     ) {
         assert!(rows.len() <= y.rows());
         let mut scratch = self.scratch();
-        let super::Scratch { x: words, low_rank: scratch, .. } = &mut *scratch;
+        let Scratch { x: words, low_rank: scratch, .. } = &mut *scratch;
         let found = scratch.collect(self, rows, table, |_| true);
         if !found && base.is_none() {
             return;
@@ -119,7 +75,7 @@ impl CpuBackend {
     }
 }
 
-impl Scratch {
+impl LowRankScratch {
     /// List segments, their rows that are `wanted`, and pairs; true if there is something to do.
     fn collect(
         &mut self,

@@ -22,6 +22,7 @@ mod peak;
 mod pool;
 mod rows;
 mod sample;
+mod scratch;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -32,16 +33,16 @@ pub use kv::KvCache;
 pub use memory::{Buffer, limit_arenas};
 pub use pack::PackedWeight;
 
-use attention::{Item, Pass, attend};
+use attention::{Pass, attend};
 use gemm::{Chunks, InputForm, Inputs, Outputs, prepare_row};
 use isa::DetectedIsa;
 use memory::{at_least, filled};
-use pack::Line;
 use pool::Pool;
+use scratch::Scratch;
 
 use super::{
-    Activation, AttentionSpec, Backend, BackendInfo, ComputeDtype, HeadColumns, HostMatrix, KvShape, Norm, Numerics,
-    OpsError, RopeTable, RowPlan, Rows, SampleOutcome, SiteTable, SlotDelta, SlotTable, StepPlan,
+    Activation, AttentionSpec, Backend, BackendInfo, ComputeDtype, DeltaMemory, HeadColumns, HostMatrix, KvShape, Norm,
+    Numerics, OpsError, RopeTable, RowPlan, Rows, SampleOutcome, SiteTable, SlotDelta, SlotTable, StepPlan,
 };
 use crate::types::AdapterSlot;
 
@@ -65,17 +66,6 @@ pub struct CpuBackend {
     /// Packs what comes while steps run, on the thread that brings it: `pool` is the steps'.
     alone: Pool,
     scratch: Mutex<Scratch>,
-}
-
-/// Memory of ops between two regions, kept from step to step: large enough once, it is not allocated again.
-#[derive(Debug, Default)]
-struct Scratch {
-    x: Vec<u32>,
-    items: Vec<Item>,
-    /// What every thread needs for an item of attention.
-    attention: Vec<Line>,
-    low_rank: lowrank::Scratch,
-    samplers: Vec<sample::RowSampler>,
 }
 
 /// Rotary tables.
@@ -151,14 +141,17 @@ impl CpuBackend {
     }
 }
 
-impl Backend for CpuBackend {
-    type Buffer = Buffer;
+impl DeltaMemory for CpuBackend {
     type Weight = PackedWeight;
     type Vector = Vec<f32>;
+    type DeltaTable = SlotTable<Self>;
+}
+
+impl Backend for CpuBackend {
+    type Buffer = Buffer;
     type Rope = Rope;
     type KvCache = KvCache;
     type Step = Step;
-    type DeltaTable = SlotTable<Self>;
 
     fn info(&self) -> BackendInfo {
         BackendInfo { name: "cpu", isa: self.isa.get().as_str(), threads: self.pool.threads() }

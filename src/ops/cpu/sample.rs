@@ -7,19 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::CpuBackend;
 use super::isa::{DetectedIsa, Isa};
 use super::memory::Buffer;
+use super::scratch::RowSampler;
 use crate::ops::SampleOutcome;
 use crate::sampler::{Pass, Sampler, Simd};
 use crate::types::Output;
 
 /// Work of sampling per logit, in multiply-adds.
 const COST: usize = 8;
-
-/// A thread's sampler, and what it has chosen for which row.
-#[derive(Debug)]
-pub(super) struct RowSampler {
-    sampler: Sampler,
-    chosen: Vec<(usize, SampleOutcome)>,
-}
 
 impl Simd for DetectedIsa {
     fn run<P: Pass>(&self, pass: P) -> P::Output {

@@ -1,6 +1,6 @@
 //! Rotary embedding, the paged cache, and attention.
 
-use super::{Matrix, PagedKv};
+use super::memory::{Matrix, PagedKv};
 use crate::ops::{AttentionSpec, KvDtype, RopeTable, StepPlan};
 
 pub(super) fn rope_and_cache(

@@ -5,13 +5,16 @@
 //! rounded, so that it defines every choice of numerics too. It must never be tuned.
 
 mod attention;
+mod memory;
 mod rows;
 
 use std::ops::Range;
 
+pub use memory::{Matrix, PagedKv, StackedMatrix, Step};
+
 use super::{
-    Activation, AttentionSpec, Backend, BackendInfo, HeadColumns, HostMatrix, KvShape, Norm, Numerics, OpsError,
-    RopeTable, Rows, SampleOutcome, SiteTable, SlotDelta, SlotTable, StepPlan,
+    Activation, AttentionSpec, Backend, BackendInfo, DeltaMemory, HeadColumns, HostMatrix, KvShape, Norm, Numerics,
+    OpsError, RopeTable, Rows, SampleOutcome, SiteTable, SlotDelta, SlotTable, StepPlan,
 };
 use crate::sampler::{AnyMachine, Sampler};
 use crate::types::AdapterSlot;
@@ -30,46 +33,6 @@ impl ReferenceBackend {
     }
 }
 
-/// Row-major f32 `[rows, cols]`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Matrix {
-    pub(crate) cols: usize,
-    pub(crate) data: Vec<f32>,
-}
-
-impl Matrix {
-    pub(crate) fn row(&self, row: usize) -> &[f32] {
-        &self.data[row * self.cols..][..self.cols]
-    }
-
-    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [f32] {
-        &mut self.data[row * self.cols..][..self.cols]
-    }
-}
-
-/// Segments `[out_i, in]` stacked along `out`, already rounded to the backend's format.
-#[derive(Clone, Debug)]
-pub struct StackedMatrix {
-    matrix: Matrix,
-    /// First row of each segment, and the total at the end.
-    bounds: Vec<usize>,
-}
-
-/// A plan, and what has been chosen so far.
-#[derive(Clone, Debug, Default)]
-pub struct Step {
-    pub(crate) plan: StepPlan,
-    outcomes: Vec<SampleOutcome>,
-}
-
-/// K and V of all layers, `[layers][blocks * block_size][kv_dim]` each.
-#[derive(Clone, Debug)]
-pub struct PagedKv {
-    shape: KvShape,
-    k: Vec<Vec<f32>>,
-    v: Vec<Vec<f32>>,
-}
-
 impl ReferenceBackend {
     fn dot(&self, w: &[f32], x: &[f32]) -> f32 {
         debug_assert_eq!(w.len(), x.len());
@@ -77,14 +40,17 @@ impl ReferenceBackend {
     }
 }
 
-impl Backend for ReferenceBackend {
-    type Buffer = Matrix;
+impl DeltaMemory for ReferenceBackend {
     type Weight = StackedMatrix;
     type Vector = Vec<f32>;
+    type DeltaTable = SlotTable<Self>;
+}
+
+impl Backend for ReferenceBackend {
+    type Buffer = Matrix;
     type Rope = RopeTable;
     type KvCache = PagedKv;
     type Step = Step;
-    type DeltaTable = SlotTable<Self>;
 
     fn info(&self) -> BackendInfo {
         BackendInfo { name: "reference", isa: "portable", threads: 1 }

@@ -2,8 +2,8 @@
 
 use candle_core::cpu::erf::erf_f32;
 
-use super::{Matrix, ReferenceBackend, Step};
-use crate::ops::{Activation, Rows, SiteTable};
+use super::memory::{Matrix, Step};
+use crate::ops::{Activation, DeltaMemory, Rows, SiteTable, SlotTable};
 
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     let mean = x.iter().fold(0.0, |sum, x| sum + x * x) / x.len() as f32;
@@ -24,10 +24,10 @@ pub(super) fn activate(activation: Activation, x: f32) -> f32 {
     }
 }
 
-pub(super) fn for_entries(
+pub(super) fn for_entries<B: DeltaMemory<Vector = Vec<f32>, DeltaTable = SlotTable<B>>>(
     step: &Step,
     rows: Rows,
-    deltas: SiteTable<'_, ReferenceBackend>,
+    deltas: SiteTable<'_, B>,
     y: &mut Matrix,
     op: impl Fn(&mut f32, f32),
 ) {
