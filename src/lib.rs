@@ -5,29 +5,29 @@
 //! | floor | rooms |
 //! |---|---|
 //! | house | [`app`], [`cli`] |
-//! | porch | [`grpc`]: the only place with generated code, and [`http`] |
+//! | porch | [`grpc`]: the only place with generated code, and `http` |
 //! | gate | [`admission`], [`text`]; beside it [`wire`]: bytes and connections |
 //! | hall | [`engine`]: one OS thread, schedule → prepare → execute → publish |
-//! | west wing, decides, no tensors | [`scheduler`], [`cache`], [`adapters`] |
-//! | east wing, computes, no async | [`model`], [`sampler`], [`delta`], [`ops`] |
-//! | supplies | [`hub`]: repositories of the Hugging Face hub become folders |
-//! | ground | [`types`], [`files`], [`config`], [`telemetry`] |
+//! | west wing, decides, no tensors | [`scheduler`], `cache`, [`adapters`] |
+//! | east wing, computes, no async | [`model`], `sampler`, [`delta`], [`ops`] |
+//! | supplies | `hub`: repositories of the Hugging Face hub become folders |
+//! | ground | [`types`], `files`, [`config`], [`telemetry`] |
 
 pub mod adapters;
 pub mod admission;
 pub mod app;
-pub mod cache;
+mod cache;
 pub mod cli;
 pub mod config;
 pub mod delta;
 pub mod engine;
-pub mod files;
+mod files;
 pub mod grpc;
-pub mod http;
-pub mod hub;
+mod http;
+mod hub;
 pub mod model;
 pub mod ops;
-pub mod sampler;
+mod sampler;
 pub mod scheduler;
 pub mod telemetry;
 pub mod text;

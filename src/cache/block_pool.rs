@@ -18,7 +18,7 @@ struct Node {
 
 /// Fixed set of blocks with reference counts and a free list in order of reuse.
 #[derive(Debug)]
-pub struct BlockPool {
+pub(crate) struct BlockPool {
     nodes: Vec<Node>,
     /// Handed out next.
     head: u32,
@@ -30,7 +30,7 @@ pub struct BlockPool {
 impl BlockPool {
     /// `num_blocks` blocks, all free, handed out in ascending order.
     #[must_use]
-    pub fn new(num_blocks: u32) -> Self {
+    pub(crate) fn new(num_blocks: u32) -> Self {
         let empty = Node { refs: 0, previous: NONE, next: NONE };
         let mut pool = Self { nodes: vec![empty; num_blocks as usize], head: NONE, tail: NONE, num_free: 0 };
         for block in 0..num_blocks {
@@ -41,19 +41,19 @@ impl BlockPool {
 
     /// Blocks in all.
     #[must_use]
-    pub fn num_blocks(&self) -> usize {
+    pub(crate) fn num_blocks(&self) -> usize {
         self.nodes.len()
     }
 
     /// Blocks nobody holds.
     #[must_use]
-    pub fn num_free(&self) -> usize {
+    pub(crate) fn num_free(&self) -> usize {
         self.num_free
     }
 
     /// Blocks with a holder.
     #[must_use]
-    pub fn num_used(&self) -> usize {
+    pub(crate) fn num_used(&self) -> usize {
         self.nodes.len() - self.num_free
     }
 
@@ -62,12 +62,12 @@ impl BlockPool {
     /// # Panics
     /// If the block is not of this pool.
     #[must_use]
-    pub fn refs(&self, block: BlockId) -> u32 {
+    pub(crate) fn refs(&self, block: BlockId) -> u32 {
         self.nodes[block.index()].refs
     }
 
     /// Take the first free block, with one holder. `None` when there is none.
-    pub fn allocate(&mut self) -> Option<BlockId> {
+    pub(crate) fn allocate(&mut self) -> Option<BlockId> {
         if self.head == NONE {
             return None;
         }
@@ -81,7 +81,7 @@ impl BlockPool {
     ///
     /// # Panics
     /// If the block is not of this pool.
-    pub fn share(&mut self, block: BlockId) {
+    pub(crate) fn share(&mut self, block: BlockId) {
         if self.nodes[block.index()].refs == 0 {
             self.unlink(block.0);
         }
@@ -92,7 +92,7 @@ impl BlockPool {
     ///
     /// # Panics
     /// If nobody holds the block or it is not of this pool: two owners of one block would mix two requests' KV.
-    pub fn release(&mut self, block: BlockId, keep: bool) {
+    pub(crate) fn release(&mut self, block: BlockId, keep: bool) {
         let node = &mut self.nodes[block.index()];
         assert!(node.refs > 0, "block {} is released more often than it was taken", block.0);
         node.refs -= 1;

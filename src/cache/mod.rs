@@ -7,9 +7,9 @@ mod block_pool;
 mod block_table;
 mod prefix;
 
-pub use block_pool::BlockPool;
-pub use block_table::{BlockSize, BlockTable};
-pub use prefix::{BlockKey, FoundBlock, PrefixBlock, PrefixIndex, PrefixScope};
+pub(crate) use block_pool::BlockPool;
+pub(crate) use block_table::{BlockSize, BlockTable};
+pub(crate) use prefix::{BlockKey, FoundBlock, PrefixBlock, PrefixIndex, PrefixScope};
 
 use std::collections::BTreeSet;
 
@@ -17,8 +17,7 @@ use crate::types::{AdapterVersion, BlockId};
 
 /// The block pool and the prefix index, kept consistent with each other.
 #[derive(Debug)]
-pub struct KvCacheManager {
-    block_size: BlockSize,
+pub(crate) struct KvCacheManager {
     pool: BlockPool,
     /// `None` where prefix caching is off.
     index: Option<PrefixIndex>,
@@ -27,60 +26,54 @@ pub struct KvCacheManager {
 impl KvCacheManager {
     /// `num_blocks` free blocks; an empty prefix index where `prefix_cache`.
     #[must_use]
-    pub fn new(block_size: BlockSize, num_blocks: u32, prefix_cache: bool) -> Self {
-        Self { block_size, pool: BlockPool::new(num_blocks), index: prefix_cache.then(|| PrefixIndex::new(num_blocks)) }
-    }
-
-    /// Places per block.
-    #[must_use]
-    pub fn block_size(&self) -> BlockSize {
-        self.block_size
+    pub(crate) fn new(num_blocks: u32, prefix_cache: bool) -> Self {
+        Self { pool: BlockPool::new(num_blocks), index: prefix_cache.then(|| PrefixIndex::new(num_blocks)) }
     }
 
     /// Whether full blocks are kept findable for reuse.
     #[must_use]
-    pub fn prefix_cache(&self) -> bool {
+    pub(crate) fn prefix_cache(&self) -> bool {
         self.index.is_some()
     }
 
     /// Blocks that nobody holds; those still in the prefix index count.
     #[must_use]
-    pub fn num_free(&self) -> usize {
+    pub(crate) fn num_free(&self) -> usize {
         self.pool.num_free()
     }
 
     /// Blocks with at least one holder.
     #[must_use]
-    pub fn num_used(&self) -> usize {
+    pub(crate) fn num_used(&self) -> usize {
         self.pool.num_used()
     }
 
     /// Blocks in all.
     #[must_use]
-    pub fn num_blocks(&self) -> usize {
+    pub(crate) fn num_blocks(&self) -> usize {
         self.pool.num_blocks()
     }
 
     /// Holders of a block; 0 is free.
-    #[must_use]
-    pub fn refs(&self, block: BlockId) -> u32 {
+    #[cfg(test)]
+    pub(crate) fn refs(&self, block: BlockId) -> u32 {
         self.pool.refs(block)
     }
 
     /// Whether nobody holds this block.
     #[must_use]
-    pub fn is_free(&self, block: BlockId) -> bool {
+    pub(crate) fn is_free(&self, block: BlockId) -> bool {
         self.pool.refs(block) == 0
     }
 
     /// Whether the prefix index can find this block.
     #[must_use]
-    pub fn is_indexed(&self, block: BlockId) -> bool {
+    pub(crate) fn is_indexed(&self, block: BlockId) -> bool {
         self.index.as_ref().is_some_and(|index| index.contains(block))
     }
 
     /// Take the block that has been free the longest; it is no longer findable. `None` when all are held.
-    pub fn allocate(&mut self) -> Option<BlockId> {
+    pub(crate) fn allocate(&mut self) -> Option<BlockId> {
         let block = self.pool.allocate()?;
         if let Some(index) = &mut self.index {
             index.remove(block);
@@ -89,7 +82,7 @@ impl KvCacheManager {
     }
 
     /// Become one more holder of a block, held or free (a prefix hit takes free blocks back).
-    pub fn share(&mut self, block: BlockId) {
+    pub(crate) fn share(&mut self, block: BlockId) {
         self.pool.share(block);
     }
 
@@ -98,13 +91,13 @@ impl KvCacheManager {
     ///
     /// # Panics
     /// If nobody holds it: going on would give one tenant's KV to another.
-    pub fn release(&mut self, block: BlockId) {
+    pub(crate) fn release(&mut self, block: BlockId) {
         let keep = self.is_indexed(block);
         self.pool.release(block, keep);
     }
 
     /// Release a whole table, last block first, so that the head of a shared prefix outlives its tail.
-    pub fn release_table(&mut self, table: &mut BlockTable) {
+    pub(crate) fn release_table(&mut self, table: &mut BlockTable) {
         for block in table.take().into_iter().rev() {
             self.release(block);
         }
@@ -112,47 +105,47 @@ impl KvCacheManager {
 
     /// The block that holds exactly this, if it is in the index.
     #[must_use]
-    pub fn find(&self, wanted: &PrefixBlock<'_>) -> Option<FoundBlock> {
+    pub(crate) fn find(&self, wanted: &PrefixBlock<'_>) -> Option<FoundBlock> {
         self.index.as_ref().and_then(|index| index.find(wanted))
     }
 
     /// Whether a block that was found would be found again.
     #[must_use]
-    pub fn still_has(&self, found: FoundBlock) -> bool {
+    pub(crate) fn still_has(&self, found: FoundBlock) -> bool {
         self.index.as_ref().is_some_and(|index| index.still_has(found))
     }
 
     /// Make a block findable. All its places must have been computed in a completed step. Nothing happens where an
     /// equal block is findable already, or prefix caching is off.
-    pub fn publish(&mut self, block: BlockId, contents: &PrefixBlock<'_>) {
+    pub(crate) fn publish(&mut self, block: BlockId, contents: &PrefixBlock<'_>) {
         if let Some(index) = &mut self.index {
             index.insert(block, contents);
         }
     }
 
     /// Remove every block computed with this version from the index; its KV is not trusted any more.
-    pub fn forget_version(&mut self, version: AdapterVersion) {
+    pub(crate) fn forget_version(&mut self, version: AdapterVersion) {
         if let Some(index) = &mut self.index {
             index.forget(|scope| scope.version == Some(version));
         }
     }
 
     /// Remove every block computed with one of these versions from the index, in one walk.
-    pub fn forget_versions(&mut self, versions: &BTreeSet<AdapterVersion>) {
+    pub(crate) fn forget_versions(&mut self, versions: &BTreeSet<AdapterVersion>) {
         if let Some(index) = &mut self.index {
             index.forget(|scope| scope.version.is_some_and(|version| versions.contains(&version)));
         }
     }
 
     /// Remove every block of one scope from the index.
-    pub fn forget_scope(&mut self, scope: &PrefixScope) {
+    pub(crate) fn forget_scope(&mut self, scope: &PrefixScope) {
         if let Some(index) = &mut self.index {
             index.forget(|other| other == scope);
         }
     }
 
     /// Empty the index.
-    pub fn forget_all(&mut self) {
+    pub(crate) fn forget_all(&mut self) {
         if let Some(index) = &mut self.index {
             index.forget(|_| true);
         }

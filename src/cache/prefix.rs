@@ -16,7 +16,7 @@ const BLOCK_DOMAIN: &[u8] = b"polydelta/kv-prefix/block/v1\0";
 
 /// Everything besides tokens that KV depends on, and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PrefixScope {
+pub(crate) struct PrefixScope {
     /// Tenants with different salts never share a block; empty is the common tenant.
     pub tenant_salt: Arc<[u8]>,
     /// Digest of the base model.
@@ -32,7 +32,7 @@ pub struct PrefixScope {
 impl PrefixScope {
     /// The parent key of the first block.
     #[must_use]
-    pub fn root(&self) -> BlockKey {
+    pub(crate) fn root(&self) -> BlockKey {
         let mut hash = Sha256::new();
         hash.update(ROOT_DOMAIN);
         hash.update((self.tenant_salt.len() as u64).to_le_bytes());
@@ -53,12 +53,12 @@ impl PrefixScope {
 
 /// Key of a block in its chain, or of the root of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct BlockKey([u8; 32]);
+pub(crate) struct BlockKey([u8; 32]);
 
 impl BlockKey {
     /// The key of the block that follows this one and holds `tokens`.
     #[must_use]
-    pub fn child(&self, tokens: &[u32]) -> Self {
+    pub(crate) fn child(&self, tokens: &[u32]) -> Self {
         let mut hash = Sha256::new();
         hash.update(BLOCK_DOMAIN);
         hash.update(self.0);
@@ -72,7 +72,7 @@ impl BlockKey {
 
 /// The contents of one full block: what is looked up and what is stored.
 #[derive(Clone, Copy, Debug)]
-pub struct PrefixBlock<'a> {
+pub(crate) struct PrefixBlock<'a> {
     /// Whose KV.
     pub scope: &'a PrefixScope,
     /// Key of the block before it, or the scope's root.
@@ -85,7 +85,7 @@ pub struct PrefixBlock<'a> {
 
 /// A block that was found, with what says later whether it still holds what was looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FoundBlock {
+pub(crate) struct FoundBlock {
     /// The block.
     pub block: BlockId,
     entry: u64,
@@ -103,7 +103,7 @@ struct Entry {
 
 /// Blocks findable by content. At most one block per key, at most one key per block.
 #[derive(Debug)]
-pub struct PrefixIndex {
+pub(crate) struct PrefixIndex {
     by_key: HashMap<BlockKey, BlockId>,
     by_block: Vec<Option<Entry>>,
     /// Entries made so far.
@@ -113,31 +113,25 @@ pub struct PrefixIndex {
 impl PrefixIndex {
     /// Empty, for blocks `0..num_blocks`.
     #[must_use]
-    pub fn new(num_blocks: u32) -> Self {
+    pub(crate) fn new(num_blocks: u32) -> Self {
         Self { by_key: HashMap::new(), by_block: (0..num_blocks).map(|_| None).collect(), entries: 0 }
     }
 
     /// Number of findable blocks.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
         self.by_key.len()
-    }
-
-    /// True where nothing can be found.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.by_key.is_empty()
     }
 
     /// Whether this block can be found.
     #[must_use]
-    pub fn contains(&self, block: BlockId) -> bool {
+    pub(crate) fn contains(&self, block: BlockId) -> bool {
         self.by_block[block.index()].is_some()
     }
 
     /// The block with these contents. Scope, parent and tokens are compared, not only the key.
     #[must_use]
-    pub fn find(&self, wanted: &PrefixBlock<'_>) -> Option<FoundBlock> {
+    pub(crate) fn find(&self, wanted: &PrefixBlock<'_>) -> Option<FoundBlock> {
         let block = *self.by_key.get(&wanted.key)?;
         let entry = self.by_block[block.index()].as_ref()?;
         let equal = entry.parent == wanted.parent && *entry.tokens == *wanted.tokens && entry.scope == *wanted.scope;
@@ -146,12 +140,12 @@ impl PrefixIndex {
 
     /// Whether a block that was found would be found again: it has been findable, with the same contents, ever since.
     #[must_use]
-    pub fn still_has(&self, found: FoundBlock) -> bool {
+    pub(crate) fn still_has(&self, found: FoundBlock) -> bool {
         self.by_block[found.block.index()].as_ref().is_some_and(|entry| entry.id == found.entry)
     }
 
     /// Make a block findable, in place of whatever it held before. A key that is taken stays with its first block.
-    pub fn insert(&mut self, block: BlockId, contents: &PrefixBlock<'_>) {
+    pub(crate) fn insert(&mut self, block: BlockId, contents: &PrefixBlock<'_>) {
         self.remove(block);
         if self.by_key.contains_key(&contents.key) {
             return;
@@ -168,14 +162,14 @@ impl PrefixIndex {
     }
 
     /// Make a block unfindable.
-    pub fn remove(&mut self, block: BlockId) {
+    pub(crate) fn remove(&mut self, block: BlockId) {
         if let Some(entry) = self.by_block[block.index()].take() {
             self.by_key.remove(&entry.key);
         }
     }
 
     /// Remove every block whose scope is chosen. Walks all blocks; meant for failures.
-    pub fn forget(&mut self, chosen: impl Fn(&PrefixScope) -> bool) {
+    pub(crate) fn forget(&mut self, chosen: impl Fn(&PrefixScope) -> bool) {
         for entry in &mut self.by_block {
             if let Some(gone) = entry.take_if(|entry| chosen(&entry.scope)) {
                 self.by_key.remove(&gone.key);

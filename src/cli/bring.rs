@@ -137,7 +137,7 @@ pub fn bring(
 /// Fetch what is wanted of a repository, showing how far it has come. Blocks.
 ///
 /// # Errors
-/// [`HubError`].
+/// `HubError`.
 pub fn fetch(repository: &HubRepository, wanted: Wanted, environment: &Environment) -> Result<PathBuf, HubError> {
     let options = HubOptions::from_environment(environment)?;
     let terminal = Terminal::of_process(environment);

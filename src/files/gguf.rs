@@ -13,9 +13,8 @@ mod reader;
 use std::collections::HashSet;
 use std::fs::File;
 
-pub use error::GgufError;
-pub use metadata::{GgufList, GgufMetadata, GgufNumber, GgufValue};
-pub use reader::MAX_GGUF_HEADER_BYTES;
+pub(crate) use error::GgufError;
+pub(crate) use metadata::GgufMetadata;
 use reader::Reader;
 
 /// Most values.
@@ -31,7 +30,7 @@ const ALIGNMENT: &str = "general.alignment";
 
 /// One tensor of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GgufTensor {
+pub(crate) struct GgufTensor {
     /// Unique in the file, printable.
     pub name: String,
     /// 1 to 4 sizes, none 0, slowest first: `[rows, columns]`.
@@ -45,14 +44,14 @@ pub struct GgufTensor {
 impl GgufTensor {
     /// How many numbers it has, at least 1.
     #[must_use]
-    pub fn num_numbers(&self) -> usize {
+    pub(crate) fn num_numbers(&self) -> usize {
         self.shape.iter().product()
     }
 }
 
 /// Everything before the tensors' bytes.
 #[derive(Clone, Debug, PartialEq)]
-pub struct GgufHeader {
+pub(crate) struct GgufHeader {
     /// Named values.
     pub metadata: GgufMetadata,
     /// In the order of the file.
@@ -68,7 +67,7 @@ impl GgufHeader {
     ///
     /// # Errors
     /// [`GgufError`].
-    pub fn read(file: &File, bytes: u64) -> Result<Self, GgufError> {
+    pub(crate) fn read(file: &File, bytes: u64) -> Result<Self, GgufError> {
         let mut reader = Reader::new(file, bytes);
         magic(&mut reader)?;
         let tensor_count = reader.count("tensors", MAX_TENSORS)?;

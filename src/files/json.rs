@@ -109,7 +109,7 @@ fn map(fields: Vec<(String, Json)>) -> Map<String, Value> {
 ///
 /// # Errors
 /// [`JsonError`].
-pub fn parse_object(text: &[u8]) -> Result<Map<String, Value>, JsonError> {
+pub(crate) fn parse_object(text: &[u8]) -> Result<Map<String, Value>, JsonError> {
     parse_ordered(text).map(map)
 }
 
@@ -117,7 +117,7 @@ pub fn parse_object(text: &[u8]) -> Result<Map<String, Value>, JsonError> {
 ///
 /// # Errors
 /// [`JsonError`].
-pub fn parse_ordered(text: &[u8]) -> Result<Vec<(String, Json)>, JsonError> {
+pub(crate) fn parse_ordered(text: &[u8]) -> Result<Vec<(String, Json)>, JsonError> {
     check_size(text)?;
     let mut twice = None;
     let mut parser = serde_json::Deserializer::from_slice(text);

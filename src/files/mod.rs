@@ -2,12 +2,12 @@
 //! device or a folder, a file may be larger than anybody meant, JSON may say one thing twice, and a header may claim what
 //! is not there. Knows no field of any format; whoever reads says how much is plausible.
 
-pub mod gguf;
+pub(crate) mod gguf;
 mod json;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use json::{Json, JsonError, parse_object, parse_ordered};
+pub(crate) use json::{Json, JsonError, parse_object, parse_ordered};
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -15,9 +15,9 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Most bytes of a file of settings: config.json, generation_config.json, the index of a checkpoint, a chat template.
-pub const MAX_SETTINGS_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_SETTINGS_BYTES: u64 = 16 << 20;
 /// Most bytes of a tokenizer.json; the largest published ones have some 35 MB.
-pub const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+pub(crate) const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// Why a path is not read, where the system itself would not mind. Comes inside an [`io::Error`], whose kind is
 /// [`io::ErrorKind::InvalidInput`], [`io::ErrorKind::FileTooLarge`] or [`io::ErrorKind::InvalidData`], so that callers keep one kind of error for a file.
@@ -44,7 +44,7 @@ pub enum FileRefusal {
 }
 
 /// How every Git LFS pointer begins, whatever its version.
-pub const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/";
+pub(crate) const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/";
 
 impl FileRefusal {
     /// The refusal inside an error, if it is one.
@@ -67,7 +67,7 @@ impl From<FileRefusal> for io::Error {
 
 /// Whether a path may be a symlink itself. Links in the folders above it are followed either way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Links {
+pub(crate) enum Links {
     /// As in the hub's cache, where every file is a link to a blob.
     Follow,
     /// In folders of our own, where nobody puts links.
@@ -78,7 +78,7 @@ pub enum Links {
 ///
 /// # Errors
 /// What the system says, and [`FileRefusal::NotRegular`].
-pub fn open(path: &Path) -> io::Result<File> {
+pub(crate) fn open(path: &Path) -> io::Result<File> {
     open_with(OpenOptions::new().read(true), path, Links::Follow)
 }
 
@@ -87,7 +87,7 @@ pub fn open(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// What the system says, and [`FileRefusal::NotRegular`].
-pub fn open_with(options: &mut OpenOptions, path: &Path, links: Links) -> io::Result<File> {
+pub(crate) fn open_with(options: &mut OpenOptions, path: &Path, links: Links) -> io::Result<File> {
     // Opening alone can move a tape or hang up a line: what is plainly something else is not opened at all.
     let look = match links {
         Links::Follow => fs::metadata(path),
@@ -109,7 +109,7 @@ pub fn open_with(options: &mut OpenOptions, path: &Path, links: Links) -> io::Re
 ///
 /// # Errors
 /// What the system says, and [`FileRefusal`].
-pub fn read(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     read_open(open(path)?, max_bytes)
 }
 
@@ -117,7 +117,7 @@ pub fn read(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// What the system says, and [`FileRefusal`].
-pub fn read_if_there(path: &Path, max_bytes: u64) -> io::Result<Option<Vec<u8>>> {
+pub(crate) fn read_if_there(path: &Path, max_bytes: u64) -> io::Result<Option<Vec<u8>>> {
     match read(path, max_bytes) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -130,7 +130,7 @@ pub fn read_if_there(path: &Path, max_bytes: u64) -> io::Result<Option<Vec<u8>>>
 ///
 /// # Errors
 /// What the system says, [`FileRefusal::TooLarge`], [`FileRefusal::LfsPointer`], and [`io::ErrorKind::OutOfMemory`].
-pub fn read_open(file: File, max_bytes: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_open(file: File, max_bytes: u64) -> io::Result<Vec<u8>> {
     let bytes = file.metadata()?.len();
     if bytes > max_bytes {
         return Err(FileRefusal::TooLarge { bytes, max: max_bytes }.into());

@@ -39,7 +39,7 @@ const TEXT_FORMAT: HeaderValue = HeaderValue::from_static("text/plain; version=0
 
 /// Serve `page` until the server has ended, on at most `max_connections` at a time, of which one address has at most
 /// half.
-pub async fn serve_metrics(
+pub(crate) async fn serve_metrics(
     listeners: Listeners,
     page: MetricsPage,
     max_connections: u32,

@@ -4,4 +4,4 @@
 
 mod metrics;
 
-pub use metrics::serve_metrics;
+pub(crate) use metrics::serve_metrics;

@@ -22,9 +22,9 @@ use sha2::{Digest, Sha256};
 use crate::config::{Environment, HubRepository};
 use crate::files;
 use cache::Snapshot;
-pub use error::HubError;
+pub(crate) use error::HubError;
 use listing::{File, Listing};
-pub use wanted::Wanted;
+pub(crate) use wanted::Wanted;
 use wanted::{ADAPTER_INDEX, INDEX};
 
 /// Where the hub is, unless `HF_ENDPOINT` says otherwise.
@@ -36,7 +36,7 @@ const RETRIES: usize = 4;
 
 /// How to reach the hub, and where to keep what it sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HubOptions {
+pub(crate) struct HubOptions {
     /// The hub's cache folder, such as `~/.cache/huggingface/hub`.
     pub cache: PathBuf,
     /// Address of the hub, without a slash at its end.
@@ -51,7 +51,7 @@ pub struct HubOptions {
 
 /// An access token; not shown by `Debug`.
 #[derive(Clone, PartialEq, Eq)]
-pub struct HubToken(pub String);
+pub(crate) struct HubToken(pub String);
 
 impl std::fmt::Debug for HubToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -65,7 +65,7 @@ impl HubOptions {
     ///
     /// # Errors
     /// [`HubError::NoCacheFolder`] where no variable tells a place to keep files.
-    pub fn from_environment(environment: &Environment) -> Result<Self, HubError> {
+    pub(crate) fn from_environment(environment: &Environment) -> Result<Self, HubError> {
         let hub = &environment.hub;
         let cache = environment.hub_cache().ok_or(HubError::NoCacheFolder)?;
         let saved = || {
@@ -85,7 +85,7 @@ impl HubOptions {
 
 /// How far the weights have come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HubProgress<'a> {
+pub(crate) struct HubProgress<'a> {
     /// The file being fetched.
     pub file: &'a str,
     /// Bytes of all weight files so far.
@@ -95,14 +95,14 @@ pub struct HubProgress<'a> {
 }
 
 /// Called as bytes come in.
-pub type HubReport<'a> = dyn FnMut(HubProgress<'_>) + 'a;
+pub(crate) type HubReport<'a> = dyn FnMut(HubProgress<'_>) + 'a;
 
 /// The folder of a repository, fetched where it is not in the cache. A snapshot that is complete there is used as it is;
 /// delete the repository's folder in the cache to follow a branch that has moved.
 ///
 /// # Errors
 /// [`HubError`].
-pub fn fetch(
+pub(crate) fn fetch(
     options: &HubOptions,
     repository: &HubRepository,
     wanted: Wanted,
@@ -130,7 +130,7 @@ pub fn fetch(
 
 /// The folder of a repository that is complete in the cache. Sends nothing.
 #[must_use]
-pub fn cached(options: &HubOptions, repository: &HubRepository, wanted: Wanted) -> Option<PathBuf> {
+pub(crate) fn cached(options: &HubOptions, repository: &HubRepository, wanted: Wanted) -> Option<PathBuf> {
     let snapshot = Snapshot::of(&options.cache, repository)?;
     snapshot.is_usable(wanted).then(|| snapshot.dir().to_owned())
 }

@@ -199,7 +199,7 @@ pub trait Backend: DeltaMemory {
     // --- the end of a step --------------------------------------------------------------------------------------
 
     /// Semantics: for each row i of a group of sampled rows ([`StepPlan::sampled`]): what
-    /// [`Sampler`](crate::sampler::Sampler) makes of row `i` of `logits` by its output ([`StepPlan::outputs_of`]), a token
+    /// `sampler::Sampler` makes of row `i` of `logits` by its output ([`StepPlan::outputs_of`]), a token
     /// chosen or one scored, kept with the step. Groups come in ascending order.
     fn sample(&self, step: &mut Self::Step, group: usize, logits: &Self::Buffer);
 

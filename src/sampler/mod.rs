@@ -30,7 +30,7 @@ mod tests;
 
 use crate::types::{Output, SampleSpec, SampledToken, SequenceFailure, TokenLogprob};
 
-pub use pass::{AnyMachine, Pass, Simd};
+pub(crate) use pass::{AnyMachine, Pass, Simd};
 
 use scores::Scores;
 use select::{Candidate, Nucleus};
@@ -39,7 +39,7 @@ use softmax::Weights;
 /// Chooses tokens. Holds scratch memory for one vocabulary and is reused for every row; it carries nothing over from
 /// one call to the next.
 #[derive(Debug)]
-pub struct Sampler {
+pub(crate) struct Sampler {
     scores: Scores,
     weights: Weights,
     candidates: Vec<Candidate>,
@@ -49,7 +49,7 @@ pub struct Sampler {
 impl Sampler {
     /// Scratch for rows of `vocab_size` logits. Longer rows work too: the scratch grows once.
     #[must_use]
-    pub fn new(vocab_size: usize) -> Self {
+    pub(crate) fn new(vocab_size: usize) -> Self {
         Self {
             scores: Scores::new(vocab_size),
             weights: Weights::new(vocab_size),
@@ -62,7 +62,7 @@ impl Sampler {
     ///
     /// # Errors
     /// Theirs.
-    pub fn output(
+    pub(crate) fn output(
         &mut self,
         simd: &impl Simd,
         logits: &[f32],
@@ -82,7 +82,7 @@ impl Sampler {
     ///
     /// # Errors
     /// [`SequenceFailure::NonFinite`] where any logit is NaN or infinite.
-    pub fn score(
+    pub(crate) fn score(
         &mut self,
         simd: &impl Simd,
         logits: &[f32],
@@ -100,7 +100,7 @@ impl Sampler {
     /// [`SequenceFailure::NonFinite`] where any logit is NaN or infinite. Minus infinity counts: the decoder masks
     /// no logit, so it can only be an overflow. The same error is given where `logits` is empty or every id is
     /// banned, since no finite score is left then.
-    pub fn sample(
+    pub(crate) fn sample(
         &mut self,
         simd: &impl Simd,
         logits: &[f32],

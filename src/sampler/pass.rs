@@ -9,7 +9,7 @@ use super::exp::exp_nonpositive;
 ///
 /// Implementations of [`Pass::run`] are `#[inline(always)]` and hold plain loops instead of closures: a closure may be
 /// compiled apart, without the instructions of its caller.
-pub trait Pass {
+pub(crate) trait Pass {
     /// What it finds out.
     type Output;
 
@@ -18,14 +18,14 @@ pub trait Pass {
 }
 
 /// Runs passes, compiled for the instructions that the machine has.
-pub trait Simd {
+pub(crate) trait Simd {
     /// The result of the pass, the same bits whatever the instructions.
     fn run<P: Pass>(&self, pass: P) -> P::Output;
 }
 
 /// Passes as they come out for any machine of the target.
 #[derive(Clone, Copy, Debug)]
-pub struct AnyMachine;
+pub(crate) struct AnyMachine;
 
 impl Simd for AnyMachine {
     fn run<P: Pass>(&self, pass: P) -> P::Output {

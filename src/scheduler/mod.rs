@@ -137,7 +137,7 @@ impl Scheduler {
         let block_size =
             BlockSize::new(config.block_size).ok_or(SchedulerError::ZeroSetting { setting: "block_size" })?;
         Ok(Self {
-            cache: KvCacheManager::new(block_size, config.num_blocks, config.prefix_cache),
+            cache: KvCacheManager::new(config.num_blocks, config.prefix_cache),
             block_size,
             pages: VirtualPages::default(),
             requests: BTreeMap::new(),

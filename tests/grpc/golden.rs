@@ -11,7 +11,6 @@ use polydelta::engine::{
     EngineHandle, EngineInstaller, EventReceiver, GenerationEngine, HostMemory, Lease, Leftover, Loaders,
     ModelExecutor, ModelLoader, StartedEngine, StatsFuture, StepError, StepExecutor, StepInput, SubmitError, start,
 };
-use polydelta::files::parse_object;
 use polydelta::grpc::pb;
 use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, base_layout};
 use polydelta::ops::Numerics;
@@ -272,7 +271,7 @@ impl GoldenServer {
         let vocab_size = spec.vocab_size as u32;
         let read = |file| fs::read(golden_dir().join("base").join(file)).unwrap();
         let generation_config = read("generation_config.json");
-        let config = parse_object(&read("config.json")).unwrap();
+        let config = serde_json::from_slice(&read("config.json")).unwrap();
         let defaults = GenerationDefaults::read(Some(&generation_config), &config, vocab_size).unwrap();
         assert_eq!(defaults.eos_token_ids, [EOS]);
         let settings = TokenizerSettings::default();

@@ -43,7 +43,6 @@ pub enum GgufList {
 
 /// Types of fixed width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the name says it")]
 pub enum GgufNumber {
     U8,
     I8,

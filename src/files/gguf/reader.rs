@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use super::error::GgufError;
 
 /// Most bytes before the tensors' own; the largest vocabularies take some 15 MB.
-pub const MAX_GGUF_HEADER_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_GGUF_HEADER_BYTES: u64 = 64 << 20;
 /// Most bytes of a key, or of a tensor's name.
 const MAX_NAME_BYTES: u64 = 512;
 /// Bytes read from the disk at a time.

@@ -215,7 +215,7 @@ impl Harness {
             }
         }
         for rank in scheduler.waiting.iter() {
-            assert!(scheduler.sequences[rank.id()].table.is_empty(), "a waiting sequence holds blocks");
+            assert!(scheduler.sequences[rank.id()].table.len() == 0, "a waiting sequence holds blocks");
         }
         let parked: usize = scheduler.requests.values().filter(|request| request.parked).map(|r| r.live.len()).sum();
         assert_eq!(scheduler.num_parked, parked);
