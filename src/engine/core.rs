@@ -282,7 +282,10 @@ impl<E: StepExecutor> Engine<E> {
         let started = Instant::now();
         self.stats.steps += 1;
         let events = match self.executor.attempt(&StepInput::new(batch, &self.sequences)) {
-            Ok(output) => self.completed(batch, &output, started),
+            Ok(output) => {
+                self.scheduler.learn(batch, started.elapsed());
+                self.completed(batch, &output, started)
+            }
             Err(error) => self.failed(batch, error, started)?,
         };
         self.publish(events);

@@ -57,7 +57,8 @@ impl Scheduler {
                 continue;
             }
             let flow = self.sequences[rank.id()].flow();
-            if self.fair.allowance(party) == 0 || !self.may_take_a_seat(flow, &holders) {
+            let room = self.room(rank.id(), self.sequences[rank.id()].num_remaining(), step);
+            if room == 0 || self.fair.allowance(party) == 0 || !self.may_take_a_seat(flow, &holders) {
                 continue;
             }
             match self.try_start(rank, now, step) {
@@ -67,6 +68,22 @@ impl Scheduler {
             }
             turns.extend(self.turn(party, Some(place), &passed));
         }
+    }
+
+    /// Of each party the waiting sequence that is first, where it may start.
+    pub(super) fn first_to_start(&self) -> Vec<((i64, Rank), SequenceId)> {
+        if self.waiting.len() == 0 {
+            return Vec::new();
+        }
+        let holders = self.seat_holders();
+        let first = self.waiting.parties().filter_map(|(party, ..)| self.turn(party, None, &Passed::new()));
+        let turns = first.filter(|Reverse(turn)| {
+            let flow = self.sequences[turn.rank.id()].flow();
+            self.fair.allowance(turn.party) > 0
+                && self.may_take_a_seat(flow, &holders)
+                && !self.waits_for_first_choice(turn.rank.id())
+        });
+        turns.map(|Reverse(Turn { level, rank, .. })| ((level, rank), rank.id())).collect()
     }
 
     /// Whose turn it is in a party, from a place in its line on.

@@ -26,6 +26,7 @@ mod make_way;
 mod park;
 pub mod places;
 mod policy;
+mod prompt_rows;
 mod queue;
 mod request;
 mod requests;
@@ -40,7 +41,7 @@ pub(crate) mod testing;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use config::{SchedulerConfig, SchedulerError};
 pub use fair_share::ShareConfig;
@@ -50,6 +51,7 @@ use crate::cache::{BlockSize, KvCacheManager};
 use crate::types::{AdapterVersion, RequestId, ScheduledBatch, SequenceEvent, SequenceId};
 use blocked::Blocked;
 use fair_share::FairShare;
+use prompt_rows::StepCosts;
 use queue::{PartyQueues, RankQueue};
 use request::Request;
 use sequence::SequenceMap;
@@ -116,6 +118,7 @@ pub struct Scheduler {
     waiting: PartyQueues,
     running: RankQueue,
     fair: FairShare,
+    costs: StepCosts,
     deadlines: BTreeSet<(Instant, RequestId)>,
     /// Of the last step.
     blocked: Option<Blocked>,
@@ -145,6 +148,7 @@ impl Scheduler {
             waiting: PartyQueues::default(),
             running: RankQueue::default(),
             fair: FairShare::new(config.share),
+            costs: StepCosts::default(),
             deadlines: BTreeSet::new(),
             blocked: None,
             left: Vec::new(),
@@ -201,6 +205,12 @@ impl Scheduler {
             parties: self.fair.num_parties(),
             held_back: self.counters.held_back,
         }
+    }
+
+    /// A step took so long. What past steps took bounds the rows of prompts beside those who stream (`prompt_rows`).
+    pub fn learn(&mut self, batch: &ScheduledBatch, took: Duration) {
+        let prompts = batch.sequences.iter().any(|sequence| sequence.count > 1);
+        self.costs.learn(batch.num_tokens(), prompts, took);
     }
 
     /// These versions are gone for good: their virtual tokens give their blocks back, and nothing computed with them is

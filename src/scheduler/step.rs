@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::fair_share::PartyId;
 use super::policy::Rank;
+use super::prompt_rows::PromptRows;
 use super::queue::Flow;
 use super::virtual_pages::{PagesKey, Prefill};
 use super::{Events, Scheduled, Scheduler};
@@ -18,6 +19,8 @@ pub(super) struct NextStep {
     pub(super) events: Events,
     /// Rows left.
     pub(super) budget: usize,
+    /// Those of them that prompts may have.
+    pub(super) prompts: PromptRows,
     /// Sequences that may still have rows.
     pub(super) seats: usize,
     /// Sequences that have joined for this step alone.
@@ -61,12 +64,14 @@ impl Scheduler {
     pub fn schedule(&mut self, now: Instant) -> Scheduled {
         self.counters.steps += 1;
         self.fair.begin_step();
+        let blocked = self.blocked.is_some();
         self.make_way();
         let preemptions = self.counters.preemptions;
         let mut step = NextStep {
             batch: ScheduledBatch::default(),
             events: Events::new(),
             budget: self.config.max_num_batched_tokens,
+            prompts: PromptRows::default(),
             seats: self.config.max_num_seqs,
             passing: Vec::new(),
             yielding: VecDeque::new(),
@@ -77,6 +82,7 @@ impl Scheduler {
         let (chosen, passed_over) = self.choose(&order, seats.max(1));
         step.yielding = order.into();
         self.schedule_decodes(&chosen, &mut step);
+        step.prompts = self.prompt_rows(&chosen, blocked, &step);
         self.schedule_prefills(&chosen, &mut step);
         // What was just preempted must not come back in the same step only to be preempted in the next one; but a
         // step is never empty while someone waits.
@@ -89,9 +95,21 @@ impl Scheduler {
         Scheduled { batch: step.batch, events: step.events }
     }
 
-    /// Rows a prefill with `remaining` rows gets in this step.
-    pub(super) fn chunk(&self, remaining: usize, step: &NextStep) -> usize {
-        remaining.min(step.budget).min(self.config.max_prefill_chunk.unwrap_or(usize::MAX))
+    /// Rows that a sequence with `remaining` to compute may have in this step.
+    pub(super) fn room(&self, id: SequenceId, remaining: usize, step: &NextStep) -> usize {
+        let rows = match step.prompts.of(id, remaining) {
+            // The row of a decode is not a prompt's, and a step is never empty while someone waits.
+            0 if remaining == 1 || step.batch.sequences.is_empty() => remaining,
+            rows => rows,
+        };
+        rows.min(step.budget).min(self.config.max_prefill_chunk.unwrap_or(usize::MAX))
+    }
+
+    /// Take [`Self::room`].
+    fn chunk(&self, id: SequenceId, remaining: usize, step: &mut NextStep) -> usize {
+        let rows = self.room(id, remaining, step);
+        step.prompts.take(id, rows);
+        rows
     }
 
     /// Put the next rows of a running sequence into the step: one of a decode, a chunk of a prefill.
@@ -101,7 +119,7 @@ impl Scheduler {
         let allowed = self.fair.allowance(party).max(1);
         let sequence = &self.sequences[rank.id()];
         let wanted = sequence.num_remaining().min(sequence.max_rows());
-        let count = self.chunk(wanted, step).min(allowed);
+        let count = self.chunk(rank.id(), wanted.min(allowed), step);
         let sequence = &mut self.sequences[rank.id()];
         step.batch.joined.extend(sequence.join());
         let scheduled = sequence.schedule(count);
@@ -233,7 +251,8 @@ impl Scheduler {
             }
             let sequence = &self.sequences[rank.id()];
             let fits = sequence.table.len() >= sequence.blocks_for(sequence.num_computed_tokens + 1);
-            let allowed = !step.is_full() && self.fair.allowance(sequence.party) > 0;
+            let room = step.seats > 0 && self.room(rank.id(), sequence.num_remaining(), step) > 0;
+            let allowed = room && self.fair.allowance(sequence.party) > 0;
             if allowed && (fits || step.batch.sequences.is_empty() && self.make_room(*rank, step)) {
                 self.push_sequence(*rank, step);
             } else {
@@ -256,6 +275,29 @@ impl Scheduler {
         }
     }
 
+    /// Rows for prompts beside the decodes of a step, dealt to those that run and to the first of each party that waits.
+    /// A sequence that has only just begun to answer does not stream yet: of prompts that come together one is always
+    /// first.
+    fn prompt_rows(&self, chosen: &[Rank], blocked: bool, step: &NextStep) -> PromptRows {
+        let decodes = &step.batch.sequences;
+        let streams = decodes.iter().any(|decode| self.sequences[decode.id].tokens.output().len() > 1);
+        let beside = if streams { self.costs.rows_beside(decodes.len()) } else { None };
+        let runs = |rank: &Rank| self.running.contains(*rank) && self.sequences[rank.id()].num_remaining() > 1;
+        let running = chosen.iter().copied().filter(runs).map(|rank| (self.turn_key(rank), rank.id()));
+        let pages = self.pages.prefilling().map(|(rank, _, key, prefill)| {
+            let remaining = (key.count - prefill.num_computed) as usize;
+            (self.turn_key(rank), (prefill.id, remaining))
+        });
+        let wants = |id: SequenceId| (id, self.sequences[id].num_remaining().min(self.sequences[id].max_rows()));
+        // Where what was next did not fit the cache, hardly anything that waits starts.
+        let waiting = if blocked { Vec::new() } else { self.first_to_start() };
+        let sequences = running.chain(waiting).map(|(key, id)| (key, wants(id)));
+        let mut wanted: Vec<_> = sequences.chain(pages).collect();
+        wanted.sort_unstable();
+        let wanted: Vec<_> = wanted.into_iter().map(|(_, wanted)| wanted).collect();
+        PromptRows::deal(beside.unwrap_or(usize::MAX).min(step.budget), &wanted)
+    }
+
     fn schedule_prefills(&mut self, chosen: &[Rank], step: &mut NextStep) {
         let runs = |rank: &Rank| self.running.contains(*rank) && self.sequences[rank.id()].num_remaining() > 1;
         let sequences = chosen.iter().copied().filter(runs).map(|rank| (rank, PrefillWork::Sequence));
@@ -268,6 +310,7 @@ impl Scheduler {
             }
             match work {
                 PrefillWork::Pages(key, slot) => self.schedule_pages(key, slot, step),
+                PrefillWork::Sequence if self.room(rank.id(), usize::MAX, step) == 0 => {}
                 PrefillWork::Sequence => self.push_sequence(rank, step),
             }
         }
@@ -283,7 +326,10 @@ impl Scheduler {
     pub(super) fn schedule_pages(&self, key: PagesKey, slot: AdapterSlot, step: &mut NextStep) {
         let Some(set) = self.pages.get(key) else { return };
         let Some(Prefill { id, num_computed: start }) = set.prefill else { return };
-        let count = self.chunk((key.count - start) as usize, step);
+        let count = self.chunk(id, (key.count - start) as usize, step);
+        if count == 0 {
+            return;
+        }
         let covered = self.block_size.blocks_for(start as usize + count);
         step.passing.push(id);
         step.batch.joined.push(JoinedSequence {

@@ -3,6 +3,7 @@
 mod fairness;
 mod life;
 mod pages;
+mod prompts;
 mod properties;
 mod rules;
 mod scores;

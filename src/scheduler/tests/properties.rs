@@ -202,7 +202,12 @@ fn execute(config: SchedulerConfig, counts: [u32; 4], poisoned: bool, ops: &[Op]
                 harness.finish(&batch);
                 run.batches.push(batch);
             }
-            Op::Step => run.batches.push(harness.step()),
+            Op::Step => {
+                let batch = harness.step();
+                let took = Duration::from_millis(10 + 2 * batch.num_tokens() as u64);
+                harness.scheduler.learn(&batch, took);
+                run.batches.push(batch);
+            }
             Op::Park(index) | Op::Unpark(index) => {
                 if let Some(id) = pick(harness, index) {
                     match op {

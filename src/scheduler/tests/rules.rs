@@ -4,11 +4,11 @@ use super::*;
 use crate::scheduler::testing::Rows;
 
 /// (sequence, rows) of a batch in order.
-fn rows(batch: &Step) -> Vec<(SequenceId, usize)> {
+pub(super) fn rows(batch: &Step) -> Vec<(SequenceId, usize)> {
     batch.sequences.iter().map(|sequence| (sequence.id, sequence.rows.len())).collect()
 }
 
-fn prompt(len: u32, salt: u32) -> Vec<u32> {
+pub(super) fn prompt(len: u32, salt: u32) -> Vec<u32> {
     (0..len).map(|i| i * 7 + salt).collect()
 }
 
