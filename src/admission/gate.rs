@@ -23,7 +23,7 @@ use crate::types::{AdapterName, AdapterVersion, ClientKey, EngineRequest, Party,
 
 /// A request as a client states it, without its transport.
 #[derive(Clone, Debug, PartialEq)]
-pub struct GenerateRequest {
+pub struct AdmissionRequest {
     /// Of the client or the server.
     pub request_id: String,
     /// `None` is the base.
@@ -98,13 +98,13 @@ impl Gate {
     ///
     /// # Errors
     /// Why it is not admitted; nothing of it is left then.
-    pub async fn admit(&self, request: GenerateRequest, arrival: Arrival) -> Result<Generation, AdmissionError> {
+    pub async fn admit(&self, request: AdmissionRequest, arrival: Arrival) -> Result<Generation, AdmissionError> {
         let admitted = self.try_admit(request, arrival).await;
         admitted.inspect_err(|error| self.parts.metrics.record_rejection(error.reason()))
     }
 
-    async fn try_admit(&self, request: GenerateRequest, arrival: Arrival) -> Result<Generation, AdmissionError> {
-        let GenerateRequest { request_id, adapter, mut input, max_answer_bytes } = request;
+    async fn try_admit(&self, request: AdmissionRequest, arrival: Arrival) -> Result<Generation, AdmissionError> {
+        let AdmissionRequest { request_id, adapter, mut input, max_answer_bytes } = request;
         if arrival.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(AdmissionError::DeadlineExceeded);
         }

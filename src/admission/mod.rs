@@ -27,7 +27,7 @@ pub use arrival::Arrival;
 pub use background::Lost;
 pub(crate) use background::off_reactor;
 pub use error::AdmissionError;
-pub use gate::{AdapterChoice, Gate, GateParts, GenerateRequest};
+pub use gate::{AdapterChoice, AdmissionRequest, Gate, GateParts};
 pub use generation::{
     ChoiceDelta, Generation, GenerationError, GenerationEvent, GenerationInfo, OutputLogprob, OutputToken, StopMatch,
     Timings, TopToken,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 
 use super::validate::Limits;
-use super::{AdapterTemplates, Gate, GateParts, GenerateRequest, GenerationDefaults, Intake, PrefixSalting};
+use super::{AdapterTemplates, AdmissionRequest, Gate, GateParts, GenerationDefaults, Intake, PrefixSalting};
 use crate::adapters::testing::{contents, facts, header};
 use crate::adapters::{
     Acquire, AdapterError, AdapterRegistry, Begin, FolderStore, RegistryLimits, ResidencyLimits, Staged, StoreLimits,
@@ -328,8 +328,8 @@ impl House {
 }
 
 /// A request of a text, everything else unset.
-pub(crate) fn request(prompt: &str) -> GenerateRequest {
-    GenerateRequest {
+pub(crate) fn request(prompt: &str) -> AdmissionRequest {
+    AdmissionRequest {
         request_id: "r".to_owned(),
         adapter: None,
         input: GenerateInput {

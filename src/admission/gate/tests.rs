@@ -12,12 +12,12 @@ use crate::scheduler::places::Holder;
 use crate::text::{ChatError, TokenizerSettings};
 use crate::types::generate::{Chat, ChatMessage};
 
-fn with_adapter(name: &str, version: Option<AdapterVersion>) -> GenerateRequest {
+fn with_adapter(name: &str, version: Option<AdapterVersion>) -> AdmissionRequest {
     let adapter = Some(AdapterChoice { name: name.parse().unwrap(), version });
-    GenerateRequest { adapter, ..request("prompt") }
+    AdmissionRequest { adapter, ..request("prompt") }
 }
 
-async fn refusal(house: &House, request: GenerateRequest) -> AdmissionError {
+async fn refusal(house: &House, request: AdmissionRequest) -> AdmissionError {
     match house.gate.admit(request, Arrival::now()).await {
         Ok(_) => panic!("admitted"),
         Err(refusal) => refusal,

@@ -1,7 +1,7 @@
 use super::super::testing::{Events, House, id, metric, recorded, request};
 use super::GenerationEvent as Event;
 use super::*;
-use crate::admission::{AdapterChoice, GenerateRequest};
+use crate::admission::{AdapterChoice, AdmissionRequest};
 
 struct Running {
     house: House,
@@ -12,11 +12,11 @@ struct Running {
 }
 
 impl Running {
-    async fn with(change: impl FnOnce(&mut GenerateRequest)) -> Self {
+    async fn with(change: impl FnOnce(&mut AdmissionRequest)) -> Self {
         Self::of(House::new(), change).await
     }
 
-    async fn of(house: House, change: impl FnOnce(&mut GenerateRequest)) -> Self {
+    async fn of(house: House, change: impl FnOnce(&mut AdmissionRequest)) -> Self {
         let mut wanted = request("prompt");
         change(&mut wanted);
         let generation = house.gate.admit(wanted, Arrival::now()).await.unwrap();
@@ -392,6 +392,6 @@ async fn the_metrics_say_which_adapters_have_requests() {
     house.installer.broken.store(true, std::sync::atomic::Ordering::SeqCst);
     house.adapter("b", 3);
     let adapter = Some(AdapterChoice { name: "b".parse().unwrap(), version: None });
-    assert!(house.gate.admit(GenerateRequest { adapter, ..request("prompt") }, Arrival::now()).await.is_err());
+    assert!(house.gate.admit(AdmissionRequest { adapter, ..request("prompt") }, Arrival::now()).await.is_err());
     labels("", "");
 }

@@ -6,7 +6,7 @@ use super::super::pb;
 use super::template_json::template_variables;
 use super::{BadMessage, adapter_name, adapter_version, milliseconds};
 use crate::admission::{
-    AdapterChoice, ChoiceDelta, GenerateRequest, GenerationInfo, OutputLogprob, OutputToken, StopMatch, Timings,
+    AdapterChoice, AdmissionRequest, ChoiceDelta, GenerationInfo, OutputLogprob, OutputToken, StopMatch, Timings,
     TopToken,
 };
 use crate::types::generate::{
@@ -15,7 +15,7 @@ use crate::types::generate::{
 use crate::types::{FinishReason, Usage};
 
 /// Without the transport's part: id, arrival, deadline and the limit of an answer are the handler's to add.
-pub(in crate::grpc) fn generate_request(request: pb::GenerateRequest) -> Result<GenerateRequest, BadMessage> {
+pub(in crate::grpc) fn generate_request(request: pb::GenerateRequest) -> Result<AdmissionRequest, BadMessage> {
     use pb::generate_request::Input;
     let pb::GenerateRequest {
         request_id,
@@ -37,7 +37,7 @@ pub(in crate::grpc) fn generate_request(request: pb::GenerateRequest) -> Result<
         Input::TokenIds(pb::TokenIds { ids }) => PromptInput::TokenIds(ids),
         Input::Chat(messages) => PromptInput::Chat(chat(messages)?),
     };
-    Ok(GenerateRequest {
+    Ok(AdmissionRequest {
         request_id,
         adapter: adapter_choice(&adapter, &version)?,
         input: GenerateInput {
