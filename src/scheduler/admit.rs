@@ -8,7 +8,7 @@ use super::blocked::Blocked;
 use super::fair_share::PartyId;
 use super::policy::Rank;
 use super::queue::{Flow, Place};
-use super::step::NextStep;
+use super::step::{NextStep, SeatHolders};
 use super::virtual_pages::{PageSet, PagesKey, Prefill};
 use super::{Events, Scheduler};
 use crate::cache::BlockTable;
@@ -42,11 +42,10 @@ type Passed = BTreeMap<Flow, Rank>;
 impl Scheduler {
     /// Start what waits, the least served party first. One of which nothing can start now is passed; one whose blocks
     /// do not fit is not.
-    pub(super) fn admit_waiting(&mut self, now: Instant, step: &mut NextStep) {
+    pub(super) fn admit_waiting(&mut self, now: Instant, mut holders: SeatHolders, step: &mut NextStep) {
         let mut passed = Passed::new();
         let mut turns: BinaryHeap<_> =
             self.waiting.parties().filter_map(|(party, ..)| self.turn(party, None, &passed)).collect();
-        let mut holders = self.seat_holders();
         while !step.is_full()
             && let Some(Reverse(turn)) = turns.pop()
         {
@@ -70,20 +69,16 @@ impl Scheduler {
         }
     }
 
-    /// Of each party the waiting sequence that is first, where it may start.
-    pub(super) fn first_to_start(&self) -> Vec<((i64, Rank), SequenceId)> {
-        if self.waiting.len() == 0 {
-            return Vec::new();
-        }
-        let holders = self.seat_holders();
+    /// The turn of each party's first waiting sequence, where that may start.
+    pub(super) fn first_to_start(&self, holders: &SeatHolders) -> Vec<(i64, Rank)> {
         let first = self.waiting.parties().filter_map(|(party, ..)| self.turn(party, None, &Passed::new()));
         let turns = first.filter(|Reverse(turn)| {
             let flow = self.sequences[turn.rank.id()].flow();
             self.fair.allowance(turn.party) > 0
-                && self.may_take_a_seat(flow, &holders)
+                && self.may_take_a_seat(flow, holders)
                 && !self.waits_for_first_choice(turn.rank.id())
         });
-        turns.map(|Reverse(Turn { level, rank, .. })| ((level, rank), rank.id())).collect()
+        turns.map(|Reverse(Turn { level, rank, .. })| (level, rank)).collect()
     }
 
     /// Whose turn it is in a party, from a place in its line on.

@@ -192,9 +192,11 @@ impl Sequence {
         self.sampling.prompt_logprobs.is_some()
     }
 
-    /// Rows that it may have in a step.
-    pub(super) fn max_rows(&self) -> usize {
-        if self.is_scoring() { self.num_scored - self.num_computed_tokens + MAX_SCORED_ROWS } else { usize::MAX }
+    /// Rows that it would have in a step without other bounds: those that remain, as far as they may be scored at once.
+    pub(super) fn num_wanted(&self) -> usize {
+        let most =
+            if self.is_scoring() { self.num_scored - self.num_computed_tokens + MAX_SCORED_ROWS } else { usize::MAX };
+        self.num_remaining().min(most)
     }
 
     /// Visit the blocks that a new start could reuse, in order, until `visit` returns false. The first `known` of them

@@ -82,12 +82,17 @@ impl Scheduler {
         let (chosen, passed_over) = self.choose(&order, seats.max(1));
         step.yielding = order.into();
         self.schedule_decodes(&chosen, &mut step);
-        step.prompts = self.prompt_rows(&chosen, blocked, &step);
-        self.schedule_prefills(&chosen, &mut step);
+        let prefills = self.prefills(&chosen);
+        let holders = (self.waiting.len() > 0).then(|| self.seat_holders());
+        // Where what was next did not fit the cache, hardly anything that waits starts.
+        step.prompts = self.prompt_rows(&prefills, holders.as_ref().filter(|_| !blocked), &step);
+        self.schedule_prefills(prefills, &mut step);
         // What was just preempted must not come back in the same step only to be preempted in the next one; but a
         // step is never empty while someone waits.
-        if self.counters.preemptions == preemptions || step.batch.sequences.is_empty() {
-            self.admit_waiting(now, &mut step);
+        if let Some(holders) = holders
+            && (self.counters.preemptions == preemptions || step.batch.sequences.is_empty())
+        {
+            self.admit_waiting(now, holders, &mut step);
         }
         self.fill(&passed_over, &mut step);
         // Whoever left and came back in this step leaves first.
@@ -117,9 +122,7 @@ impl Scheduler {
         let party = self.sequences[rank.id()].party;
         // Whoever may have a row at all may have one, so that a chosen sequence always moves.
         let allowed = self.fair.allowance(party).max(1);
-        let sequence = &self.sequences[rank.id()];
-        let wanted = sequence.num_remaining().min(sequence.max_rows());
-        let count = self.chunk(rank.id(), wanted.min(allowed), step);
+        let count = self.chunk(rank.id(), self.sequences[rank.id()].num_wanted().min(allowed), step);
         let sequence = &mut self.sequences[rank.id()];
         step.batch.joined.extend(sequence.join());
         let scheduled = sequence.schedule(count);
@@ -275,36 +278,46 @@ impl Scheduler {
         }
     }
 
-    /// Rows for prompts beside the decodes of a step, dealt to those that run and to the first of each party that waits.
-    /// A sequence that has only just begun to answer does not stream yet: of prompts that come together one is always
-    /// first.
-    fn prompt_rows(&self, chosen: &[Rank], blocked: bool, step: &NextStep) -> PromptRows {
-        let decodes = &step.batch.sequences;
-        let streams = decodes.iter().any(|decode| self.sequences[decode.id].tokens.output().len() > 1);
-        let beside = if streams { self.costs.rows_beside(decodes.len()) } else { None };
-        let runs = |rank: &Rank| self.running.contains(*rank) && self.sequences[rank.id()].num_remaining() > 1;
-        let running = chosen.iter().copied().filter(runs).map(|rank| (self.turn_key(rank), rank.id()));
-        let pages = self.pages.prefilling().map(|(rank, _, key, prefill)| {
-            let remaining = (key.count - prefill.num_computed) as usize;
-            (self.turn_key(rank), (prefill.id, remaining))
-        });
-        let wants = |id: SequenceId| (id, self.sequences[id].num_remaining().min(self.sequences[id].max_rows()));
-        // Where what was next did not fit the cache, hardly anything that waits starts.
-        let waiting = if blocked { Vec::new() } else { self.first_to_start() };
-        let sequences = running.chain(waiting).map(|(key, id)| (key, wants(id)));
-        let mut wanted: Vec<_> = sequences.chain(pages).collect();
-        wanted.sort_unstable();
-        let wanted: Vec<_> = wanted.into_iter().map(|(_, wanted)| wanted).collect();
-        PromptRows::deal(beside.unwrap_or(usize::MAX).min(step.budget), &wanted)
-    }
-
-    fn schedule_prefills(&mut self, chosen: &[Rank], step: &mut NextStep) {
+    /// Running prefills, in the order of their turns.
+    fn prefills(&self, chosen: &[Rank]) -> Vec<((i64, Rank), PrefillWork)> {
         let runs = |rank: &Rank| self.running.contains(*rank) && self.sequences[rank.id()].num_remaining() > 1;
         let sequences = chosen.iter().copied().filter(runs).map(|rank| (rank, PrefillWork::Sequence));
         let pages = self.pages.prefilling().map(|(rank, slot, key, _)| (rank, PrefillWork::Pages(key, slot)));
-        let mut work: Vec<_> = sequences.chain(pages).map(|(rank, work)| (self.turn_key(rank), work)).collect();
-        work.sort_unstable();
-        for ((_, rank), work) in work {
+        let mut prefills: Vec<_> = sequences.chain(pages).map(|(rank, work)| (self.turn_key(rank), work)).collect();
+        prefills.sort_unstable();
+        prefills
+    }
+
+    /// Rows for prompts beside the decodes of a step, dealt to those that run and, where somebody may start beside the
+    /// `holders`, to the first of each party that waits. A sequence that has only just begun to answer does not stream
+    /// yet: of prompts that come together one is always first.
+    fn prompt_rows(
+        &self,
+        prefills: &[((i64, Rank), PrefillWork)],
+        holders: Option<&SeatHolders>,
+        step: &NextStep,
+    ) -> PromptRows {
+        let decodes = &step.batch.sequences;
+        let streams = decodes.iter().any(|decode| self.sequences[decode.id].tokens.output().len() > 1);
+        let beside = if streams { self.costs.rows_beside(decodes.len()) } else { None };
+        let sequence = |rank: Rank| Some((rank.id(), self.sequences[rank.id()].num_wanted()));
+        let running = prefills.iter().map(|(turn, work)| match work {
+            PrefillWork::Sequence => (*turn, sequence(turn.1)),
+            PrefillWork::Pages(key, _) => {
+                let prefill = self.pages.get(*key).and_then(|set| set.prefill);
+                (*turn, prefill.map(|prefill| (prefill.id, prefill.num_remaining(*key))))
+            }
+        });
+        let waiting = holders.map_or_else(Vec::new, |holders| self.first_to_start(holders));
+        let waiting = waiting.into_iter().map(|turn| (turn, sequence(turn.1)));
+        let mut wanted: Vec<_> = running.chain(waiting).collect();
+        wanted.sort_unstable();
+        let wanted: Vec<_> = wanted.into_iter().filter_map(|(_, wanted)| wanted).collect();
+        PromptRows::deal(beside.unwrap_or(usize::MAX).min(step.budget), &wanted)
+    }
+
+    fn schedule_prefills(&mut self, prefills: Vec<((i64, Rank), PrefillWork)>, step: &mut NextStep) {
+        for ((_, rank), work) in prefills {
             if step.is_full() {
                 return;
             }
@@ -325,8 +338,9 @@ impl Scheduler {
     /// a step at a time: their pages are few, and who wants them may have another slot in the next one.
     pub(super) fn schedule_pages(&self, key: PagesKey, slot: AdapterSlot, step: &mut NextStep) {
         let Some(set) = self.pages.get(key) else { return };
-        let Some(Prefill { id, num_computed: start }) = set.prefill else { return };
-        let count = self.chunk(id, (key.count - start) as usize, step);
+        let Some(prefill) = set.prefill else { return };
+        let Prefill { id, num_computed: start } = prefill;
+        let count = self.chunk(id, prefill.num_remaining(key), step);
         if count == 0 {
             return;
         }

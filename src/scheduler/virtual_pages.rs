@@ -42,6 +42,13 @@ pub(super) struct Prefill {
     pub(super) num_computed: u32,
 }
 
+impl Prefill {
+    /// Virtual tokens of the key's that are still to be computed.
+    pub(super) fn num_remaining(self, key: PagesKey) -> usize {
+        (key.count - self.num_computed) as usize
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct PageSet {
     pub(super) blocks: Vec<BlockId>,
