@@ -132,7 +132,7 @@ impl Uploads {
         let expired = lock(&self.desk.table).take_idle(now, self.desk.limits.idle);
         for session in expired {
             tracing::info!(upload_id = %session.id(), "upload expired");
-            session.abandon(&self.desk);
+            self.desk.abandon(&session);
         }
     }
 

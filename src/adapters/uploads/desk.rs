@@ -32,6 +32,35 @@ impl Desk {
             removed => removed,
         }
     }
+
+    /// Take an upload off the table and remove what it staged.
+    pub(super) fn discard(&self, session: &Session) {
+        lock(&self.table).remove(session);
+        self.close(session);
+    }
+
+    /// Remove what an upload staged, unless its stream has just begun to finish it; the caller took it off the table.
+    pub(super) fn abandon(&self, session: &Session) {
+        if lock(&session.body).phase != Phase::Finishing {
+            self.close(session);
+        }
+    }
+
+    /// End an upload and remove what it staged.
+    pub(super) fn close(&self, session: &Session) {
+        {
+            let mut body = lock(&session.body);
+            body.phase = Phase::Closed;
+            // Open files would keep their space on disk.
+            body.files.clear();
+            body.head = HeadKeeper::default();
+        }
+        if let Err(error) = self.remove(&session.dir) {
+            tracing::warn!(upload_id = %session.id, %error, "could not remove a staging folder; it is tried again");
+            let leftover = Leftover { dir: session.dir.clone(), bytes: session.header.bytes };
+            lock(&self.table).leave(leftover);
+        }
+    }
 }
 
 /// What an earlier process left in the staging folder and its successor could not remove: it counts against the budget,
@@ -49,34 +78,4 @@ fn left_behind(fs: &dyn StoreFs, staging: &Path) -> (u64, Vec<Leftover>) {
         Leftover { bytes: bytes(&dir), dir }
     };
     (last, names.iter().map(leftover).collect())
-}
-
-impl Session {
-    /// Take it off the table and remove what it staged.
-    pub(super) fn discard(&self, desk: &Desk) {
-        lock(&desk.table).remove(self);
-        self.close(desk);
-    }
-
-    /// Remove what it staged, unless its stream has just begun to finish it; the caller took it off the table.
-    pub(super) fn abandon(&self, desk: &Desk) {
-        if lock(&self.body).phase != Phase::Finishing {
-            self.close(desk);
-        }
-    }
-
-    pub(super) fn close(&self, desk: &Desk) {
-        {
-            let mut body = lock(&self.body);
-            body.phase = Phase::Closed;
-            // Open files would keep their space on disk.
-            body.files.clear();
-            body.head = HeadKeeper::default();
-        }
-        if let Err(error) = desk.remove(&self.dir) {
-            tracing::warn!(upload_id = %self.id, %error, "could not remove a staging folder; it is tried again");
-            let leftover = Leftover { dir: self.dir.clone(), bytes: self.header.bytes };
-            lock(&desk.table).leave(leftover);
-        }
-    }
 }

@@ -126,7 +126,7 @@ impl Drop for Staged {
                 table.remember(&self.session, published);
             }
         }
-        self.session.close(&self.desk);
+        self.desk.close(&self.session);
     }
 }
 

@@ -20,14 +20,14 @@ impl Session {
         let created = self.create_files(desk);
         let attached = created.and_then(|files| {
             let mut body = lock(&self.body);
-            // Expired or aborted in between.
+            // Expired in between.
             if body.phase != Phase::Opening {
                 return Err(self.unknown());
             }
             (body.phase, body.files) = (Phase::Receiving, files);
             Ok(self.attach(&mut body, desk, now))
         });
-        attached.inspect_err(|_| self.discard(desk))
+        attached.inspect_err(|_| desk.discard(&self))
     }
 
     fn create_files(&self, desk: &Desk) -> Result<Vec<Receiving>, AdapterError> {
@@ -107,7 +107,7 @@ impl UploadSession {
         };
         result.inspect_err(|error| {
             if matches!(error, AdapterError::Io { .. }) {
-                self.session.discard(&self.desk);
+                self.desk.discard(&self.session);
             }
         })
     }
@@ -126,7 +126,7 @@ impl UploadSession {
     pub fn refuse(self) {
         let attached = lock(&self.session.body).attachment == self.attachment;
         if attached {
-            self.session.discard(&self.desk);
+            self.desk.discard(&self.session);
         }
     }
 
@@ -150,7 +150,7 @@ impl UploadSession {
         match result {
             Ok(()) => Ok(Staged::new(desk, session)),
             Err(error) => {
-                session.discard(&desk);
+                desk.discard(&session);
                 Err(error)
             }
         }
@@ -164,7 +164,7 @@ impl Drop for UploadSession {
             body.attachment == self.attachment && body.phase == Phase::Receiving && !self.session.resumable
         };
         if ends {
-            self.session.discard(&self.desk);
+            self.desk.discard(&self.session);
         }
     }
 }
