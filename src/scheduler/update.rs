@@ -7,8 +7,8 @@ use super::{Events, PROBE, Scheduler};
 use crate::cache::PrefixScope;
 use crate::types::{
     FinishReason, JoinedSequence, LongRope, RequestFailure, RequestId, RowSource, SampledToken, SamplingParams,
-    ScheduledBatch, ScheduledSequence, SequenceEvent, SequenceFailure, SequenceId, StepOutput, StoppingParams,
-    TokenLogprob, Tokens,
+    ScheduledBatch, ScheduledSequence, ScoredTokens, SequenceEvent, SequenceFailure, SequenceId, StepOutput,
+    StoppingParams, TokenLogprob, Tokens,
 };
 
 /// What a step brought a sequence.
@@ -22,7 +22,7 @@ struct Results<'a> {
 impl<'a> Results<'a> {
     fn of(
         sampled: Option<&'a Result<SampledToken, SequenceFailure>>,
-        scored: Option<&'a Result<Vec<(u32, TokenLogprob)>, SequenceFailure>>,
+        scored: Option<&'a Result<ScoredTokens, SequenceFailure>>,
     ) -> Result<Self, SequenceFailure> {
         let sampled = sampled.map(Result::as_ref).transpose().map_err(|failure| *failure)?;
         let scored = scored.map(Result::as_ref).transpose().map_err(|failure| *failure)?;

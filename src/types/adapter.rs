@@ -28,18 +28,6 @@ pub enum OpClass {
 }
 
 impl OpClass {
-    /// Every class, in the order a step meets them.
-    pub const ALL: [Self; 8] = [
-        Self::Prefix,
-        Self::PromptEmbeds,
-        Self::EmbeddingLowRank,
-        Self::InputScale,
-        Self::LowRank,
-        Self::OutputScale,
-        Self::Bias,
-        Self::Gain,
-    ];
-
     /// Its name in the API and in `inspect`.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -82,30 +82,38 @@ pub struct AdapterVersion(pub [u8; 32]);
 #[error("an adapter version is 64 lower-case hexadecimal digits")]
 pub struct InvalidAdapterVersion;
 
-impl fmt::Display for AdapterVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
-    }
-}
-
-impl fmt::Debug for AdapterVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AdapterVersion({self})")
-    }
-}
-
-impl FromStr for AdapterVersion {
-    type Err = InvalidAdapterVersion;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut digest = [0u8; 32];
-        match hex::decode_to_slice(text, &mut digest) {
-            // One spelling for one digest: versions are compared as texts by people and scripts.
-            Ok(()) if !text.bytes().any(|byte| byte.is_ascii_uppercase()) => Ok(Self(digest)),
-            Ok(()) | Err(_) => Err(InvalidAdapterVersion),
+/// Gives a type of 32 bytes its text: 64 lower-case hexadecimal digits, one spelling for one digest, since people and
+/// scripts compare digests as texts.
+macro_rules! digest_text {
+    ($name:ident) => {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(&hex::encode(self.0))
+            }
         }
-    }
+
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self)
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = $crate::types::InvalidAdapterVersion;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                let mut digest = [0u8; 32];
+                match hex::decode_to_slice(text, &mut digest) {
+                    Ok(()) if !text.bytes().any(|byte| byte.is_ascii_uppercase()) => Ok(Self(digest)),
+                    Ok(()) | Err(_) => Err($crate::types::InvalidAdapterVersion),
+                }
+            }
+        }
+    };
 }
+pub(crate) use digest_text;
+
+digest_text!(AdapterVersion);
 
 /// The content digest of a base model: its tensors' names, types, shapes and every byte of them. Two fine-tunes of one
 /// architecture differ in it. How a checkpoint is cut into files, and its config.json, do not count.
@@ -120,26 +128,7 @@ impl BaseDigest {
     }
 }
 
-impl fmt::Display for BaseDigest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
-    }
-}
-
-impl fmt::Debug for BaseDigest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "BaseDigest({self})")
-    }
-}
-
-impl FromStr for BaseDigest {
-    type Err = InvalidAdapterVersion;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // Same form as a version: 64 lower-case hexadecimal digits.
-        text.parse::<AdapterVersion>().map(|version| Self(version.0))
-    }
-}
+digest_text!(BaseDigest);
 
 /// A place for one adapter on the device. `Option<AdapterSlot>` everywhere: `None` is the base model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

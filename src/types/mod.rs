@@ -26,6 +26,7 @@ pub use event::{FinishReason, RequestFailure, SequenceEvent, TokenLogprob, Usage
 pub use generate::{
     Chat, ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput, TemplateValue,
 };
+pub(crate) use ids::digest_text;
 pub use ids::{
     AdapterName, AdapterSlot, AdapterVersion, BaseDigest, BlockId, InvalidAdapterName, InvalidAdapterVersion,
     RequestId, SequenceId,
