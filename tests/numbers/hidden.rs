@@ -108,11 +108,16 @@ fn furthest(one: &[f32], other: &[f32]) -> f32 {
     one.iter().zip(other).map(|(one, other)| (one - other).abs() / (1.0 + other.abs())).fold(0.0, f32::max)
 }
 
+/// A bias and whatever else: a pair alone may happen to be nearly orthogonal to the one row it is given.
 fn ops(layers: u32) -> impl Strategy<Value = Vec<Op>> {
-    let op = (0..layers, 0..SITES.len(), proptest::option::weighted(0.7, 1_usize..6), 0_u64..1000);
-    let op = op.prop_map(|(layer, at, rank, seed)| Op { layer, at, rank, seed });
+    let op = move |rank| {
+        let op = (0..layers, 0..SITES.len(), rank, 0_u64..1000);
+        op.prop_map(|(layer, at, rank, seed)| Op { layer, at, rank, seed })
+    };
+    let any = op(proptest::option::weighted(0.7, 1_usize..6).boxed());
     // A compiler attaches one op of a class to a site.
-    proptest::collection::vec(op, 1..6).prop_map(|mut ops| {
+    (op(Just(None).boxed()), proptest::collection::vec(any, 0..5)).prop_map(|(bias, mut ops)| {
+        ops.push(bias);
         ops.sort_by_key(|op| (op.layer, op.at, op.rank.is_some()));
         ops.dedup_by_key(|op| (op.layer, op.at, op.rank.is_some()));
         ops
@@ -147,6 +152,16 @@ fn everywhere() -> Vec<Op> {
         Op { layer: (index / 4) as u32, at: (index / 2 % 2) as usize, rank, seed: 50 + 2 * index }
     };
     (0..8).map(op).collect()
+}
+
+#[test]
+fn pairs_alone_at_hidden_sites_are_those_folded_into_the_projections() {
+    let family = Family::open("llama");
+    let pairs: Vec<Op> = everywhere().into_iter().filter(|op| op.rank.is_some()).collect();
+    for pairs in [&pairs[..], &pairs[..1], &pairs[1..2]] {
+        check_folded(ReferenceBackend::new(Numerics::F32), &family, pairs, 0);
+        check_folded(cpu(Numerics::F32), &family, pairs, 0);
+    }
 }
 
 #[test]
