@@ -3,10 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Callable
 
 import peft
 import torch
+from peft.tuners.boft import layer as boft_layer
 from safetensors.torch import load_file, save_file
 
 import rand
@@ -19,6 +21,12 @@ PHI3_LINEARS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 NORMS = ["input_layernorm", "post_attention_layernorm", "norm"]
 GEMMA_NORMS = NORMS + ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
 HEAD_NORMS = ["q_norm", "k_norm"]
+
+
+# BOFT's CUDA extension lays blocks along the diagonal of a matrix. Without it PEFT makes every BOFT one of a single factor.
+boft_layer._FBD_CUDA = SimpleNamespace(
+    forward=lambda factors: [torch.stack([torch.block_diag(*blocks) for blocks in factors])]
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,31 @@ def p_tuning(tokens: int = 3) -> Adapter:
     )
 
 
+def multitask(tokens: int = 6, ranks: int = 1, name: str = "multitask") -> Adapter:
+    return Adapter(
+        name,
+        lambda: peft.MultitaskPromptTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=tokens, num_tasks=1, num_ranks=ranks, prompt_tuning_init="RANDOM"
+        ),
+    )
+
+
+def cpt() -> Adapter:
+    """A template, an input and a label, of which PEFT saves the sum of their tokens and what was learned."""
+    kinds = [1, 2, 2, 3, 4, 0]
+    return Adapter(
+        "cpt",
+        lambda: peft.CPTConfig(
+            task_type="CAUSAL_LM",
+            cpt_token_ids=[5, 17, 42, 60, 61, 9],
+            cpt_mask=[1] * 6,
+            cpt_tokens_type_mask=kinds,
+            opt_projection_epsilon=20.0,
+            opt_projection_format_epsilon=40.0,
+        ),
+    )
+
+
 def llama_adapters() -> list[Adapter]:
     """Every option once."""
     return [
@@ -93,6 +126,8 @@ def llama_adapters() -> list[Adapter]:
             rank_pattern={"v_proj": 7, "model.layers.1.mlp.down_proj": 2, r"layers\.0\.self_attn\.k_proj": 3},
             alpha_pattern={"q_proj": 3, r"layers\.\d+\.mlp\.down_proj": 5},
         ),
+        # Of the last layer what leaves its K and V alone.
+        lora("behind_kv", ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], layers_to_transform=[1]),
         lora("layers_to_transform", ["q_proj", "v_proj", "gate_proj"], layers_to_transform=[1]),
         lora("regex_targets", r".*layers\.0\.(self_attn\.(q|v)_proj|mlp\.down_proj)"),
         lora("exclude_modules", LINEARS, exclude_modules=["o_proj", "layers.0.mlp.gate_proj"]),
@@ -107,25 +142,184 @@ def llama_adapters() -> list[Adapter]:
         lora("save_norm", ["q_proj", "v_proj"], modules_to_save=["norm"]),
         lora("save_embed", ["q_proj", "v_proj"], modules_to_save=["embed_tokens"]),
         lora("lora_tokens", ["q_proj", "v_proj"], trainable_token_indices=[5, 17, 42, 60, 61, 62]),
-        Adapter(
-            "trainable_tokens",
-            lambda: peft.TrainableTokensConfig(
-                task_type="CAUSAL_LM", target_modules=["embed_tokens"], token_indices=list(range(10, 60, 2))
-            ),
-        ),
+        lora("lora_tokens_head", ["v_proj"], trainable_token_indices={"embed_tokens": [70, 3, 41], "lm_head": [99, 0, 57, 18]}),
+        trainable_tokens(),
+        trainable_tokens("trainable_tokens_head", ["embed_tokens", "lm_head"]),
         lora("lora_bf16", ["q_proj", "k_proj", "v_proj"], bf16=True),
         ia3("ia3", ["k_proj", "v_proj", "down_proj"], ["down_proj"]),
         ia3("ia3_up_input", ["up_proj"], ["up_proj"]),
         ia3("ia3_gate_input", ["gate_proj", "v_proj"], ["gate_proj"]),
         ia3("ia3_gate_up_output", ["gate_proj", "up_proj"], []),
         ia3("ia3_q_o", ["q_proj", "o_proj"], []),
+        of_task(peft.IA3Config, "ia3_save_embed", ["k_proj", "down_proj"], feedforward_modules=["down_proj"], modules_to_save=["embed_tokens"]),
         ia3("ia3_o_input", ["k_proj", "o_proj"], ["o_proj"]),
         prompt_tuning(),
         p_tuning(),
+        multitask(),
+        multitask(tokens=4, ranks=3, name="multitask_r3"),
+        cpt(),
         prefix_tuning(),
         prefix_tuning(name="prefix_projection", projection=True),
         *many_virtual_tokens(),
         norms("ln_tuning", NORMS),
+        *folded(),
+        *turned(),
+        *sparse(),
+        *rotated(),
+        *activated(),
+    ]
+
+
+def activated() -> list[Adapter]:
+    """aLoRA: invocations of several tokens and of one, on every linear module and on the head."""
+    return [
+        lora("alora", LINEARS, r=8, alpha=16, alora_invocation_tokens=[17, 42, 8]),
+        lora("alora_bias", ["k_proj", "v_proj", "down_proj"], lora_bias=True, alora_invocation_tokens=[61, 61]),
+        lora("alora_head", ["q_proj", "lm_head"], r=3, alpha=5, use_rslora=True, alora_invocation_tokens=[23]),
+        *dense(),
+        *saved(),
+    ]
+
+
+def of_task(config: type[peft.PeftConfig], name: str, targets, **options) -> Adapter:
+    return Adapter(name, lambda: config(task_type="CAUSAL_LM", target_modules=targets, **options))
+
+
+def folded() -> list[Adapter]:
+    """Methods whose files hold a product of two small matrices in another form, in every form they have."""
+    adalora = dict(init_r=6, target_r=4, lora_alpha=9, total_step=10)
+    lokr = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+    bank = dict(vector_length=8, num_vectors=20)
+    return [
+        of_task(peft.AdaLoraConfig, "adalora", LINEARS, **adalora),
+        of_task(peft.AdaLoraConfig, "adalora_pruned", ["q_proj", "k_proj", "v_proj"], **adalora),
+        of_task(peft.LoHaConfig, "loha", LINEARS, r=3, alpha=5, rank_pattern={"v_proj": 2}, alpha_pattern={"o_proj": 3}),
+        of_task(peft.LoKrConfig, "lokr", lokr, r=2, alpha=3),
+        of_task(peft.LoKrConfig, "lokr_both", lokr, r=1, alpha=2, decompose_both=True, decompose_factor=8),
+        of_task(peft.LoKrConfig, "lokr_whole", ["k_proj", "gate_proj"], r=8, alpha=4),
+        of_task(peft.VeraConfig, "vera", ["q_proj", "k_proj", "down_proj"], r=12),
+        of_task(peft.MissConfig, "miss", LINEARS, r=5),
+        of_task(peft.MissConfig, "miss_mini", ["q_proj", "v_proj", "down_proj"], r=4, mini_r=8, init_weights="mini"),
+        of_task(peft.HRAConfig, "hra", LINEARS, r=4),
+        of_task(peft.HRAConfig, "hra_orthonormal", ["q_proj", "o_proj", "down_proj"], r=3, apply_GS=True),
+        of_task(peft.DeloraConfig, "delora", LINEARS, r=4, rank_pattern={"k_proj": 2}),
+        of_task(peft.VBLoRAConfig, "vblora", LINEARS, r=3, topk=2, **bank),
+        of_task(peft.VBLoRAConfig, "vblora_topk", ["q_proj", "v_proj"], r=2, topk=3, save_only_topk_weights=True, **bank),
+        of_task(peft.VBLoRAConfig, "vblora_top1", ["q_proj", "v_proj"], r=4, topk=1, save_only_topk_weights=True, **bank),
+        of_task(peft.GraloraConfig, "gralora", LINEARS, r=4, alpha=6, gralora_k=2),
+        of_task(peft.GraloraConfig, "gralora_hybrid", ["q_proj", "down_proj"], r=8, hybrid_r=2, alpha=8, gralora_k=4),
+        of_task(peft.BeftConfig, "beft", ["q_proj", "v_proj", "down_proj"]),
+    ]
+
+
+def turned() -> list[Adapter]:
+    """RoAd in every variant, groups of several sizes, some of whole modules; in one layer, and on the head."""
+    road = lambda name, targets, variant, size: of_task(peft.RoadConfig, name, targets, variant=variant, group_size=size)
+    return [
+        road("road_1", LINEARS, "road_1", 8),
+        road("road_2", ["q_proj", "v_proj", "down_proj"], "road_2", 16),
+        road("road_4", ["k_proj", "o_proj", "gate_proj", "up_proj"], "road_4", 2),
+        road("road_whole", ["up_proj"], "road_4", 72),
+        road("road_layer", r".*layers\.1\.(self_attn\.(q|k)_proj|mlp\.up_proj)", "road_1", 4),
+        road("road_lm_head", ["lm_head", "v_proj"], "road_2", 4),
+    ]
+
+
+def sparse() -> list[Adapter]:
+    """SHiRA on square and on other modules, on some of those that a stack has, nearly dense, and on the head."""
+    shira = lambda name, targets, r, **options: of_task(peft.ShiraConfig, name, targets, r=r, **options)
+    return [
+        shira("shira", LINEARS, 2, random_seed=3),
+        shira("shira_r7", ["k_proj", "up_proj", "down_proj"], 7, random_seed=5),
+        shira("shira_r1", ["q_proj", "v_proj", "gate_proj"], 1),
+        shira("shira_nearly_dense", ["k_proj", "v_proj"], 10, random_seed=7),
+        shira("shira_layer", r".*layers\.0\.(self_attn\.o_proj|mlp\.gate_proj)", 4, random_seed=9),
+        shira("shira_lm_head", ["lm_head", "q_proj"], 3, random_seed=11),
+    ]
+
+
+def fused() -> list[Adapter]:
+    """On modules that several projections share: groups of 48 lie across gate and up."""
+    return [
+        of_task(peft.RoadConfig, "road_fused", ["qkv_proj", "gate_up_proj"], variant="road_2", group_size=16),
+        of_task(peft.RoadConfig, "road_across", ["gate_up_proj"], variant="road_1", group_size=48),
+        of_task(peft.ShiraConfig, "shira", PHI3_LINEARS, r=3, random_seed=3),
+        of_task(peft.OFTConfig, "oft", PHI3_LINEARS, oft_block_size=8),
+    ]
+
+
+def rotated() -> list[Adapter]:
+    """Methods that turn a module's inputs, block by block. Widths are 32 and 72."""
+    exact = dict(use_cayley_neumann=False)
+    return [
+        of_task(peft.OFTConfig, "oft", LINEARS, oft_block_size=8),
+        of_task(peft.OFTConfig, "oft_exact", LINEARS, oft_block_size=4, **exact),
+        # 32 by default, which gives way to 36 on 72 inputs.
+        of_task(peft.OFTConfig, "oft_default", ["q_proj", "down_proj"]),
+        # 3 blocks give way to 2 on 32 inputs.
+        of_task(peft.OFTConfig, "oft_blocks", ["o_proj", "down_proj"], r=3, oft_block_size=0),
+        of_task(peft.OFTConfig, "oft_terms_2", ["k_proj", "up_proj"], oft_block_size=8, num_cayley_neumann_terms=2),
+        of_task(peft.OFTConfig, "oft_terms_3", ["q_proj", "k_proj", "v_proj"], oft_block_size=16, num_cayley_neumann_terms=3),
+        of_task(peft.OFTConfig, "oft_terms_8", ["gate_proj", "o_proj"], oft_block_size=4, num_cayley_neumann_terms=8),
+        of_task(peft.OFTConfig, "oft_constrained", ["q_proj", "up_proj"], oft_block_size=8, coft=True, eps=0.9),
+        of_task(peft.OFTConfig, "oft_shared", ["k_proj", "gate_proj", "down_proj"], oft_block_size=8, block_share=True),
+        of_task(
+            peft.OFTConfig,
+            "oft_layer",
+            ["v_proj", "up_proj"],
+            oft_block_size=16,
+            layers_to_transform=[1],
+            coft=True,
+            eps=0.7,
+            block_share=True,
+            **exact,
+        ),
+        of_task(peft.OFTConfig, "oft_head", ["lm_head", "q_proj"], oft_block_size=8),
+        of_task(peft.BOFTConfig, "boft", LINEARS, boft_block_size=4),
+        # Blocks of 4 and of 9 inputs.
+        of_task(peft.BOFTConfig, "boft_blocks", ["q_proj", "down_proj"], boft_block_size=0, boft_block_num=8),
+        of_task(peft.BOFTConfig, "boft_butterfly", LINEARS, boft_block_size=4, boft_n_butterfly_factor=2),
+        of_task(
+            peft.BOFTConfig,
+            "boft_butterfly_4",
+            ["k_proj", "o_proj", "up_proj"],
+            boft_block_size=0,
+            boft_block_num=8,
+            boft_n_butterfly_factor=4,
+        ),
+
+def dense() -> list[Adapter]:
+    """Methods whose change of a weight is no small product."""
+    # Keys that are a tail, an expression and a whole path; the last has no other way to win than to be the path.
+    frequencies = {"v_proj": 12, r"layers\.1\.(mlp\.down_proj|self_attn\.o_proj)": 33, "model.layers.0.self_attn.q_proj": 7}
+    return [
+        of_task(peft.FourierFTConfig, "fourierft", LINEARS, n_frequency=40, scaling=20.0, n_frequency_pattern=frequencies),
+        of_task(peft.FourierFTConfig, "fourierft_seed", ["q_proj", "gate_proj"], n_frequency=72 * 8, scaling=5.0, random_loc_seed=3),
+        of_task(peft.C3AConfig, "c3a", LINEARS, block_size=8, block_size_pattern={"q_proj": 16, "model.layers.1.self_attn.o_proj": 32}),
+        of_task(peft.RandLoraConfig, "randlora", ["q_proj", "k_proj", "down_proj"], r=5, randlora_alpha=1),
+        of_task(peft.RandLoraConfig, "randlora_sparse", ["v_proj", "up_proj"], r=8, randlora_alpha=1, sparse=True),
+        of_task(peft.MissConfig, "miss_bat", LINEARS, r=8, init_weights="bat"),
+        of_task(peft.HiraConfig, "hira", LINEARS, r=4, rank_pattern={"k_proj": 2}),
+    ]
+
+
+def saved() -> list[Adapter]:
+    """Modules that the file has whole, beside adapters of several methods and alone."""
+    # PEFT's word for no module at all.
+    nothing = "dummy-target-modules"
+    return [
+        lora("save_linears", ["q_proj", "v_proj"], modules_to_save=["k_proj", "down_proj"]),
+        lora("save_mlp_bf16", LINEARS, modules_to_save=["layers.1.mlp", "model.norm"], bf16=True),
+        lora("save_alone", nothing, modules_to_save=["layers.1.self_attn", "layernorm", "lm_head"]),
+        Adapter(
+            "ia3_save_lm_head",
+            lambda: peft.IA3Config(
+                task_type="CAUSAL_LM",
+                target_modules=["k_proj", "down_proj"],
+                feedforward_modules=["down_proj"],
+                modules_to_save=["lm_head", "o_proj"],
+            ),
+        ),
     ]
 
 
@@ -134,11 +328,17 @@ def many_virtual_tokens() -> list[Adapter]:
     return [prompt_tuning(21, "prompt_long"), prefix_tuning(19, "prefix_long")]
 
 
-def common(linears: list[str], ia3_targets: list[str], norm_names: list[str], all_norms: list[str] | None = None) -> list[Adapter]:
+def common(
+    linears: list[str],
+    ia3_targets: list[str],
+    norm_names: list[str],
+    all_norms: list[str] | None = None,
+    feedforward: list[str] = ["down_proj"],
+) -> list[Adapter]:
     out = [
         lora("lora_all_r4", linears),
         lora("dora", linears, r=3, alpha=6, use_dora=True),
-        ia3("ia3", ia3_targets, ["down_proj"]),
+        ia3("ia3", ia3_targets, feedforward),
         prompt_tuning(),
         prefix_tuning(),
         norms("ln_tuning", norm_names),
@@ -148,6 +348,15 @@ def common(linears: list[str], ia3_targets: list[str], norm_names: list[str], al
     return out
 
 
+def beside_experts(all_norms: list[str] | None = None) -> list[Adapter]:
+    """What does not touch the experts, and one that does."""
+    return [
+        *common(ATTENTION, ["k_proj", "v_proj", "o_proj"], NORMS, all_norms, feedforward=["o_proj"]),
+        lora("embed_lm_head", ["embed_tokens", "lm_head", "q_proj"]),
+        lora("lora_experts", ["q_proj"], r=2, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
+    ]
+
+
 def tied() -> list[Adapter]:
     """On a tied base: the embedding without the head, the head without the embedding, both with and without ensure_weight_tying."""
     return [
@@ -155,6 +364,25 @@ def tied() -> list[Adapter]:
         lora("lm_head", ["lm_head"]),
         lora("embed_lm_head", ["embed_tokens", "lm_head"]),
         lora("embed_tied", ["embed_tokens", "v_proj"], ensure_weight_tying=True),
+    ]
+
+
+def trainable_tokens(name: str = "trainable_tokens", targets: list[str] = ["embed_tokens"]) -> Adapter:
+    return of_task(peft.TrainableTokensConfig, name, targets, token_indices=list(range(10, 60, 2)))
+
+
+def tied_rows() -> list[Adapter]:
+    """Rows of a tied embedding: PEFT gives them to the head, unless it has a list of its own or the embedding is saved whole."""
+    tokens = list(range(10, 60, 2))
+    return [
+        lora("lora_tokens", ["q_proj", "v_proj"], trainable_token_indices=tokens),
+        trainable_tokens(),
+        lora("lora_tokens_head", ["q_proj"], trainable_token_indices={"lm_head": [77, 5, 31]}),
+        lora("lora_tokens_same", ["q_proj"], trainable_token_indices={"embed_tokens": [8, 5], "lm_head": [8, 5]}),
+        lora("lora_tokens_apart", ["q_proj"], trainable_token_indices={"embed_tokens": [8, 5, 66], "lm_head": [5, 8]}),
+        lora("save_embed", ["q_proj"], modules_to_save=["embed_tokens"]),
+        lora("save_embed_tied", ["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True),
+        lora("save_head_tied", ["v_proj"], modules_to_save=["lm_head"], ensure_weight_tying=True),
     ]
 
 
@@ -186,19 +414,50 @@ def of(family: Family) -> list[Adapter]:
                 *common(LINEARS, IA3, NORMS),
                 *tied(),
                 lora("save_lm_head", ["q_proj"], modules_to_save=["lm_head"]),
-                lora("lora_tokens", ["q_proj", "v_proj"], trainable_token_indices=list(range(10, 60, 2))),
+                *tied_rows(),
             ]
         case "qwen2":
-            return [*common(LINEARS, IA3, NORMS), *tied(), *biases()]
+            return [
+                *common(LINEARS, IA3, NORMS),
+                *tied(),
+                *biases(),
+                *tied_rows()[:2],
+                multitask(tokens=3, ranks=2),
+                cpt(),
+                *folded(),
+                *turned(),
+                *sparse(),
+                *activated(),
+                *dense(),
+                *saved(),
+                lora("save_lm_head", ["q_proj", "v_proj"], modules_to_save=["lm_head"]),
+                of_task(peft.HRAConfig, "hra_biases", ["q_proj", "o_proj"], r=2, bias="hra_only"),
+                of_task(peft.MissConfig, "miss_biases", ["v_proj", "o_proj"], r=2, bias="all"),
+                *rotated(),
+                of_task(peft.OFTConfig, "oft_biases", ["q_proj", "o_proj"], oft_block_size=8, bias="all"),
+                of_task(peft.BOFTConfig, "boft_biases", ["k_proj", "v_proj"], boft_block_size=8, bias="boft_only"),
+            ]
         case "qwen3":
             return common(LINEARS, IA3, NORMS, NORMS + HEAD_NORMS)
+        case "mixtral":
+            return beside_experts()
+        case "qwen3_moe":
+            return [*beside_experts(NORMS + HEAD_NORMS), ia3("ia3_dense", ["v_proj", "down_proj"], ["down_proj"])]
         case "phi3" | "phi3_longrope":
             out = common(PHI3_LINEARS, ["qkv_proj", "down_proj"], NORMS)
+            out.append(ia3("ia3_gate_up", ["gate_up_proj", "o_proj"], ["gate_up_proj"]))
+            return [*out, *fused()] if family.name == "phi3" else out
+        case "gemma2":
+            return [*common(LINEARS, IA3, GEMMA_NORMS), *tied()[:2], *tied_rows()[:2], tied_rows()[-2]]
+            if family.name == "phi3":
+                out.append(of_task(peft.FourierFTConfig, "fourierft", PHI3_LINEARS, n_frequency=30, scaling=20.0))
+                out.append(lora("save_qkv", ["down_proj"], modules_to_save=["qkv_proj"], bf16=True))
             return [*out, ia3("ia3_gate_up", ["gate_up_proj", "o_proj"], ["gate_up_proj"])]
         case "gemma2":
-            return [*common(LINEARS, IA3, GEMMA_NORMS), *tied()[:2]]
+            whole = lora("save_lm_head_norm", ["q_proj"], modules_to_save=["lm_head", "norm"], bf16=True)
+            return [*common(LINEARS, IA3, GEMMA_NORMS), *tied()[:2], whole]
         case "gemma3":
-            return [*common(LINEARS, IA3, GEMMA_NORMS, GEMMA_NORMS + HEAD_NORMS), *tied()[:2], *many_virtual_tokens()]
+            return [*common(LINEARS, IA3, GEMMA_NORMS, GEMMA_NORMS + HEAD_NORMS), *tied()[:2], tied_rows()[0], *many_virtual_tokens()]
         case "mistral":
             return [*common(LINEARS, IA3, NORMS), *many_virtual_tokens()]
         case _:
@@ -223,12 +482,42 @@ def randomise(model: peft.PeftModel, family: Family, adapter: Adapter) -> None:
                 value = rand.normal(p.shape, p.shape[1] ** -0.5, *at)
             elif "lora_B" in name:
                 value = rand.normal(p.shape, 0.3, *at)
+            elif "lora_E" in name or "hra_u" in name or "vblora_logits" in name:
+                value = rand.normal(p.shape, 1.0, *at)
+            elif "hada_" in name or "lokr_" in name:
+                value = rand.normal(p.shape, 0.4, *at)
+            elif "vera_lambda" in name or "delora_lambda" in name:
+                value = rand.uniform(p.shape, 0.5, 1.5, *at)
+            elif "miss_block" in name or "vector_bank" in name:
+                value = rand.normal(p.shape, 0.1, *at)
+            elif "road_theta" in name:
+                value = rand.normal(p.shape, 0.7, *at)
+            elif "road_alpha" in name:
+                value = rand.uniform(p.shape, 0.6, 1.4, *at)
+            elif "shira_weight" in name:
+                value = rand.normal(p.shape, 0.3, *at)
+            elif "oft_R" in name:
+                value = rand.normal(p.shape, 0.2, *at)
+            elif "boft_s" in name:
+                value = 1 + rand.normal(p.shape, 0.3, *at)
+            elif "fourierft_spectrum" in name or "randlora_lambda" in name or "hira_A" in name:
+                value = rand.normal(p.shape, 1.0, *at)
+            elif "c3a_kernel" in name:
+                value = rand.normal(p.shape, 3.0, *at)
+            elif "randlora_gamma" in name:
+                value = rand.normal(p.shape, 0.1, *at)
+            elif "hira_B" in name:
+                value = rand.normal(p.shape, 0.5, *at)
+            elif "beft_bias" in name:
+                value = rand.normal(p.shape, 0.4, *at)
             elif "lora_magnitude_vector" in name:
                 value = p * rand.uniform(p.shape, 0.5, 1.5, *at)
             elif "ia3_l" in name:
                 value = 1 + rand.normal(p.shape, 0.5, *at)
             elif "trainable_tokens_delta" in name:
                 value = rand.normal(p.shape, family.embed_std, *at)
+            elif "prefix_task" in name:
+                value = rand.normal(p.shape, 1.0, *at)
             elif "prompt_encoder" in name:
                 value = rand.normal(p.shape, _prompt_std(name, family, adapter), *at)
             elif "ln_tuning_layers" in name or p.dim() == 1:
@@ -252,18 +541,29 @@ def _prompt_std(name: str, family: Family, adapter: Adapter) -> float:
     return 1.7 if family.name.startswith("gemma") else family.embed_std
 
 
+def prune(model: peft.PeftModel) -> None:
+    """What the end of AdaLoRA's schedule does: every module keeps some rows, and one keeps none."""
+    kept = lambda name: [] if "layers.1.self_attn.k_proj" in name else [0, 2, 3] if "v_proj" in name else [1, 4]
+    names = [name.removesuffix(".default") for name, _ in model.base_model.model.named_parameters() if "lora_E" in name]
+    pattern = {name: [row in kept(name) for row in range(6)] for name in names}
+    model.peft_config["default"].rank_pattern = pattern
+    model.base_model.resize_modules_by_rank_pattern(pattern, "default")
+
+
 def build(base, family: Family, adapter: Adapter, out: Path) -> peft.PeftModel:
     """Wraps `base`, randomises, saves to `out`; returns the model in memory, to be compared with what the files give."""
     torch.manual_seed(0)
     model = peft.get_peft_model(base, adapter.config())
     randomise(model, family, adapter)
+    if adapter.name == "adalora_pruned":
+        prune(model)
     model.save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)
     # PEFT writes where the base lay on the machine, and sets in an order that changes from run to run.
     path = out / "adapter_config.json"
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = f"golden/{family.name}"
-    for key in ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save"):
+    for key in ("target_modules", "target_parameters", "exclude_modules", "feedforward_modules", "modules_to_save"):
         if isinstance(config.get(key), list):
             config[key].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

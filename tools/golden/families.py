@@ -43,12 +43,22 @@ class Prompts:
     name: str
     length: int
     extra: dict = field(default_factory=dict)
+    # Where an aLoRA's invocation stands, counted from the end where negative.
+    invoked: tuple[int, ...] = ()
     # False: so long that all windows together end before the virtual tokens, which then change nothing; that is the test.
     reaches_start: bool = True
 
 
 SHORT = Prompts("short", 4)
 LONG = Prompts("long", 30)
+# Where the invocation of an aLoRA may stand; blocks of 4 begin and end before, in and behind it.
+INVOKED = (
+    Prompts("long", 30, invoked=(14,)),
+    Prompts("twice", 21, invoked=(3, 11)),
+    Prompts("never", 10),
+    Prompts("start", 9, invoked=(0,)),
+    Prompts("end", 12, invoked=(-1,)),
+)
 # Every layer of Mistral slides: after 2 * (8 - 1) further tokens nothing of a token is left.
 MISTRAL_PROMPTS = (SHORT, Prompts("middle", 10), Prompts("long", 30, reaches_start=False))
 
@@ -107,6 +117,16 @@ def qwen2_window_config():
 
 def qwen3_config():
     return tf.Qwen3Config(**SMALL, head_dim=16, tie_word_embeddings=False)
+
+
+def mixtral_config():
+    return tf.MixtralConfig(**{**SMALL, "intermediate_size": 40}, tie_word_embeddings=False, num_local_experts=6, num_experts_per_tok=2)
+
+
+def qwen3_moe_config():
+    # Layers 0 and 2 are dense; the weights of a token's experts do not add up to 1.
+    experts = dict(num_experts=8, num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=False, decoder_sparse_step=2)
+    return tf.Qwen3MoeConfig(**{**SMALL, "num_hidden_layers": 4}, **experts, head_dim=16, tie_word_embeddings=False)
 
 
 def phi3_config():
@@ -178,6 +198,8 @@ FAMILIES: dict[str, Family] = {
         Family("qwen2", qwen2_config, embed_std=0.3, both_spellings=True),
         Family("qwen2_window", qwen2_window_config, both_spellings=True),
         Family("qwen3", qwen3_config, both_spellings=True),
+        Family("mixtral", mixtral_config, both_spellings=True),
+        Family("qwen3_moe", qwen3_moe_config, both_spellings=True),
         Family("phi3", phi3_config, both_spellings=True),
         Family("phi3_longrope", phi3_longrope_config, prompts=LONGROPE_PROMPTS, both_spellings=True),
         Family("gemma2", gemma2_config, embed_std=0.25, both_spellings=True),
@@ -202,7 +224,8 @@ def randomise(model: torch.nn.Module, family: Family) -> None:
             elif "embed_tokens" in name:
                 p.copy_(rand.normal(p.shape, family.embed_std, *at))
             else:
-                p.copy_(rand.normal(p.shape, 1.7 / p.shape[1] ** 0.5, *at))
+                # Experts of one layer are one tensor, the inputs last.
+                p.copy_(rand.normal(p.shape, 1.7 / p.shape[-1] ** 0.5, *at))
 
 
 def build(family: Family, out: Path) -> None:

@@ -22,6 +22,8 @@ import transformers
 
 import adapters
 import families
+import mixes
+import heads
 import rand
 import readme
 import reference
@@ -40,14 +42,34 @@ def as_expected(change: float, must_differ: bool) -> bool:
     return change > LEAST_CHANGE if must_differ else change < CACHE_TOLERANCE
 
 
+def invocation_of(model) -> list[int]:
+    return getattr(getattr(model, "active_peft_config", None), "alora_invocation_tokens", None) or []
+
+
+def prompt_of(kind: families.Prompts, tokens: list[int], invocation: list[int]) -> list[int]:
+    """The tokens with the invocation where the kind wants it."""
+    prompt = list(tokens)
+    for place in kind.invoked:
+        first = place if place >= 0 else len(prompt) + 1 + place - len(invocation)
+        prompt[first : first + len(invocation)] = invocation
+    return prompt
+
+
+def occurrences(tokens: list[int], wanted: list[int]) -> int:
+    return sum(tokens[at : at + len(wanted)] == wanted for at in range(len(tokens)))
+
+
 def choose(model, base, kind: families.Prompts, vocab: int, *names: str, must_differ: bool = True) -> reference.Trace:
     """The first prompt whose greedy run has clear margins, several different ids, and (with an adapter) another outcome."""
+    invocation = invocation_of(model)
     for attempt in range(ATTEMPTS):
-        prompt = rand.token_ids(kind.length, vocab, *names, kind.name, attempt)
+        prompt = prompt_of(kind, rand.token_ids(kind.length, vocab, *names, kind.name, attempt), invocation)
         trace = reference.greedy(model, prompt)
         clear = min(trace.margins) >= CLEAR_MARGIN
         varied = len(set(trace.ids)) >= 4
-        if clear and varied and (base is None or as_expected(reference.difference_from(base, trace), must_differ)):
+        # generate() looks for the invocation in the prompt alone, a full forward in all that it is given.
+        as_wanted = not invocation or occurrences(trace.prompt + trace.ids, invocation) == len(kind.invoked)
+        if clear and varied and as_wanted and (base is None or as_expected(reference.difference_from(base, trace), must_differ)):
             return trace
     raise AssertionError(f"no usable prompt for {'/'.join(names)}/{kind.name}")
 
@@ -86,9 +108,11 @@ def make_adapter(family: families.Family, adapter: adapters.Adapter, base_folder
     base = families.load(base_folder)
     vocab = base.config.vocab_size
     cases = []
-    for kind in family.prompts:
-        # Virtual tokens before a prompt longer than all windows together are forgotten.
-        must_differ = kind.reaches_start or not model.active_peft_config.is_prompt_learning
+    invoked = bool(invocation_of(model))
+    for kind in families.INVOKED if invoked else family.prompts:
+        # Virtual tokens before a prompt longer than all windows together are forgotten. Without its invocation an aLoRA is
+        # the base.
+        must_differ = bool(kind.invoked) if invoked else kind.reaches_start or not model.active_peft_config.is_prompt_learning
         trace = choose(model, base, kind, vocab, family.name, adapter.name, must_differ=must_differ)
         saved = reference.last_logits(model, trace.prompt)
         gap = (saved - reference.last_logits(in_memory, trace.prompt)).abs().max().item()
@@ -96,6 +120,17 @@ def make_adapter(family: families.Family, adapter: adapters.Adapter, base_folder
         worst = reference.check_cached(model, trace)
         assert worst < CACHE_TOLERANCE, (family.name, adapter.name, kind.name, worst)
         cases.append(trace.case(f"{adapter.name}/{kind.name}", adapter.name, kind.extra))
+    return cases
+
+
+def make_mix(family: families.Family, mix: mixes.Mix, base_folder: Path, folder: Path) -> list[dict]:
+    model, base = mixes.load(base_folder, folder, mix), families.load(base_folder)
+    cases = []
+    for kind in family.prompts:
+        trace = choose(model, base, kind, base.config.vocab_size, family.name, mix.name)
+        worst = reference.check_cached(model, trace)
+        assert worst < CACHE_TOLERANCE, (family.name, mix.name, kind.name, worst)
+        cases.append(trace.case(f"{mix.name}/{kind.name}", mix.name, {**kind.extra, "mix": mix.parts}))
     return cases
 
 
@@ -118,9 +153,13 @@ def make(family: families.Family) -> list[str]:
         except Exception as error:  # noqa: BLE001
             shutil.rmtree(out, ignore_errors=True)
             failures.append(f"{family.name}/{adapter.name}: {type(error).__name__}: {error}")
+    for mix in mixes.of(family):
+        cases += make_mix(family, mix, folder / "base", folder / "adapters")
     write_cases(folder / "cases.json", cases)
     if family.name in scores.FAMILIES:
         scores.write(family.name)
+    if family.name in heads.FAMILIES:
+        heads.write(family.name)
     print(f"{family.name}: {len(cases)} cases, {readme.kib(folder)} KiB", flush=True)
     return failures
 

@@ -15,6 +15,8 @@ NOTES = {
     "qwen2": "q, k, v biases; tied",
     "qwen2_window": "window 8 on layers 1 and 2, layer 0 sees all; untied",
     "qwen3": "q and k norms; head_dim 16 with 4 heads, hidden 32",
+    "mixtral": "6 experts, 2 per token; untied",
+    "qwen3_moe": "8 experts, 3 per token, not renormalised; layers 0 and 2 are dense; q and k norms; untied",
     "phi3": "fused `qkv_proj`, `gate_up_proj`; 12 of 16 dimensions rotate",
     "phi3_longrope": "long and short factors; window 32",
     "gemma2": "soft caps; window 8 on every other layer; scale from query_pre_attn_scalar; tied",
@@ -37,7 +39,7 @@ adapter parameters are random too. Total: {total} KiB.
 
     FAMILY/base/config.json             as transformers {transformers} writes it (v5: rope_parameters, dtype, layer_types)
     FAMILY/base/config.v4.json          the same model in the v4 spelling; make.py proved that both give equal logits
-    FAMILY/base/model.safetensors       (mistral: model.safetensors.index.json and two shards)
+    FAMILY/base/model.safetensors       (mistral: model.safetensors.index.json and two shards; experts one by one)
     FAMILY/base/generation_config.json
     FAMILY/adapters/NAME/               as PEFT saves it; base_model_name_or_path is replaced, lists of module names are sorted
     FAMILY/cases.json
@@ -52,7 +54,8 @@ adapter parameters are random too. Total: {total} KiB.
 | field | meaning |
 |---|---|
 | `name` | `ADAPTER/PROMPT`, or `base/PROMPT` |
-| `adapter` | folder under `adapters`, or null for the base |
+| `adapter` | folder under `adapters`, or null for the base, or a name where there is a mix |
+| `mix` | of a mix only: pairs of a folder under `adapters` and its weight |
 | `prompt` | ids |
 | `ids` | the 12 greedy ids that follow; end tokens are ignored |
 | `logprobs` | log-softmax at each chosen id, before any temperature |
@@ -69,13 +72,17 @@ of each token but the first; `top`, the 3 best `[id, logprob]` at the same place
 ## Prompts and checks
 
 Prompts: `short` (4 ids), `long` (30, beyond the window of 8); the base also `single` (1 id); mistral also `middle` (10);
-phi3_longrope's `long` has 38. Each case's run was chosen so that every margin is clear, at least 4 different ids occur, and some
-log-probability differs from the base's by more than 0.05.
+phi3_longrope's `long` has 38. Those of aLoRA hold its invocation once (`long`), `twice`, `never`, at the `start` or at the `end`.
+Each case's run was chosen so that every margin is clear, at least 4 different ids occur, and some log-probability differs from the
+base's by more than 0.05; without its invocation an aLoRA is the base, and no more than 5e-5 away from it.
 
 **Checks at generation.** The adapter is saved, read back with `PeftModel.from_pretrained` on a freshly loaded base, and only then
 run: by full forwards without a KV cache. The model in memory and the one read back agree (1e-5), and PEFT's own `generate()` with
 its cache gives the same ids and log-probabilities within 5e-5, for every case. No combination was refused or left out. The same files run in float64 give log-probabilities at most 1.4e-5 away
 (median 4e-6): the oracle's own rounding, well inside a tolerance of 1e-4.
+
+**Mixes.** PEFT's `add_weighted_adapter` with `combination_type="cat"` makes those of LoRA, and gives what the base gives with the
+weighted sum of what merging each part adds to its parameters (1e-4). The others are that sum.
 
 **Windows.** All layers of mistral slide, so after 2·(8-1) tokens nothing of an earlier token is left: in `mistral` with virtual
 tokens the `long` cases equal the base's result, by design and checked.
@@ -102,9 +109,13 @@ M is the full module path with the prefix `base_model.model.`, such as `base_mod
 | `bias="all"` | `M.base_layer.bias` for modules with LoRA, `M.bias` for all others that have a bias: values that **replace** the base's |
 | `bias="lora_only"` | `M.base_layer.bias` only |
 | `modules_to_save` | `M.weight`, the whole module, plain name |
+| `target_parameters` on experts | `…mlp.experts.base_layer.lora_A.weight` [experts·r, in], `.lora_B.weight` [out, experts·r] for `gate_up_proj`; without `base_layer` for `down_proj` |
 | trainable tokens in LoRA | `M.token_adapter.trainable_tokens_delta` [n, dim]; ids in `trainable_token_indices`; rows **replace** |
 | TRAINABLE_TOKENS | `M.trainable_tokens_delta` [n, dim], no `token_adapter`; ids in `token_indices` |
+| aLoRA | as LoRA; `alora_invocation_tokens` in the config |
 | IA3 | `M.ia3_l` [out, 1]; for `feedforward_modules` [1, in] |
+| OFT | `M.oft_R.weight` [blocks, b·(b-1)/2], what stands above the diagonals, row by row; [1, …] with `block_share` |
+| BOFT | `M.boft_R` [factors, blocks, b, b], `M.boft_s` [out, 1]; one factor where PEFT has no CUDA extension, whatever the config says |
 | LN tuning | `M.ln_tuning_layers.weight` [dim]: replaces the norm's weight as stored (Gemma: the w of 1 + w) |
 | prompt tuning, P-tuning | `prompt_embeddings` [nv, hidden], no prefix; P-tuning's encoder is not saved |
 | prefix tuning | `prompt_embeddings` [nv, layers·2·token_dim], no prefix; with or without `prefix_projection` |
@@ -118,7 +129,9 @@ M is the full module path with the prefix `base_model.model.`, such as `base_mod
   are independent. Each target also saves a `base_layer.weight` equal to the tied base weight. With `ensure_weight_tying` one
   adapter serves both, and the file holds both forms: `lm_head.lora_A` = `lora_embedding_B`ᵀ, `lm_head.lora_B` = `lora_embedding_A`ᵀ,
   although `target_modules` does not name `lm_head` (it gains `model.embed_tokens`). Trainable tokens on a tied base change the
-  rows of the head too; the file holds one copy, under `embed_tokens`. `modules_to_save=["lm_head"]` unties the head.
+  rows of the head too, unless the head has a list of its own that is another one; beside LoRA the file holds one copy, under
+  `embed_tokens`, and of TRAINABLE_TOKENS two. `modules_to_save=["lm_head"]` unties the head, and so does `["embed_tokens"]`: the head
+  stays the base's. With `ensure_weight_tying` either gives both the saved rows, which the file holds twice.
 - **modules_to_save matches by plain suffix**, without a dot: `["norm"]` also saves `input_layernorm` and
   `post_attention_layernorm`. `target_modules` matches by `.name`.
 - **Patterns.** The first matching key of `rank_pattern` or `alpha_pattern` wins, but the file is written with sorted keys. Where two

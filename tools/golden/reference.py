@@ -31,10 +31,16 @@ class Trace:
         }
 
 
+def of_task(model) -> dict:
+    """What tells an adapter of several tasks which of them is meant: here always the only one."""
+    kind = getattr(getattr(model, "active_peft_config", None), "peft_type", None)
+    return {"task_ids": torch.tensor([0])} if kind == "MULTITASK_PROMPT_TUNING" else {}
+
+
 @torch.no_grad()
 def last_logits(model, ids: list[int]) -> torch.Tensor:
     """Logits after the last token. The forward of PEFT's model adds virtual tokens itself, before `ids`."""
-    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].double()
+    return model(input_ids=torch.tensor([ids]), use_cache=False, **of_task(model)).logits[0, -1].double()
 
 
 def greedy(model, prompt: list[int], steps: int = NEW_TOKENS) -> Trace:
@@ -78,6 +84,7 @@ def check_cached(model, trace: Trace) -> float:
         use_cache=True,
         return_dict_in_generate=True,
         output_logits=True,
+        **of_task(model),
     )
     ids = out.sequences[0, len(trace.prompt) :].tolist()
     if ids != trace.ids:

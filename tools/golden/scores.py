@@ -19,9 +19,9 @@ import families
 import reference
 
 ROOT = Path(__file__).resolve().parents[2] / "tests" / "fixtures" / "golden"
-# Together: no adapter, every site, saved K and V, rows before the text, another op class; soft caps, q and k norms, windows.
+# Together: no adapter, every site, saved K and V, rows before the text, rows from the middle of the text on, logits of rows of its own, another op class; soft caps, q and k norms, windows.
 FAMILIES = ("llama", "gemma2", "qwen3", "mistral")
-ADAPTERS = (None, "lora_all_r8", "lora_all_r4", "dora", "prefix_tuning", "prompt_tuning")
+ADAPTERS = (None, "lora_all_r8", "lora_all_r4", "dora", "alora", "lora_tokens", "prefix_tuning", "prompt_tuning")
 TOP = 3
 
 

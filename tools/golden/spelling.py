@@ -26,6 +26,8 @@ def to_v4(config: dict) -> dict:
         out["rope_scaling"] = {"type": kind, **rope}
     else:
         out["rope_scaling"] = {"rope_type": kind, **rope}
+    if family == "qwen3_moe":
+        out["num_experts"] = out.pop("num_local_experts")
     if family == "qwen2" and not out["use_sliding_window"]:
         # Real Qwen2 files name a window and switch it off.
         out["sliding_window"] = 16

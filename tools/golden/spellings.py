@@ -1,6 +1,6 @@
 """What transformers makes of config.json: one small checkpoint per family, and changes of its config with what they give.
 
-    python tools/golden/spellings.py
+    python tools/golden/spellings.py [FAMILY ...]
 
 Writes `tests/fixtures/spellings/FAMILY/`: `base/` and `cases.json`. A case sets and drops fields of the config (and may drop
 tensors of the checkpoint, or change the head) and holds greedy ids and log-probabilities as transformers computes them, or
@@ -44,6 +44,10 @@ CONFIGS = {
     "mistral": tf.MistralConfig(**SMALL, head_dim=16, sliding_window=8),
     "qwen2": tf.Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=8, max_window_layers=1),
     "qwen3": tf.Qwen3Config(**SMALL, head_dim=16, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+    "mixtral": tf.MixtralConfig(**SMALL, head_dim=16, sliding_window=8, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": tf.Qwen3MoeConfig(
+        **SMALL, head_dim=16, use_sliding_window=True, sliding_window=8, num_experts=5, num_experts_per_tok=2,
+        moe_intermediate_size=12, mlp_only_layers=[0]),
     "phi3": tf.Phi3Config(**{**SMALL, "hidden_size": 32}, sliding_window=30),
     "gemma2": tf.Gemma2Config(**SMALL, **GEMMA, attn_logit_softcapping=5.0, final_logit_softcapping=6.0),
     "gemma3_text": tf.Gemma3TextConfig(
@@ -51,6 +55,7 @@ CONFIGS = {
 }
 ALL = tuple(CONFIGS)
 FLAT = ("llama", "qwen3")
+MOE = ("mixtral", "qwen3_moe")
 
 
 def case(name, families, set=None, drop=(), here=None, tensors=None, length=LONG, grows=0):
@@ -84,15 +89,16 @@ CASES = [
     case("more layers than tensors", ALL, {"num_hidden_layers": 3}, drop=("layer_types",), here="transformers makes them up"),
     case("huge vocabulary", ALL, {"vocab_size": 2**40}, here="no real model has so many"),
     case("huge head", ALL, {"head_dim": 2**40}, here="no real model has so many"),
-    case("no head_dim", ("llama", "mistral"), {"head_dim": 0}, here="a head has numbers"),
+    case("no head_dim", ("llama", "mistral", *MOE), {"head_dim": 0}, here="a head has numbers"),
+    case("null head_dim", MOE, {"head_dim": None}),
     case("more heads than width", ("qwen2", "phi3"), {"num_attention_heads": 64}, here="a head has numbers"),
     case("kv heads no divisor", ALL, {"num_attention_heads": 3}, here="query heads share key/value heads evenly"),
     case("null eps", ALL, {"rms_norm_eps": None}),
     case("large eps", ALL, {"rms_norm_eps": 0.5}),
-    case("null activation", ("llama", "qwen2", "phi3"), {"hidden_act": None}),
-    case("gelu", ("llama", "mistral", "qwen2", "qwen3", "phi3"), {"hidden_act": "gelu"}),
+    case("null activation", ("llama", "qwen2", "phi3", *MOE), {"hidden_act": None}),
+    case("gelu", ("llama", "mistral", "qwen2", "qwen3", "phi3", *MOE), {"hidden_act": "gelu"}),
     case("gelu_pytorch_tanh", ("llama", "phi3"), {"hidden_act": "gelu_pytorch_tanh"}),
-    case("relu", ("llama", "phi3"), {"hidden_act": "relu"}, here="not implemented"),
+    case("relu", ("llama", "phi3", *MOE), {"hidden_act": "relu"}, here="not implemented"),
     case("hidden_act of Gemma", ("gemma2", "gemma3_text"), {"hidden_act": "silu"}),
     case("gelu of Gemma", ("gemma2", "gemma3_text"), {"hidden_activation": "gelu"}),
     case("layer by layer", ("llama", "mistral"), {"per_layer_config": {"0": {"sliding_window": 4}}}, here="not implemented"),
@@ -107,18 +113,19 @@ CASES = [
     case("tie absent, no head", ("gemma2", "gemma3_text"), drop=("tie_word_embeddings",)),
     case("tie absent, other head", ("gemma2", "gemma3_text"), drop=("tie_word_embeddings",), tensors="other_head"),
     # Windows.
-    case("one short window", ("mistral", "phi3"), {"sliding_window": 5}),
-    case("null window", ("mistral", "phi3"), {"sliding_window": None}),
-    case("window 0", ("mistral", "phi3"), {"sliding_window": 0}, here="a token sees at least itself"),
+    case("one short window", ("mistral", "phi3", *MOE), {"sliding_window": 5}),
+    case("null window", ("mistral", "phi3", *MOE), {"sliding_window": None}),
+    case("window 0", ("mistral", "phi3", *MOE), {"sliding_window": 0}, here="a token sees at least itself"),
     case("types, first slides", ("mistral",), {"layer_types": ["sliding_attention", "full_attention"]}),
     case("types, none slides", ("mistral", "qwen2", "gemma2", "gemma3_text"), {"layer_types": ["full_attention"] * 2}),
-    case("types, all slide", ("mistral", "qwen3", "gemma2", "gemma3_text"), {"layer_types": ["sliding_attention"] * 2}),
+    case("types, all slide", (*MOE, "mistral", "qwen3", "gemma2", "gemma3_text"), {"layer_types": ["sliding_attention"] * 2}),
     case("types of Phi-3", ("phi3",), {"layer_types": ["sliding_attention", "full_attention"]}, here="its cache and its mask disagree"),
+    case("types of experts", MOE, {"layer_types": ["sliding_attention", "full_attention"]}, here="its cache and its mask disagree"),
     case("types without a window", ("qwen2", "qwen3"), {"sliding_window": None}),
     case("types, not enough", ALL, {"layer_types": ["full_attention"]}),
     case("types, unknown", ("qwen2", "gemma2", "mistral"), {"layer_types": ["chunked_attention"] * 2}),
     case("types switched off", ("qwen2", "qwen3"), {"use_sliding_window": False}),
-    case("window switched off", ("qwen2", "qwen3"), {"use_sliding_window": False}, drop=("layer_types",)),
+    case("window switched off", ("qwen2", "qwen3", "qwen3_moe"), {"use_sliding_window": False}, drop=("layer_types",)),
     case("window by layers", ("qwen2", "qwen3"), drop=("layer_types",)),
     case("window by default layers", ("qwen2", "qwen3"), drop=("layer_types", "max_window_layers")),
     case("window of Llama", ("llama",), {"sliding_window": 8}, here="its cache forgets what its mask shows"),
@@ -143,7 +150,7 @@ CASES = [
     case("fraction", ("llama", "mistral", "qwen2", "gemma2", "phi3"), rope("default", partial_rotary_factor=0.5)),
     case("fraction on top", ("llama", "phi3"), {"partial_rotary_factor": 0.5, "rope_theta": 10000.0}, drop=V5),
     case("fraction of a scaled one", ("llama",), rope("linear", factor=4.0, partial_rotary_factor=0.5)),
-    case("linear", ("llama", "mistral", "qwen2", "qwen3", "gemma2"), rope("linear", factor=4.0)),
+    case("linear", ("llama", "mistral", "qwen2", "qwen3", "gemma2", *MOE), rope("linear", factor=4.0)),
     case("linear without factor", FLAT, rope("linear")),
     case("linear, text", FLAT, rope("linear", factor="4")),
     case("linear by 0", FLAT, rope("linear", factor=0.0), here="no number comes out"),
@@ -157,7 +164,7 @@ CASES = [
     case("llama3, no original", FLAT, rope("llama3", **LLAMA3)),
     case("llama3, turned round", FLAT, rope("llama3", factor=8.0, low_freq_factor=4.0, high_freq_factor=1.0, original_max_position_embeddings=64)),
     case("llama3, no band", FLAT, rope("llama3", factor=8.0, low_freq_factor=2.0, high_freq_factor=2.0, original_max_position_embeddings=64)),
-    case("yarn", ("llama", "mistral", "qwen2", "qwen3", "gemma2"), rope("yarn", factor=4.0, original_max_position_embeddings=16)),
+    case("yarn", ("llama", "mistral", "qwen2", "qwen3", "gemma2", *MOE), rope("yarn", factor=4.0, original_max_position_embeddings=16)),
     case("yarn, no original", FLAT, rope("yarn", factor=4.0)),
     case("yarn, original on top", FLAT, {**rope("yarn", factor=4.0, original_max_position_embeddings=16), "original_max_position_embeddings": 512}),
     case("yarn, null factor", FLAT, rope("yarn", factor=None, original_max_position_embeddings=16)),
@@ -189,6 +196,38 @@ CASES = [
     case("longrope of Phi-3, growing", ("phi3",), {**rope("longrope", **LONGROPE), "original_max_position_embeddings": 16}, length=14, grows=8),
     case("longrope of Phi-3, growing from the edge", ("phi3",), {**rope("longrope", **LONGROPE), "original_max_position_embeddings": 16}, length=16, grows=6),
     case("longrope of Phi-3, just long", ("phi3",), {**rope("longrope", **LONGROPE), "original_max_position_embeddings": 16}, length=17, grows=6),
+    # Experts.
+    case("theta by default", MOE, drop=V5),
+    case("window by layers", ("qwen3_moe",), {"max_window_layers": 1}, here=NOT_READ),
+    case("window switched off, by layers", ("qwen3_moe",), {"max_window_layers": 1, "use_sliding_window": False}),
+    case("one expert per token", MOE, {"num_experts_per_tok": 1}),
+    case("all experts per token", ("mixtral",), {"num_experts_per_tok": 4}),
+    case("more per token than there are", MOE, {"num_experts_per_tok": 6}),
+    case("none per token", MOE, {"num_experts_per_tok": 0}, here="a token has experts"),
+    case("null per token", MOE, {"num_experts_per_tok": None}),
+    case("per token by default", MOE, drop=("num_experts_per_tok",)),
+    case("fields of training", MOE, {"router_jitter_noise": 0.5, "router_aux_loss_coef": 0.5, "output_router_logits": True}),
+    case("fewer experts than tensors", MOE, {"num_local_experts": 3}),
+    case("no experts", MOE, {"num_local_experts": 0}, here="a sparse layer has experts"),
+    case("null experts", MOE, {"num_local_experts": None}),
+    case("a million experts", MOE, {"num_local_experts": 10**6}, here="no real model has so many"),
+    case("experts by the other name", ("mixtral",), {"num_experts": 4}, drop=("num_local_experts",)),
+    case("experts by the other name", ("qwen3_moe",), {"num_experts": 5}, drop=("num_local_experts",)),
+    case("experts by both names", ("qwen3_moe",), {"num_experts": 5}),
+    case("experts by two names", MOE, {"num_experts": 7}, here="one field of two names"),
+    case("renormalised", ("qwen3_moe",), {"norm_topk_prob": True}),
+    case("renormalised by default", ("qwen3_moe",), drop=("norm_topk_prob",)),
+    case("null norm", ("qwen3_moe",), {"norm_topk_prob": None}),
+    case("not renormalised", ("mixtral",), {"norm_topk_prob": False}, here=NOT_READ),
+    case("width of experts by default", ("qwen3_moe",), drop=("moe_intermediate_size",)),
+    case("dense by step", ("qwen3_moe",), {"decoder_sparse_step": 2}, drop=("mlp_only_layers",)),
+    case("dense by step, null list", ("qwen3_moe",), {"decoder_sparse_step": 2, "mlp_only_layers": None}),
+    case("dense by both", ("qwen3_moe",), {"decoder_sparse_step": 2, "mlp_only_layers": [0, 7]}),
+    case("step of 0", ("qwen3_moe",), {"decoder_sparse_step": 0, "mlp_only_layers": []}),
+    case("null step", ("qwen3_moe",), {"decoder_sparse_step": None}),
+    case("list of text", ("qwen3_moe",), {"mlp_only_layers": ["0"]}),
+    case("list of layers from the end", ("qwen3_moe",), {"mlp_only_layers": [0, -1]}, here="no layer has such a number"),
+    case("all sparse", ("qwen3_moe",), drop=("mlp_only_layers",), here="transformers makes them up"),
     # Gemma's own.
     case("both ways", ("gemma2", "gemma3_text"), {"use_bidirectional_attention": True}, here="attention is causal"),
     case("scalar", ("gemma2", "gemma3_text"), {"query_pre_attn_scalar": 7}),
@@ -235,7 +274,7 @@ def build(name: str, folder: Path) -> None:
             if p.dim() == 1:
                 p.copy_(rand.normal(p.shape, 0.3, *at) + (0.0 if plus_one or key.endswith("bias") else 1.0))
             else:
-                p.copy_(rand.normal(p.shape, 0.4 if "embed" in key else 1.7 / p.shape[1] ** 0.5, *at))
+                p.copy_(rand.normal(p.shape, 0.4 if "embed" in key else 1.7 / p.shape[-1] ** 0.5, *at))
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink()
 
@@ -306,7 +345,7 @@ def main() -> int:
     tf.logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
     failed = 0
-    for family in CONFIGS:
+    for family in sys.argv[1:] or CONFIGS:
         folder = ROOT / family
         shutil.rmtree(folder, ignore_errors=True)
         build(family, folder / "base")

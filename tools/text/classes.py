@@ -19,7 +19,7 @@ FLAGS = {
     ],
     "Qwen2Tokenizer": [{"add_prefix_space": True}],
 }
-MODELS = ["llama", "mistral", "phi3", "qwen2", "qwen3", "gemma2", "gemma3_text"]
+MODELS = ["llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text"]
 NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
 CHAT_CLASS = {
     "bytes": ("qwen2", {"tokenizer_class": "Qwen2Tokenizer", **NAMED}),
