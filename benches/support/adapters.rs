@@ -2,6 +2,7 @@
 
 use polydelta::delta::{BaseLayout, DeltaProgram, LayerSite, LowRank};
 use polydelta::ops::{HostTensor, TensorData};
+use polydelta::types::AdapterTask;
 
 use super::numbers::weights;
 
@@ -26,5 +27,12 @@ pub(crate) fn lora(layout: &BaseLayout, rank: usize, seed: u64) -> DeltaProgram 
             ops.push((module.site, LowRank { a, b, scaling: 2.0 }.into()));
         }
     }
-    DeltaProgram { kind: "LoRA".to_owned(), ops, unknown_fields: Vec::new() }
+    DeltaProgram {
+        kind: "LoRA".to_owned(),
+        task: AdapterTask::Generation,
+        ops,
+        invocation_tokens: Vec::new(),
+        keeps_base_kv: false,
+        unknown_fields: Vec::new(),
+    }
 }

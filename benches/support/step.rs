@@ -47,6 +47,7 @@ impl Model {
             max_rows: MAX_ROWS,
             kv_blocks: sequences.max(CONTEXT / BLOCK_SIZE / BLOCKS) * BLOCKS,
             block_size: BLOCK_SIZE,
+            adapter_slots: 256,
         };
         let mut decoder = Decoder::new(Arc::clone(backend), spec.clone(), load(shape, backend, &spec)?, limits)?;
         let layout = base_layout(&spec);
@@ -90,10 +91,15 @@ pub(crate) fn decode(slots: &[Option<AdapterSlot>], position: usize) -> ModelInp
 /// `count` tokens for each of several sequences, the last of each sampled. Sequences lie side by side, each with room for
 /// whole [`STRIDE`]s.
 pub(crate) fn rows(slots: &[Option<AdapterSlot>], count: usize, start: usize) -> ModelInput {
+    rows_in(slots, count, start, (start + count).next_multiple_of(STRIDE))
+}
+
+/// The same, each sequence in `places` of its own.
+pub(crate) fn rows_in(slots: &[Option<AdapterSlot>], count: usize, start: usize, places: usize) -> ModelInput {
     let mut plan = StepPlan::default();
     let mut row_slots = Vec::new();
     let mut sampled = Vec::new();
-    let each = (start + count).next_multiple_of(STRIDE) / BLOCK_SIZE;
+    let each = places.div_ceil(BLOCK_SIZE);
     for (index, slot) in slots.iter().enumerate() {
         let first = row_slots.len();
         let blocks: Vec<u32> = (0..each).map(|block| (index * each + block) as u32).collect();

@@ -141,6 +141,34 @@ impl HostTensor {
         }
     }
 
+    /// Some rows, in their order.
+    ///
+    /// # Errors
+    /// [`OpsError::OutOfMemory`].
+    pub fn selected(&self, rows: &[usize]) -> Result<Self, OpsError> {
+        fn select<T: Copy>(data: &[T], rows: &[usize], cols: usize) -> Result<Vec<T>, OpsError> {
+            let mut selected = Vec::new();
+            let bytes = (rows.len() * cols * size_of::<T>()) as u64;
+            let refused = |_| OpsError::OutOfMemory { what: "rows of a matrix", bytes };
+            selected.try_reserve_exact(rows.len() * cols).map_err(refused)?;
+            rows.iter().for_each(|row| selected.extend_from_slice(&data[row * cols..][..cols]));
+            Ok(selected)
+        }
+        let cols = self.cols();
+        let data = match &self.data {
+            TensorData::F32(data) => TensorData::F32(select(data, rows, cols)?),
+            TensorData::Bf16(data) => TensorData::Bf16(select(data, rows, cols)?),
+        };
+        Ok(Self { shape: vec![rows.len(), cols], data })
+    }
+
+    /// Whether a row has the numbers, widened, that it has in another matrix of as many columns.
+    #[must_use]
+    pub fn row_equals(&self, row: usize, other: &Self) -> bool {
+        let (own, other) = (self.rows_of(row..row + 1), other.rows_of(row..row + 1));
+        (0..own.cols).all(|col| own.get(0, col) == other.get(0, col))
+    }
+
     /// The transposed matrix.
     ///
     /// # Errors

@@ -14,99 +14,39 @@
 //!
 //! This room knows no model family, no adapter method and no request: only matrices, rows and slots.
 
+mod activation;
+mod bottleneck;
 pub mod cpu;
+pub mod cuda;
 mod error;
 mod host;
+mod host_sparse;
 mod numerics;
+mod outcomes;
 mod plan;
 pub mod reference;
+mod specs;
 mod stored;
 mod table;
 
+pub use activation::{Activation, NonLinearity};
+pub use bottleneck::{Blend, Wiring};
 pub use error::OpsError;
 pub use host::{HostData, HostMatrix, HostTensor, TensorData};
-pub use numerics::{ComputeDtype, KvDtype, Numerics, WeightFormat};
-pub use plan::{RowPlan, Rows, SampledRows, Segment, SequencePlan, StepPlan};
+pub use host_sparse::{HostSparse, SparseEntry};
+pub use numerics::{ComputeDtype, KvDtype, Numerics, WeightFormat, nearest_f16};
+pub use outcomes::{PoolOutcome, SampleOutcome, StepOutcomes};
+pub use plan::{PooledRows, PooledSpan, RowPlan, Rows, SampledRows, Segment, SequencePlan, StepPlan};
+pub use specs::{AttentionSpec, Expert, ExpertsSpec, HeadColumns, KvShape, RopeTable};
 pub use stored::{TensorDtype, TensorReader};
-pub use table::{ColumnVector, DeltaMemory, LowRankPair, SiteId, SiteTable, SlotDelta, SlotEntries, SlotTable};
+pub use table::{
+    Bottleneck, ColumnRotation, ColumnVector, DeltaMemory, DenseMatrix, EntriesBySite, LowRankPair, ReplacedRows,
+    Rotation, SiteId, SiteSet, SiteTable, SlotDelta, SlotEntries, SlotTable, SparseColumns,
+};
 
 use std::ops::Range;
 
-use crate::types::{AdapterSlot, SampledToken, SequenceFailure};
-
-/// Shape of the paged KV cache. One block holds `block_size` consecutive places of one sequence in every layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvShape {
-    /// Decoder layers.
-    pub layers: usize,
-    /// Number of blocks.
-    pub blocks: usize,
-    /// Places per block; the tile boundaries of attention are multiples of it, counted from KV index 0.
-    pub block_size: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
-    /// Numbers per head.
-    pub head_dim: usize,
-}
-
-impl KvShape {
-    /// Numbers of K (or of V) of one token in one layer.
-    #[must_use]
-    pub fn kv_dim(&self) -> usize {
-        self.kv_heads * self.head_dim
-    }
-}
-
-/// One layer's attention, apart from its weights.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionSpec {
-    /// Query heads; a multiple of `kv_heads`. Query head `h` reads KV head `h / (heads / kv_heads)`.
-    pub heads: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
-    /// Numbers per head.
-    pub head_dim: usize,
-    /// Multiplies q·k.
-    pub scale: f32,
-    /// `s = cap * tanh(s / cap)` on the scaled scores (Gemma 2).
-    pub softcap: Option<f32>,
-    /// Sliding window: query at index `p` sees KV indices `j` with `p - window < j <= p`.
-    pub window: Option<u32>,
-}
-
-/// Rotary tables of one kind of layer: `cos` and `sin` are `[max_positions, rotary_dim / 2]`, attention scaling
-/// (longrope, yarn) already multiplied in.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RopeTable {
-    /// Numbers of a head that rotate: the first `rotary_dim`, in two halves (GPT-NeoX layout). Even.
-    pub rotary_dim: usize,
-    /// `[max_positions, rotary_dim / 2]`.
-    pub cos: Vec<f32>,
-    /// `[max_positions, rotary_dim / 2]`.
-    pub sin: Vec<f32>,
-}
-
-/// The activation between gate and up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// x · sigmoid(x).
-    Silu,
-    /// GELU, tanh approximation (`gelu_pytorch_tanh`).
-    GeluTanh,
-    /// GELU, exact (erf).
-    Gelu,
-}
-
-/// Which columns of a buffer hold heads to be normalised: `heads` heads of `head_dim` from column `first`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeadColumns {
-    /// First column.
-    pub first: usize,
-    /// Number of heads.
-    pub heads: usize,
-    /// Numbers per head.
-    pub head_dim: usize,
-}
+use crate::types::AdapterSlot;
 
 /// A norm of the base, and the gains that adapters have instead.
 pub struct Norm<'a, B: Backend> {
@@ -121,7 +61,7 @@ pub struct Norm<'a, B: Backend> {
 /// How a kernel set presents itself in logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendInfo {
-    /// `reference` or `cpu`.
+    /// `reference`, `cpu` or `cuda`.
     pub name: &'static str,
     /// Instruction set path chosen at start, e.g. `avx512bf16`, `avx2`, `portable`.
     pub isa: &'static str,
@@ -140,6 +80,10 @@ pub trait Backend: DeltaMemory {
     type KvCache: Send;
     /// A [`StepPlan`] on the device.
     type Step: Send;
+    /// All experts of one layer.
+    type Experts: Send + Sync;
+    /// What [`Backend::experts`] keeps between its kernels.
+    type ExpertsWork: Send;
 
     /// What this is.
     fn info(&self) -> BackendInfo;
@@ -152,6 +96,12 @@ pub trait Backend: DeltaMemory {
     /// Allocate `[rows, cols]`, zeroed.
     fn buffer(&self, rows: usize, cols: usize) -> Result<Self::Buffer, OpsError>;
 
+    /// As [`Backend::buffer`], for rows that GEMMs read: a backend may keep beside the numbers the form in which they do,
+    /// which norms, activations, attention, input scales and rotations write.
+    fn input_buffer(&self, rows: usize, cols: usize) -> Result<Self::Buffer, OpsError> {
+        self.buffer(rows, cols)
+    }
+
     /// Pack `segments`, each `[out_i, in]`, stacked along `out` in order. Column range `i` of a GEMM's output is
     /// segment `i`. The numbers are rounded to the backend's [`WeightFormat`].
     fn weight(&self, segments: &[HostMatrix<'_>]) -> Result<Self::Weight, OpsError>;
@@ -162,8 +112,23 @@ pub trait Backend: DeltaMemory {
         matrices.iter().map(|matrix| self.weight(&[*matrix])).collect()
     }
 
+    /// The experts of one layer, ascending.
+    fn expert_table(&self, experts: Vec<Expert<Self>>) -> Result<Self::Experts, OpsError>;
+
+    /// What experts of `spec` over rows of `hidden` numbers need in between, for at most `rows` rows; without a spec, for
+    /// a model that has none, next to nothing.
+    fn experts_work(
+        &self,
+        rows: usize,
+        hidden: usize,
+        spec: Option<&ExpertsSpec>,
+    ) -> Result<Self::ExpertsWork, OpsError>;
+
     /// Copy a vector to the device.
     fn vector(&self, values: &[f32]) -> Result<Self::Vector, OpsError>;
+
+    /// Copy a sparse matrix to the device. The numbers are rounded to the backend's [`WeightFormat`].
+    fn sparse_matrix(&self, matrix: &HostSparse) -> Result<Self::Sparse, OpsError>;
 
     /// Copy rows to a buffer of their own, `values.len() / cols` of them.
     fn buffer_of(&self, cols: usize, values: &[f32]) -> Result<Self::Buffer, OpsError>;
@@ -180,8 +145,21 @@ pub trait Backend: DeltaMemory {
     /// Copy a plan to the device.
     fn upload(&self, plan: &StepPlan, step: &mut Self::Step) -> Result<(), OpsError>;
 
-    /// An empty delta table.
-    fn delta_table(&self) -> Result<Self::DeltaTable, OpsError>;
+    /// An uploaded step begins, in which adapters have entries at the sites `held`: whether its ops are to be called, up to
+    /// [`Backend::sample`]. A backend that has recorded the same launches before puts them on the device by itself. `None`
+    /// for a step that is not to be recorded.
+    fn begin(&self, _step: &mut Self::Step, _held: Option<&SiteSet>) -> Launches {
+        Launches::Wanted
+    }
+
+    /// All ops of a step have been called that were wanted: whether they are to be called once more, because they could not
+    /// be recorded.
+    fn end(&self, _step: &mut Self::Step) -> Launches {
+        Launches::Done
+    }
+
+    /// An empty delta table of so many slots.
+    fn delta_table(&self, slots: usize) -> Result<Self::DeltaTable, OpsError>;
 
     /// Put an adapter's entries into an empty slot. Steps launched before do not see them, those launched after do.
     fn set_slot(&self, table: &mut Self::DeltaTable, slot: AdapterSlot, delta: SlotDelta<Self>);
@@ -203,18 +181,22 @@ pub trait Backend: DeltaMemory {
     /// chosen or one scored, kept with the step. Groups come in ascending order.
     fn sample(&self, step: &mut Self::Step, group: usize, logits: &Self::Buffer);
 
-    /// Wait for the step and take out what was chosen and scored, in the order of the plan's sampled rows: a token, or why
-    /// its sequence has none.
+    /// Semantics: for each row i of a group of pooled rows ([`StepPlan::pooled`]), what its span wants of it, kept with the
+    /// step: `hidden[i, :]`, or the first `labels` numbers of `logits[i, :]`. Groups come in ascending order.
+    fn collect(&self, step: &mut Self::Step, group: usize, hidden: &Self::Buffer, logits: &Self::Buffer);
+
+    /// Wait for the step and take out what was chosen, scored and collected, in the order of the plan's rows: a token or a
+    /// vector, or why its sequence has none.
     ///
     /// # Errors
     /// Whatever went wrong on the device since the upload: kernels are launched without waiting for them, and this is
     /// where their errors surface. Nothing that the step wrote may be trusted then.
-    fn finish(&self, step: &mut Self::Step) -> Result<Vec<SampleOutcome>, OpsError>;
+    fn finish(&self, step: &mut Self::Step) -> Result<StepOutcomes, OpsError>;
 
     // --- rows in, rows out: for each row r of `rows` --------------------------------------------------------------
 
     /// Semantics: for each row r of the step with a token id: `y[r, :] = scale * table[id, :]`, where `table` is
-    /// `[vocab, hidden]` as stored (bf16 or f32, widened). Rows whose id is absent ([`StepPlan::ids`]) are left as they are.
+    /// `[vocab, hidden]` as kept ([`WeightFormat`], widened). Rows whose id is absent ([`StepPlan::ids`]) are left as they are.
     fn embed(&self, step: &Self::Step, table: &Self::Weight, scale: f32, y: &mut Self::Buffer);
 
     /// Semantics: `y[rows.start + i, :] = x[first + i, :]` for each i below `rows.len()`. Used for prompt embeddings.
@@ -223,6 +205,11 @@ pub trait Backend: DeltaMemory {
     /// Semantics: `y[r, :] = x[source of r, :]`, where x holds all rows of the step: the source of a sampled row is
     /// [`SampledRows::sources`], that of any other the row itself.
     fn gather_rows(&self, step: &Self::Step, rows: Rows, x: &Self::Buffer, y: &mut Self::Buffer);
+
+    /// Semantics, for each span i of a group of pooled rows: `y[i, :] = ((s + x[r0, :]) + x[r1, :]) + …` over its rows r of x,
+    /// ascending, in f32, where s is the sum that it goes on from; without one it begins with `x[r0, :]`. x holds all rows of
+    /// the step.
+    fn pool_rows(&self, step: &Self::Step, group: usize, x: &Self::Buffer, y: &mut Self::Buffer);
 
     /// Semantics: `x[r, :] += y[r, :]`.
     fn add(&self, step: &Self::Step, rows: Rows, x: &mut Self::Buffer, y: &Self::Buffer);
@@ -245,6 +232,18 @@ pub trait Backend: DeltaMemory {
     /// `[rows, in]`, `y` `[rows, out]`.
     fn gemm(&self, step: &Self::Step, rows: Rows, x: &Self::Buffer, w: &Self::Weight, y: &mut Self::Buffer);
 
+    /// Semantics: [`Backend::gemm`] on the columns of one segment of `w`, to the bit; the others are left as they are. For
+    /// rows whose inputs to stacked projections differ: every segment by itself reads each weight once, as the stack does.
+    fn gemm_segment(
+        &self,
+        step: &Self::Step,
+        rows: Rows,
+        x: &Self::Buffer,
+        w: &Self::Weight,
+        segment: usize,
+        y: &mut Self::Buffer,
+    );
+
     /// Semantics: `y[r, c] += bias[c]`; `bias` has as many numbers as y has columns.
     fn add_bias(&self, step: &Self::Step, rows: Rows, bias: &Self::Vector, y: &mut Self::Buffer);
 
@@ -258,6 +257,24 @@ pub trait Backend: DeltaMemory {
         rows: Rows,
         activation: Activation,
         x: &Self::Buffer,
+        y: &mut Self::Buffer,
+    );
+
+    /// Routing and MLP of a sparse layer in one op, so that nothing of the choice leaves the device. `logits` is `[rows,
+    /// experts]`, x and y `[rows, hidden]`. Semantics, per row: `p = softmax(logits[r, :])` in f32; the row's experts E are
+    /// the `experts_per_token` highest logits, of equal ones the lower index first; `w_e = p_e`, with `renormalise`
+    /// `p_e / Σ_{E} p`; `y[r, :] = Σ_{e in E, ascending} w_e * down_e(act(gate_e x[r]) ∘ up_e x[r])`, from 0 on. x and
+    /// the input of down are rounded to the [`ComputeDtype`], as in [`Backend::gemm`].
+    #[allow(clippy::too_many_arguments)] // Two inputs, and memory for what is in between.
+    fn experts(
+        &self,
+        step: &Self::Step,
+        rows: Rows,
+        spec: &ExpertsSpec,
+        logits: &Self::Buffer,
+        experts: &Self::Experts,
+        x: &Self::Buffer,
+        work: &mut Self::ExpertsWork,
         y: &mut Self::Buffer,
     );
 
@@ -292,16 +309,14 @@ pub trait Backend: DeltaMemory {
     /// Copy one block, all layers.
     fn copy_block(&self, kv: &mut Self::KvCache, source: usize, target: usize);
 
-    /// Store saved K and V of one layer as they are (no rope, no norm): row i of `k` and `v`, for each i below `count`, at
-    /// KV index i of a sequence whose block table begins with `blocks`.
+    /// Store saved K and V as they are (no rope, no norm): row i of both, for each i below `count`, at KV index i of a
+    /// sequence whose block table begins with `blocks`. `layers` has K and V of each layer, from the first on.
     fn write_pages(
         &self,
         kv: &mut Self::KvCache,
-        layer: usize,
         blocks: &[u32],
         count: usize,
-        k: &Self::Buffer,
-        v: &Self::Buffer,
+        layers: &[(Self::Buffer, Self::Buffer)],
     );
 
     // --- deltas, one op class at a time, all rows at once ---------------------------------------------------------
@@ -338,11 +353,54 @@ pub trait Backend: DeltaMemory {
     /// of the base (Gemma), 1 elsewhere.
     fn embedding_low_rank(&self, step: &Self::Step, deltas: SiteTable<'_, Self>, scale: f32, y: &mut Self::Buffer);
 
+    /// Semantics, for each row of a slot with entries: `y[r, c] += Σ S[c - c0, k] * x[r, k]` over the k that row `c - c0` of S
+    /// holds, for each entry `{S: [c1 - c0, in], columns: c0..c1}` and each of its columns c of which S holds any. One element is
+    /// summed in an order of the entry's own, and added to y once. x is rounded to the [`ComputeDtype`].
+    fn sparse(
+        &self,
+        step: &Self::Step,
+        rows: Rows,
+        deltas: SiteTable<'_, Self>,
+        x: &Self::Buffer,
+        y: &mut Self::Buffer,
+    );
+
+    /// Semantics, for each row r of the step with a token id that is `ids[i]` of its slot's entry: `y[r, :] = scale *
+    /// rows[i, :]`, as [`Backend::embed`] does with the rows of a table.
+    fn replace_embeddings(&self, step: &Self::Step, deltas: SiteTable<'_, Self>, scale: f32, y: &mut Self::Buffer);
+
+    /// Semantics, for each row r of a slot with an entry `{ids, rows: [ids, in]}`: `y[r, ids[i]] = Σ_k x[r, k] * rows[i, k]` for
+    /// each i, as [`Backend::gemm`] computes a column.
+    fn replace_columns(
+        &self,
+        step: &Self::Step,
+        rows: Rows,
+        deltas: SiteTable<'_, Self>,
+        x: &Self::Buffer,
+        y: &mut Self::Buffer,
+    );
+
     /// Semantics: `y[r, columns] *= g` for each entry of the row's slot.
     fn scale_rows(&self, step: &Self::Step, rows: Rows, deltas: SiteTable<'_, Self>, y: &mut Self::Buffer);
 
+    /// Semantics: `y[r, columns] = c1 ∘ y[r, columns] + c2 ∘ rot(y[r, columns])` for each entry of the row's slot, whose
+    /// columns are no other's: of every `group` columns the first half y1 and the second half y2 turn together, `rot(y) =
+    /// (−y2, y1)`. Products and their sum are rounded one by one.
+    fn rotate_outputs(&self, step: &Self::Step, rows: Rows, deltas: SiteTable<'_, Self>, y: &mut Self::Buffer);
+
     /// Semantics: `y[r, columns] += b` for each entry of the row's slot.
     fn bias_rows(&self, step: &Self::Step, rows: Rows, deltas: SiteTable<'_, Self>, y: &mut Self::Buffer);
+
+    /// The heads of adapters. Semantics, for each row of a slot with an entry w, the vector `[columns, in]` row by row: `y[r, c] =
+    /// Σ_k w[c, k] * x[r, k]` for each of its columns c, which begin at 0. All of it in f32: x is not rounded.
+    fn head_rows(
+        &self,
+        step: &Self::Step,
+        rows: Rows,
+        deltas: SiteTable<'_, Self>,
+        x: &Self::Buffer,
+        y: &mut Self::Buffer,
+    );
 
     /// Semantics: `y[r, :] = g ∘ x[r, :]` where the row's slot has an entry g, else `x[r, :]`.
     fn scale_input(
@@ -354,22 +412,64 @@ pub trait Backend: DeltaMemory {
         y: &mut Self::Buffer,
     );
 
-    /// For rows whose input to one of several stacked projections is scaled. Semantics, for each row of a slot with an
-    /// entry g: `y[r, columns of segment] = W_segment (g ∘ x[r])`, the columns as [`Backend::gemm`] computes them. `scaled` is
-    /// scratch as wide as x.
-    #[allow(clippy::too_many_arguments)] // All of a GEMM's, and which rows and columns of it.
-    fn gemm_scaled_segment(
+    /// How rows with a bottleneck begin. Semantics, for each row of a slot with an entry, x and h as they were: `v[r, :] =
+    /// reads(x, h)`, `x[r, :] = stream(x, h)`, `h[r, :] = branch(x, h) + up_bias`.
+    fn blend_rows(
         &self,
         step: &Self::Step,
         rows: Rows,
         deltas: SiteTable<'_, Self>,
-        x: &Self::Buffer,
-        w: &Self::Weight,
-        segment: usize,
-        scaled: &mut Self::Buffer,
+        x: &mut Self::Buffer,
+        h: &mut Self::Buffer,
+        v: &mut Self::Buffer,
+    );
+
+    /// Semantics, for each row of a slot with an entry: `h[r, :] += scaling * U f(D v[r] + down_bias)`, D and U as a and b of
+    /// [`Backend::low_rank`]. v and f of it are rounded to the [`ComputeDtype`] before their GEMMs.
+    fn bottleneck(
+        &self,
+        step: &Self::Step,
+        rows: Rows,
+        deltas: SiteTable<'_, Self>,
+        v: &Self::Buffer,
+        h: &mut Self::Buffer,
+    );
+
+    /// LayerNorm (Ba et al. 2016). Semantics, for each row of a slot with two entries w and b: `y[r, c] = (y[r, c] - mean) *
+    /// rsqrt(mean_c (y[r, c] - mean)^2 + eps) * w[c] + b[c]`, mean that of the row. Sums in f32.
+    fn layer_norm_rows(
+        &self,
+        step: &Self::Step,
+        rows: Rows,
+        deltas: SiteTable<'_, Self>,
+        eps: f32,
         y: &mut Self::Buffer,
     );
+
+    /// Semantics: `y[r, :] = x' R_1 ⋯ R_n` with `x' = g ∘ x[r, :]` where the row's slot has an entry g in `scales`, else
+    /// `x[r, :]`, and the [`Rotation`]s R of the slot, in order; a row that has neither is copied. Each number is
+    /// `Σ_i x'[i] * R[i, c]` over the inputs i of its block, ascending, in f32.
+    fn rotate_input(
+        &self,
+        step: &Self::Step,
+        rows: Rows,
+        scales: Option<SiteTable<'_, Self>>,
+        rotations: SiteTable<'_, Self>,
+        x: &Self::Buffer,
+        y: &mut Self::Buffer,
+    );
+
+    /// Semantics, for each row of a slot with entries: for each entry `{weight: [c1 - c0, in], scaling, columns: c0..c1,
+    /// replaces}`, with `v = weight x[r]` as [`Backend::gemm`] computes it, `y[r, c0..c1] = v` where it replaces, else
+    /// `y[r, c0..c1] += scaling * v`. The entries of a slot cover other columns each.
+    fn dense(&self, step: &Self::Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Self::Buffer, y: &mut Self::Buffer);
 }
 
-/// What became of a sampled row.
-pub type SampleOutcome = Result<SampledToken, SequenceFailure>;
+/// Whether the ops of a step are to be called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Launches {
+    /// They are.
+    Wanted,
+    /// The device has them already.
+    Done,
+}

@@ -1,8 +1,16 @@
 //! How a backend keeps numbers: three choices that are one another's business only where a flag makes them together.
 
-use half::bf16;
+use half::{bf16, f16};
 
-/// A choice between f32 and bf16, as a type of its own, so that none is taken for another.
+/// The nearest f16, of two as near the even one. What is too large for one is NaN, not infinity, which a softcap or a
+/// score of minus infinity would hide: whoever keeps numbers in f16 learns of every one that does not fit.
+#[must_use]
+pub fn nearest_f16(value: f32) -> f16 {
+    let nearest = f16::from_f32(value);
+    if nearest.is_infinite() { f16::NAN } else { nearest }
+}
+
+/// A choice of f32, bf16 and f16, as a type of its own, so that none is taken for another.
 macro_rules! kept {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -12,6 +20,8 @@ macro_rules! kept {
             F32,
             /// bfloat16.
             Bf16,
+            /// IEEE 754 binary16, where nothing is infinite ([`nearest_f16`]).
+            F16,
         }
 
         impl $name {
@@ -20,7 +30,7 @@ macro_rules! kept {
             pub fn size(self) -> usize {
                 match self {
                     Self::F32 => 4,
-                    Self::Bf16 => 2,
+                    Self::Bf16 | Self::F16 => 2,
                 }
             }
 
@@ -30,6 +40,7 @@ macro_rules! kept {
                 match self {
                     Self::F32 => "f32",
                     Self::Bf16 => "bf16",
+                    Self::F16 => "f16",
                 }
             }
 
@@ -39,6 +50,7 @@ macro_rules! kept {
                 match self {
                     Self::F32 => value,
                     Self::Bf16 => bf16::from_f32(value).to_f32(),
+                    Self::F16 => nearest_f16(value).to_f32(),
                 }
             }
         }
@@ -76,4 +88,27 @@ impl Numerics {
     pub const F32: Self = Self { weights: WeightFormat::F32, compute: ComputeDtype::F32, kv: KvDtype::F32 };
     /// `--dtype bf16`.
     pub const BF16: Self = Self { weights: WeightFormat::Bf16, compute: ComputeDtype::Bf16, kv: KvDtype::Bf16 };
+    /// `--dtype f16`.
+    pub const F16: Self = Self { weights: WeightFormat::F16, compute: ComputeDtype::F16, kv: KvDtype::F16 };
+    /// What `--dtype` names.
+    pub const ALL: [Self; 3] = [Self::F32, Self::BF16, Self::F16];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f16_is_the_nearest_number_and_none_where_there_is_none_near() {
+        let round = |value| ComputeDtype::F16.round(value);
+        assert_eq!(
+            [1.0, -0.1, 65_504.0, 65_519.9, 2.0_f32.powi(-24)].map(round),
+            [1.0, -0.099_975_586, 65_504.0, 65_504.0, 2.0_f32.powi(-24)]
+        );
+        assert_eq!([2049.0, 2051.0, 2.0_f32.powi(-25), -0.0].map(round), [2048.0, 2052.0, 0.0, 0.0]);
+        assert!(round(-0.0).is_sign_negative());
+        for far in [65_520.0, -65_520.0, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            assert!(round(far).is_nan(), "{far}");
+        }
+    }
 }

@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::types::{AdapterSlot, Output};
+use crate::types::{AdapterSlot, Output, PooledVector};
 
 /// Consecutive entries of [`RowPlan::order`] that share one adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +80,8 @@ pub enum Rows {
     All,
     /// The sampled rows of one group, by its place in [`StepPlan::sampled`].
     Sampled(usize),
+    /// The pooled rows of one group, by its place in [`StepPlan::pooled`].
+    Pooled(usize),
 }
 
 /// Sampled rows that go through the head together: their number bounds the logits.
@@ -116,6 +118,44 @@ impl SampledRows {
     }
 }
 
+/// Consecutive rows of a sequence that become one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PooledSpan {
+    /// Rows of the step, at least one. More than one are summed.
+    pub rows: Range<u32>,
+    /// The sum that they go on from, as wide as they are; without one it begins with the first of them.
+    pub onto: Option<PooledVector>,
+    /// How many logits of the head of the rows' adapter are wanted; `None`: the row itself.
+    pub labels: Option<u32>,
+}
+
+/// Pooled rows that go through the adapters' heads together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PooledRows {
+    /// What becomes of each; row `i` of their buffers is made of span `i`.
+    pub spans: Vec<PooledSpan>,
+    /// Their adapters.
+    pub rows: RowPlan,
+}
+
+impl PooledRows {
+    /// Most rows of a group.
+    pub const MOST: usize = SampledRows::MOST;
+
+    /// Groups of the spans of a step, in their order; `spans` is empty then.
+    #[must_use]
+    pub fn groups(step: &RowPlan, spans: &mut Vec<PooledSpan>) -> Vec<Self> {
+        let mut groups = Vec::new();
+        while !spans.is_empty() {
+            let rest = spans.split_off(spans.len().min(Self::MOST));
+            let spans = std::mem::replace(spans, rest);
+            let rows = RowPlan::new(spans.iter().map(|span| step.slots[span.rows.start as usize]).collect());
+            groups.push(Self { spans, rows });
+        }
+        groups
+    }
+}
+
 /// One sequence's rows and its KV pages.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SequencePlan {
@@ -146,6 +186,8 @@ pub struct StepPlan {
     pub sequences: Vec<SequencePlan>,
     /// Rows whose logits are wanted: a token is chosen from them, or a known one scored.
     pub sampled: Vec<SampledRows>,
+    /// Rows whose hidden states are wanted.
+    pub pooled: Vec<PooledRows>,
     /// What is wanted of the logits of each sampled row, in order; empty where they are only looked at.
     pub outputs: Vec<Output>,
 }
@@ -169,12 +211,12 @@ macro_rules! clone_in_place {
 
 clone_in_place!(RowPlan { slots, order, segments });
 clone_in_place!(SampledRows { sources, rows });
-clone_in_place!(StepPlan { rows, ids, positions, rope_rows, kv_slots, sequences, sampled, outputs });
+clone_in_place!(StepPlan { rows, ids, positions, rope_rows, kv_slots, sequences, sampled, pooled, outputs });
 
 impl StepPlan {
     /// Empty it of rows and sequences, and keep the memory.
     pub fn clear(&mut self) {
-        let Self { rows, ids, positions, rope_rows, kv_slots, sequences, sampled: _, outputs } = self;
+        let Self { rows, ids, positions, rope_rows, kv_slots, sequences, sampled: _, pooled, outputs } = self;
         rows.slots.clear();
         rows.group();
         ids.clear();
@@ -182,6 +224,7 @@ impl StepPlan {
         rope_rows.clear();
         kv_slots.clear();
         sequences.clear();
+        pooled.clear();
         outputs.clear();
     }
 
@@ -189,6 +232,7 @@ impl StepPlan {
     /// without copying it.
     pub fn release(&mut self) {
         self.sequences.clear();
+        self.pooled.clear();
         self.outputs.clear();
     }
 
@@ -198,15 +242,17 @@ impl StepPlan {
         match rows {
             Rows::All => &self.rows,
             Rows::Sampled(group) => &self.sampled[group].rows,
+            Rows::Pooled(group) => &self.pooled[group].rows,
         }
     }
 
-    /// Where a row lies among all of the step.
+    /// Where a row lies among all of the step; the first of those that have become one.
     #[must_use]
     pub fn source(&self, rows: Rows, row: usize) -> usize {
         match rows {
             Rows::All => row,
             Rows::Sampled(group) => self.sampled[group].sources[row] as usize,
+            Rows::Pooled(group) => self.pooled[group].spans[row].rows.start as usize,
         }
     }
 
@@ -241,6 +287,7 @@ mod tests {
                 .map(|row| SequencePlan { rows: row..row + 1, start: 7, blocks: vec![row as u32].into() })
                 .collect(),
             sampled: SampledRows::groups(&rows, &[0, 1]),
+            pooled: Vec::new(),
             outputs: vec![Output::PromptLogprobs { target: 3, top: 1 }; 2],
             rows,
         }

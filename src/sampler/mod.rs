@@ -36,6 +36,12 @@ use scores::Scores;
 use select::{Candidate, Nucleus};
 use softmax::Weights;
 
+/// The draw of one token, in [0, 1): a pure function of where the token stands.
+#[must_use]
+pub(crate) fn uniform(spec: &SampleSpec) -> f64 {
+    philox::uniform(spec.params.seed, spec.choice, spec.output_position)
+}
+
 /// Chooses tokens. Holds scratch memory for one vocabulary and is reused for every row; it carries nothing over from
 /// one call to the next.
 #[derive(Debug)]
@@ -126,7 +132,7 @@ impl Sampler {
         if params.temperature == 0.0 || params.top_k == 1 {
             return best.id;
         }
-        let uniform = philox::uniform(params.seed, spec.choice, spec.output_position);
+        let uniform = uniform(spec);
         let limit = usize::try_from(params.top_k).unwrap_or(usize::MAX);
         if limit > 0 && limit < scores.len() {
             select::top_k(simd, scores, limit, &mut self.candidates);

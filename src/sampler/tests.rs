@@ -330,7 +330,7 @@ prop_compose! {
     ) -> SamplingParams {
         SamplingParams {
             temperature, top_k, top_p, min_p, seed, repetition_penalty, presence_penalty, frequency_penalty,
-            logit_bias, logprobs, prompt_logprobs,
+            logit_bias, logprobs, prompt_logprobs, pool: None,
         }
     }
 }

@@ -12,8 +12,9 @@ use std::ops::Range;
 
 use super::math::round_bf16_bits;
 use super::memory::untouched;
+use super::numerics::KvDtype;
 use super::pack::PANEL;
-use crate::ops::{KvDtype, KvShape, OpsError};
+use crate::ops::{KvShape, OpsError};
 
 /// Places of a KV tile.
 pub(super) const TILE: usize = PANEL;
@@ -233,7 +234,8 @@ mod tests {
                 let (k, v) = token(source);
                 for (index, (k, v)) in k.iter().zip(&v).enumerate() {
                     let got = read(&cache, 1, place, index / 19, index % 19);
-                    assert_eq!(got, (dtype.round(*k), dtype.round(*v)), "{dtype:?} {place} {index}");
+                    let kept = crate::ops::KvDtype::from(dtype);
+                    assert_eq!(got, (kept.round(*k), kept.round(*v)), "{dtype:?} {place} {index}");
                 }
             }
             assert!(cache.layer(0).iter().all(|word| *word == 0));

@@ -14,14 +14,15 @@ use super::gemm::{Chunks, InputForm, Inputs, Outputs, Part, Store, ask_for, mult
 use super::memory::{Buffer, at_least};
 use super::pack::{PANEL, PackedWeight};
 use super::scratch::{LowRankScratch, Pair, Scratch, Segment, Task};
-use crate::ops::{Backend, LowRankPair, RowPlan, SiteTable};
+use crate::ops::{LowRankPair, RowPlan, SiteTable};
+use crate::types::AdapterSlot;
 
 /// Multiply-adds of a task worth handing out on its own.
 const TASK_WORK: usize = 32 * 1024;
 /// Most rows of a step that asks for B ahead of its use.
 const ASKING_ROWS: usize = 32;
-/// Most rows of a task that reads A.
-const TASK_ROWS: usize = 48;
+/// Most rows of a task that reads A, or rows in place of the base's.
+pub(super) const TASK_ROWS: usize = 48;
 
 fn value_stride(rank: usize) -> usize {
     rank.next_multiple_of(PANEL)
@@ -30,7 +31,7 @@ fn value_stride(rank: usize) -> usize {
 type Table<'t> = SiteTable<'t, CpuBackend>;
 
 impl CpuBackend {
-    /// See [`Backend::low_rank`]; with a base, [`Backend::gemm_low_rank`].
+    /// See [`low_rank`](crate::ops::Backend::low_rank); with a base, [`gemm_low_rank`](crate::ops::Backend::gemm_low_rank).
     pub(super) fn add_low_rank(
         &self,
         rows: &RowPlan,
@@ -48,6 +49,7 @@ impl CpuBackend {
         }
         let x = self.prepare(words, x, rows.len());
         scratch.shrink(self, table, x);
+        scratch.round(self, table);
         let y = Outputs::new(&mut y.data, y.cols, None);
         if let Some(w) = base {
             scratch.expand_with(self, table, &Chunks::new(x, rows.len(), w, 0..w.panels(), y, self.pool.threads()), y);
@@ -55,7 +57,7 @@ impl CpuBackend {
         scratch.expand(self, table, 1.0, y);
     }
 
-    /// See [`Backend::embedding_low_rank`]: the shrink is a row of A.
+    /// See [`embedding_low_rank`](crate::ops::Backend::embedding_low_rank): the shrink is a row of A.
     pub(super) fn add_embedding_low_rank(
         &self,
         ids: &[Option<u32>],
@@ -77,7 +79,7 @@ impl CpuBackend {
 
 impl LowRankScratch {
     /// List segments, their rows that are `wanted`, and pairs; true if there is something to do.
-    fn collect(
+    pub(super) fn collect(
         &mut self,
         backend: &CpuBackend,
         plan: &RowPlan,
@@ -88,7 +90,7 @@ impl LowRankScratch {
         self.segments.clear();
         self.pairs.clear();
         assert_grouped(plan);
-        let form = InputForm::of(backend.isa, backend.numerics());
+        let form = InputForm::of(backend.isa, backend.numerics);
         let (mut values, mut words) = (0, 0);
         for segment in &plan.segments {
             let entries = table.low_rank(Some(segment.slot));
@@ -119,7 +121,8 @@ impl LowRankScratch {
         &table.low_rank(Some(segments[pair.segment].slot))[pair.entry]
     }
 
-    fn shrink(&mut self, backend: &CpuBackend, table: Table<'_>, x: Inputs<'_>) {
+    /// v = A x of all pairs.
+    pub(super) fn shrink(&mut self, backend: &CpuBackend, table: Table<'_>, x: Inputs<'_>) {
         let depth = x.depth();
         self.tasks.clear();
         let mut work = 0;
@@ -148,12 +151,21 @@ impl LowRankScratch {
             // SAFETY: pairs have values of their own, and the tasks of a pair other rows or panels each.
             unsafe { multiply(backend.isa, &part) };
         });
-        self.round(backend, table);
+    }
+
+    /// Call `body` with the slot and v of every row of every pair.
+    pub(super) fn each_shrunk(&mut self, table: Table<'_>, body: impl Fn(AdapterSlot, &mut [f32])) {
+        for pair in &self.pairs {
+            let rank = Self::entry(&self.segments, table, pair).rank;
+            let Segment { slot, rows, .. } = &self.segments[pair.segment];
+            let values = &mut self.values[pair.values..][..rows.len() * value_stride(rank)];
+            values.chunks_exact_mut(value_stride(rank)).for_each(|values| body(*slot, &mut values[..rank]));
+        }
     }
 
     /// v as inputs of the expand: rounded in bf16 mode.
-    fn round(&mut self, backend: &CpuBackend, table: Table<'_>) {
-        let form = InputForm::of(backend.isa, backend.numerics());
+    pub(super) fn round(&mut self, backend: &CpuBackend, table: Table<'_>) {
+        let form = InputForm::of(backend.isa, backend.numerics);
         for pair in &self.pairs {
             let rank = Self::entry(&self.segments, table, pair).rank;
             let (stride, value_stride) = (form.stride(rank), value_stride(rank));
@@ -227,7 +239,7 @@ impl LowRankScratch {
     }
 
     /// s · B v of every segment that has not been expanded with the base.
-    fn expand(&mut self, backend: &CpuBackend, table: Table<'_>, scale: f32, y: Outputs<'_>) {
+    pub(super) fn expand(&mut self, backend: &CpuBackend, table: Table<'_>, scale: f32, y: Outputs<'_>) {
         self.tasks.clear();
         let mut work = 0;
         for segment in self.segments.iter().filter(|segment| !segment.fused) {
@@ -272,7 +284,7 @@ impl LowRankScratch {
         y: Outputs<'_>,
     ) {
         let (segment, op) = (&self.segments[pair.segment], Self::entry(&self.segments, table, pair));
-        let form = InputForm::of(backend.isa, backend.numerics());
+        let form = InputForm::of(backend.isa, backend.numerics);
         let len = segment.rows.len() * form.stride(op.rank);
         let part = Part {
             x: Inputs::new(&self.words[pair.words..][..len], form, op.rank),
@@ -289,7 +301,14 @@ impl LowRankScratch {
 }
 
 /// Cut `rows` x `panels` of a weight of `depth` into tasks of about [`TASK_WORK`].
-fn cut(tasks: &mut Vec<Task>, pairs: Range<usize>, rows: usize, rows_each: usize, panels: usize, depth: usize) {
+pub(super) fn cut(
+    tasks: &mut Vec<Task>,
+    pairs: Range<usize>,
+    rows: usize,
+    rows_each: usize,
+    panels: usize,
+    depth: usize,
+) {
     let work_of_panel = rows.min(rows_each) * depth * PANEL;
     // Tiles of few rows take several panels side by side: whole groups of them.
     let panels_each = (TASK_WORK / work_of_panel.max(1)).max(1).next_multiple_of(4);
@@ -314,7 +333,7 @@ fn overlap(entries: &[LowRankPair<CpuBackend>]) -> bool {
 }
 
 /// Every row belongs to at most one segment: slots ascend, rows ascend within them and have that slot.
-fn assert_grouped(plan: &RowPlan) {
+pub(super) fn assert_grouped(plan: &RowPlan) {
     assert!(plan.segments.is_sorted_by(|a, b| a.slot < b.slot), "segments out of order");
     for segment in &plan.segments {
         let rows = plan.rows_of(segment);

@@ -2,6 +2,7 @@
 //! set runs the same operations, so a result never depends on where in a row a number stands.
 
 use super::isa::Arithmetic;
+use crate::ops::NonLinearity;
 
 const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
@@ -116,6 +117,27 @@ pub(super) fn gelu<A: Arithmetic>(x: f32) -> f32 {
     0.5 * x * (1.0 + erf::<A>(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
+/// max(x, 0); NaN for NaN.
+#[inline(always)]
+pub(super) fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+/// 1 / (1 + e^-x).
+#[inline(always)]
+pub(super) fn sigmoid<A: Arithmetic>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<A>(-x))
+}
+
+/// x · tanh(ln(1 + e^x)): with n = e^x (e^x + 2) that is x · n / (n + 2).
+#[inline(always)]
+pub(super) fn mish<A: Arithmetic>(x: f32) -> f32 {
+    let bounded = if x > NonLinearity::MISH_LINEAR { NonLinearity::MISH_LINEAR } else { x };
+    let power = exp::<A>(bounded);
+    let n = power * (power + 2.0);
+    x * (n / (n + 2.0))
+}
+
 /// The bits of x rounded to bf16, to nearest even, as the upper half of an f32. A NaN stays one.
 #[inline(always)]
 pub(super) fn round_bf16_bits(x: f32) -> u32 {
@@ -139,20 +161,38 @@ pub(super) fn fold_lanes(mut lanes: [f32; LANES], op: impl Fn(f32, f32) -> f32) 
     lanes[0]
 }
 
-/// Σ x², lane `i % 16` first, so that it depends on the length alone.
+/// Σ x, lane `i % 16` first.
 #[inline(always)]
-pub(super) fn sum_of_squares<A: Arithmetic>(x: &[f32]) -> f32 {
+pub(super) fn sum(x: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let (chunks, tail) = x.as_chunks::<LANES>();
     for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane += x);
+    }
+    lanes.iter_mut().zip(tail).for_each(|(lane, x)| *lane += x);
+    fold_lanes(lanes, |a, b| a + b)
+}
+
+/// Σ a b of slices of one length, lane `i % 16` first, so that it depends on the length alone.
+#[inline(always)]
+pub(super) fn dot<A: Arithmetic>(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let ((a, rest_of_a), (b, rest_of_b)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
         for i in 0..LANES {
-            lanes[i] = A::mul_add(chunk[i], chunk[i], lanes[i]);
+            lanes[i] = A::mul_add(a[i], b[i], lanes[i]);
         }
     }
-    for (lane, x) in lanes.iter_mut().zip(tail) {
-        *lane = A::mul_add(*x, *x, *lane);
+    for (lane, (a, b)) in lanes.iter_mut().zip(rest_of_a.iter().zip(rest_of_b)) {
+        *lane = A::mul_add(*a, *b, *lane);
     }
     fold_lanes(lanes, |a, b| a + b)
+}
+
+/// Σ x², as [`dot`].
+#[inline(always)]
+pub(super) fn sum_of_squares<A: Arithmetic>(x: &[f32]) -> f32 {
+    dot::<A>(x, x)
 }
 
 #[cfg(test)]
@@ -214,6 +254,13 @@ mod tests {
         assert!((gelu::<Fused>(1.0) - 0.841_344_7).abs() < 1e-6);
         assert!((gelu_tanh::<Fused>(1.0) - 0.841_192).abs() < 1e-6);
         assert_eq!(silu::<Fused>(-1000.0), 0.0);
+        for x in sweep(-30.0, 40.0) {
+            let wide = f64::from(x);
+            let want = wide * (1.0 + wide.exp()).ln().tanh();
+            assert!((f64::from(mish::<Fused>(x)) - want).abs() < 1e-6 * (1.0 + want.abs()), "{x}");
+        }
+        assert_eq!([sigmoid::<Plain>(0.0), relu(-1.0), relu(2.0)], [0.5, 0.0, 2.0]);
+        assert!(mish::<Plain>(f32::NAN).is_nan() && relu(f32::NAN).is_nan() && sigmoid::<Plain>(f32::NAN).is_nan());
     }
 
     #[test]

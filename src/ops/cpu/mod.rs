@@ -10,19 +10,33 @@
 //!
 //! All `unsafe` of the CPU path lives here. This room must not know model families, adapters' methods or requests.
 
+mod attending;
 mod attention;
+mod bottleneck;
+mod dense;
+mod experts;
 mod gemm;
 mod isa;
 mod kv;
 mod lowrank;
 mod math;
 mod memory;
+mod numerics;
 mod pack;
+mod pairs;
 mod peak;
 mod pool;
+mod pooled;
+mod regions;
+mod registers;
+mod replaced;
+mod rotate;
+mod routes;
 mod rows;
 mod sample;
 mod scratch;
+mod sparse;
+mod sparse_matrix;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -32,17 +46,22 @@ pub use isa::Isa;
 pub use kv::KvCache;
 pub use memory::{Buffer, limit_arenas};
 pub use pack::PackedWeight;
+pub use peak::Reading;
+pub use routes::ExpertsWork;
+pub use sparse_matrix::SparseMatrix;
 
-use attention::{Pass, attend};
-use gemm::{Chunks, InputForm, Inputs, Outputs, prepare_row};
+use gemm::{Chunks, InputForm, Outputs};
 use isa::DetectedIsa;
-use memory::{at_least, filled};
+use memory::filled;
+use numerics::ComputeDtype;
 use pool::Pool;
 use scratch::Scratch;
 
+use super::outcomes::collect;
 use super::{
-    Activation, AttentionSpec, Backend, BackendInfo, ComputeDtype, DeltaMemory, HeadColumns, HostMatrix, KvShape, Norm,
-    Numerics, OpsError, RopeTable, RowPlan, Rows, SampleOutcome, SiteTable, SlotDelta, SlotTable, StepPlan,
+    Activation, AttentionSpec, Backend, BackendInfo, DeltaMemory, EntriesBySite, Expert, ExpertsSpec, HeadColumns,
+    HostMatrix, HostSparse, KvShape, Norm, Numerics, OpsError, RopeTable, RowPlan, Rows, SiteTable, SlotDelta,
+    SlotTable, StepOutcomes, StepPlan,
 };
 use crate::types::AdapterSlot;
 
@@ -53,7 +72,7 @@ pub struct CpuOptions {
     pub threads: usize,
     /// How numbers are kept.
     pub numerics: Numerics,
-    /// Instruction set path; the fastest this machine has if absent.
+    /// Instruction set path; the fastest this machine has if absent, of those with bf16 products and without as measured.
     pub isa: Option<Isa>,
 }
 
@@ -61,7 +80,7 @@ pub struct CpuOptions {
 /// threads at once are correct, but share its scratch memory one after the other.
 pub struct CpuBackend {
     isa: DetectedIsa,
-    numerics: Numerics,
+    numerics: numerics::Numerics,
     pool: Pool,
     /// Packs what comes while steps run, on the thread that brings it: `pool` is the steps'.
     alone: Pool,
@@ -76,75 +95,47 @@ pub struct Rope {
     sin: Vec<f32>,
 }
 
-/// A [`StepPlan`], checked for what the kernels rely on, and what has been chosen so far.
+/// A [`StepPlan`], checked for what the kernels rely on, and what has been chosen and collected so far.
 #[derive(Debug, Default)]
 pub struct Step {
     plan: StepPlan,
-    outcomes: Vec<SampleOutcome>,
+    outcomes: StepOutcomes,
 }
 
 impl CpuBackend {
     /// Start the threads and choose the instruction set.
     ///
     /// # Errors
-    /// [`OpsError::Isa`] for a path that this machine lacks, [`OpsError::Thread`] for no threads or more than the
+    /// [`OpsError::Dtype`] for f16, [`OpsError::Isa`] for a path that this machine lacks, [`OpsError::Thread`] for no threads or more than the
     /// system starts.
     pub fn new(options: CpuOptions) -> Result<Self, OpsError> {
-        let best = match (Isa::best(), options.numerics.compute) {
+        let numerics = numerics::Numerics::try_from(options.numerics)?;
+        let fastest = || match (Isa::best(), numerics.compute) {
             (Isa::Avx512Bf16, ComputeDtype::F32) => Isa::Avx512,
+            (Isa::Avx512Bf16, ComputeDtype::Bf16) if !pairs::pay() => Isa::Avx512,
             (best, _) => best,
         };
-        let isa = DetectedIsa::new(options.isa.unwrap_or(best))?;
+        let isa = DetectedIsa::new(options.isa.unwrap_or_else(fastest))?;
         let (pool, alone) = (Pool::new(options.threads)?, Pool::new(1)?);
-        Ok(Self { isa, numerics: options.numerics, pool, alone, scratch: Mutex::default() })
+        Ok(Self { isa, numerics, pool, alone, scratch: Mutex::default() })
     }
 
     fn scratch(&self) -> MutexGuard<'_, Scratch> {
         // A kernel that panicked leaves only unspecified numbers behind, as every op does.
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// The first `count` rows of x in the form the GEMM reads.
-    fn prepare<'a>(&self, words: &'a mut Vec<u32>, x: &Buffer, count: usize) -> Inputs<'a> {
-        let form = InputForm::of(self.isa, self.numerics);
-        let stride = form.stride(x.cols);
-        let words = at_least(words, count * stride);
-        let rows_each = count.div_ceil(self.pool.threads() * 4).max(1);
-        self.pool.for_blocks(count * x.cols, words, rows_each * stride, |block, words| {
-            for (index, words) in words.chunks_exact_mut(stride).enumerate() {
-                prepare_row(self.isa, form, x.row(block * rows_each + index), words);
-            }
-        });
-        Inputs::new(words, form, x.cols)
-    }
-
-    /// Run all chunks of a GEMM, threads taking chunks.
-    fn multiply_chunks(&self, chunks: &Chunks<'_>) {
-        self.pool.run(chunks.work(), chunks.len(), |chunk| {
-            #[allow(unsafe_code)]
-            // SAFETY: `run` calls with each chunk once; the caller of this op holds y.
-            unsafe {
-                chunks.compute(self.isa, chunk);
-            }
-        });
-    }
-
-    /// Call `body` with each of the first `rows` rows of y; `cost` is the work per number, in multiply-adds.
-    fn for_rows(&self, rows: usize, cost: usize, y: &mut Buffer, body: impl Fn(usize, &mut [f32]) + Sync) {
-        let cols = y.cols.max(1);
-        let rows_each = rows.div_ceil(self.pool.threads() * 4).max(1);
-        self.pool.for_blocks(rows * cols * cost, &mut y.data[..rows * cols], rows_each * cols, |block, part| {
-            for (index, row) in part.chunks_exact_mut(cols).enumerate() {
-                body(block * rows_each + index, row);
-            }
-        });
-    }
 }
 
 impl DeltaMemory for CpuBackend {
     type Weight = PackedWeight;
     type Vector = Vec<f32>;
+    type Sparse = SparseMatrix;
+    type Entries = ();
     type DeltaTable = SlotTable<Self>;
+
+    fn entries(&self, _by_site: &EntriesBySite<Self>) -> Result<(), OpsError> {
+        Ok(())
+    }
 }
 
 impl Backend for CpuBackend {
@@ -152,13 +143,15 @@ impl Backend for CpuBackend {
     type Rope = Rope;
     type KvCache = KvCache;
     type Step = Step;
+    type Experts = Vec<Expert<Self>>;
+    type ExpertsWork = ExpertsWork;
 
     fn info(&self) -> BackendInfo {
         BackendInfo { name: "cpu", isa: self.isa.get().as_str(), threads: self.pool.threads() }
     }
 
     fn numerics(&self) -> Numerics {
-        self.numerics
+        self.numerics.into()
     }
 
     fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
@@ -174,8 +167,21 @@ impl Backend for CpuBackend {
         PackedWeight::group(self.numerics.weights, &weights, &self.alone)
     }
 
+    fn expert_table(&self, experts: Vec<Expert<Self>>) -> Result<Vec<Expert<Self>>, OpsError> {
+        Ok(experts)
+    }
+
+    fn experts_work(&self, rows: usize, hidden: usize, spec: Option<&ExpertsSpec>) -> Result<ExpertsWork, OpsError> {
+        let form = InputForm::of(self.isa, self.numerics);
+        spec.map_or_else(|| Ok(ExpertsWork::default()), |spec| ExpertsWork::new(rows, hidden, spec, form))
+    }
+
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>, OpsError> {
         copied("a vector", values)
+    }
+
+    fn sparse_matrix(&self, matrix: &HostSparse) -> Result<SparseMatrix, OpsError> {
+        SparseMatrix::new(self.numerics.weights, matrix)
     }
 
     fn buffer_of(&self, cols: usize, values: &[f32]) -> Result<Buffer, OpsError> {
@@ -198,20 +204,25 @@ impl Backend for CpuBackend {
     fn upload(&self, plan: &StepPlan, step: &mut Step) -> Result<(), OpsError> {
         attention::assert_consistent(plan);
         step.plan.clone_from(plan);
-        step.outcomes.clear();
+        step.outcomes = StepOutcomes::default();
         Ok(())
     }
 
     fn sample(&self, step: &mut Step, group: usize, logits: &Buffer) {
-        self.sample_rows(step.plan.outputs_of(group), logits, &mut step.outcomes);
+        self.sample_rows(step.plan.outputs_of(group), logits, &mut step.outcomes.sampled);
     }
 
-    fn finish(&self, step: &mut Step) -> Result<Vec<SampleOutcome>, OpsError> {
+    fn collect(&self, step: &mut Step, group: usize, hidden: &Buffer, logits: &Buffer) {
+        let group = &step.plan.pooled[group];
+        collect(group, |row| hidden.row(row), |row| logits.row(row), &mut step.outcomes.pooled);
+    }
+
+    fn finish(&self, step: &mut Step) -> Result<StepOutcomes, OpsError> {
         step.plan.release();
         Ok(std::mem::take(&mut step.outcomes))
     }
 
-    fn delta_table(&self) -> Result<SlotTable<Self>, OpsError> {
+    fn delta_table(&self, _slots: usize) -> Result<SlotTable<Self>, OpsError> {
         Ok(SlotTable::default())
     }
 
@@ -251,6 +262,10 @@ impl Backend for CpuBackend {
         self.for_rows(step.rows(rows).len(), 1, y, |row, y| y.copy_from_slice(x.row(step.plan.source(rows, row))));
     }
 
+    fn pool_rows(&self, step: &Step, group: usize, x: &Buffer, y: &mut Buffer) {
+        self.pool_spans(&step.plan.pooled[group].spans, x, y);
+    }
+
     fn add(&self, step: &Step, rows: Rows, x: &mut Buffer, y: &Buffer) {
         let rows = step.rows(rows).len();
         self.for_rows(rows, 1, x, |row, x| x.iter_mut().zip(y.row(row)).for_each(|(x, y)| *x += y));
@@ -274,13 +289,11 @@ impl Backend for CpuBackend {
     }
 
     fn gemm(&self, step: &Step, rows: Rows, x: &Buffer, w: &PackedWeight, y: &mut Buffer) {
-        debug_assert_eq!((x.cols, y.cols), (w.depth(), w.columns()));
-        let rows = step.rows(rows).len();
-        assert!(rows <= y.rows());
-        let mut scratch = self.scratch();
-        let x = self.prepare(&mut scratch.x, x, rows);
-        let y = Outputs::new(&mut y.data, y.cols, None);
-        self.multiply_chunks(&Chunks::new(x, rows, w, 0..w.panels(), y, self.pool.threads()));
+        self.multiply_panels(step.rows(rows).len(), x, w, 0..w.panels(), y);
+    }
+
+    fn gemm_segment(&self, step: &Step, rows: Rows, x: &Buffer, w: &PackedWeight, segment: usize, y: &mut Buffer) {
+        self.multiply_panels(step.rows(rows).len(), x, w, w.segment(segment).panels.clone(), y);
     }
 
     fn add_bias(&self, step: &Step, rows: Rows, bias: &Vec<f32>, y: &mut Buffer) {
@@ -299,6 +312,20 @@ impl Backend for CpuBackend {
         });
     }
 
+    fn experts(
+        &self,
+        step: &Step,
+        rows: Rows,
+        spec: &ExpertsSpec,
+        logits: &Buffer,
+        experts: &Vec<Expert<Self>>,
+        x: &Buffer,
+        work: &mut ExpertsWork,
+        y: &mut Buffer,
+    ) {
+        self.run_experts(step.rows(rows).len(), spec, logits, experts, x, work, y);
+    }
+
     fn rope_and_cache(
         &self,
         step: &Step,
@@ -308,63 +335,24 @@ impl Backend for CpuBackend {
         qkv: &mut Buffer,
         kv: &mut KvCache,
     ) {
-        let plan = &step.plan;
-        let (dim, group) = (spec.head_dim, spec.heads / spec.kv_heads);
-        let (first_k, first_v) = (spec.heads * dim, (spec.heads + spec.kv_heads) * dim);
-        let cells = Outputs::new(&mut qkv.data, qkv.cols, None);
-        let writer = kv.writer(layer);
-        // A thread takes a KV head and its queries: places next to each other share words, heads share none.
-        self.pool.run(plan.rows.len() * cells.stride() * 8, spec.kv_heads, |kv_head| {
-            for (row, place) in plan.kv_slots.iter().enumerate() {
-                let at = plan.rope_row(row) * rope.half;
-                let (cos, sin) = (&rope.cos[at..][..rope.half], &rope.sin[at..][..rope.half]);
-                #[allow(unsafe_code)]
-                // SAFETY: `run` calls with each KV head once; its queries, its key and its value are other columns of
-                // the row than any other head's, and `Outputs` asserts that they lie within it.
-                unsafe {
-                    let heads = |column: usize, count: usize| cells.columns(row, column, count * dim);
-                    rows::rotate_heads(self.isa, heads(kv_head * group * dim, group), dim, cos, sin);
-                    let k = heads(first_k + kv_head * dim, 1);
-                    rows::rotate_heads(self.isa, k, dim, cos, sin);
-                    writer.store(*place as usize, kv_head, k, heads(first_v + kv_head * dim, 1));
-                }
-            }
-        });
+        self.rotate_and_store(&step.plan, spec, rope, layer, qkv, kv);
     }
 
     fn attention(&self, step: &Step, spec: &AttentionSpec, layer: usize, qkv: &Buffer, kv: &KvCache, y: &mut Buffer) {
-        let plan = &step.plan;
-        let mut scratch = self.scratch();
-        let Scratch { items, attention: lines, .. } = &mut *scratch;
-        attention::items(plan, spec, self.pool.threads(), items);
-        let lines_each = attention::workspace_lines(spec.head_dim);
-        let lines = at_least(lines, self.pool.threads() * lines_each);
-        let seen: usize = plan.positions.iter().map(|position| *position as usize + 1).sum();
-        let y = Outputs::new(&mut y.data, y.cols, None);
-        let (layout, words) = (kv.layout(), kv.layer(layer));
-        let pass = Pass { plan, spec: *spec, layout, kv: words, qkv: &qkv.data, stride: qkv.cols, y };
-        let next = std::sync::atomic::AtomicUsize::new(0);
-        self.pool.for_blocks(2 * seen * spec.heads * spec.head_dim, lines, lines_each, |_, lines| {
-            while let Some(item) = items.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
-                #[allow(unsafe_code)]
-                // SAFETY: each item is taken once. `assert_consistent` made sequences hold other rows each; items of one
-                // hold other rows or heads.
-                unsafe {
-                    attend(self.isa, &pass, item, lines);
-                }
-            }
-        });
+        self.attend_rows(&step.plan, spec, layer, qkv, kv, y);
     }
 
     fn copy_block(&self, kv: &mut KvCache, source: usize, target: usize) {
         kv.copy_block(source, target);
     }
 
-    fn write_pages(&self, kv: &mut KvCache, layer: usize, blocks: &[u32], count: usize, k: &Buffer, v: &Buffer) {
+    fn write_pages(&self, kv: &mut KvCache, blocks: &[u32], count: usize, layers: &[(Buffer, Buffer)]) {
         let size = kv.layout().shape.block_size;
-        for index in 0..count {
-            let place = blocks[index / size] as usize * size + index % size;
-            kv.store(layer, place, k.row(index), v.row(index));
+        for (layer, (k, v)) in layers.iter().enumerate() {
+            for index in 0..count {
+                let place = blocks[index / size] as usize * size + index % size;
+                kv.store(layer, place, k.row(index), v.row(index));
+            }
         }
     }
 
@@ -389,12 +377,32 @@ impl Backend for CpuBackend {
         self.add_embedding_low_rank(&step.plan.ids, &step.plan.rows, deltas, scale, y);
     }
 
+    fn sparse(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Buffer, y: &mut Buffer) {
+        self.add_sparse(step.rows(rows), deltas, x, y);
+    }
+
+    fn replace_embeddings(&self, step: &Step, deltas: SiteTable<'_, Self>, scale: f32, y: &mut Buffer) {
+        self.embed_replaced(&step.plan.ids, &step.plan.rows, deltas, scale, y);
+    }
+
+    fn replace_columns(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Buffer, y: &mut Buffer) {
+        self.multiply_replaced(step.rows(rows), deltas, x, y);
+    }
+
     fn scale_rows(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, y: &mut Buffer) {
         self.for_entries(step.rows(rows), deltas, y, |y, g| *y *= g);
     }
 
+    fn rotate_outputs(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, y: &mut Buffer) {
+        self.turn_outputs(step.rows(rows), deltas, y);
+    }
+
     fn bias_rows(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, y: &mut Buffer) {
         self.for_entries(step.rows(rows), deltas, y, |y, b| *y += b);
+    }
+
+    fn head_rows(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Buffer, y: &mut Buffer) {
+        self.multiply_heads(step.rows(rows), deltas, x, y);
     }
 
     fn scale_input(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Buffer, y: &mut Buffer) {
@@ -407,55 +415,52 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn gemm_scaled_segment(
+    fn blend_rows(
         &self,
         step: &Step,
         rows: Rows,
         deltas: SiteTable<'_, Self>,
+        x: &mut Buffer,
+        h: &mut Buffer,
+        v: &mut Buffer,
+    ) {
+        self.blend(step.rows(rows), deltas, [x, h, v]);
+    }
+
+    fn bottleneck(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, v: &Buffer, h: &mut Buffer) {
+        self.add_bottleneck(step.rows(rows), deltas, v, h);
+    }
+
+    fn layer_norm_rows(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, eps: f32, y: &mut Buffer) {
+        self.layer_norm(step.rows(rows), deltas, eps, y);
+    }
+
+    fn rotate_input(
+        &self,
+        step: &Step,
+        rows: Rows,
+        scales: Option<SiteTable<'_, Self>>,
+        rotations: SiteTable<'_, Self>,
         x: &Buffer,
-        w: &PackedWeight,
-        segment: usize,
-        scaled: &mut Buffer,
         y: &mut Buffer,
     ) {
-        debug_assert_eq!((x.cols, y.cols), (w.depth(), w.columns()));
-        let plan = step.rows(rows);
-        let with_scale = |row: &usize| !deltas.vectors(plan.slots[*row]).is_empty();
-        let targets: Vec<u32> = (0..plan.len()).filter(with_scale).map(|row| row as u32).collect();
-        self.for_rows(targets.len(), 1, scaled, |index, scaled| {
-            let row = targets[index] as usize;
-            if let Some(g) = deltas.vectors(plan.slots[row]).first() {
-                let products = x.row(row).iter().zip(&g.values).map(|(x, g)| g * x);
-                scaled.iter_mut().zip(products).for_each(|(scaled, product)| *scaled = product);
-            }
-        });
-        self.gemm_segment(scaled, w, segment, &targets, y);
+        self.rotate_rows(step.rows(rows), scales, rotations, x, y);
+    }
+
+    fn dense(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Buffer, y: &mut Buffer) {
+        self.multiply_dense(step.rows(rows), deltas, x, y);
     }
 }
 
 impl CpuBackend {
-    /// As [`Backend::gemm`] on the columns of one segment: row `i` of x gives those of row `targets[i]` of y.
-    fn gemm_segment(&self, x: &Buffer, w: &PackedWeight, segment: usize, targets: &[u32], y: &mut Buffer) {
+    /// As [`Backend::gemm`] on the columns of some panels.
+    fn multiply_panels(&self, rows: usize, x: &Buffer, w: &PackedWeight, panels: Range<usize>, y: &mut Buffer) {
+        debug_assert_eq!((x.cols, y.cols), (w.depth(), w.columns()));
+        assert!(rows <= y.rows());
         let mut scratch = self.scratch();
-        let x = self.prepare(&mut scratch.x, x, targets.len());
-        let y = Outputs::new(&mut y.data, y.cols, Some(targets));
-        let panels = w.segment(segment).panels.clone();
-        self.multiply_chunks(&Chunks::new(x, targets.len(), w, panels, y, self.pool.threads()));
-    }
-
-    /// Apply `op` to each number of y that an entry of the row's slot covers.
-    fn for_entries(
-        &self,
-        rows: &RowPlan,
-        deltas: SiteTable<'_, Self>,
-        y: &mut Buffer,
-        op: impl Fn(&mut f32, f32) + Sync,
-    ) {
-        self.for_rows(rows.len(), 1, y, |row, y| {
-            for entry in deltas.vectors(rows.slots[row]) {
-                y[entry.columns.clone()].iter_mut().zip(&entry.values).for_each(|(y, value)| op(y, *value));
-            }
-        });
+        let x = self.prepare(&mut scratch.x, x, rows);
+        let y = Outputs::new(&mut y.data, y.cols, None);
+        self.multiply_chunks(&Chunks::new(x, rows, w, panels, y, self.pool.threads()));
     }
 }
 

@@ -13,8 +13,9 @@ use half::bf16;
 
 use super::math::round_bf16_bits;
 use super::memory::Streamed;
+use super::numerics::WeightFormat;
 use super::pool::Pool;
-use crate::ops::{HostData, HostMatrix, OpsError, WeightFormat};
+use crate::ops::{HostData, HostMatrix, OpsError};
 
 /// Output columns of a panel.
 pub(super) const PANEL: usize = 16;

@@ -1,15 +1,13 @@
-//! What the processor could compute at most: the measure for a GEMM. Nothing that serves requests calls this.
+//! What the processor could compute and read at most: the measures for a GEMM. No step calls this.
 #![allow(unsafe_code)]
 
-use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::CpuBackend;
 use super::isa::Isa;
-#[cfg(not(target_arch = "x86_64"))]
-use super::isa::{Arithmetic, Plain};
-
-/// Sums side by side, as many as a tile has: enough for two multiply-adds a cycle of four cycles' latency.
-const SUMS: usize = 12;
+use super::memory::Streamed;
+use super::registers::{self, SUMS};
+use crate::ops::OpsError;
 
 /// Parts of a call, so that threads end together.
 const PARTS: usize = 16;
@@ -28,15 +26,60 @@ impl CpuBackend {
             #[cfg(target_arch = "x86_64")]
             unsafe {
                 match isa {
-                    Isa::Avx512Bf16 | Isa::Avx512 => wide(turns),
-                    Isa::Avx2 => half(turns),
-                    Isa::Portable => baseline(turns),
+                    Isa::Avx512Bf16 | Isa::Avx512 => registers::wide(turns),
+                    Isa::Avx2 => registers::half(turns),
+                    Isa::Portable => registers::baseline(turns),
                 }
             }
             #[cfg(not(target_arch = "x86_64"))]
-            plain(turns);
+            registers::plain(turns);
         });
         PARTS * turns * SUMS * lanes(isa)
+    }
+}
+
+/// Words that a thread takes at a time of what is read.
+const SHARE: usize = 1 << 17;
+
+/// Memory to read through, placed as weights are.
+#[derive(Debug)]
+pub struct Reading(Streamed<u64>);
+
+impl Reading {
+    /// So many bytes, or a word more.
+    ///
+    /// # Errors
+    /// [`OpsError::OutOfMemory`].
+    pub fn new(bytes: usize) -> Result<Self, OpsError> {
+        Ok(Self(Streamed::filled("a measurement", bytes / 8 + 1, 1)?))
+    }
+
+    /// Its size.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.0)
+    }
+}
+
+impl CpuBackend {
+    /// Read all of it once, on all threads. Returns the sum of its words, which are ones.
+    ///
+    /// Semantics: `sum of words`.
+    #[must_use]
+    pub fn read(&self, memory: &Reading) -> u64 {
+        let words: &[u64] = &memory.0;
+        let total = AtomicU64::new(0);
+        self.pool.run(usize::MAX, words.len().div_ceil(SHARE), |share| {
+            let words = &words[share * SHARE..words.len().min((share + 1) * SHARE)];
+            let (lines, rest) = words.as_chunks::<32>();
+            let mut sums = [0_u64; 32];
+            for line in lines {
+                sums.iter_mut().zip(line).for_each(|(sum, word)| *sum = sum.wrapping_add(*word));
+            }
+            let sum = sums.iter().chain(rest).fold(0, |sum: u64, word| sum.wrapping_add(*word));
+            total.fetch_add(sum, Ordering::Relaxed);
+        });
+        total.into_inner()
     }
 }
 
@@ -49,50 +92,20 @@ fn lanes(isa: Isa) -> usize {
     }
 }
 
-/// A loop over registers of one width.
-#[cfg(target_arch = "x86_64")]
-macro_rules! registers {
-    ($name:ident, $features:literal, $splat:ident, |$sum:ident, $b:ident| $next:expr) => {
-        #[target_feature(enable = $features)]
-        fn $name(turns: usize) {
-            use std::arch::x86_64::*;
-            let mut sums = [$splat(black_box(1.0)); SUMS];
-            let $b = $splat(black_box(1e-6));
-            for _ in 0..turns {
-                for sum in &mut sums {
-                    let $sum = *sum;
-                    *sum = $next;
-                }
-            }
-            black_box(sums);
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-registers!(wide, "avx512f", _mm512_set1_ps, |sum, b| _mm512_fmadd_ps(sum, b, b));
-#[cfg(target_arch = "x86_64")]
-registers!(half, "avx2,fma", _mm256_set1_ps, |sum, b| _mm256_fmadd_ps(sum, b, b));
-#[cfg(target_arch = "x86_64")]
-registers!(baseline, "sse2", _mm_set1_ps, |sum, b| _mm_add_ps(_mm_mul_ps(sum, b), b));
-
-#[cfg(not(target_arch = "x86_64"))]
-fn plain(turns: usize) {
-    let mut sums = [[black_box(1.0_f32); 4]; SUMS];
-    let b = black_box(1e-6_f32);
-    for _ in 0..turns {
-        for sum in sums.as_flattened_mut() {
-            *sum = Plain::mul_add(*sum, b, b);
-        }
-    }
-    black_box(sums);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::Numerics;
     use crate::ops::cpu::CpuOptions;
+
+    #[test]
+    fn every_word_is_read_once() {
+        let cpu = CpuBackend::new(CpuOptions { threads: 2, numerics: Numerics::F32, isa: None }).unwrap();
+        for words in [1, 31, SHARE, 3 * SHARE + 45] {
+            let memory = Reading::new(8 * (words - 1)).unwrap();
+            assert_eq!((memory.bytes(), cpu.read(&memory)), (8 * words, words as u64));
+        }
+    }
 
     #[test]
     fn every_path_counts_what_it_multiplies() {

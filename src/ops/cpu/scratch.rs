@@ -12,10 +12,14 @@ use crate::types::AdapterSlot;
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     pub(super) x: Vec<u32>,
+    /// Rows between two rotations.
+    pub(super) rotated: Vec<f32>,
     pub(super) items: Vec<Item>,
     /// What every thread needs for an item of attention.
     pub(super) attention: Vec<Line>,
     pub(super) low_rank: LowRankScratch,
+    pub(super) sparse: SparseScratch,
+    pub(super) dense: Vec<DenseTask>,
     pub(super) samplers: Vec<RowSampler>,
 }
 
@@ -60,6 +64,47 @@ pub(super) struct Task {
     pub(super) pairs: Range<usize>,
     /// Rows counted from the segment's first.
     pub(super) rows: Range<usize>,
+    pub(super) panels: Range<usize>,
+}
+
+/// What a step with sparse deltas needs in between, kept from step to step.
+#[derive(Debug, Default)]
+pub(super) struct SparseScratch {
+    /// Rows of y of all blocks, block by block.
+    pub(super) rows: Vec<u32>,
+    pub(super) blocks: Vec<SparseBlock>,
+    pub(super) tasks: Vec<SparseTask>,
+    /// x of all blocks, `[in][lanes]` each.
+    pub(super) x: Vec<f32>,
+    /// Multiply-adds of all tasks.
+    pub(super) work: usize,
+}
+
+/// Rows of one adapter that are laid side by side.
+#[derive(Debug)]
+pub(super) struct SparseBlock {
+    pub(super) slot: AdapterSlot,
+    /// Range in [`SparseScratch::rows`].
+    pub(super) rows: Range<usize>,
+    /// Rows that are summed side by side: those of the block and maybe some that nobody asks for.
+    pub(super) lanes: usize,
+    /// Start of its x in [`SparseScratch::x`].
+    pub(super) x: usize,
+}
+
+/// Some columns of y of a block.
+#[derive(Debug)]
+pub(super) struct SparseTask {
+    pub(super) block: usize,
+    pub(super) columns: Range<usize>,
+}
+
+/// Some panels of a full matrix, for all rows of a segment of the plan.
+#[derive(Debug)]
+pub(super) struct DenseTask {
+    pub(super) segment: usize,
+    /// Entry of the segment's slot.
+    pub(super) entry: usize,
     pub(super) panels: Range<usize>,
 }
 

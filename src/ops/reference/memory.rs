@@ -1,6 +1,6 @@
 //! Where the reference backend keeps numbers.
 
-use crate::ops::{KvShape, SampleOutcome, StepPlan};
+use crate::ops::{KvShape, StepOutcomes, StepPlan};
 
 /// Row-major f32 `[rows, cols]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,11 +27,11 @@ pub struct StackedMatrix {
     pub(super) bounds: Vec<usize>,
 }
 
-/// A plan, and what has been chosen so far.
+/// A plan, and what has been chosen and collected so far.
 #[derive(Clone, Debug, Default)]
 pub struct Step {
     pub(crate) plan: StepPlan,
-    pub(super) outcomes: Vec<SampleOutcome>,
+    pub(super) outcomes: StepOutcomes,
 }
 
 /// K and V of all layers, `[layers][blocks * block_size][kv_dim]` each.

@@ -5,6 +5,7 @@
 //! rounded, so that it defines every choice of numerics too. It must never be tuned.
 
 mod attention;
+mod experts;
 mod memory;
 mod rows;
 
@@ -12,9 +13,11 @@ use std::ops::Range;
 
 pub use memory::{Matrix, PagedKv, StackedMatrix, Step};
 
+use super::outcomes::collect;
 use super::{
-    Activation, AttentionSpec, Backend, BackendInfo, DeltaMemory, HeadColumns, HostMatrix, KvShape, Norm, Numerics,
-    OpsError, RopeTable, Rows, SampleOutcome, SiteTable, SlotDelta, SlotTable, StepPlan,
+    Activation, AttentionSpec, Backend, BackendInfo, DeltaMemory, EntriesBySite, Expert, ExpertsSpec, HeadColumns,
+    HostMatrix, HostSparse, KvShape, Norm, Numerics, OpsError, RopeTable, Rows, SiteTable, SlotDelta, SlotTable,
+    SparseEntry, StepOutcomes, StepPlan, Wiring,
 };
 use crate::sampler::{AnyMachine, Sampler};
 use crate::types::AdapterSlot;
@@ -43,7 +46,13 @@ impl ReferenceBackend {
 impl DeltaMemory for ReferenceBackend {
     type Weight = StackedMatrix;
     type Vector = Vec<f32>;
+    type Sparse = HostSparse;
+    type Entries = ();
     type DeltaTable = SlotTable<Self>;
+
+    fn entries(&self, _by_site: &EntriesBySite<Self>) -> Result<(), OpsError> {
+        Ok(())
+    }
 }
 
 impl Backend for ReferenceBackend {
@@ -51,6 +60,8 @@ impl Backend for ReferenceBackend {
     type Rope = RopeTable;
     type KvCache = PagedKv;
     type Step = Step;
+    type Experts = Vec<Expert<Self>>;
+    type ExpertsWork = ();
 
     fn info(&self) -> BackendInfo {
         BackendInfo { name: "reference", isa: "portable", threads: 1 }
@@ -80,8 +91,22 @@ impl Backend for ReferenceBackend {
         Ok(StackedMatrix { matrix: Matrix { cols: expected, data }, bounds })
     }
 
+    fn expert_table(&self, experts: Vec<Expert<Self>>) -> Result<Vec<Expert<Self>>, OpsError> {
+        Ok(experts)
+    }
+
+    fn experts_work(&self, _: usize, _: usize, _: Option<&ExpertsSpec>) -> Result<(), OpsError> {
+        Ok(())
+    }
+
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>, OpsError> {
         Ok(values.to_vec())
+    }
+
+    fn sparse_matrix(&self, matrix: &HostSparse) -> Result<HostSparse, OpsError> {
+        let mut matrix = matrix.clone();
+        matrix.entries.iter_mut().for_each(|entry| entry.value = self.numerics.weights.round(entry.value));
+        Ok(matrix)
     }
 
     fn buffer_of(&self, cols: usize, values: &[f32]) -> Result<Matrix, OpsError> {
@@ -102,11 +127,11 @@ impl Backend for ReferenceBackend {
     }
 
     fn upload(&self, plan: &StepPlan, step: &mut Step) -> Result<(), OpsError> {
-        *step = Step { plan: plan.clone(), outcomes: Vec::new() };
+        *step = Step { plan: plan.clone(), outcomes: StepOutcomes::default() };
         Ok(())
     }
 
-    fn delta_table(&self) -> Result<SlotTable<Self>, OpsError> {
+    fn delta_table(&self, _slots: usize) -> Result<SlotTable<Self>, OpsError> {
         Ok(SlotTable::default())
     }
 
@@ -129,11 +154,16 @@ impl Backend for ReferenceBackend {
     fn sample(&self, step: &mut Step, group: usize, logits: &Matrix) {
         for (row, output) in step.plan.outputs_of(group).iter().enumerate() {
             let logits = logits.row(row);
-            step.outcomes.push(Sampler::new(logits.len()).output(&AnyMachine, logits, output));
+            step.outcomes.sampled.push(Sampler::new(logits.len()).output(&AnyMachine, logits, output));
         }
     }
 
-    fn finish(&self, step: &mut Step) -> Result<Vec<SampleOutcome>, OpsError> {
+    fn collect(&self, step: &mut Step, group: usize, hidden: &Matrix, logits: &Matrix) {
+        let group = &step.plan.pooled[group];
+        collect(group, |row| hidden.row(row), |row| logits.row(row), &mut step.outcomes.pooled);
+    }
+
+    fn finish(&self, step: &mut Step) -> Result<StepOutcomes, OpsError> {
         step.plan.release();
         Ok(std::mem::take(&mut step.outcomes))
     }
@@ -156,6 +186,17 @@ impl Backend for ReferenceBackend {
     fn gather_rows(&self, step: &Step, rows: Rows, x: &Matrix, y: &mut Matrix) {
         for row in 0..step.count(rows) {
             y.row_mut(row).copy_from_slice(x.row(step.plan.source(rows, row)));
+        }
+    }
+
+    fn pool_rows(&self, step: &Step, group: usize, x: &Matrix, y: &mut Matrix) {
+        for (index, span) in step.plan.pooled[group].spans.iter().enumerate() {
+            let mut rows = span.rows.clone().map(|row| x.row(row as usize));
+            let first = span.onto.as_deref().or_else(|| rows.next()).unwrap_or_default();
+            y.row_mut(index).copy_from_slice(first);
+            for row in rows {
+                y.row_mut(index).iter_mut().zip(row).for_each(|(y, x)| *y += x);
+            }
         }
     }
 
@@ -189,6 +230,14 @@ impl Backend for ReferenceBackend {
         }
     }
 
+    fn gemm_segment(&self, step: &Step, rows: Rows, x: &Matrix, w: &StackedMatrix, segment: usize, y: &mut Matrix) {
+        for row in 0..step.count(rows) {
+            for out in w.bounds[segment]..w.bounds[segment + 1] {
+                y.data[row * y.cols + out] = self.dot(w.matrix.row(out), x.row(row));
+            }
+        }
+    }
+
     fn add_bias(&self, step: &Step, rows: Rows, bias: &Vec<f32>, y: &mut Matrix) {
         for row in 0..step.count(rows) {
             y.row_mut(row).iter_mut().zip(bias).for_each(|(y, b)| *y += b);
@@ -208,6 +257,20 @@ impl Backend for ReferenceBackend {
                 *y = rows::activate(activation, *gate) * up;
             }
         }
+    }
+
+    fn experts(
+        &self,
+        step: &Step,
+        rows: Rows,
+        spec: &ExpertsSpec,
+        logits: &Matrix,
+        experts: &Vec<Expert<Self>>,
+        x: &Matrix,
+        (): &mut (),
+        y: &mut Matrix,
+    ) {
+        experts::experts(step.count(rows), spec, logits, experts, x, y, |w, x| self.dot(w, x));
     }
 
     fn rope_and_cache(
@@ -233,13 +296,15 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn write_pages(&self, kv: &mut PagedKv, layer: usize, blocks: &[u32], count: usize, k: &Matrix, v: &Matrix) {
+    fn write_pages(&self, kv: &mut PagedKv, blocks: &[u32], count: usize, layers: &[(Matrix, Matrix)]) {
         let (size, dim) = (kv.shape.block_size, kv.shape.kv_dim());
-        for index in 0..count {
-            let at = (blocks[index / size] as usize * size + index % size) * dim;
-            for column in 0..dim {
-                kv.k[layer][at + column] = self.numerics.kv.round(k.row(index)[column]);
-                kv.v[layer][at + column] = self.numerics.kv.round(v.row(index)[column]);
+        for (layer, (k, v)) in layers.iter().enumerate() {
+            for index in 0..count {
+                let at = (blocks[index / size] as usize * size + index % size) * dim;
+                for column in 0..dim {
+                    kv.k[layer][at + column] = self.numerics.kv.round(k.row(index)[column]);
+                    kv.v[layer][at + column] = self.numerics.kv.round(v.row(index)[column]);
+                }
             }
         }
     }
@@ -267,12 +332,109 @@ impl Backend for ReferenceBackend {
         }
     }
 
+    fn sparse(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Matrix, y: &mut Matrix) {
+        let round = |x: f32| self.numerics.compute.round(x);
+        for (row, slot) in step.slots(rows) {
+            for entry in deltas.sparse(slot) {
+                for (index, column) in entry.columns.clone().enumerate() {
+                    let held = entry.matrix.row(index);
+                    if !held.is_empty() {
+                        let term = |sum, of: &SparseEntry| sum + of.value * round(x.row(row)[of.column as usize]);
+                        y.row_mut(row)[column] += held.iter().fold(0.0, term);
+                    }
+                }
+            }
+        }
+    }
+
+    fn replace_embeddings(&self, step: &Step, deltas: SiteTable<'_, Self>, scale: f32, y: &mut Matrix) {
+        for (row, slot) in step.slots(Rows::All) {
+            let (Some(id), Some(entry)) = (step.plan.ids[row], deltas.replaced(slot).first()) else { continue };
+            if let Ok(index) = entry.ids.binary_search(&id) {
+                let embedding = entry.rows.matrix.row(index);
+                y.row_mut(row).iter_mut().zip(embedding).for_each(|(y, e)| *y = scale * e);
+            }
+        }
+    }
+
+    fn replace_columns(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Matrix, y: &mut Matrix) {
+        for (row, slot) in step.slots(rows) {
+            let Some(entry) = deltas.replaced(slot).first() else { continue };
+            for (index, column) in entry.ids.iter().enumerate() {
+                y.row_mut(row)[*column as usize] = self.dot(entry.rows.matrix.row(index), x.row(row));
+            }
+        }
+    }
+
     fn scale_rows(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, y: &mut Matrix) {
         rows::for_entries(step, rows, deltas, y, |y, g| *y *= g);
     }
 
+    fn rotate_outputs(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, y: &mut Matrix) {
+        for (row, slot) in step.slots(rows) {
+            for entry in deltas.column_rotations(slot) {
+                let (c1, c2) = entry.c.split_at(entry.columns.len());
+                let before = y.row(row)[entry.columns.clone()].to_vec();
+                let half = entry.group / 2;
+                for (at, y) in y.row_mut(row)[entry.columns.clone()].iter_mut().enumerate() {
+                    let turned = if at % entry.group < half { -before[at + half] } else { before[at - half] };
+                    *y = c1[at] * before[at] + c2[at] * turned;
+                }
+            }
+        }
+    }
+
     fn bias_rows(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, y: &mut Matrix) {
         rows::for_entries(step, rows, deltas, y, |y, b| *y += b);
+    }
+
+    fn head_rows(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Matrix, y: &mut Matrix) {
+        for (row, slot) in step.slots(rows) {
+            let Some(head) = deltas.vectors(slot).first() else { continue };
+            for (column, w) in head.values.chunks_exact(x.cols).enumerate() {
+                y.row_mut(row)[column] = w.iter().zip(x.row(row)).fold(0.0, |sum, (w, x)| sum + w * x);
+            }
+        }
+    }
+
+    fn blend_rows(
+        &self,
+        step: &Step,
+        rows: Rows,
+        deltas: SiteTable<'_, Self>,
+        x: &mut Matrix,
+        h: &mut Matrix,
+        v: &mut Matrix,
+    ) {
+        for (row, slot) in step.slots(rows) {
+            let Some((entry, _)) = deltas.bottleneck(slot) else { continue };
+            let Wiring { reads, stream, branch } = entry.wiring;
+            for column in 0..x.cols {
+                let (of_x, of_h) = (x.row(row)[column], h.row(row)[column]);
+                v.row_mut(row)[column] = reads.of(of_x, of_h);
+                x.row_mut(row)[column] = stream.of(of_x, of_h);
+                h.row_mut(row)[column] = branch.of(of_x, of_h) + entry.up_bias[column];
+            }
+        }
+    }
+
+    fn bottleneck(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, v: &Matrix, h: &mut Matrix) {
+        for (row, slot) in step.slots(rows) {
+            let Some((entry, pair)) = deltas.bottleneck(slot) else { continue };
+            let inner = |rank: usize| self.dot(pair.a.matrix.row(rank), v.row(row)) + entry.down_bias[rank];
+            let inner: Vec<f32> = (0..pair.rank).map(|rank| rows::bend(entry.non_linearity, inner(rank))).collect();
+            for (column, h) in h.row_mut(row).iter_mut().enumerate() {
+                *h += pair.scaling * self.dot(pair.b.matrix.row(column), &inner);
+            }
+        }
+    }
+
+    fn layer_norm_rows(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, eps: f32, y: &mut Matrix) {
+        for (row, slot) in step.slots(rows) {
+            if let [weight, bias] = deltas.vectors(slot) {
+                rows::layer_norm(y.row_mut(row), &weight.values, &bias.values, eps);
+            }
+        }
     }
 
     fn scale_input(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Matrix, y: &mut Matrix) {
@@ -282,23 +444,36 @@ impl Backend for ReferenceBackend {
         self.scale_rows(step, rows, deltas, y);
     }
 
-    fn gemm_scaled_segment(
+    fn rotate_input(
         &self,
         step: &Step,
         rows: Rows,
-        deltas: SiteTable<'_, Self>,
+        scales: Option<SiteTable<'_, Self>>,
+        rotations: SiteTable<'_, Self>,
         x: &Matrix,
-        w: &StackedMatrix,
-        segment: usize,
-        scaled: &mut Matrix,
         y: &mut Matrix,
     ) {
+        for row in 0..step.count(rows) {
+            y.row_mut(row).copy_from_slice(x.row(row));
+        }
+        if let Some(scales) = scales {
+            self.scale_rows(step, rows, scales, y);
+        }
         for (row, slot) in step.slots(rows) {
-            let Some(g) = deltas.vectors(slot).first() else { continue };
-            let x = x.row(row).iter().zip(&g.values).map(|(x, g)| g * x);
-            scaled.row_mut(row).iter_mut().zip(x).for_each(|(scaled, x)| *scaled = x);
-            for out in w.bounds[segment]..w.bounds[segment + 1] {
-                y.row_mut(row)[out] = self.dot(w.matrix.row(out), scaled.row(row));
+            for rotation in rotations.rotations(slot) {
+                rows::rotate(rotation, y.row_mut(row));
+            }
+        }
+    }
+
+    fn dense(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Matrix, y: &mut Matrix) {
+        for (row, slot) in step.slots(rows) {
+            for entry in deltas.dense(slot) {
+                for (index, column) in entry.columns.clone().enumerate() {
+                    let product = self.dot(entry.weight.matrix.row(index), x.row(row));
+                    let y = &mut y.row_mut(row)[column];
+                    *y = if entry.replaces { product } else { *y + entry.scaling * product };
+                }
             }
         }
     }

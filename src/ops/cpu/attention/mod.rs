@@ -22,8 +22,8 @@ use super::gemm::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
 use super::isa::Fused;
 use super::isa::{DetectedIsa, Isa, Plain};
+use super::numerics::KvDtype;
 use super::pack::{Line, PANEL};
-use crate::ops::KvDtype;
 use items::MAX_QUERIES;
 use pass::{SIDE, STRETCH};
 use walk::walk;

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use super::items::{Item, MAX_QUERIES};
 use super::pass::{Pass, SIDE, STRETCH};
-use crate::ops::KvDtype;
 use crate::ops::cpu::gemm::{Kernel, MAX_PANELS, MAX_ROWS, Store, Tile, WORDS, ask_for};
 use crate::ops::cpu::isa::Arithmetic;
 use crate::ops::cpu::kv::TILE;
 use crate::ops::cpu::math;
+use crate::ops::cpu::numerics::KvDtype;
 use crate::ops::cpu::pack::{Line, PANEL};
 
 /// Queries from which on a stretch is copied together, widened, before it is read: it is read once for every few queries,

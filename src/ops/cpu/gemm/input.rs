@@ -2,7 +2,7 @@
 
 use crate::ops::cpu::isa::{Arithmetic, DetectedIsa, Isa, dispatched};
 use crate::ops::cpu::math::round_bf16_bits;
-use crate::ops::{ComputeDtype, Numerics, WeightFormat};
+use crate::ops::cpu::numerics::{ComputeDtype, Numerics, WeightFormat};
 
 /// How a row of x is laid out in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -33,8 +33,8 @@ pub(super) use portable::Portable;
 pub(super) use tile::{Ahead, Kernel, MAX_PANELS, MAX_ROWS, Store, Tile, WORDS};
 
 use super::isa::{DetectedIsa, Isa, Plain};
+use super::numerics::WeightFormat;
 use super::pack::{Line, PANEL, PackedWeight, Run};
-use crate::ops::WeightFormat;
 
 /// Where the rows of a result go.
 #[derive(Clone, Copy)]
@@ -104,6 +104,17 @@ pub(super) struct Part<'a> {
     pub(super) store: Store,
 }
 
+/// Of so many panels, how many a chunk for so many rows has: several chunks for each thread, so that one that is held up
+/// does not hold up all; whole groups of panels, which tiles take side by side.
+pub(super) fn panels_each(panels: usize, rows: usize, threads: usize) -> usize {
+    let group = match rows {
+        1 => 8,
+        2..=4 => 4,
+        _ => 6,
+    };
+    panels.div_ceil(threads * 8).next_multiple_of(group).min(panels.div_ceil(threads))
+}
+
 /// A GEMM cut into chunks of panels for threads to take.
 pub(super) struct Chunks<'a> {
     x: Inputs<'a>,
@@ -125,14 +136,7 @@ impl<'a> Chunks<'a> {
         y: Outputs<'a>,
         threads: usize,
     ) -> Self {
-        // Several chunks per thread, so that one that is held up does not hold up all; whole groups of panels, which
-        // tiles take side by side.
-        let group = match rows {
-            1 => 8,
-            2..=4 => 4,
-            _ => 6,
-        };
-        let each = panels.len().div_ceil(threads * 8).next_multiple_of(group).min(panels.len().div_ceil(threads));
+        let each = panels_each(panels.len(), rows, threads);
         Self { x, rows, w, panels, each, y }
     }
 

@@ -250,9 +250,7 @@ fn scaled_inputs_are_those_of_their_rows_alone() {
         vectors_of(backend, [0, 3].map(entry).into())
     }
     let pattern = [0, 9, 3, 1, 0, 0];
-    let (x, y) = (numbers(1, 6 * INPUTS), numbers(2, 6 * OUTPUTS));
-    let parts = [20, 33, 7].map(|out| (out, numbers(out as u64, out * INPUTS)));
-    let segments: Vec<_> = parts.iter().map(|(out, data)| HostMatrix::f32(*out, INPUTS, data)).collect();
+    let x = numbers(1, 6 * INPUTS);
     for cpu in backends(2) {
         let reference = ReferenceBackend::new(cpu.numerics());
         let (step, reference_step) = (step_of(&cpu, slots(&pattern)), step_of(&reference, slots(&pattern)));
@@ -260,20 +258,79 @@ fn scaled_inputs_are_those_of_their_rows_alone() {
         cpu.scale_input(&step, Rows::All, at(&scales(&cpu)), &buffer(INPUTS, &x), &mut scaled);
         reference.scale_input(&reference_step, Rows::All, at(&scales(&reference)), &matrix(INPUTS, &x), &mut want);
         assert_same(&scaled.data, &want.data, &name(&cpu));
-        // A stack's part from scaled inputs, to the bit what the whole stack gives from them.
-        let w = cpu.weight(&segments).unwrap();
-        let mut whole = buffer(OUTPUTS, &y);
-        multiply(&cpu, 6, &scaled, &w, &mut whole);
-        let mut got = buffer(OUTPUTS, &y);
-        let (mut scratch, x) = (cpu.buffer(6, INPUTS).unwrap(), buffer(INPUTS, &x));
-        cpu.gemm_scaled_segment(&step, Rows::All, at(&scales(&cpu)), &x, &w, 1, &mut scratch, &mut got);
-        for (row, slot) in pattern.iter().enumerate() {
-            let row = row * OUTPUTS..(row + 1) * OUTPUTS;
-            let (got, whole, y) = (&got.data[row.clone()], &whole.data[row.clone()], &y[row]);
-            assert_same(&got[20..53], if [0, 3].contains(slot) { &whole[20..53] } else { &y[20..53] }, &name(&cpu));
-            assert_same(&got[..20], &y[..20], "columns of other segments");
-            assert_same(&got[53..], &y[53..], "columns of other segments");
+    }
+}
+
+/// What slots do to inputs of so many columns: one rotation, several, a scale before them, a scale alone.
+fn turns(sizes: &[usize], inputs: usize) -> (Vec<(u32, Vec<f32>)>, Vec<Turn>) {
+    let fitting = |size: &&usize| inputs.is_multiple_of(**size);
+    let turn = |(seed, slot, size, interleaved, is_shared)| Turn { slot, size, interleaved, is_shared, seed };
+    let mut list = Vec::new();
+    for (at, size) in sizes.iter().filter(fitting).enumerate() {
+        let pairs = if inputs.is_multiple_of(2 * size) { 2 } else { 1 };
+        let slot = at as u32 % 4;
+        list.push(turn((10 + at as u64, slot, *size, pairs, false)));
+        list.push(turn((30 + at as u64, slot + 4, *size, 1, at % 2 == 0)));
+    }
+    (vec![(1, numbers(8, inputs)), (3, numbers(9, inputs)), (8, numbers(7, inputs))], list)
+}
+
+fn turned(backend: &CpuBackend, inputs: usize, sizes: &[usize], pattern: &[u32], x: &[f32]) -> Vec<f32> {
+    let (scales, list) = turns(sizes, inputs);
+    let table = turns_of(backend, inputs, &scales, &list);
+    let mut y = buffer(inputs, &vec![f32::NAN; x.len()]);
+    let step = step_of(backend, scene::slots(pattern));
+    backend.rotate_input(&step, Rows::All, Some(at(&table)), at(&table), &buffer(inputs, x), &mut y);
+    y.data
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    #[test]
+    fn turned_inputs_agree_with_the_definition_and_have_the_same_bits_alone_and_mixed(
+        inputs in prop::sample::select(vec![32_usize, 45, 72, 288, 520]),
+        pattern in proptest::collection::vec(prop_oneof![0_u32..10, Just(99)], 1..30),
+        seed in 0_u64..1000,
+    ) {
+        const SIZES: [usize; 12] = [1, 2, 3, 4, 5, 8, 9, 12, 16, 36, 65, 260];
+        let x = numbers(seed, pattern.len() * inputs);
+        for one in backends(1) {
+            let whole = turned(&one, inputs, &SIZES, &pattern, &x);
+            let reference = ReferenceBackend::new(one.numerics());
+            let (scales, list) = turns(&SIZES, inputs);
+            let table = turns_of(&reference, inputs, &scales, &list);
+            let mut want = matrix(inputs, &x);
+            let step = step_of(&reference, scene::slots(&pattern));
+            reference.rotate_input(&step, Rows::All, Some(at(&table)), at(&table), &matrix(inputs, &x), &mut want);
+            assert_close(&whole, &want.data, 2e-5, &name(&one));
+            for threads in [2, 3] {
+                let many = backend(one.isa.get(), one.numerics(), threads);
+                assert_same(&turned(&many, inputs, &SIZES, &pattern, &x), &whole, &name(&many));
+            }
+            for row in (0..pattern.len()).step_by(pattern.len().div_ceil(5)) {
+                let alone = turned(&one, inputs, &SIZES, &pattern[row..=row], &x[row * inputs..][..inputs]);
+                assert_same(&alone, &whole[row * inputs..][..inputs], &name(&one));
+                if matches!(pattern[row], 9 | 99) {
+                    assert_same(&alone, &x[row * inputs..][..inputs], "a row that nothing turns");
+                }
+            }
         }
+    }
+}
+
+#[test]
+fn long_prompts_are_turned_by_many_threads_to_the_same_bits() {
+    let (inputs, rows) = (512, 130);
+    let pattern: Vec<u32> = (0..rows).map(|row| if row % 50 < 40 { 2 } else { 99 }).collect();
+    let x = numbers(1, rows as usize * inputs);
+    for one in backends(1) {
+        let whole = turned(&one, inputs, &[4, 8, 16, 256], &pattern, &x);
+        for threads in [2, 3] {
+            let many = backend(one.isa.get(), one.numerics(), threads);
+            assert_same(&turned(&many, inputs, &[4, 8, 16, 256], &pattern, &x), &whole, &name(&many));
+        }
+        let row = 77 * inputs..78 * inputs;
+        assert_same(&turned(&one, inputs, &[4, 8, 16, 256], &pattern[77..78], &x[row.clone()]), &whole[row], "alone");
     }
 }
 

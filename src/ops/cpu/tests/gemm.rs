@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::ops::WeightFormat;
+use crate::ops::{ComputeDtype, WeightFormat};
 
 struct Stacked {
     depth: usize,
@@ -91,11 +91,10 @@ fn check_invariance(isa: Isa, numerics: Numerics, rows: usize, depth: usize, out
         multiply(&one, 1, &buffer(depth, &x[row * depth..][..depth]), &w, &mut y);
         assert_same(&y.data, &whole[row * columns..][..columns], &format!("{} row {row} alone", name(&one)));
     }
-    let reversed: Vec<u32> = (0..rows as u32).rev().collect();
-    let backwards: Vec<f32> = x.chunks_exact(depth).rev().flatten().copied().collect();
+    let (step, x) = (step_of(&one, vec![None; rows]), buffer(depth, &x));
     let mut y = one.buffer(rows, columns).unwrap();
     for segment in 0..outs.len() {
-        one.gemm_segment(&buffer(depth, &backwards), &w, segment, &reversed, &mut y);
+        one.gemm_segment(&step, Rows::All, &x, &w, segment, &mut y);
     }
     assert_same(&y.data, &whole, &format!("{} by segments", name(&one)));
 }
@@ -154,7 +153,8 @@ fn rows_beyond_those_in_use_are_left_alone() {
         multiply(&backend, 2, &buffer(20, &numbers(3, 60)), &w, &mut y);
         assert_eq!(y.data[34..], [7.0; 17]);
         assert!(y.data[..34].iter().all(|y| *y != 7.0));
-        backend.gemm_segment(&buffer(20, &numbers(3, 60)), &w, 0, &[], &mut y);
+        let (step, x) = (step_of(&backend, vec![None; 2]), buffer(20, &numbers(3, 60)));
+        backend.gemm_segment(&step, Rows::All, &x, &w, 0, &mut y);
         assert_eq!(y.data[34..], [7.0; 17]);
     }
 }

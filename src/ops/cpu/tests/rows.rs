@@ -71,7 +71,7 @@ fn a_norm_of_a_row_does_not_depend_on_the_batch() {
         let (cols, rows) = (1000, 64);
         let (x, weight) = (numbers(1, rows * cols), numbers(2, cols));
         let mut whole = cpu.buffer(rows, cols).unwrap();
-        let none = cpu.delta_table().unwrap();
+        let none = cpu.delta_table(0).unwrap();
         let step = step_of(&cpu, vec![None; rows]);
         cpu.rms_norm(&step, Rows::All, norm(&weight, &none), &buffer(cols, &x), &mut whole);
         for row in 0..rows {

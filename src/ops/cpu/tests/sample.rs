@@ -1,46 +1,9 @@
 use std::sync::Arc;
 
+use super::scene::sample::{check_non_finite, choose, choose_from, outputs, sample};
 use super::*;
 use crate::ops::{SampledRows, SequencePlan};
-use crate::types::{Output, SampleSpec, SamplingParams, SequenceFailure, TokenCounts};
-
-fn sample(index: u32, params: SamplingParams) -> Output {
-    let counts = params.needs_counts().then(|| Arc::new(TokenCounts::of_prompt(&[1, 2, 3])));
-    Output::Sample(SampleSpec {
-        params: Arc::new(params),
-        choice: 0,
-        output_position: index,
-        banned: Vec::new(),
-        counts,
-    })
-}
-
-/// Rows that ask for different things, in turn.
-fn outputs(rows: usize) -> Vec<Output> {
-    let base = SamplingParams { temperature: 0.8, seed: 3, ..SamplingParams::greedy() };
-    let kinds = [
-        SamplingParams::greedy(),
-        SamplingParams { logprobs: Some(20), ..SamplingParams::greedy() },
-        base.clone(),
-        SamplingParams { top_p: 0.9, ..base.clone() },
-        SamplingParams { top_k: 50, min_p: 0.01, ..base.clone() },
-        SamplingParams { repetition_penalty: 1.3, top_p: 0.5, logprobs: Some(0), ..base },
-    ];
-    let score = |row: usize| Output::PromptLogprobs { target: row as u32, top: 5 };
-    let output =
-        |row: usize| kinds.get(row % (kinds.len() + 1)).map_or(score(row), |kind| sample(row as u32, kind.clone()));
-    (0..rows).map(output).collect()
-}
-
-fn choose<B: Backend>(backend: &B, outputs: &[Output], logits: &B::Buffer) -> Vec<SampleOutcome> {
-    let mut plan = plan_of(vec![None; outputs.len()]);
-    plan.sampled = SampledRows::groups(&plan.rows, &(0..outputs.len() as u32).collect::<Vec<_>>());
-    plan.outputs = outputs.to_vec();
-    let mut step = backend.step();
-    backend.upload(&plan, &mut step).unwrap();
-    backend.sample(&mut step, 0, logits);
-    backend.finish(&mut step).unwrap()
-}
+use crate::types::{Output, SampleSpec, SamplingParams, TokenCounts};
 
 #[test]
 fn a_row_gets_the_same_token_alone_and_mixed_on_every_path() {
@@ -48,13 +11,13 @@ fn a_row_gets_the_same_token_alone_and_mixed_on_every_path() {
     let outputs = outputs(20);
     let numbers: Vec<f32> = numbers(7, 20 * VOCAB).iter().map(|logit| logit * 9.0).collect();
     let reference = ReferenceBackend::new(Numerics::F32);
-    let want = choose(&reference, &outputs, &matrix(VOCAB, &numbers));
+    let want = choose(&reference, &outputs, VOCAB, &numbers);
     for threads in [1, 3] {
         for cpu in backends(threads) {
-            assert_eq!(choose(&cpu, &outputs, &buffer(VOCAB, &numbers)), want, "{}", name(&cpu));
+            assert_eq!(choose(&cpu, &outputs, VOCAB, &numbers), want, "{}", name(&cpu));
             for (row, output) in outputs.iter().enumerate() {
-                let alone = buffer(VOCAB, &numbers[row * VOCAB..][..VOCAB]);
-                let chosen = choose(&cpu, std::slice::from_ref(output), &alone);
+                let alone = &numbers[row * VOCAB..][..VOCAB];
+                let chosen = choose(&cpu, std::slice::from_ref(output), VOCAB, alone);
                 assert_eq!(chosen, want[row..=row], "{} row {row}", name(&cpu));
             }
         }
@@ -84,15 +47,7 @@ fn a_step_that_is_over_lets_go_of_what_its_plan_shares() {
 
 #[test]
 fn a_row_that_is_not_finite_fails_alone_and_the_next_step_begins_anew() {
-    let cpu = backend(Isa::Portable, Numerics::F32, 2);
-    let outputs = outputs(3);
-    let mut logits = numbers(1, 3 * 900);
-    logits[900 + 17] = f32::NAN;
-    let outcomes = choose(&cpu, &outputs, &buffer(900, &logits));
-    assert_eq!(outcomes.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
-    assert_eq!(outcomes[1], Err(SequenceFailure::NonFinite));
-    let mut step = cpu.step();
-    assert_eq!(cpu.finish(&mut step).unwrap(), []);
+    check_non_finite(&backend(Isa::Portable, Numerics::F32, 2));
 }
 
 /// The figures of a full batch with a large vocabulary: `cargo test --release --lib sampling_figures -- --ignored
@@ -124,7 +79,7 @@ fn sampling_figures() {
             let mut times: Vec<f64> = (0..9)
                 .map(|_| {
                     let start = Instant::now();
-                    std::hint::black_box(choose(&cpu, &outputs, &logits));
+                    std::hint::black_box(choose_from(&cpu, &outputs, std::slice::from_ref(&logits)));
                     start.elapsed().as_secs_f64() * 1e3
                 })
                 .collect();
