@@ -1,7 +1,10 @@
 //! Why an adapter cannot be compiled. Every refusal names the field or tensor and the numbers.
 
-use super::layout::BaseReadError;
+use std::borrow::Cow;
+
+use super::layout::{BaseReadError, Site};
 use super::safetensors::SafetensorsError;
+use crate::types::OpClass;
 
 /// Refusals of an adapter. All are the uploader's to mend but [`DeltaError::Base`] and [`DeltaError::Ops`].
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +36,7 @@ pub enum DeltaError {
         /// The value, shortened.
         found: String,
         /// What to do instead, or nothing.
-        hint: &'static str,
+        hint: Cow<'static, str>,
     },
     /// A field that nobody here knows, so it may change the maths.
     #[error(
@@ -119,6 +122,17 @@ pub enum DeltaError {
         /// Some of the file's own keys.
         found: String,
     },
+    /// Numbers that PEFT saves, and would make anew from the state of torch's generator where they are not there.
+    #[error(
+        "module `{module}` is a target and the file has no `{missing}` for it: which they were depends on torch's generator; \
+         write the adapter with PEFT's save_pretrained, which saves them"
+    )]
+    NotReproducible {
+        /// Module path in the base.
+        module: String,
+        /// Parameter suffix.
+        missing: &'static str,
+    },
     /// A targeted module cannot carry this method.
     #[error("module `{module}` cannot carry {kind}")]
     WrongModule {
@@ -126,6 +140,16 @@ pub enum DeltaError {
         module: String,
         /// Kind of adapter.
         kind: &'static str,
+    },
+    /// Outputs that do not come in whole groups.
+    #[error("module `{module}` has {outputs} outputs, which `group_size` = {group} does not divide")]
+    Group {
+        /// Module path in the base.
+        module: String,
+        /// Of the module.
+        outputs: usize,
+        /// By the config.
+        group: usize,
     },
     /// A tensor's shape disagrees with the base or the config.
     #[error("tensor `{tensor}` has shape {found:?}, expected {expected:?}")]
@@ -136,6 +160,19 @@ pub enum DeltaError {
         found: Vec<usize>,
         /// By the base and the config.
         expected: Vec<usize>,
+    },
+    /// A tensor or a token is of a vocabulary of another size: tokens were added or taken away before the training.
+    #[error(
+        "`{of}` is for a vocabulary of {tokens} tokens and the base has {vocab_size}: adapters of a resized vocabulary are not \
+         served yet; merge the adapter into its base and serve that as --model"
+    )]
+    ResizedVocabulary {
+        /// Full key in the file, or a field.
+        of: String,
+        /// That it is for, or more.
+        tokens: usize,
+        /// Of the base.
+        vocab_size: usize,
     },
     /// A rank above the limit, or zero.
     #[error("rank {rank} of `{module}` is outside 1..={max}")]
@@ -159,11 +196,27 @@ pub enum DeltaError {
         /// Full key in the file.
         tensor: String,
     },
+    /// Two tensors are one parameter of a tied base and have other numbers.
+    #[error("tensors `{first}` and `{second}` are tied to each other and differ")]
+    Untied {
+        /// Full key in the file.
+        first: String,
+        /// Full key in the file.
+        second: String,
+    },
     /// More virtual tokens than the limit, or than the context holds.
     #[error("{count} virtual tokens are outside 1..={max}")]
     VirtualTokens {
         /// By the file.
         count: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A head without labels, or with more than the limit.
+    #[error("the head has {labels} labels, which is outside 1..={max}")]
+    Labels {
+        /// By the file.
+        labels: usize,
         /// The limit.
         max: usize,
     },
@@ -174,6 +227,28 @@ pub enum DeltaError {
         tensor: String,
         /// Flat index.
         index: usize,
+    },
+    /// An index of the file points at nothing.
+    #[error("`{tensor}` has {index} at index {at}, which is outside 0..{bound}")]
+    Index {
+        /// Full key in the file.
+        tensor: String,
+        /// Flat index.
+        at: usize,
+        /// What is there.
+        index: i64,
+        /// How many there are of what it counts.
+        bound: usize,
+    },
+    /// An op of a part of a mix cannot be weighted and added to others.
+    #[error("it cannot be part of a mix: {} of {site} {reason}", class.as_str())]
+    NotLinear {
+        /// Of the op.
+        class: OpClass,
+        /// Where it is.
+        site: Site,
+        /// End of a sentence about the class.
+        reason: &'static str,
     },
     /// Reading the base's weights back failed.
     #[error(transparent)]

@@ -47,6 +47,15 @@ pub enum LayerSite {
     AfterMlp,
 }
 
+impl LayerSite {
+    /// Whether it comes behind the K and V of its layer.
+    fn is_behind_kv(self) -> bool {
+        use LayerSite as L;
+        let attention = matches!(self, L::Q | L::QNorm | L::O | L::AttentionOutNorm | L::AfterAttention);
+        attention || matches!(self, L::MlpNorm | L::Gate | L::Up | L::GateUp | L::Down | L::MlpOutNorm | L::AfterMlp)
+    }
+}
+
 /// A place of the decoder an op attaches to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Site {
@@ -60,6 +69,8 @@ pub enum Site {
     LmHead,
     /// Head of every sequence's KV: prefix and prompt tuning.
     VirtualTokens,
+    /// Behind the final norm, in place of the head of the base: labels instead of tokens.
+    Labels,
 }
 
 impl fmt::Display for LayerSite {
@@ -94,6 +105,7 @@ impl fmt::Display for Site {
             Self::FinalNorm => f.write_str("final_norm"),
             Self::LmHead => f.write_str("lm_head"),
             Self::VirtualTokens => f.write_str("virtual tokens"),
+            Self::Labels => f.write_str("labels"),
         }
     }
 }
@@ -143,6 +155,8 @@ impl Module {
 #[derive(Clone, Debug, PartialEq)]
 pub struct BaseLayout {
     modules: BTreeMap<String, Module>,
+    /// Paths of blocks with a router and experts, which no delta attaches to.
+    sparse_blocks: Vec<String>,
     /// Decoder layers.
     pub layers: usize,
     /// Width of the residual stream.
@@ -153,7 +167,7 @@ pub struct BaseLayout {
     pub kv_dim: usize,
     /// Key/value heads.
     pub kv_heads: usize,
-    /// Columns of gate, and of up.
+    /// Columns of gate, and of up, of dense layers; 0 where there is none.
     pub intermediate_size: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
@@ -196,6 +210,7 @@ impl BaseLayout {
     pub fn new(sizes: BaseSizes, modules: Vec<Module>) -> Self {
         Self {
             modules: modules.into_iter().map(|module| (module.path.clone(), module)).collect(),
+            sparse_blocks: Vec::new(),
             layers: sizes.layers,
             hidden_size: sizes.hidden_size,
             q_dim: sizes.q_dim,
@@ -209,10 +224,37 @@ impl BaseLayout {
         }
     }
 
+    /// The layout of a base that has blocks with a router and experts at these paths, by any of the names they go by.
+    #[must_use]
+    pub fn with_sparse_blocks(self, sparse_blocks: Vec<String>) -> Self {
+        Self { sparse_blocks, ..self }
+    }
+
+    /// Paths of blocks with a router, `gate`, and `experts`.
+    pub fn sparse_blocks(&self) -> impl Iterator<Item = &str> {
+        self.sparse_blocks.iter().map(String::as_str)
+    }
+
     /// The module at a path.
     #[must_use]
     pub fn module(&self, path: &str) -> Option<&Module> {
         self.modules.get(path)
+    }
+
+    /// Whether a module lies at a site.
+    #[must_use]
+    pub(super) fn has(&self, site: Site) -> bool {
+        self.modules().any(|module| module.site == site)
+    }
+
+    /// Whether an op at a site leaves the KV of every layer as it is: it comes behind the K and V of the last one.
+    #[must_use]
+    pub fn is_behind_kv(&self, site: Site) -> bool {
+        match site {
+            Site::FinalNorm | Site::LmHead | Site::Labels => true,
+            Site::Layer(layer, site) => layer as usize + 1 == self.layers && site.is_behind_kv(),
+            Site::Embed | Site::VirtualTokens => false,
+        }
     }
 
     /// All modules, by path.

@@ -13,6 +13,7 @@ impl<B: Backend> PreparedDelta<B> {
     /// # Errors
     /// [`OpsError::OutOfMemory`]; nothing stays allocated then.
     pub fn new(backend: &B, layout: &BaseLayout, program: DeltaProgram) -> Result<Self, OpsError> {
+        let classes = program.classes();
         let laid_out = |(site, op): (Site, DeltaOp)| Ok((site, op.laid_out()?));
         let ops = program.ops.into_iter().map(laid_out).collect::<Result<Vec<_>, OpsError>>()?;
         let matrices: Vec<HostMatrix<'_>> = ops.iter().flat_map(|(_, op)| op.as_op().matrices()).collect();
@@ -21,7 +22,7 @@ impl<B: Backend> PreparedDelta<B> {
         for (site, op) in ops {
             op.load(site, &mut loading)?;
         }
-        Ok(loading.finish())
+        loading.finish(classes)
     }
 }
 
@@ -31,8 +32,8 @@ mod tests {
     use crate::delta::layout::{BaseSizes, LayerSite};
     use crate::delta::{Bias, DeltaTable, Gain, InputScale};
     use crate::ops::reference::ReferenceBackend;
-    use crate::ops::{Numerics, SiteId};
-    use crate::types::AdapterSlot;
+    use crate::ops::{Numerics, SiteId, SiteSet};
+    use crate::types::{AdapterSlot, AdapterTask};
 
     const WIDTH: usize = 4;
 
@@ -53,19 +54,26 @@ mod tests {
     }
 
     fn program(ops: Vec<(Site, DeltaOp)>) -> DeltaProgram {
-        DeltaProgram { kind: String::new(), ops, unknown_fields: Vec::new() }
+        DeltaProgram {
+            kind: String::new(),
+            task: AdapterTask::default(),
+            ops,
+            invocation_tokens: Vec::new(),
+            keeps_base_kv: false,
+            unknown_fields: Vec::new(),
+        }
     }
 
     #[test]
     fn a_site_is_held_by_the_slots_that_have_entries_there_and_by_no_others() {
         let (backend, layout) = (ReferenceBackend::new(Numerics::F32), layout());
-        let mut table = DeltaTable::new(&backend, &layout).unwrap();
+        let mut table = DeltaTable::new(&backend, &layout, 8).unwrap();
         let numbers = || vec![0.5; WIDTH];
         let biases = |layers: &[u32]| {
             let bias = |layer| (Site::Layer(layer, LayerSite::K), Bias { b: numbers() }.into());
             program(layers.iter().copied().map(bias).collect())
         };
-        // A scale of q, k and v as one module is an entry for each of the three projections.
+        // A scale of q, k and v together is an entry for each of the three modules.
         let mut other = biases(&[1]);
         other.ops.push((Site::Layer(0, LayerSite::Qkv), InputScale { g: numbers() }.into()));
         other.ops.push((Site::FinalNorm, Gain { g: numbers() }.into()));
@@ -76,12 +84,15 @@ mod tests {
         install(&mut table, first, biases(&[0, 1]));
         install(&mut table, second, other);
         let held = |table: &DeltaTable<_>, slots: &[AdapterSlot]| -> Vec<SiteId> {
-            let sites = (0..table.sites.count as u32).map(SiteId);
-            sites.filter(|site| table.held(&backend, *site, slots.iter().copied()).is_some()).collect()
+            let mut held = SiteSet::new([SiteId(0)]);
+            table.held(&backend, slots.iter().copied(), &mut held);
+            (0..table.sites.count as u32).map(SiteId).filter(|site| held.contains(*site)).collect()
         };
         let layers = &table.sites.layers;
         let biases = [layers[0].qkv.bias, layers[1].qkv.bias];
-        let others = [&layers[0].qkv.input_scale[..], &[biases[1], table.sites.final_norm]].concat();
+        let scales: Vec<SiteId> = layers[0].qkv.inputs.iter().map(|input| input.scale).collect();
+        assert_eq!(scales.len(), 3);
+        let others = [&scales[..], &[biases[1], table.sites.final_norm]].concat();
         assert_eq!(held(&table, &[first]), biases);
         assert_eq!(held(&table, &[second]), others);
         assert_eq!(held(&table, &[first, second]).len(), biases.len() + others.len() - 1);

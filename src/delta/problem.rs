@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use super::error::DeltaError;
+use super::peft::keys::HEAD_WEIGHT;
 use super::safetensors::SafetensorsError;
 use crate::types::{Class, Problem, Subject, ToProblem};
 
@@ -39,18 +40,36 @@ impl ToProblem for DeltaError {
             E::MissingTensor { module, missing, found } => {
                 bad("MISSING_TENSOR", module).with("missing", missing).with("found", found)
             }
+            E::NotReproducible { module, missing } => bad("MISSING_TENSOR", module).with("missing", missing),
             E::WrongModule { module, kind } => bad("WRONG_MODULE", module).with("kind", kind),
+            E::Group { outputs, group, .. } => {
+                bad("INVALID_CONFIG", &"group_size").with("found", group).with("outputs", outputs)
+            }
             E::Shape { tensor, found, expected } => bad("SHAPE_MISMATCH", tensor)
                 .with("found", format_args!("{found:?}"))
                 .with("expected", format_args!("{expected:?}")),
+            E::ResizedVocabulary { of, tokens, vocab_size } => {
+                bad("RESIZED_VOCABULARY", of).with("tokens", tokens).with("vocab_size", vocab_size)
+            }
             E::Rank { module, rank, max } => bad("RANK_OUT_OF_RANGE", module).with("rank", rank).with("max", max),
             E::NothingMatched { .. } => bad("NOTHING_MATCHED", &"target_modules"),
             E::BaseMismatch { tensor } => Problem::new(Class::Unmet, "BASE_MISMATCH", self)
                 .about(Subject::Condition { kind: "BASE_MODEL", of: tensor.clone() }),
+            E::Untied { first, second } => bad("TIED_TENSORS_DIFFER", first).with("second", second),
             E::VirtualTokens { count, max } => {
                 bad("VIRTUAL_TOKENS_OUT_OF_RANGE", &"num_virtual_tokens").with("count", count).with("max", max)
             }
+            E::Labels { labels, max } => {
+                bad("LABELS_OUT_OF_RANGE", &HEAD_WEIGHT).with("labels", labels).with("max", max)
+            }
             E::NonFinite { tensor, index } => bad("NON_FINITE", tensor).with("index", index),
+            E::Index { tensor, index, bound, .. } => {
+                bad("INDEX_OUT_OF_RANGE", tensor).with("index", index).with("bound", bound)
+            }
+            E::NotLinear { class, site, reason } => bad("NOT_LINEAR", &"mix.adapter")
+                .with("op_class", class.as_str())
+                .with("site", site)
+                .with("cause", reason),
             E::Ops(error) => error.to_problem(),
             E::Base(_) | E::Candle(_) => Problem::internal("compiling an adapter", self),
         }

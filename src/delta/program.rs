@@ -5,15 +5,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::class::DeltaOp;
 use super::layout::Site;
 use crate::ops::WeightFormat;
-use crate::types::AdapterFacts;
+use crate::types::{AdapterFacts, AdapterTask, OpClasses};
 
 /// A compiled adapter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeltaProgram {
     /// For people: `LoRA`, `DoRA`, `IA3` ….
     pub kind: String,
+    /// What it was trained for.
+    pub task: AdapterTask,
     /// Ops with their sites, in site order.
     pub ops: Vec<(Site, DeltaOp)>,
+    /// Token ids that activate it; empty where its ops apply to every row.
+    pub invocation_tokens: Vec<u32>,
+    /// All ops come behind the last layer's K and V.
+    pub keeps_base_kv: bool,
     /// Fields of the config that are not known here and were let pass ([`CompileLimits::allow_unknown_fields`]).
     ///
     /// [`CompileLimits::allow_unknown_fields`]: super::CompileLimits::allow_unknown_fields
@@ -27,6 +33,8 @@ impl DeltaProgram {
     pub fn facts(&self, weights: WeightFormat) -> AdapterFacts {
         let mut facts = AdapterFacts {
             kind: self.kind.clone(),
+            group: self.group(),
+            task: self.task,
             min_rank: 0,
             max_rank: 0,
             ops: BTreeMap::new(),
@@ -34,6 +42,8 @@ impl DeltaProgram {
             device_bytes: 0,
             parameters: 0,
             virtual_tokens: None,
+            invocation_tokens: self.invocation_tokens.clone(),
+            keeps_base_kv: self.keeps_base_kv,
             unknown_fields: self.unknown_fields.clone(),
         };
         let ranks = || self.ops.iter().filter_map(|(_, op)| op.as_op().rank()).map(|rank| rank as u32);
@@ -50,13 +60,19 @@ impl DeltaProgram {
         facts
     }
 
+    /// The classes of its ops.
+    #[must_use]
+    pub fn classes(&self) -> OpClasses {
+        self.ops.iter().map(|(_, op)| op.class()).collect()
+    }
+
     /// The sites of the ops in their order, each once and without its layer.
     fn targets(&self) -> Vec<String> {
         let mut parts = BTreeSet::new();
-        for (site, _) in &self.ops {
+        for site in self.ops.iter().flat_map(|(site, op)| [Some(*site), op.as_op().other_site()]).flatten() {
             parts.insert(match site {
-                Site::Layer(_, part) => (Site::Layer(0, *part), part.to_string()),
-                outside => (*outside, outside.to_string()),
+                Site::Layer(_, part) => (Site::Layer(0, part), part.to_string()),
+                outside => (outside, outside.to_string()),
             });
         }
         parts.into_iter().map(|(_, name)| name).collect()

@@ -3,8 +3,8 @@
 
 use super::layout::BaseLayout;
 use super::sites::DeltaSites;
-use crate::ops::{Backend, OpsError, SiteId, SiteTable, SlotDelta};
-use crate::types::AdapterSlot;
+use crate::ops::{Backend, OpsError, SiteId, SiteSet, SiteTable, SlotDelta};
+use crate::types::{AdapterSlot, OpClasses};
 
 /// What an adapter puts at the head of every sequence, on the device.
 pub enum VirtualRows<B: Backend> {
@@ -23,6 +23,7 @@ pub enum VirtualRows<B: Backend> {
 pub struct PreparedDelta<B: Backend> {
     pub(super) entries: SlotDelta<B>,
     pub(super) virtual_rows: Option<VirtualRows<B>>,
+    pub(super) classes: OpClasses,
 }
 
 /// Deltas of all installed adapters.
@@ -30,42 +31,43 @@ pub struct DeltaTable<B: Backend> {
     /// The numbers of the sites in it.
     pub sites: DeltaSites,
     entries: B::DeltaTable,
-    /// By site: how many slots have entries there. What nobody has is found absent by one look.
-    holders: Vec<u32>,
     virtual_rows: Vec<Option<VirtualRows<B>>>,
+    classes: Vec<OpClasses>,
 }
 
 impl<B: Backend> DeltaTable<B> {
-    /// An empty table for a base.
+    /// An empty table of so many slots for a base.
     ///
     /// # Errors
     /// [`OpsError::OutOfMemory`].
-    pub fn new(backend: &B, layout: &BaseLayout) -> Result<Self, OpsError> {
+    pub fn new(backend: &B, layout: &BaseLayout, slots: usize) -> Result<Self, OpsError> {
         let sites = DeltaSites::new(layout);
-        let holders = vec![0; sites.count];
-        Ok(Self { sites, entries: backend.delta_table()?, holders, virtual_rows: Vec::new() })
+        Ok(Self { sites, entries: backend.delta_table(slots)?, virtual_rows: Vec::new(), classes: Vec::new() })
     }
 
     /// Put a prepared adapter into an empty slot.
     pub fn install(&mut self, backend: &B, slot: AdapterSlot, delta: PreparedDelta<B>) {
         if self.virtual_rows.len() <= slot.index() {
             self.virtual_rows.resize_with(slot.index() + 1, || None);
+            self.classes.resize_with(slot.index() + 1, OpClasses::default);
         }
         self.virtual_rows[slot.index()] = delta.virtual_rows;
-        for site in delta.entries.sites() {
-            self.holders[site.index()] += 1;
-        }
+        self.classes[slot.index()] = delta.classes;
         backend.set_slot(&mut self.entries, slot, delta.entries);
     }
 
     /// Empty a slot: what was installed, whole, to be dropped where that may take its time.
     pub fn remove(&mut self, backend: &B, slot: AdapterSlot) -> Option<PreparedDelta<B>> {
         let entries = backend.clear_slot(&mut self.entries, slot)?;
-        for site in entries.sites() {
-            self.holders[site.index()] -= 1;
-        }
         let virtual_rows = self.virtual_rows.get_mut(slot.index()).and_then(Option::take);
-        Some(PreparedDelta { entries, virtual_rows })
+        let classes = self.classes.get_mut(slot.index()).map(std::mem::take).unwrap_or_default();
+        Some(PreparedDelta { entries, virtual_rows, classes })
+    }
+
+    /// The op classes of a slot; none for an empty one.
+    #[must_use]
+    pub fn classes(&self, slot: AdapterSlot) -> OpClasses {
+        self.classes.get(slot.index()).copied().unwrap_or_default()
     }
 
     /// The virtual tokens of a slot.
@@ -74,17 +76,15 @@ impl<B: Backend> DeltaTable<B> {
         self.virtual_rows.get(slot.index())?.as_ref()
     }
 
-    /// The entries at one site, where any of these slots has some.
-    pub(super) fn held(
-        &self,
-        backend: &B,
-        site: SiteId,
-        slots: impl IntoIterator<Item = AdapterSlot>,
-    ) -> Option<SiteTable<'_, B>> {
-        if self.holders[site.index()] == 0 {
-            return None;
-        }
-        let holds = |slot| backend.slot(&self.entries, slot).is_some_and(|delta| delta.holds(site));
-        slots.into_iter().any(holds).then_some(SiteTable { table: &self.entries, site })
+    /// Make `held` the sites where any of these slots has entries.
+    pub fn held(&self, backend: &B, slots: impl IntoIterator<Item = AdapterSlot>, held: &mut SiteSet) {
+        held.clear();
+        let deltas = slots.into_iter().filter_map(|slot| backend.slot(&self.entries, slot));
+        deltas.for_each(|delta| held.extend(delta.held()));
+    }
+
+    /// The entries of all slots at one site.
+    pub(super) fn site(&self, site: SiteId) -> SiteTable<'_, B> {
+        SiteTable { table: &self.entries, site }
     }
 }

@@ -2,7 +2,7 @@
 //! launch of a step; kernels are the backend's.
 
 use super::resident::DeltaTable;
-use crate::ops::{Backend, RowPlan, Rows, SiteId, SiteTable, StepPlan};
+use crate::ops::{Backend, Rows, SiteId, SiteSet, SiteTable};
 
 /// Rows of an uploaded step, what the host knows of them, and the deltas installed.
 pub struct StepRows<'a, B: Backend> {
@@ -14,21 +14,14 @@ pub struct StepRows<'a, B: Backend> {
     pub step: &'a B::Step,
     /// Which of its rows.
     pub rows: Rows,
-    /// The same on the host.
-    pub plan: &'a RowPlan,
+    /// Where any adapter of the step has entries.
+    pub held: &'a SiteSet,
 }
 
 impl<'a, B: Backend> StepRows<'a, B> {
-    /// Some rows of a step.
-    #[must_use]
-    pub fn new(backend: &'a B, deltas: &'a DeltaTable<B>, step: &'a B::Step, rows: Rows, plan: &'a StepPlan) -> Self {
-        Self { backend, deltas, step, rows, plan: plan.of(rows) }
-    }
-
-    /// The entries at a site, where any of the rows has some. A class that no installed adapter has at the site costs one
-    /// look; one that others have, a look at each adapter of the step.
+    /// The entries at a site, where any adapter of the step has some: one look.
     #[must_use]
     pub fn held(&self, site: SiteId) -> Option<SiteTable<'a, B>> {
-        self.deltas.held(self.backend, site, self.plan.segments.iter().map(|segment| segment.slot))
+        self.held.contains(site).then(|| self.deltas.site(site))
     }
 }

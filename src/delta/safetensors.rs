@@ -28,7 +28,7 @@ pub struct TensorInfo {
     pub name: String,
     /// How its numbers are stored.
     pub dtype: TensorDtype,
-    /// 1 to [`HeaderLimits::max_dims`] dimensions, none of them 0.
+    /// 1 to [`HeaderLimits::max_dims`] dimensions; one that is alone is not 0.
     pub shape: Vec<usize>,
     /// Where its bytes are, counted from [`Header::data_start`].
     pub range: Range<usize>,
@@ -136,7 +136,7 @@ fn lay_out(mut entries: Vec<Entry>, data_bytes: u64) -> Result<Vec<TensorInfo>, 
     if entries.is_empty() {
         return Err(SafetensorsError::NoTensors);
     }
-    entries.sort_by_key(|entry| entry.begin);
+    entries.sort_by_key(|entry| (entry.begin, entry.end));
     let mut covered = 0u64;
     let mut tensors = Vec::with_capacity(entries.len());
     for entry in entries {
@@ -152,7 +152,7 @@ fn lay_out(mut entries: Vec<Entry>, data_bytes: u64) -> Result<Vec<TensorInfo>, 
             return Err(SafetensorsError::DataLength { expected: end, actual: data_bytes });
         }
         covered = end;
-        // end <= data_bytes, the size of a file, and no dimension is larger than the bytes: all fit usize.
+        // end <= data_bytes, the size of a file, and the product of what is not 0 was formed: all fit usize.
         let shape = entry.shape.iter().map(|dim| *dim as usize).collect();
         tensors.push(TensorInfo { name: entry.name, dtype: entry.dtype, shape, range: begin as usize..end as usize });
     }
@@ -172,6 +172,7 @@ pub fn check_finite(name: &str, dtype: TensorDtype, bytes: &[u8]) -> Result<(), 
         TensorDtype::F16 => first_half(bytes, |bits| bits & 0x7fff >= 0x7c00),
         TensorDtype::BF16 => first_half(bytes, |bits| bits & 0x7fff >= 0x7f80),
         TensorDtype::F64 => first_double(bytes, |value| !(value as f32).is_finite()),
+        TensorDtype::U8 | TensorDtype::I16 | TensorDtype::I32 | TensorDtype::I64 => None,
     };
     refuse(name, dtype, bytes, found)
 }
@@ -191,7 +192,7 @@ pub fn check_fits_bf16(name: &str, dtype: TensorDtype, bytes: &[u8]) -> Result<(
             let found = first_double(bytes, |value| (value as f32).to_bits() & 0x7fff_ffff >= 0x7f7f_8000);
             refuse(name, dtype, bytes, found)
         }
-        TensorDtype::F16 | TensorDtype::BF16 => check_finite(name, dtype, bytes),
+        _ => check_finite(name, dtype, bytes),
     }
 }
 

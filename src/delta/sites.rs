@@ -6,24 +6,46 @@ use std::ops::Range;
 use super::layout::{BaseLayout, LayerSite, Site};
 use crate::ops::SiteId;
 
+/// Op classes of what a projection reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InputSites {
+    /// x = g∘x.
+    pub scale: SiteId,
+    /// x = x R₁ ⋯ R_n, after it.
+    pub rotate: SiteId,
+}
+
 /// Op classes of one stacked linear site. Columns are those of the stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinearSites {
-    /// x = g∘x, one for each segment of the stack; columns are `0..in`.
-    pub input_scale: Vec<SiteId>,
+    /// One for each module of the stack: where the base has one module for all of it, rows have one input.
+    pub inputs: Vec<InputSites>,
+    /// y = Dx, or y += s·Dx.
+    pub dense: SiteId,
     /// y += s·B(Ax).
     pub low_rank: SiteId,
+    /// y += Sx, S sparse.
+    pub sparse: SiteId,
     /// y = g∘y, before the base's bias.
     pub scale_before_bias: SiteId,
     /// y = g∘y, after it.
     pub scale_after_bias: SiteId,
+    /// y = c1∘y + c2∘rot(y), after it.
+    pub rotate_after_bias: SiteId,
     /// y += b.
     pub bias: SiteId,
 }
 
-/// Op classes of one hidden site: they read what a block adds to the residual stream, and add to the stream.
+/// Op classes of one hidden site: a bottleneck changes what a block adds to the residual stream; the others read that, and
+/// add to the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HiddenSites {
+    /// h += s·(U·f(D·v + b1) + b2).
+    pub bottleneck: SiteId,
+    /// v = LayerNorm(v) before it.
+    pub norm_before: SiteId,
+    /// h = LayerNorm(h) behind it.
+    pub norm_after: SiteId,
     /// x += s·B(Ah).
     pub low_rank: SiteId,
     /// x += b.
@@ -62,10 +84,21 @@ pub struct LayerSites {
 /// Op classes of the token embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EmbedSites {
+    /// e = `rows[i]`.
+    pub rows: SiteId,
     /// e += s·B·A[:, id].
     pub low_rank: SiteId,
     /// e = g∘e (DoRA).
     pub scale: SiteId,
+}
+
+/// Op classes behind the final norm, where labels are wanted instead of tokens. Columns are the labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LabelSites {
+    /// logits = Wh.
+    pub head: SiteId,
+    /// logits += b.
+    pub bias: SiteId,
 }
 
 /// All of them.
@@ -79,8 +112,12 @@ pub struct DeltaSites {
     pub embed: EmbedSites,
     /// The head.
     pub lm_head: LinearSites,
+    /// Rows of the head in place of the base's.
+    pub head_rows: SiteId,
     /// Gain of the norm before the head.
     pub final_norm: SiteId,
+    /// The heads of adapters.
+    pub labels: LabelSites,
 }
 
 /// What a site is to a step: where its numbers lie.
@@ -95,14 +132,16 @@ pub(super) enum Place<'a> {
     Norm(SiteId),
     /// Before the first token; nothing is numbered there.
     VirtualTokens,
+    /// An adapter's head.
+    Labels(&'a LabelSites),
 }
 
 /// A linear site's part of its stack.
 pub(super) struct StackPlace<'a> {
     /// The stack.
     pub(super) sites: &'a LinearSites,
-    /// The projections it covers.
-    pub(super) segments: Range<usize>,
+    /// Which inputs of the stack are its own.
+    pub(super) inputs: Range<usize>,
     /// Their output columns.
     pub(super) columns: Range<usize>,
 }
@@ -117,25 +156,35 @@ impl Counter {
         SiteId(self.0 - 1)
     }
 
-    fn linear(&mut self, segments: usize) -> LinearSites {
+    fn linear(&mut self, inputs: usize) -> LinearSites {
         LinearSites {
-            input_scale: (0..segments).map(|_| self.next()).collect(),
+            inputs: (0..inputs).map(|_| InputSites { scale: self.next(), rotate: self.next() }).collect(),
+            dense: self.next(),
             low_rank: self.next(),
+            sparse: self.next(),
             scale_before_bias: self.next(),
             scale_after_bias: self.next(),
+            rotate_after_bias: self.next(),
             bias: self.next(),
         }
     }
 
     fn hidden(&mut self) -> HiddenSites {
-        HiddenSites { low_rank: self.next(), bias: self.next() }
+        HiddenSites {
+            bottleneck: self.next(),
+            norm_before: self.next(),
+            norm_after: self.next(),
+            low_rank: self.next(),
+            bias: self.next(),
+        }
     }
 
-    fn layer(&mut self) -> LayerSites {
+    fn layer(&mut self, layout: &BaseLayout, layer: u32) -> LayerSites {
+        let inputs = |fused, modules| if layout.has(Site::Layer(layer, fused)) { 1 } else { modules };
         LayerSites {
-            qkv: self.linear(3),
+            qkv: self.linear(inputs(LayerSite::Qkv, 3)),
             o: self.linear(1),
-            gate_up: self.linear(2),
+            gate_up: self.linear(inputs(LayerSite::GateUp, 2)),
             down: self.linear(1),
             attention_norm: self.next(),
             q_norm: self.next(),
@@ -156,10 +205,12 @@ impl DeltaSites {
         let mut counter = Counter::default();
         let mut sites = Self {
             count: 0,
-            layers: (0..layout.layers).map(|_| counter.layer()).collect(),
-            embed: EmbedSites { low_rank: counter.next(), scale: counter.next() },
+            layers: (0..layout.layers as u32).map(|layer| counter.layer(layout, layer)).collect(),
+            embed: EmbedSites { rows: counter.next(), low_rank: counter.next(), scale: counter.next() },
             lm_head: counter.linear(1),
+            head_rows: counter.next(),
             final_norm: counter.next(),
+            labels: LabelSites { head: counter.next(), bias: counter.next() },
         };
         sites.count = counter.0 as usize;
         sites
@@ -168,12 +219,13 @@ impl DeltaSites {
     /// What a site of this base is to a step.
     pub(super) fn place(&self, layout: &BaseLayout, site: Site) -> Place<'_> {
         let (q, kv, inner) = (layout.q_dim, layout.kv_dim, layout.intermediate_size);
-        let linear = |sites, segments, columns| Place::Linear(StackPlace { sites, segments, columns });
+        let linear = |sites, inputs, columns| Place::Linear(StackPlace { sites, inputs, columns });
         let (layer, part) = match site {
             Site::Embed => return Place::Embed(&self.embed),
             Site::FinalNorm => return Place::Norm(self.final_norm),
             Site::LmHead => return linear(&self.lm_head, 0..1, 0..layout.vocab_size),
             Site::VirtualTokens => return Place::VirtualTokens,
+            Site::Labels => return Place::Labels(&self.labels),
             Site::Layer(layer, part) => (&self.layers[layer as usize], part),
         };
         match part {
@@ -181,7 +233,7 @@ impl DeltaSites {
             LayerSite::Q => linear(&layer.qkv, 0..1, 0..q),
             LayerSite::K => linear(&layer.qkv, 1..2, q..q + kv),
             LayerSite::V => linear(&layer.qkv, 2..3, q + kv..q + 2 * kv),
-            LayerSite::Qkv => linear(&layer.qkv, 0..3, 0..q + 2 * kv),
+            LayerSite::Qkv => linear(&layer.qkv, 0..layer.qkv.inputs.len(), 0..q + 2 * kv),
             LayerSite::QNorm => Place::Norm(layer.q_norm),
             LayerSite::KNorm => Place::Norm(layer.k_norm),
             LayerSite::O => linear(&layer.o, 0..1, 0..layout.hidden_size),
@@ -190,7 +242,7 @@ impl DeltaSites {
             LayerSite::MlpNorm => Place::Norm(layer.mlp_norm),
             LayerSite::Gate => linear(&layer.gate_up, 0..1, 0..inner),
             LayerSite::Up => linear(&layer.gate_up, 1..2, inner..2 * inner),
-            LayerSite::GateUp => linear(&layer.gate_up, 0..2, 0..2 * inner),
+            LayerSite::GateUp => linear(&layer.gate_up, 0..layer.gate_up.inputs.len(), 0..2 * inner),
             LayerSite::Down => linear(&layer.down, 0..1, 0..layout.hidden_size),
             LayerSite::MlpOutNorm => Place::Norm(layer.mlp_out_norm),
             LayerSite::AfterMlp => Place::Hidden(&layer.after_mlp),

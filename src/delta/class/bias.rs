@@ -1,7 +1,7 @@
 //! `Bias`, y += b: saved biases (BitFit, Ben Zaken et al. 2021), as the difference to the base's, and `lora_bias`.
 
 use super::loading::Loading;
-use super::op::ClassOp;
+use super::op::{ClassOp, Weighting};
 use crate::delta::layout::Site;
 use crate::delta::rows::StepRows;
 use crate::delta::sites::Place;
@@ -21,6 +21,10 @@ impl ClassOp for Bias {
 
     fn computed(&self) -> &[f32] {
         &self.b
+    }
+
+    fn weighting() -> Weighting<Self> {
+        Ok(|op, weight| Self { b: op.b.into_iter().map(|b| weight * b).collect() })
     }
 
     fn load<B: Backend>(self, site: Site, loading: &mut Loading<'_, B>) -> Result<(), OpsError> {

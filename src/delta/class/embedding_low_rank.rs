@@ -1,7 +1,7 @@
 //! `EmbeddingLowRank`, e += s·B·A[:, id]: LoRA on the token embedding.
 
 use super::loading::Loading;
-use super::op::ClassOp;
+use super::op::{ClassOp, Weighting};
 use crate::delta::layout::Site;
 use crate::delta::rows::StepRows;
 use crate::delta::sites::Place;
@@ -33,6 +33,10 @@ impl ClassOp for EmbeddingLowRank {
 
     fn scaling(&self) -> Option<f32> {
         Some(self.scaling)
+    }
+
+    fn weighting() -> Weighting<Self> {
+        Ok(|op, weight| Self { scaling: weight * op.scaling, ..op })
     }
 
     /// A column of A is what a token reads: A transposed.

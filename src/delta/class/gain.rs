@@ -1,7 +1,7 @@
 //! `Gain`, the norm's weight for a row: LN tuning (Zhao et al. 2023).
 
 use super::loading::Loading;
-use super::op::ClassOp;
+use super::op::{ClassOp, Weighting};
 use crate::delta::layout::Site;
 use crate::delta::rows::StepRows;
 use crate::delta::sites::Place;
@@ -21,6 +21,10 @@ impl ClassOp for Gain {
 
     fn computed(&self) -> &[f32] {
         &self.g
+    }
+
+    fn weighting() -> Weighting<Self> {
+        Err("replaces a weight of the base")
     }
 
     fn load<B: Backend>(self, site: Site, loading: &mut Loading<'_, B>) -> Result<(), OpsError> {

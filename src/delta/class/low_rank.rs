@@ -2,7 +2,7 @@
 //! matrices.
 
 use super::loading::Loading;
-use super::op::ClassOp;
+use super::op::{ClassOp, Weighting};
 use crate::delta::layout::Site;
 use crate::delta::rows::StepRows;
 use crate::delta::sites::Place;
@@ -34,6 +34,10 @@ impl ClassOp for LowRank {
 
     fn scaling(&self) -> Option<f32> {
         Some(self.scaling)
+    }
+
+    fn weighting() -> Weighting<Self> {
+        Ok(|op, weight| Self { scaling: weight * op.scaling, ..op })
     }
 
     fn matrices(&self) -> Vec<HostMatrix<'_>> {

@@ -6,22 +6,37 @@
 //! backends': nothing here computes.
 
 pub(crate) mod bias;
+pub(crate) mod bottleneck;
+pub(crate) mod dense;
 pub(crate) mod embedding_low_rank;
+pub(crate) mod embedding_rows;
 pub(crate) mod gain;
+pub(crate) mod head;
+pub(crate) mod input;
 mod loading;
 pub(crate) mod low_rank;
 mod op;
+pub(crate) mod output_rotate;
 pub(crate) mod prefix;
 pub(crate) mod prompt_embeds;
+mod rotate;
 pub(crate) mod scale;
+pub(crate) mod sparse;
 
 pub use bias::Bias;
+pub use bottleneck::{Bottleneck, LayerNorm};
+pub use dense::Dense;
 pub use embedding_low_rank::EmbeddingLowRank;
+pub use embedding_rows::EmbeddingRows;
 pub use gain::Gain;
+pub use head::Head;
 pub use low_rank::LowRank;
+pub use output_rotate::OutputRotate;
 pub use prefix::{Prefix, PrefixLayer};
 pub use prompt_embeds::PromptEmbeds;
+pub use rotate::{InputRotate, RotateStage};
 pub use scale::{InputScale, OutputScale};
+pub use sparse::Sparse;
 
 pub(super) use loading::Loading;
 pub(crate) use op::ClassOp;
@@ -56,6 +71,13 @@ macro_rules! classes {
                 }
             }
 
+            /// `weight` times it, or why there is no such thing; see [`ClassOp::weighting`].
+            pub(super) fn weighted(self, weight: f32) -> Result<Self, &'static str> {
+                match self {
+                    $(Self::$class(op) => $class::weighting().map(|times| Self::$class(times(op, weight))),)*
+                }
+            }
+
             /// See [`ClassOp::laid_out`].
             pub(super) fn laid_out(self) -> Result<Self, OpsError> {
                 match self {
@@ -71,6 +93,15 @@ macro_rules! classes {
             }
         }
 
+        /// Why an adapter with an op of a class cannot be part of a mix, as the end of a sentence about the class; `None`
+        /// where it can.
+        #[must_use]
+        pub fn refused_in_mix(class: OpClass) -> Option<&'static str> {
+            match class {
+                $(OpClass::$class => $class::weighting().err(),)*
+            }
+        }
+
         $(impl From<$class> for DeltaOp {
             fn from(op: $class) -> Self {
                 Self::$class(op)
@@ -82,18 +113,32 @@ macro_rules! classes {
 classes! {
     /// y += s·B(Ax).
     LowRank,
+    /// y += Sx, S sparse.
+    Sparse,
     /// e += s·B·A[:, id].
     EmbeddingLowRank,
+    /// Rows of embedding and head in place of the base's.
+    EmbeddingRows,
     /// y = g∘y.
     OutputScale,
+    /// y = c1∘y + c2∘rot(y).
+    OutputRotate,
     /// x = g∘x.
     InputScale,
+    /// x = x R₁ ⋯ R_n.
+    InputRotate,
     /// y += b, after everything else.
     Bias,
+    /// h += s·(U·f(D·v + b1) + b2), behind a block.
+    Bottleneck,
     /// The norm's weight for this row.
     Gain,
     /// Saved K and V at the head of the block table.
     Prefix,
     /// Learned embeddings at the head of the prompt.
     PromptEmbeds,
+    /// Logits of labels from a hidden state.
+    Head,
+    /// y += s·Dx, or y = Dx in place of the base's.
+    Dense,
 }

@@ -5,6 +5,9 @@ use crate::delta::layout::Site;
 use crate::ops::{Backend, HostMatrix, OpsError, WeightFormat};
 use crate::types::VirtualTokens;
 
+/// How an op of a class becomes `weight` times itself, or why there is no such thing.
+pub(crate) type Weighting<T> = Result<fn(T, f32) -> T, &'static str>;
+
 /// An op of one class, on the host. What it does to a row is its file's `apply`.
 pub(crate) trait ClassOp {
     /// Numbers it holds.
@@ -30,8 +33,18 @@ pub(crate) trait ClassOp {
         None
     }
 
+    /// Whether it is in place of the base's, for an op that may be or may be added to it.
+    fn replaces(&self) -> Option<bool> {
+        None
+    }
+
     /// What it puts at the head of every sequence.
     fn virtual_tokens(&self) -> Option<VirtualTokens> {
+        None
+    }
+
+    /// Where it works besides the site that it is attached to.
+    fn other_site(&self) -> Option<Site> {
         None
     }
 
@@ -39,6 +52,16 @@ pub(crate) trait ClassOp {
     /// checked as they are read.
     fn computed(&self) -> &[f32] {
         &[]
+    }
+
+    /// How an op becomes `weight` times itself, where ops of several adapters may stand at one site and what they add to a
+    /// row adds up, each linear in its numbers: what a mix is made of. Else why not, as the end of a sentence about the
+    /// class.
+    fn weighting() -> Weighting<Self>
+    where
+        Self: Sized,
+    {
+        Err("is not linear in its numbers")
     }
 
     /// The op with its matrices as kernels read them.

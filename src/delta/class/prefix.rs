@@ -1,7 +1,7 @@
 //! `Prefix`, saved K and V at the head of every sequence: prefix tuning (Li & Liang 2021).
 
 use super::loading::Loading;
-use super::op::ClassOp;
+use super::op::{ClassOp, Weighting};
 use crate::delta::layout::Site;
 use crate::delta::resident::VirtualRows;
 use crate::ops::{Backend, OpsError};
@@ -34,6 +34,10 @@ impl ClassOp for Prefix {
         Some(VirtualTokens { count: self.count, saved_kv: true })
     }
 
+    fn weighting() -> Weighting<Self> {
+        Err("stands at the head of a sequence, where there is room for one")
+    }
+
     fn load<B: Backend>(self, _site: Site, loading: &mut Loading<'_, B>) -> Result<(), OpsError> {
         let kv_dim = loading.layout.kv_dim;
         let pair = |layer: &PrefixLayer| Ok((loading.rows(kv_dim, &layer.k)?, loading.rows(kv_dim, &layer.v)?));
@@ -52,8 +56,6 @@ pub(crate) fn write<B: Backend>(
     kv: &mut B::KvCache,
 ) -> bool {
     let Some(VirtualRows::Prefix { count, layers }) = rows else { return false };
-    for (index, (k, v)) in layers.iter().enumerate() {
-        backend.write_pages(kv, index, blocks, *count, k, v);
-    }
+    backend.write_pages(kv, blocks, *count, layers);
     true
 }

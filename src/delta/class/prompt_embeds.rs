@@ -1,10 +1,9 @@
-//! `PromptEmbeds`, learned embeddings at the head of the prompt: prompt tuning (Lester et al. 2021) and P-tuning (Liu et
-//! al. 2021).
+//! `PromptEmbeds`, learned embeddings at the head of the prompt: prompt tuning (Lester et al. 2021) and its kin.
 
 use std::ops::Range;
 
 use super::loading::Loading;
-use super::op::ClassOp;
+use super::op::{ClassOp, Weighting};
 use crate::delta::layout::Site;
 use crate::delta::resident::VirtualRows;
 use crate::ops::{Backend, HostTensor, OpsError};
@@ -24,6 +23,10 @@ impl ClassOp for PromptEmbeds {
 
     fn virtual_tokens(&self) -> Option<VirtualTokens> {
         Some(VirtualTokens { count: self.embeds.rows() as u32, saved_kv: false })
+    }
+
+    fn weighting() -> Weighting<Self> {
+        Err("stands at the head of a prompt, where there is room for one")
     }
 
     fn load<B: Backend>(self, _site: Site, loading: &mut Loading<'_, B>) -> Result<(), OpsError> {

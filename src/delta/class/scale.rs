@@ -1,7 +1,7 @@
 //! `OutputScale`, y = g∘y, and `InputScale`, x = g∘x: IA3 (Liu et al. 2022), and DoRA's magnitudes (Liu et al. 2024).
 
 use super::loading::Loading;
-use super::op::ClassOp;
+use super::op::{ClassOp, Weighting};
 use crate::delta::layout::Site;
 use crate::delta::rows::StepRows;
 use crate::delta::sites::Place;
@@ -36,6 +36,10 @@ impl ClassOp for OutputScale {
         &self.g
     }
 
+    fn weighting() -> Weighting<Self> {
+        Err("multiplies what others add")
+    }
+
     fn load<B: Backend>(self, site: Site, loading: &mut Loading<'_, B>) -> Result<(), OpsError> {
         let (site, columns) = match loading.place(site) {
             Place::Linear(place) if self.after_bias => (place.sites.scale_after_bias, place.columns),
@@ -56,13 +60,17 @@ impl ClassOp for InputScale {
         &self.g
     }
 
-    /// Once for every projection of the stack that the site covers.
+    fn weighting() -> Weighting<Self> {
+        Err("multiplies what the base and others read")
+    }
+
+    /// Once for every input of the stack that the site covers.
     fn load<B: Backend>(self, site: Site, loading: &mut Loading<'_, B>) -> Result<(), OpsError> {
         let Place::Linear(place) = loading.place(site) else {
             unreachable!("compilers attach InputScale to linear sites only");
         };
-        for segment in place.segments {
-            loading.vector(place.sites.input_scale[segment], &self.g, 0..self.g.len())?;
+        for input in &place.sites.inputs[place.inputs] {
+            loading.vector(input.scale, &self.g, 0..self.g.len())?;
         }
         Ok(())
     }
@@ -73,37 +81,4 @@ pub(crate) fn apply<B: Backend>(on: &StepRows<'_, B>, site: SiteId, y: &mut B::B
     if let Some(scales) = on.held(site) {
         on.backend.scale_rows(on.step, on.rows, scales, y);
     }
-}
-
-/// Semantics: y = W(g∘x), where a row has another g, or none, for each projection of the stack; `sites` has one number for
-/// each. False, and nothing done, if none of the rows has any.
-///
-/// At a site of one projection a copy of x is scaled where rows ask for it, then one GEMM serves all. At a stacked site
-/// rows whose input differs for one projection run that projection again, unstacked.
-pub(crate) fn multiply<B: Backend>(
-    on: &StepRows<'_, B>,
-    sites: &[SiteId],
-    x: &B::Buffer,
-    weight: &B::Weight,
-    scaled: &mut B::Buffer,
-    y: &mut B::Buffer,
-) -> bool {
-    let StepRows { backend, step, rows, .. } = *on;
-    if !sites.iter().any(|site| on.held(*site).is_some()) {
-        return false;
-    }
-    if let [site] = *sites
-        && let Some(scales) = on.held(site)
-    {
-        backend.scale_input(step, rows, scales, x, scaled);
-        backend.gemm(step, rows, scaled, weight, y);
-        return true;
-    }
-    backend.gemm(step, rows, x, weight, y);
-    for (segment, site) in sites.iter().enumerate() {
-        if let Some(scales) = on.held(*site) {
-            backend.gemm_scaled_segment(step, rows, scales, x, weight, segment, scaled, y);
-        }
-    }
-    true
 }

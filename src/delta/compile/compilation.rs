@@ -5,6 +5,7 @@ use super::super::error::DeltaError;
 use super::super::layout::{BaseLayout, BaseReadError, BaseWeights, Module, ModuleKind, Site};
 use super::super::peft::fields::UnknownFields;
 use super::super::peft::keys::{self, PREFIX};
+use super::super::peft::saved_embedding::SavedEmbedding;
 use super::super::peft::targets::Targets;
 use super::tensors::TensorSet;
 use crate::ops::HostTensor;
@@ -40,6 +41,7 @@ pub struct Base<'a> {
 pub(super) struct Compilation<'a> {
     pub(super) base: Base<'a>,
     pub(super) tensors: TensorSet<'a>,
+    pub(super) saved: SavedEmbedding,
     ops: Vec<(Site, DeltaOp)>,
     /// Of the method, for people.
     kind: &'static str,
@@ -52,10 +54,11 @@ impl<'a> Compilation<'a> {
     pub(super) fn new(
         base: Base<'a>,
         tensors: TensorSet<'a>,
+        saved: SavedEmbedding,
         kind: &'static str,
         own_key: Option<&'static str>,
     ) -> Self {
-        Self { base, tensors, ops: Vec::new(), kind, own_key }
+        Self { base, tensors, saved, ops: Vec::new(), kind, own_key }
     }
 
     /// The ops, where every tensor was taken and every computed number is finite.
@@ -84,6 +87,9 @@ impl<'a> Compilation<'a> {
             if !self.tensors.has(&beside) && !self.tensors.has(&alone) {
                 continue;
             }
+            for name in [&beside, &alone] {
+                self.check_vocabulary(module, name, &[layout.vocab_size, layout.hidden_size])?;
+            }
             if self.tensors.has_no_numbers() {
                 // Whether they are copies is seen when their numbers have come.
                 self.tensors.remove(&alone);
@@ -107,26 +113,100 @@ impl<'a> Compilation<'a> {
         parameter: &'static str,
         shape: &[usize],
     ) -> Result<HostTensor, DeltaError> {
+        self.check_vocabulary(module, &key(module, parameter), shape)?;
         match self.tensors.take_shaped(&key(module, parameter), shape)? {
             Some(tensor) => Ok(tensor),
-            None => {
-                let found = self.tensors.examples(&key(module, ""));
-                Err(DeltaError::MissingTensor { module: module.path.clone(), missing: parameter, found })
-            }
+            None => Err(self.missing(module, parameter)),
         }
     }
 
-    /// Whether the config targets a module, by its path in the model the adapter was trained on.
+    /// Refuse a tensor of embedding or head that differs from the expected shape in the number of tokens alone.
+    fn check_vocabulary(&self, module: &Module, name: &str, expected: &[usize]) -> Result<(), DeltaError> {
+        let vocab_size = self.base.layout.vocab_size;
+        let Some(found) = self.tensors.shape(name) else { return Ok(()) };
+        let of_tokens = match module.site {
+            Site::Embed | Site::LmHead => expected.iter().position(|size| *size == vocab_size),
+            _ => None,
+        };
+        let others = |at| found.len() == expected.len() && (0..found.len()).all(|i| i == at || found[i] == expected[i]);
+        match of_tokens.filter(|at| others(*at) && found[*at] != vocab_size) {
+            Some(at) => {
+                let of = self.tensors.own_key(name).unwrap_or(name).to_owned();
+                Err(DeltaError::ResizedVocabulary { of, tokens: found[at], vocab_size })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Why a target without a parameter is refused.
+    pub(super) fn missing(&self, module: &Module, parameter: &'static str) -> DeltaError {
+        let found = self.tensors.examples(&key(module, ""));
+        DeltaError::MissingTensor { module: module.path.clone(), missing: parameter, found }
+    }
+
+    /// Take a tensor that belongs to no module and must be there, by its key.
+    pub(super) fn required_shared(&mut self, key: &'static str, shape: &[usize]) -> Result<HostTensor, DeltaError> {
+        match self.tensors.take_shaped(key, shape)? {
+            Some(tensor) => Ok(tensor),
+            None => Err(self.missing_shared(key)),
+        }
+    }
+
+    /// Sizes of a tensor that belongs to no module.
+    pub(super) fn shared_sizes<const N: usize>(&self, key: &'static str) -> Result<[usize; N], DeltaError> {
+        let Some(shape) = self.tensors.shape(key) else { return Err(self.missing_shared(key)) };
+        shape.try_into().map_err(|_| {
+            let tensor = self.tensors.own_key(key).unwrap_or(key).to_owned();
+            DeltaError::Shape { tensor, found: shape.to_vec(), expected: vec![0; N] }
+        })
+    }
+
+    fn missing_shared(&self, key: &'static str) -> DeltaError {
+        DeltaError::MissingTensor { module: "base_model".to_owned(), missing: key, found: self.tensors.examples(key) }
+    }
+
+    /// Whether the config targets a module, by its path in the model the adapter was trained on. One that is in the file whole
+    /// is no target.
     pub(super) fn is_target(&self, targets: &Targets, module: &Module) -> Result<bool, DeltaError> {
+        if self.saved.contains(module) {
+            return Ok(false);
+        }
         match self.tensors.level().path(module) {
             Some(path) => targets.contain(module, &path),
             None => Ok(false),
         }
     }
 
+    /// Whether the config targets a module, for a method that goes on modules of one kind alone.
+    pub(super) fn is_target_of_kind(
+        &self,
+        targets: &Targets,
+        module: &Module,
+        kind: ModuleKind,
+    ) -> Result<bool, DeltaError> {
+        match self.is_target(targets, module)? {
+            true if module.kind != kind => {
+                Err(DeltaError::WrongModule { module: module.path.clone(), kind: self.kind })
+            }
+            is_target => Ok(is_target),
+        }
+    }
+
     /// Attach an op to a site.
     pub(super) fn push(&mut self, site: Site, op: impl Into<DeltaOp>) {
         self.ops.push((site, op.into()));
+    }
+
+    /// A tensor of the embedding that the head of a tied base shares may be in the file for the head, too, and is the same
+    /// there. `own` is its key.
+    pub(super) fn same_in_head(&mut self, parameter: &str, own: &str, tensor: &HostTensor) -> Result<(), DeltaError> {
+        let Some(head) = self.base.layout.modules().find(|module| module.site == Site::LmHead) else { return Ok(()) };
+        let of_head = key(head, parameter);
+        let second = self.tensors.own_key(&of_head).unwrap_or_default().to_owned();
+        match self.tensors.take_shaped(&of_head, &tensor.shape)? {
+            Some(twin) if !twin.data.equals(&tensor.data) => Err(DeltaError::Untied { first: own.to_owned(), second }),
+            _ => Ok(()),
+        }
     }
 
     /// A tensor of the base that its config promises.
@@ -138,24 +218,28 @@ impl<'a> Compilation<'a> {
     /// Why a tensor nobody took is refused: a feature of PEFT that is known by its keys, or nothing known.
     pub(super) fn leftover(&self, tensor: &str) -> DeltaError {
         let layout = self.base.layout;
-        if self.own_key.is_some_and(|own| tensor.contains(own)) && keys::is_of_base(tensor, layout) {
+        if keys::is_of_experts(tensor, layout) {
+            let feature = "an adapter of the base's experts or their router";
+            return DeltaError::UnsupportedTensor { tensor: tensor.to_owned(), feature };
+        }
+        let is_known = !self.tensors.unknown().iter().any(|key| key == tensor);
+        if self.own_key.is_some_and(|own| tensor.contains(own)) && is_known {
             return DeltaError::NotTargeted { tensor: tensor.to_owned() };
         }
-        let feature = if tensor.contains("trainable_tokens_delta") {
-            Some("trainable tokens")
-        } else if tensor.starts_with(PREFIX) && !tensor.contains("lora_") && tensor.ends_with(".weight") {
-            Some("modules_to_save or a resized vocabulary")
-        } else {
-            None
-        };
-        match feature {
-            Some(feature) => DeltaError::UnsupportedTensor { tensor: tensor.to_owned(), feature },
-            None => DeltaError::UnknownTensor {
-                tensor: tensor.to_owned(),
-                kind: self.kind,
-                nearest: keys::nearest(tensor, layout),
-            },
+        if tensor.contains("trainable_tokens_delta") {
+            return DeltaError::NotTargeted { tensor: tensor.to_owned() };
         }
+        let module = keys::module_of(tensor, layout);
+        let is_saved = tensor.starts_with(PREFIX) && keys::is_of_a_model(tensor) && tensor.ends_with(".weight");
+        let tensor = tensor.to_owned();
+        if is_saved && module.is_some_and(|module| module.layer().is_some() || module.kind == ModuleKind::Norm) {
+            return DeltaError::NotTargeted { tensor };
+        }
+        if is_saved {
+            return DeltaError::UnsupportedTensor { tensor, feature: "modules_to_save or a resized vocabulary" };
+        }
+        let nearest = keys::nearest(&tensor, layout);
+        DeltaError::UnknownTensor { tensor, kind: self.kind, nearest }
     }
 }
 
@@ -164,8 +248,11 @@ pub(super) fn key(module: &Module, parameter: &str) -> String {
     format!("{PREFIX}{}.{parameter}", module.path)
 }
 
-/// Vectors computed from finite numbers can overflow (a magnitude over a norm of nearly 0).
-fn check_computed(site: Site, op: &DeltaOp) -> Result<(), DeltaError> {
+/// Numbers computed from finite ones can overflow (a magnitude over a norm of nearly 0, a scaling of a scaling).
+pub(in crate::delta) fn check_computed(site: Site, op: &DeltaOp) -> Result<(), DeltaError> {
+    if op.as_op().scaling().is_some_and(|scaling| !scaling.is_finite()) {
+        return Err(DeltaError::NonFinite { tensor: format!("the scaling of {site}"), index: 0 });
+    }
     match op.as_op().computed().iter().position(|number| !number.is_finite()) {
         Some(index) => Err(DeltaError::NonFinite { tensor: format!("{} of {site}", op.class().as_str()), index }),
         None => Ok(()),

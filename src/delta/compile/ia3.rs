@@ -2,6 +2,7 @@
 //! on its input.
 
 use super::compilation::Compilation;
+use super::method::Method;
 use crate::delta::DeltaError;
 use crate::delta::class::{InputScale, OutputScale};
 use crate::delta::layout::{BaseLayout, ModuleKind};
@@ -9,7 +10,7 @@ use crate::delta::peft::defaults;
 use crate::delta::peft::fields::Fields;
 use crate::delta::peft::targets::{Feedforward, Targets};
 
-pub(super) const KIND: &str = "IA3";
+const KIND: &str = "IA3";
 
 pub(super) struct Ia3Config {
     targets: Targets,
@@ -24,15 +25,22 @@ impl Ia3Config {
         let feedforward = Feedforward::read(fields, defaults::ia3_feedforward(layout.model_type))?;
         Ok(Self { targets, feedforward })
     }
+}
 
-    pub(super) fn compile(&self, compilation: &mut Compilation<'_>) -> Result<(), DeltaError> {
+impl Method for Ia3Config {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn own_key(&self) -> Option<&'static str> {
+        Some(".ia3_l")
+    }
+
+    fn compile(&self, compilation: &mut Compilation<'_>) -> Result<(), DeltaError> {
         let layout = compilation.base.layout;
         for module in layout.modules() {
-            if !compilation.is_target(&self.targets, module)? {
+            if !compilation.is_target_of_kind(&self.targets, module, ModuleKind::Linear)? {
                 continue;
-            }
-            if module.kind != ModuleKind::Linear {
-                return Err(DeltaError::WrongModule { module: module.path.clone(), kind: KIND });
             }
             let path = compilation.tensors.level().path(module).unwrap_or_default();
             let on_input = self.feedforward.contain(&path)?;

@@ -1,8 +1,11 @@
 //! LoRA (Hu et al. 2021) as PEFT saves it, with rank and alpha patterns, rsLoRA (Kalajdzievski 2023), DoRA (Liu et al.
-//! 2024), `lora_bias`, saved biases, and LoRA on the embedding and the head.
+//! 2024), aLoRA (Greenewald et al. 2025), `lora_bias`, saved biases, and LoRA on the embedding and the head.
 
+use super::biases::SavedBiases;
 use super::compilation::{Compilation, CompileLimits, key};
 use super::dora;
+use super::method::Method;
+use super::tokens::TokenIndices;
 use crate::delta::DeltaError;
 use crate::delta::class::{Bias, EmbeddingLowRank, LowRank, OutputScale};
 use crate::delta::layout::{BaseLayout, Module, ModuleKind, Site};
@@ -14,7 +17,7 @@ use crate::ops::HostTensor;
 
 /// Fields that train, initialise or speed up, and never change what a trained adapter computes. PEFT turns
 /// `fan_in_fan_out` off for linear modules.
-const IGNORED: [&str; 10] = [
+pub(super) const IGNORED: [&str; 10] = [
     "corda_config",
     "eva_config",
     "fan_in_fan_out",
@@ -28,14 +31,6 @@ const IGNORED: [&str; 10] = [
     "velora_config",
 ];
 
-/// `bias` of the config: which biases of the base the file replaces.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum SavedBiases {
-    None,
-    All,
-    LoraOnly,
-}
-
 pub(super) struct LoraConfig {
     targets: Targets,
     rank: usize,
@@ -48,19 +43,20 @@ pub(super) struct LoraConfig {
     lora_bias: bool,
     biases: SavedBiases,
     tie: bool,
+    tokens: TokenIndices,
     velora: bool,
+    /// Of aLoRA; empty in every other.
+    invocation_tokens: Vec<u32>,
 }
+
+/// Most invocation tokens: every prompt is searched for them.
+const MAX_INVOCATION_TOKENS: usize = 256;
 
 impl LoraConfig {
     pub(super) fn read(fields: &Fields, layout: &BaseLayout, limits: CompileLimits) -> Result<Self, DeltaError> {
         fields.ignore(&IGNORED);
         check_init(fields)?;
-        let biases = match fields.str("bias")? {
-            None | Some("none") => SavedBiases::None,
-            Some("all") => SavedBiases::All,
-            Some("lora_only") => SavedBiases::LoraOnly,
-            Some(_) => return Err(fields.bad("bias", "none, all or lora_only")),
-        };
+        let tie = fields.bool_or("ensure_weight_tying", false)?;
         let config = Self {
             targets: Targets::read_with_layers(fields, defaults::lora_targets(layout.model_type))?,
             rank: fields.usize("r")?.unwrap_or(8),
@@ -71,42 +67,32 @@ impl LoraConfig {
             rslora: fields.bool_or("use_rslora", false)?,
             dora: fields.bool_or("use_dora", false)?,
             lora_bias: fields.bool_or("lora_bias", false)?,
-            biases,
-            tie: fields.bool_or("ensure_weight_tying", false)?,
+            biases: SavedBiases::read(fields, "lora_only")?,
+            tie,
+            tokens: TokenIndices::read(fields, layout, tie)?,
             velora: fields.get("velora_config").is_some(),
+            invocation_tokens: invocation_tokens(fields, layout)?,
         };
         if config.dora && config.lora_bias {
             // PEFT refuses the pair, so nothing tells what it would mean.
             return Err(fields.unsupported("lora_bias", " together with use_dora"));
         }
-        Ok(config)
-    }
-
-    pub(super) fn kind(&self) -> &'static str {
-        match (self.dora, self.rslora) {
-            (true, true) => "rsLoRA DoRA",
-            (true, false) => "DoRA",
-            (false, true) => "rsLoRA",
-            (false, false) => "LoRA",
+        match config.beside_invocation(fields).filter(|_| !config.invocation_tokens.is_empty()) {
+            Some(field) => Err(fields.unsupported(field, " together with alora_invocation_tokens")),
+            None => Ok(config),
         }
     }
 
-    pub(super) fn compile(&self, compilation: &mut Compilation<'_>) -> Result<(), DeltaError> {
-        let layout = compilation.base.layout;
-        let mut matched = false;
-        for module in layout.modules() {
-            let targeted = self.contains(compilation, module)?;
-            matched |= targeted;
-            match (targeted, module.kind) {
-                (true, ModuleKind::Linear) => self.linear(compilation, module)?,
-                (true, ModuleKind::Embedding) => self.embedding(compilation, module)?,
-                (true, ModuleKind::Norm) => {
-                    return Err(DeltaError::WrongModule { module: module.path.clone(), kind: self.kind() });
-                }
-                (false, _) => self.not_targeted(compilation, module)?,
-            }
-        }
-        if matched { Ok(()) } else { Err(DeltaError::NothingMatched { shown: String::new() }) }
+    /// A field that cannot stand beside invocation tokens: PEFT refuses it, or it changes rows before the invocation, too.
+    fn beside_invocation(&self, fields: &Fields) -> Option<&'static str> {
+        let set = [
+            ("use_dora", self.dora),
+            ("velora_config", self.velora),
+            ("bias", self.biases != SavedBiases::None),
+            ("modules_to_save", fields.is_set("modules_to_save")),
+            ("trainable_token_indices", fields.is_set("trainable_token_indices")),
+        ];
+        set.into_iter().find(|(_, set)| *set).map(|(field, _)| field)
     }
 
     /// With `ensure_weight_tying` on a tied base, a target of embedding or head is a target of both.
@@ -158,10 +144,7 @@ impl LoraConfig {
             let g = dora_scales(compilation, module, &magnitude, |weight| dora::row_norms(weight, &a, &b, scaling))?;
             compilation.push(module.site, OutputScale { g, after_bias: false });
         }
-        if self.biases != SavedBiases::None
-            && module.bias
-            && let Some(replaced) = replaced_bias(compilation, module, "base_layer.bias")?
-        {
+        if let Some(replaced) = self.biases.take(compilation, module, true)? {
             bias = Some(match bias {
                 Some(bias) => bias.iter().zip(replaced).map(|(a, b)| a + b).collect(),
                 None => replaced,
@@ -198,14 +181,67 @@ impl LoraConfig {
                 return Err(DeltaError::NotTargeted { tensor: tensor.to_owned() });
             }
         }
-        if self.biases == SavedBiases::All
-            && module.bias
-            && let Some(b) = replaced_bias(compilation, module, "bias")?
-        {
+        if let Some(b) = self.biases.take(compilation, module, false)? {
             compilation.push(module.site, Bias { b });
         }
         Ok(())
     }
+}
+
+impl Method for LoraConfig {
+    fn kind(&self) -> &'static str {
+        match (self.dora, !self.invocation_tokens.is_empty(), self.rslora) {
+            (true, _, true) => "rsLoRA DoRA",
+            (true, _, false) => "DoRA",
+            (false, true, true) => "rsLoRA aLoRA",
+            (false, true, false) => "aLoRA",
+            (false, false, true) => "rsLoRA",
+            (false, false, false) => "LoRA",
+        }
+    }
+
+    fn invocation_tokens(&self) -> &[u32] {
+        &self.invocation_tokens
+    }
+
+    fn compile(&self, compilation: &mut Compilation<'_>) -> Result<(), DeltaError> {
+        let layout = compilation.base.layout;
+        let mut matched = false;
+        for module in layout.modules() {
+            let targeted = self.contains(compilation, module)?;
+            matched |= targeted;
+            match (targeted, module.kind) {
+                (true, ModuleKind::Linear) => self.linear(compilation, module)?,
+                // PEFT refuses an embedding beside an invocation.
+                (true, ModuleKind::Embedding) if !self.invocation_tokens.is_empty() => {
+                    return Err(DeltaError::WrongModule { module: module.path.clone(), kind: self.kind() });
+                }
+                (true, ModuleKind::Embedding) => self.embedding(compilation, module)?,
+                (true, ModuleKind::Norm) => {
+                    return Err(DeltaError::WrongModule { module: module.path.clone(), kind: self.kind() });
+                }
+                (false, _) => self.not_targeted(compilation, module)?,
+            }
+        }
+        if !matched {
+            return Err(DeltaError::NothingMatched { shown: String::new() });
+        }
+        self.tokens.compile(compilation, |compilation, module| self.contains(compilation, module))
+    }
+}
+
+/// The tokens that activate an aLoRA. Empty is a LoRA, as in PEFT.
+fn invocation_tokens(fields: &Fields, layout: &BaseLayout) -> Result<Vec<u32>, DeltaError> {
+    let field = "alora_invocation_tokens";
+    let ids = match fields.get(field) {
+        None => return Ok(Vec::new()),
+        Some(Json::Array(_)) => fields.indices(field)?.unwrap_or_default(),
+        Some(_) => return Err(fields.bad(field, "a list of token ids")),
+    };
+    if ids.len() > MAX_INVOCATION_TOKENS || ids.iter().any(|id| *id >= layout.vocab_size) {
+        return Err(fields.bad(field, "at most 256 ids of the base's vocabulary"));
+    }
+    Ok(ids.into_iter().map(|id| id as u32).collect())
 }
 
 /// Initialisations that change the base's weights make an adapter that is valid on the changed base alone.
@@ -234,17 +270,4 @@ fn dora_scales(
     }
     let norms = norms(&compilation.base_tensor(&module.weight)?)?;
     Ok(magnitude.iter().zip(norms).map(|(m, norm)| m / norm).collect())
-}
-
-/// Saved biases replace the base's; the op adds the difference.
-fn replaced_bias(
-    compilation: &mut Compilation<'_>,
-    module: &Module,
-    parameter: &str,
-) -> Result<Option<Vec<f32>>, DeltaError> {
-    let Some(saved) = compilation.tensors.take_shaped(&key(module, parameter), &[module.output])? else {
-        return Ok(None);
-    };
-    let base = compilation.base_tensor(&format!("{}.bias", module.path))?.to_f32();
-    Ok(Some(saved.to_f32().iter().zip(base).map(|(saved, base)| saved - base).collect()))
 }

@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use super::format::Format;
 use crate::delta::DeltaError;
+use crate::delta::adapterhub;
 use crate::delta::layout::BaseLayout;
 use crate::delta::peft::keys::{Keys, Level, is_of_a_model};
-use crate::delta::safetensors::{Header, HeaderLimits, TensorInfo, check_finite, check_fits_bf16, read_header};
+use crate::delta::safetensors::{
+    Header, HeaderLimits, SafetensorsError, TensorInfo, check_finite, check_fits_bf16, read_header,
+};
 use crate::ops::{HostTensor, OpsError, TensorData, TensorDtype, TensorReader};
 
-/// Views into a checked safetensors file, by the keys that PEFT writes whatever the file's own are.
+/// Views into a checked safetensors file, by the keys that PEFT writes, or those of [`adapterhub`], whatever the file's own are.
 pub(crate) struct TensorSet<'a> {
     tensors: BTreeMap<String, Entry<'a>>,
     /// Keys that mean nothing to this base, in order.
@@ -17,6 +21,7 @@ pub(crate) struct TensorSet<'a> {
     has_no_numbers: bool,
 }
 
+#[derive(Clone)]
 struct Entry<'a> {
     /// The file's own.
     key: String,
@@ -27,7 +32,7 @@ struct Entry<'a> {
 
 impl<'a> TensorSet<'a> {
     /// All tensors of a file: its header checked before anything is allocated, every number finite, also as bf16.
-    pub(crate) fn read(file: &'a [u8], layout: &BaseLayout) -> Result<Self, DeltaError> {
+    pub(crate) fn read(file: &'a [u8], format: Format, layout: &BaseLayout) -> Result<Self, DeltaError> {
         let header = read_header(file, &HeaderLimits::default())?;
         let mut entries = BTreeMap::new();
         for tensor in &header.tensors {
@@ -37,22 +42,30 @@ impl<'a> TensorSet<'a> {
             check_fits_bf16(&tensor.name, tensor.dtype, bytes)?;
             entries.insert(tensor.name.clone(), (tensor.dtype, tensor.shape.clone(), bytes));
         }
-        Self::of(entries, layout)
+        Self::of(entries, format, layout)
     }
 
     /// The tensors of a header whose data has not come: their shapes can be looked at, and they have no numbers.
-    pub(crate) fn without_numbers(header: &Header, layout: &BaseLayout) -> Result<Self, DeltaError> {
+    pub(crate) fn without_numbers(header: &Header, format: Format, layout: &BaseLayout) -> Result<Self, DeltaError> {
         let entry = |tensor: &TensorInfo| (tensor.name.clone(), (tensor.dtype, tensor.shape.clone(), &[][..]));
-        let tensors = Self::of(header.tensors.iter().map(entry).collect(), layout)?;
+        let tensors = Self::of(header.tensors.iter().map(entry).collect(), format, layout)?;
         Ok(Self { has_no_numbers: true, ..tensors })
     }
 
     /// By the file's own keys.
     fn of(
         mut entries: BTreeMap<String, (TensorDtype, Vec<usize>, &'a [u8])>,
+        format: Format,
         layout: &BaseLayout,
     ) -> Result<Self, DeltaError> {
-        let Keys { known, unknown, level } = Keys::read(entries.keys().map(String::as_str), layout)?;
+        let names = entries.keys().map(String::as_str);
+        let Keys { known, unknown, level } = match format {
+            Format::Peft => Keys::read(names, layout)?,
+            Format::AdapterHub => {
+                let adapterhub::keys::Keys { known, unknown } = adapterhub::keys::Keys::read(names, layout)?;
+                Keys { known, unknown, level: Level::default() }
+            }
+        };
         let entry = |(name, key): (String, String)| {
             let (dtype, shape, bytes) = entries.remove(key.as_str())?;
             Some((name, Entry { key, dtype, shape, bytes }))
@@ -103,12 +116,63 @@ impl<'a> TensorSet<'a> {
     /// Take a tensor of a known shape if it is there. A vector that the method keeps as a matrix of one row or column
     /// may come as a vector.
     pub(crate) fn take_shaped(&mut self, name: &str, expected: &[usize]) -> Result<Option<HostTensor>, DeltaError> {
-        let Some(entry) = self.tensors.remove(name) else { return Ok(None) };
-        let Entry { key, dtype, shape, bytes } = entry;
-        if shape != expected && !is_flat(&shape, expected) {
-            return Err(DeltaError::Shape { tensor: key, found: shape, expected: expected.to_vec() });
-        }
+        let Some(Entry { dtype, bytes, .. }) = self.take_as(name, expected, |dtype| !dtype.is_integer())? else {
+            return Ok(None);
+        };
         Ok(Some(HostTensor { data: decode(dtype, bytes)?, shape: expected.to_vec() }))
+    }
+
+    /// As [`TensorSet::take_shaped`], and leave it there for others.
+    pub(crate) fn peek_shaped(&mut self, name: &str, expected: &[usize]) -> Result<Option<HostTensor>, DeltaError> {
+        let Some(entry) = self.tensors.get(name).cloned() else { return Ok(None) };
+        let taken = self.take_shaped(name, expected);
+        self.tensors.insert(name.to_owned(), entry);
+        taken
+    }
+
+    /// Take a tensor of indices of a known shape if it is there; without any where there are no numbers yet. Each row of the
+    /// tensor, along its first size, has a bound of its own below which its indices are.
+    pub(crate) fn take_indices(
+        &mut self,
+        name: &str,
+        expected: &[usize],
+        dtypes: IndexDtypes,
+        bounds: impl Fn(usize) -> usize,
+    ) -> Result<Option<Indices<'a>>, DeltaError> {
+        let Some(Entry { key, dtype, bytes, .. }) = self.take_as(name, expected, |dtype| dtypes.contain(dtype))? else {
+            return Ok(None);
+        };
+        let indices = Indices { dtype, bytes };
+        let of_row = expected.iter().skip(1).product::<usize>().max(1);
+        for (at, index) in indices.wide().enumerate() {
+            let bound = bounds(at / of_row);
+            if usize::try_from(index).ok().is_none_or(|index| index >= bound) {
+                return Err(DeltaError::Index { tensor: key, at, index, bound });
+            }
+        }
+        Ok(Some(indices))
+    }
+
+    fn take_as(
+        &mut self,
+        name: &str,
+        expected: &[usize],
+        takes: impl Fn(TensorDtype) -> bool,
+    ) -> Result<Option<Entry<'a>>, DeltaError> {
+        let Some(entry) = self.tensors.remove(name) else { return Ok(None) };
+        if entry.shape != expected && !is_flat(&entry.shape, expected) {
+            return Err(DeltaError::Shape { tensor: entry.key, found: entry.shape, expected: expected.to_vec() });
+        }
+        if !takes(entry.dtype) {
+            let dtype = entry.dtype.as_str().to_owned();
+            return Err(SafetensorsError::UnsupportedDtype { tensor: entry.key, dtype }.into());
+        }
+        Ok(Some(entry))
+    }
+
+    /// The shape of a tensor that nobody took.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
     /// Take a tensor away, whatever it is. False: it is not there.
@@ -126,7 +190,7 @@ impl<'a> TensorSet<'a> {
     pub(crate) fn drop_copy(&mut self, name: &str, base: &HostTensor) -> Result<bool, DeltaError> {
         let Some(entry) = self.tensors.get(name) else { return Ok(true) };
         let (dtype, shape) = (entry.dtype, &entry.shape);
-        if *shape != base.shape {
+        if *shape != base.shape || dtype.is_integer() {
             return Ok(false);
         }
         let copy = decode(dtype, entry.bytes)?;
@@ -141,6 +205,55 @@ impl<'a> TensorSet<'a> {
     /// The file's own keys of what nobody took, in order.
     pub(crate) fn left(&self) -> impl Iterator<Item = &str> {
         self.tensors.values().map(|entry| entry.key.as_str())
+    }
+}
+
+/// How a file may hold indices.
+#[derive(Clone, Copy)]
+pub(crate) enum IndexDtypes {
+    Integers,
+    /// Or whole numbers as f32.
+    IntegersOrF32,
+}
+
+impl IndexDtypes {
+    fn contain(self, dtype: TensorDtype) -> bool {
+        match self {
+            Self::Integers => dtype.is_integer(),
+            Self::IntegersOrF32 => dtype.is_integer() || dtype == TensorDtype::F32,
+        }
+    }
+}
+
+/// Indices of a file, each within its bound.
+#[derive(Clone, Copy)]
+pub(crate) struct Indices<'a> {
+    dtype: TensorDtype,
+    bytes: &'a [u8],
+}
+
+impl<'a> Indices<'a> {
+    /// How many there are.
+    pub(crate) fn len(self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    /// All of them, row-major.
+    pub(crate) fn iter(self) -> impl Iterator<Item = usize> + Clone + use<'a> {
+        self.wide().map(|index| index as usize)
+    }
+
+    /// The same, before they are known to be within any bound; what is no whole number is below every one.
+    fn wide(self) -> impl Iterator<Item = i64> + Clone + use<'a> {
+        let float = |bytes| Some(f32::from_le_bytes(bytes)).filter(|index| index.fract() == 0.0);
+        let one = move |bytes: &[u8]| match *bytes {
+            [a] => i64::from(a),
+            [a, b] => i64::from(i16::from_le_bytes([a, b])),
+            [a, b, c, d] if self.dtype == TensorDtype::F32 => float([a, b, c, d]).map_or(-1, |index| index as i64),
+            [a, b, c, d] => i64::from(i32::from_le_bytes([a, b, c, d])),
+            _ => bytes.first_chunk().map_or(-1, |bytes| i64::from_le_bytes(*bytes)),
+        };
+        self.bytes.chunks_exact(self.dtype.size()).map(one)
     }
 }
 

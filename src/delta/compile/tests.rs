@@ -2,6 +2,14 @@
 //! numbers are PEFT's is for the golden tests.
 
 mod config;
+mod folds;
+mod heads;
 mod mutations;
+mod prompts;
+mod road;
+mod rotations;
+mod saved;
+mod shira;
 mod tensors;
 mod toy;
+mod vocabulary;

@@ -8,7 +8,7 @@ mod archive;
 mod error;
 mod machine;
 mod parts;
-mod tensors;
+pub(super) mod tensors;
 
 use std::path::Path;
 

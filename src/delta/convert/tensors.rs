@@ -8,10 +8,10 @@ use safetensors::tensor::View;
 
 /// A tensor with its numbers, row-major, little-endian.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct OwnedTensor {
-    pub(super) dtype: Dtype,
-    pub(super) shape: Vec<usize>,
-    pub(super) bytes: Vec<u8>,
+pub(in crate::delta) struct OwnedTensor {
+    pub(in crate::delta) dtype: Dtype,
+    pub(in crate::delta) shape: Vec<usize>,
+    pub(in crate::delta) bytes: Vec<u8>,
 }
 
 impl View for &OwnedTensor {
@@ -33,4 +33,4 @@ impl View for &OwnedTensor {
 }
 
 /// Tensors by name.
-pub(super) type Tensors = BTreeMap<String, OwnedTensor>;
+pub(in crate::delta) type Tensors = BTreeMap<String, OwnedTensor>;

@@ -1,5 +1,6 @@
 //! Reading `adapter_config.json` strictly: every field is used, known not to matter, or refused.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
@@ -9,7 +10,7 @@ use crate::files::{Json, parse_ordered};
 
 /// Fields that describe training, provenance or tooling and never the maths of inference, for every method: those of
 /// every PEFT to date, then those that other programs write beside them.
-const IGNORED: [&str; 19] = [
+const IGNORED: [&str; 18] = [
     "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
@@ -18,7 +19,6 @@ const IGNORED: [&str; 19] = [
     "peft_version",
     "revision",
     "runtime_config",
-    "task_type",
     // PEFT before 0.4: whether `eval()` adds the update to the weights, which is the same sum.
     "merge_weights",
     // unsloth: which fixes the training had.
@@ -116,14 +116,46 @@ impl Fields {
         Ok(Self { fields, used: RefCell::default() })
     }
 
+    /// With the fields of the object at `field` in its place, as `field.name`; as it was where there is no object.
+    pub(crate) fn flattened(mut self, field: &str) -> Self {
+        let Some(at) = self.fields.iter().position(|(name, value)| name == field && matches!(value, Json::Object(_)))
+        else {
+            return self;
+        };
+        if let (_, Json::Object(inner)) = self.fields.remove(at) {
+            self.fields.extend(inner.into_iter().map(|(name, value)| (format!("{field}.{name}"), value)));
+        }
+        self
+    }
+
+    /// Whether a field is there and is not null.
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.raw(field).is_some_and(|value| *value != Json::Null)
+    }
+
+    /// Whether there is a field of such a name.
+    pub(crate) fn any(&self, is_such: impl Fn(&str) -> bool) -> bool {
+        self.fields.iter().any(|(name, _)| is_such(name))
+    }
+
     /// The value of a field, marked as used; null counts as absent.
     pub(crate) fn get(&self, field: &str) -> Option<&Json> {
         self.used.borrow_mut().insert(field.to_owned());
+        self.peek(field)
+    }
+
+    /// The value of a field, which is not marked as used by that.
+    pub(crate) fn peek(&self, field: &str) -> Option<&Json> {
         self.raw(field).filter(|value| **value != Json::Null)
     }
 
     fn raw(&self, field: &str) -> Option<&Json> {
         self.fields.iter().find(|(name, _)| name == field).map(|(_, value)| value)
+    }
+
+    /// Whether a field switches something on; it is not marked as used.
+    pub(crate) fn is_set(&self, field: &str) -> bool {
+        self.raw(field).is_some_and(|value| is_on(field, value))
     }
 
     /// Mark fields that never change inference for this method.
@@ -220,6 +252,22 @@ impl Fields {
         }
     }
 
+    /// A list of token ids within a field: at least one, each once, all of the vocabulary.
+    pub(crate) fn ids(&self, field: &str, list: &Json, vocab_size: usize) -> Result<Vec<u32>, DeltaError> {
+        let bad = || self.bad(field, "token ids, each once");
+        let Json::Array(items) = list else { return Err(bad()) };
+        if items.is_empty() {
+            return Err(bad());
+        }
+        let ids: Vec<usize> = items.iter().map(|item| whole(item).ok_or_else(bad)).collect::<Result<_, _>>()?;
+        let tokens = ids.iter().max().map_or(0, |largest| largest + 1);
+        if tokens > vocab_size {
+            return Err(DeltaError::ResizedVocabulary { of: field.to_owned(), tokens, vocab_size });
+        }
+        let mut seen = BTreeSet::new();
+        ids.into_iter().map(|id| if seen.insert(id) { Ok(id as u32) } else { Err(bad()) }).collect()
+    }
+
     /// A table of numbers by pattern, in file order.
     pub(crate) fn pattern(&self, field: &str) -> Result<Vec<(String, f64)>, DeltaError> {
         let expected = "an object of finite numbers";
@@ -246,8 +294,8 @@ impl Fields {
         DeltaError::BadField { field: field.to_owned(), found: self.shown(field), expected }
     }
 
-    pub(crate) fn unsupported(&self, field: &str, hint: &'static str) -> DeltaError {
-        DeltaError::UnsupportedField { field: shown_name(field), found: self.shown(field), hint }
+    pub(crate) fn unsupported(&self, field: &str, hint: impl Into<Cow<'static, str>>) -> DeltaError {
+        DeltaError::UnsupportedField { field: shown_name(field), found: self.shown(field), hint: hint.into() }
     }
 
     fn shown(&self, field: &str) -> String {
@@ -266,7 +314,7 @@ fn is_on(name: &str, value: &Json) -> bool {
 /// What to do about a field that is refused.
 fn hint(field: &str) -> &'static str {
     match field {
-        "modules_to_save" | "trainable_token_indices" | "target_parameters" => {
+        "modules_to_save" | "target_parameters" => {
             " yet: merge the adapter into its base and serve that as --model, or train without it"
         }
         _ => "",

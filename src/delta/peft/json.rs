@@ -34,6 +34,7 @@ pub struct NamedBase {
 pub fn named_base(config: &[u8]) -> Option<NamedBase> {
     #[derive(serde::Deserialize)]
     struct Provenance {
+        #[serde(alias = "model_name")] // AdapterHub's library
         base_model_name_or_path: Option<String>,
         revision: Option<String>,
     }

@@ -19,23 +19,98 @@ pub(crate) const PREFIX: &str = "base_model.model.";
 /// The one key of virtual tokens.
 pub(crate) const VIRTUAL_TOKENS: &str = "prompt_embeddings";
 
+/// What multitask prompt tuning saves beside them.
+pub(crate) const TASK_COLS: &str = "prefix_task_cols";
+pub(crate) const TASK_ROWS: &str = "prefix_task_rows";
+const OF_NO_MODULE: [&str; 3] = [VIRTUAL_TOKENS, TASK_COLS, TASK_ROWS];
+
+/// Tensors that all modules share: VeRA's and RandLoRA's projections, and VB-LoRA's bank.
+pub(crate) const VERA_A: &str = "base_model.vera_A";
+pub(crate) const VERA_B: &str = "base_model.vera_B";
+pub(crate) const VECTOR_BANK: &str = "base_model.vblora_vector_bank";
+pub(crate) const RANDLORA_A: &str = "base_model.randlora_A";
+pub(crate) const RANDLORA_B: &str = "base_model.randlora_B";
+const SHARED: [&str; 5] = [VERA_A, VERA_B, VECTOR_BANK, RANDLORA_A, RANDLORA_B];
+
+/// The head of a classifier, under whichever of its names PEFT has saved it.
+pub(crate) const HEAD_WEIGHT: &str = "base_model.model.score.weight";
+pub(crate) const HEAD_BIAS: &str = "base_model.model.score.bias";
+const HEADS: [&str; 2] = ["score", "classifier"];
+
 /// Levels that a wrapper of torch adds anywhere in a path.
 const WRAPPERS: [&str; 4] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"];
 
-/// Where the path of a module ends and its parameter begins.
-const PARAMETERS: [&str; 11] = [
+/// Parameters that are modules with a weight (or a bias), as `lora_A.weight`.
+const MODULES: [&str; 7] =
+    ["lora_A", "lora_B", "ln_tuning_layers", "gralora_A_general", "gralora_B_general", "oft_R", "oft_embedding_R"];
+
+/// Parameters that are tensors. AdaLoRA's `lora_A` and `lora_B` are, too.
+const TENSORS: &[&str] = &[
     "lora_A",
     "lora_B",
+    "lora_E",
     "lora_embedding_A",
     "lora_embedding_B",
-    "lora_magnitude_vector",
     "lora_velora_embed",
     "ia3_l",
-    "ln_tuning_layers",
-    "modules_to_save",
-    "base_layer",
-    "token_adapter",
+    "beft_bias",
+    "road_theta",
+    "road_alpha",
+    "shira_weight",
+    "shira_indices",
+    "hada_w1_a",
+    "hada_w1_b",
+    "hada_w2_a",
+    "hada_w2_b",
+    "lokr_w1",
+    "lokr_w1_a",
+    "lokr_w1_b",
+    "lokr_w2",
+    "lokr_w2_a",
+    "lokr_w2_b",
+    "vera_lambda_b",
+    "vera_lambda_d",
+    "miss_block",
+    "hra_u",
+    "delora_A",
+    "delora_B",
+    "delora_lambda",
+    "delora_w_norm",
+    "gralora_A",
+    "gralora_B",
+    "boft_R",
+    "boft_s",
+    "vblora_logits_A",
+    "vblora_logits_B",
+    "vblora_logits_A_topk_indices",
+    "vblora_logits_A_topk_weights",
+    "vblora_logits_B_topk_indices",
+    "vblora_logits_B_topk_weights",
+    "trainable_tokens_delta",
+    "fourierft_spectrum",
+    "c3a_kernel",
+    "randlora_lambda",
+    "randlora_gamma",
+    "hira_A",
+    "hira_B",
+    // These belong to no module.
+    "vera_A",
+    "vera_B",
+    "vblora_vector_bank",
+    "randlora_A",
+    "randlora_B",
+    VIRTUAL_TOKENS,
+    TASK_COLS,
+    TASK_ROWS,
 ];
+
+/// Where else the path of a module ends.
+const OTHERS: [&str; 4] = ["lora_magnitude_vector", "modules_to_save", "base_layer", "token_adapter"];
+
+/// Whether a path ends before this.
+fn is_parameter(segment: &str) -> bool {
+    MODULES.contains(&segment) || TENSORS.contains(&segment) || OTHERS.contains(&segment)
+}
 
 /// What the keys of a file mean.
 #[derive(Debug, Default)]
@@ -81,7 +156,7 @@ impl<'a> Parts<'a> {
     fn of(key: &'a str) -> Self {
         let segments: Vec<&str> = key.split('.').filter(|segment| !WRAPPERS.contains(segment)).collect();
         let last = segments.len().saturating_sub(1);
-        let end = segments.iter().position(|segment| PARAMETERS.contains(segment)).unwrap_or(last);
+        let end = segments.iter().position(|segment| is_parameter(segment)).unwrap_or(last);
         let (path, parameter) = segments.split_at(end);
         let lead = path.iter().take_while(|segment| matches!(**segment, "base_model" | "model")).count();
         let (lead, core) = path.split_at(lead);
@@ -105,22 +180,32 @@ fn parameter_of<'a>(segments: &[&'a str]) -> (String, Option<Option<&'a str>>) {
     const LEAVES: [&str; 2] = ["weight", "bias"];
     let is_leaf = |segment: &str| LEAVES.contains(&segment);
     match *segments {
-        [name @ ("lora_A" | "lora_B" | "ln_tuning_layers"), leaf] => (format!("{name}.{leaf}"), Some(None)),
-        [name @ ("lora_A" | "lora_B" | "ln_tuning_layers"), adapter, leaf] if is_leaf(leaf) => {
+        [name, leaf] if MODULES.contains(&name) && is_leaf(leaf) => (format!("{name}.{leaf}"), Some(None)),
+        [name, adapter, leaf] if MODULES.contains(&name) && is_leaf(leaf) => {
             (format!("{name}.{leaf}"), Some(Some(adapter)))
         }
         [name @ "lora_magnitude_vector"] | [name @ "lora_magnitude_vector", "weight"] => (name.to_owned(), Some(None)),
         [name @ "lora_magnitude_vector", adapter] | [name @ "lora_magnitude_vector", adapter, "weight"] => {
             (name.to_owned(), Some(Some(adapter)))
         }
-        [name @ ("lora_embedding_A" | "lora_embedding_B" | "ia3_l" | "lora_velora_embed")] => {
-            (name.to_owned(), Some(None))
-        }
-        [name @ ("lora_embedding_A" | "lora_embedding_B" | "ia3_l" | "lora_velora_embed"), adapter] => {
-            (name.to_owned(), Some(Some(adapter)))
+        [name] if TENSORS.contains(&name) => (name.to_owned(), Some(None)),
+        [name, adapter] if TENSORS.contains(&name) => of_adapter(name, adapter),
+        [wrapper @ "token_adapter", name @ "trainable_tokens_delta"] => (format!("{wrapper}.{name}"), Some(None)),
+        [wrapper @ "token_adapter", name @ "trainable_tokens_delta", adapter] => {
+            (format!("{wrapper}.{name}"), Some(Some(adapter)))
         }
         ["modules_to_save", adapter, leaf] if is_leaf(leaf) => (leaf.to_owned(), Some(Some(adapter))),
         _ => (segments.join("."), None),
+    }
+}
+
+/// A tensor's name and the adapter's behind it, to which VB-LoRA appends what it saves instead of logits.
+fn of_adapter<'a>(name: &str, adapter: &'a str) -> (String, Option<Option<&'a str>>) {
+    let appended = ["_topk_indices", "_topk_weights"].into_iter();
+    let appended = appended.filter(|_| name.starts_with("vblora_logits_"));
+    match appended.filter_map(|end| Some((end, adapter.strip_suffix(end)?))).next() {
+        Some((end, adapter)) => (format!("{name}{end}"), Some(Some(adapter))),
+        None => (name.to_owned(), Some(Some(adapter))),
     }
 }
 
@@ -150,8 +235,11 @@ impl Keys {
         let (mut level, mut adapter) = (None, None);
         for name in names {
             let parts = Parts::of(name);
-            let canonical = if parts.core.is_empty() && parts.lead.is_empty() && parts.parameter == VIRTUAL_TOKENS {
-                VIRTUAL_TOKENS.to_owned()
+            let bare = parts.core.is_empty() && parts.lead.is_empty();
+            let canonical = if bare && OF_NO_MODULE.contains(&parts.parameter.as_str()) {
+                parts.parameter.clone()
+            } else if let Some(shared) = shared(&parts) {
+                shared.to_owned()
             } else if let Some((module, lead)) = modules.get(parts.core.as_str()) {
                 let own = parts.own_lead() as isize - *lead as isize;
                 let prefixed = parts.lead.contains(&"base_model");
@@ -160,6 +248,10 @@ impl Keys {
                     same(&mut adapter, of_key.map(str::to_owned), name, "in the name of the adapter within")?;
                 }
                 format!("{PREFIX}{}.{}", module.path, parts.parameter)
+            } else if let Some(head) = head(&parts) {
+                let prefixed = parts.lead.contains(&"base_model");
+                same(&mut level, (parts.own_lead() as isize, prefixed), name, "in the levels before the layers")?;
+                head.to_owned()
             } else {
                 keys.unknown.push(name.to_owned());
                 continue;
@@ -173,8 +265,28 @@ impl Keys {
     }
 }
 
+/// The tensor that all modules share, where a key means one. Its levels say nothing of those of modules.
+fn shared(parts: &Parts<'_>) -> Option<&'static str> {
+    let is_own = |key: &&&str| key.strip_prefix("base_model.") == Some(parts.parameter.as_str());
+    SHARED.iter().find(is_own).filter(|_| parts.core.is_empty()).copied()
+}
+
+/// The parameter of a classifier's head, where a key means one.
+fn head(parts: &Parts<'_>) -> Option<&'static str> {
+    match parts.parameter.as_str() {
+        "weight" if is_head(&parts.core) => Some(HEAD_WEIGHT),
+        "bias" if is_head(&parts.core) => Some(HEAD_BIAS),
+        _ => None,
+    }
+}
+
+/// Whether this is a name of a classifier's head.
+pub(crate) fn is_head(module: &str) -> bool {
+    HEADS.contains(&module)
+}
+
 /// Hold what a key says against what the first key said.
-fn same<T: PartialEq>(
+pub(crate) fn same<T: PartialEq>(
     first: &mut Option<(T, String)>,
     found: T,
     name: &str,
@@ -190,14 +302,38 @@ fn same<T: PartialEq>(
     }
 }
 
-/// Whether a key is for a module that the base has.
-pub(crate) fn is_of_base(key: &str, layout: &BaseLayout) -> bool {
-    by_core(layout).contains_key(Parts::of(key).core.as_str())
+/// The module of the base that a key is for.
+pub(crate) fn module_of<'a>(key: &str, layout: &'a BaseLayout) -> Option<&'a Module> {
+    by_core(layout).get(Parts::of(key).core.as_str()).map(|(module, _)| *module)
+}
+
+/// Whether a key is for a router or an expert of the base.
+pub(crate) fn is_of_experts(key: &str, layout: &BaseLayout) -> bool {
+    let core = Parts::of(key).core;
+    layout.sparse_blocks().any(|block| {
+        let within = core.strip_prefix(block.strip_prefix("model.").unwrap_or(block));
+        let first = within.and_then(|within| within.strip_prefix('.')?.split('.').next());
+        matches!(first, Some("gate" | "experts"))
+    })
 }
 
 /// Whether a key is one of a whole model: a weight or a bias, and nothing that a method adds.
 pub(crate) fn is_of_a_model(key: &str) -> bool {
-    let added = ["lora_", "ia3_", "ln_tuning", "prompt_", "modules_to_save", "hada_", "lokr_", "vera_", "oft_"];
+    let added = [
+        "lora_",
+        "ia3_",
+        "ln_tuning",
+        "prompt_",
+        "modules_to_save",
+        "hada_",
+        "lokr_",
+        "vera_",
+        "oft_",
+        "miss_",
+        "hra_",
+        "beft_",
+        "_adapters.",
+    ];
     let plain = key.ends_with(".weight") || key.ends_with(".bias");
     plain && !added.iter().any(|part| key.contains(part))
 }

@@ -5,4 +5,6 @@ pub(crate) mod defaults;
 pub(crate) mod fields;
 pub(crate) mod json;
 pub(crate) mod keys;
+pub(crate) mod saved;
+pub(crate) mod saved_embedding;
 pub(crate) mod targets;

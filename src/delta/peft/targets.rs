@@ -3,6 +3,7 @@
 use fancy_regex::{Regex, RegexBuilder};
 
 use super::fields::{Fields, Names};
+use super::saved::SavedNames;
 use crate::delta::DeltaError;
 use crate::delta::layout::{Module, ModuleKind};
 
@@ -90,6 +91,7 @@ pub(crate) struct Targets {
     include: Matcher,
     exclude: Option<Matcher>,
     layers: Option<Layers>,
+    saved: SavedNames,
 }
 
 /// `layers_to_transform` with `layers_pattern`.
@@ -107,7 +109,7 @@ impl Targets {
         let exclude = fields.names("exclude_modules")?.filter(|names| *names != Names::List(Vec::new()));
         let include = Matcher::new("target_modules", include)?;
         let exclude = exclude.map(|names| Matcher::new("exclude_modules", names)).transpose()?;
-        Ok(Self { include, exclude, layers: None })
+        Ok(Self { include, exclude, layers: None, saved: SavedNames::read(fields)? })
     }
 
     /// The targets of a method that knows `layers_to_transform`.
@@ -127,6 +129,9 @@ impl Targets {
         if let Some(exclude) = &self.exclude
             && exclude.matches(module, path)?
         {
+            return Ok(false);
+        }
+        if self.saved.hide(path) {
             return Ok(false);
         }
         match (&self.layers, &self.include) {
@@ -206,6 +211,43 @@ impl Key {
         let (before, tail) = path.as_bytes().split_at(start);
         let alike = tail.iter().zip(name).all(|(byte, of_name)| byte == of_name || *of_name == b'.');
         Ok(alike && before.last().is_none_or(|byte| *byte == b'.'))
+    }
+}
+
+/// A table of whole numbers as FourierFT and C3A read theirs: the first key that stands behind a dot at the end of a module's
+/// path wins, and where none does, the one that is the path.
+pub(crate) struct TailTable {
+    entries: Vec<(String, Key, usize)>,
+}
+
+impl TailTable {
+    pub(crate) fn read(fields: &Fields, field: &'static str) -> Result<Self, DeltaError> {
+        let mut entries = Vec::new();
+        let mut expressions = 0;
+        for (key, value) in fields.pattern(field)? {
+            let tail = match Key::new(field, key.clone())? {
+                Key::Name(name) => Key::Name(name),
+                // Without a group of its own, as PEFT writes it.
+                Key::Expression(_) => Key::Expression(Expression::new(field, &format!(r"\A(?:.*\.{key}\z)"))?),
+            };
+            expressions += usize::from(matches!(tail, Key::Expression(_)));
+            check_count(field, expressions)?;
+            let whole = (0.0..9e15).contains(&value) && value.fract() == 0.0;
+            let value =
+                if whole { value as usize } else { return Err(fields.bad(field, "an object of whole numbers")) };
+            entries.push((key, tail, value));
+        }
+        Ok(Self { entries })
+    }
+
+    pub(crate) fn lookup(&self, path: &str) -> Result<Option<usize>, DeltaError> {
+        for (_, tail, value) in &self.entries {
+            let is_path = matches!(tail, Key::Name(name) if name.len() == path.len());
+            if !is_path && tail.matches(path)? {
+                return Ok(Some(*value));
+            }
+        }
+        Ok(self.entries.iter().find(|(key, ..)| key == path).map(|(.., value)| *value))
     }
 }
 

@@ -18,7 +18,7 @@ pub struct HeaderLimits {
 
 impl Default for HeaderLimits {
     fn default() -> Self {
-        Self { max_header_bytes: 1 << 20, max_tensors: 65_536, max_dims: 2, max_name_bytes: 512 }
+        Self { max_header_bytes: 1 << 20, max_tensors: 65_536, max_dims: 4, max_name_bytes: 512 }
     }
 }
 
@@ -34,13 +34,15 @@ pub(super) struct Entry {
 impl Entry {
     /// Bytes by shape and dtype: the one place where sizes are multiplied.
     pub(super) fn bytes(&self) -> Result<u64, SafetensorsError> {
-        if self.shape.contains(&0) {
+        if self.shape == [0] {
             return Err(SafetensorsError::EmptyTensor { tensor: self.name.clone(), shape: self.shape.clone() });
         }
-        let size = |bytes: u64, dim: &u64| bytes.checked_mul(*dim);
-        self.shape
-            .iter()
-            .try_fold(self.dtype.size() as u64, size)
-            .ok_or_else(|| SafetensorsError::SizeOverflow { tensor: self.name.clone(), shape: self.shape.clone() })
+        // A matrix may be empty (AdaLoRA gives a module no row at all), but its other sizes are held to the same bound.
+        let size = |bytes: u64, dim: &u64| bytes.checked_mul((*dim).max(1));
+        let bytes =
+            self.shape.iter().try_fold(self.dtype.size() as u64, size).ok_or_else(|| {
+                SafetensorsError::SizeOverflow { tensor: self.name.clone(), shape: self.shape.clone() }
+            })?;
+        Ok(if self.shape.contains(&0) { 0 } else { bytes })
     }
 }

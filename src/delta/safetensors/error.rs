@@ -77,8 +77,10 @@ pub enum SafetensorsError {
         /// `dtype`, `shape` or `data_offsets`.
         key: &'static str,
     },
-    /// Anything but F64, F32, F16 and BF16.
-    #[error("tensor {tensor} has dtype {dtype:?}; F64, F32, F16 and BF16 are served")]
+    /// One that nothing is read from, or one of indices for weights, or the other way round.
+    #[error(
+        "tensor {tensor} has dtype {dtype:?}; F64, F32, F16 and BF16 are served, and U8, I16, I32 and I64 for indices"
+    )]
     UnsupportedDtype {
         /// Name.
         tensor: String,
@@ -95,7 +97,7 @@ pub enum SafetensorsError {
         /// Allowed.
         max: usize,
     },
-    /// A dimension of 0.
+    /// A vector of no numbers.
     #[error(
         "tensor {tensor} of shape {shape:?} is empty, as DeepSpeed ZeRO-3 saves weights that were not gathered before"
     )]

@@ -20,8 +20,8 @@ enum Fate {
 use Fate::{Ignored, Implemented, Refused};
 
 /// Field, its neutral value, a value that is set.
-const LORA_FIELDS: [(&str, &str, &str, Fate); 52] = [
-    ("alora_invocation_tokens", "null", "[1, 2]", Refused),
+const LORA_FIELDS: [(&str, &str, &str, Fate); 53] = [
+    ("alora_invocation_tokens", "null", "[1, 2]", Implemented),
     ("alpha_pattern", "{}", r#"{"q_proj": 3}"#, Implemented),
     ("arrow_config", "null", r#"{"top_k": 3}"#, Refused),
     ("arrow_config", "null", "{}", Refused),
@@ -49,11 +49,12 @@ const LORA_FIELDS: [(&str, &str, &str, Fate); 52] = [
     ("megatron_config", "null", r#"{"hidden_size": 8}"#, Ignored),
     ("megatron_core", r#""megatron.core""#, r#""other""#, Ignored),
     ("merge_weights", "false", "true", Ignored),
-    ("modules_to_save", "null", r#"["lm_head"]"#, Refused),
+    ("modules_to_save", "null", r#"["embed_tokens"]"#, Implemented),
     ("modules_to_save", "[]", r#"["classifier", "score"]"#, Refused),
+    ("modules_to_save", "[]", r#"["lm_head"]"#, Implemented),
     ("monteclora_config", "null", r#"{"num_samples": 8}"#, Refused),
     ("monteclora_config", "null", "{}", Refused),
-    ("peft_type", r#""LORA""#, r#""LOHA""#, Refused),
+    ("peft_type", r#""LORA""#, r#""POLY""#, Refused),
     ("peft_version", "null", r#""0.21.2""#, Ignored),
     ("qalora_group_size", "16", "32", Ignored),
     ("r", "2", "2", Implemented),
@@ -63,9 +64,9 @@ const LORA_FIELDS: [(&str, &str, &str, Fate); 52] = [
     ("target_modules", r#"["q_proj"]"#, r#"".*q_proj""#, Implemented),
     ("target_parameters", "null", r#"["mlp.experts.gate_up_proj"]"#, Refused),
     ("target_parameters", "[]", r#"["q_proj.weight"]"#, Refused),
-    ("task_type", r#""CAUSAL_LM""#, r#""SEQ_CLS""#, Ignored),
-    ("trainable_token_indices", "null", "[1, 2]", Refused),
-    ("trainable_token_indices", "[]", r#"{"embed_tokens": [1]}"#, Refused),
+    ("task_type", r#""CAUSAL_LM""#, r#""FEATURE_EXTRACTION""#, Implemented),
+    ("trainable_token_indices", "null", "[1, 2]", Implemented),
+    ("trainable_token_indices", "[]", r#"{"embed_tokens": [1]}"#, Implemented),
     ("use_bdlora", "null", r#"{"nblocks": 2}"#, Refused),
     ("use_bdlora", "null", "{}", Refused),
     ("use_dora", "false", "true", Implemented),
@@ -99,6 +100,67 @@ fn every_lora_field_is_neutral_ignored_implemented_or_refused_by_name() {
 }
 
 #[test]
+fn an_invocation_is_ids_of_the_vocabulary_beside_nothing_that_changes_other_rows() {
+    let of = |tokens: &str| neutral().set("alora_invocation_tokens", tokens);
+    let program = of("[1, 2]").ops();
+    assert_eq!((program.kind.as_str(), &program.invocation_tokens[..]), ("aLoRA", &[1, 2][..]));
+    assert_eq!(program.facts(WeightFormat::F32).invocation_tokens, [1, 2]);
+    assert_eq!(of("[1, 2]").set("use_rslora", "true").ops().kind, "rsLoRA aLoRA");
+    // PEFT looks whether the list is true.
+    assert_eq!(of("[]").ops(), neutral().ops());
+    let long = format!("[{}]", vec!["1"; 257].join(", "));
+    for wrong in ["1", "[10]", "[-1]", "[1.5]", r#"["1"]"#, "{}", r#""1""#, &long] {
+        let error = of(wrong).refusal();
+        let named = matches!(&error, DeltaError::BadField { field, .. } if field == "alora_invocation_tokens");
+        assert!(named, "{wrong}: {error}");
+    }
+    let beside = [
+        ("use_dora", "true"),
+        ("velora_config", r#"{"num_groups": 64}"#),
+        ("bias", r#""all""#),
+        ("modules_to_save", r#"["lm_head"]"#),
+        ("trainable_token_indices", "[1]"),
+    ];
+    for (field, value) in beside {
+        let error = of("[1, 2]").set(field, value).refusal().to_string();
+        assert!(error.contains(&format!("`{field}`")) && error.contains("alora_invocation_tokens"), "{error}");
+    }
+    let embedding = of("[1, 2]").set("target_modules", r#"["embed_tokens"]"#).refusal();
+    assert!(matches!(embedding, DeltaError::WrongModule { kind: "aLoRA", .. }), "{embedding}");
+}
+
+/// Layer 1 is the last one.
+#[test]
+fn kv_is_the_bases_where_every_op_comes_behind_it() {
+    let (last, first) = ("model.layers.1.", "model.layers.0.");
+    let of = |module: &str| {
+        let name = module.rsplit_once('.').map_or(module, |(_, name)| name);
+        let layer = if module.starts_with(first) { "[0]" } else { "[1]" };
+        let upload = Upload::new("LORA").set("r", "2").set("target_modules", &format!("[{name:?}]"));
+        let upload = if module == "lm_head" { upload } else { upload.set("layers_to_transform", layer) };
+        upload.pair(module, 2).ops().facts(WeightFormat::F32).keeps_base_kv
+    };
+    for part in ["self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"] {
+        assert!(of(&format!("{last}{part}")), "{part}");
+        assert!(!of(&format!("{first}{part}")), "{part}");
+    }
+    assert!(of("lm_head"));
+    for part in ["self_attn.k_proj", "self_attn.v_proj"] {
+        assert!(!of(&format!("{last}{part}")), "{part}");
+    }
+    let norm = |module: &str| {
+        let upload = Upload::new("LN_TUNING").set("target_modules", &format!("{module:?}"));
+        upload.tensor(&key(module, "ln_tuning_layers.weight"), &[8]).ops().keeps_base_kv
+    };
+    assert!(norm("model.norm"));
+    assert!(norm("model.layers.1.post_attention_layernorm"));
+    assert!(!norm("model.layers.1.input_layernorm"));
+    // One op before it is enough.
+    assert!(!Upload::lora().ops().keeps_base_kv);
+    assert!(!Upload::prompt().ops().keeps_base_kv);
+}
+
+#[test]
 fn the_table_knows_every_field_that_peft_writes() {
     let saved = include_bytes!("../../../../tests/fixtures/golden/llama/adapters/lora_r4/adapter_config.json");
     let saved: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(saved).unwrap();
@@ -109,9 +171,9 @@ fn the_table_knows_every_field_that_peft_writes() {
 
 #[test]
 fn methods_that_are_not_served_are_refused_by_name() {
-    let methods = "MULTITASK_PROMPT_TUNING ADALORA ADAMSS BOFT ADAPTION_PROMPT BEFT LILY LOHA LOKR OFT POLY VERA FROD \
-                   PVERA FOURIERFT GLORA XLORA HRA VBLORA UNILORA CPT MISS RANDLORA ROAD TRAINABLE_TOKENS HIRA SHIRA C3A \
-                   WAVEFT OSF DELORA GRALORA CARTRIDGE TINYLORA PSOFT PEANUT SHADOW SUPERTUNING DEFT lora";
+    let methods = "ADAMSS ADAPTION_PROMPT LILY POLY FROD \
+                   PVERA GLORA XLORA UNILORA \
+                   WAVEFT OSF CARTRIDGE TINYLORA PSOFT PEANUT SHADOW SUPERTUNING DEFT lora";
     for method in methods.split_whitespace() {
         let error = Upload::lora().set("peft_type", &format!("{method:?}")).refusal();
         assert!(error.to_string().starts_with(&format!("adapter_config.json: `peft_type` = {method:?}")), "{error}");
@@ -120,7 +182,7 @@ fn methods_that_are_not_served_are_refused_by_name() {
     for (field, value, program) in [
         ("fine_tune_type", r#""lora""#, "MLX"),
         ("lora_parameters", r#"{"rank": 8}"#, "MLX"),
-        ("model_class", r#""LlamaAdapterModel""#, "AdapterHub"),
+        ("config", r#"{"architecture": "lora"}"#, "AdapterHub"),
     ] {
         let error = Upload::lora().set("peft_type", "null").set(field, value).refusal();
         assert!(matches!(error, DeltaError::UnsupportedField { .. }) && error.to_string().contains(program), "{error}");
@@ -293,7 +355,7 @@ fn what_is_no_object_is_no_config() {
 #[test]
 fn all_refused_fields_can_be_had_at_once() {
     let toy = Toy::new();
-    let upload = neutral().set("modules_to_save", r#"["norm"]"#).set("use_qalora", "true").set("kasa_config", "{}");
+    let upload = neutral().set("use_qalora", "true").set("kasa_config", "{}");
     let refusals = config_refusals(&upload.config_bytes(), &toy.layout, LIMITS);
     let mut named: Vec<_> = refusals.iter().map(ToString::to_string).collect();
     named.sort();
@@ -301,8 +363,6 @@ fn all_refused_fields_can_be_had_at_once() {
         named,
         [
             "adapter_config.json: `kasa_config` = an object of 0 is not supported",
-            "adapter_config.json: `modules_to_save` = a list of 1 is not supported yet: merge the adapter into its base and \
-             serve that as --model, or train without it",
             "adapter_config.json: `use_qalora` = true is not supported",
         ]
     );
@@ -312,7 +372,7 @@ fn all_refused_fields_can_be_had_at_once() {
 #[test]
 fn the_config_is_refused_before_the_weights_are_looked_at() {
     let toy = Toy::new();
-    let config = Upload::lora().set("modules_to_save", r#"["norm"]"#).config_bytes();
+    let config = Upload::lora().set("use_qalora", "true").config_bytes();
     let base = crate::delta::Base { layout: &toy.layout, weights: &toy };
     let error = crate::delta::compile(&config, b"no safetensors", base, LIMITS).unwrap_err();
     assert!(matches!(error, DeltaError::UnsupportedField { .. }), "{error}");

@@ -3,9 +3,14 @@
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::toy::{HIDDEN, LIMITS, Toy, Upload, key};
+use super::toy::{HIDDEN, LIMITS, Toy, Upload, VOCAB, key};
+use super::{folds, prompts, road, rotations, saved, shira};
 use crate::delta::compile::{Base, compile};
-use crate::delta::{DeltaOp, DeltaProgram, EmbeddingLowRank, LowRank, Prefix, PromptEmbeds};
+use crate::delta::peft::keys::HEAD_WEIGHT;
+use crate::delta::{
+    Bottleneck, DeltaOp, DeltaProgram, Dense, EmbeddingLowRank, EmbeddingRows, Head, InputRotate, LowRank, Prefix,
+    PromptEmbeds, Sparse,
+};
 
 /// One upload of every method, LoRA with everything it knows.
 fn uploads() -> Vec<Upload> {
@@ -26,7 +31,34 @@ fn uploads() -> Vec<Upload> {
         },
     );
     let regex = Upload::lora().set("target_modules", r#"".*\\.(q|x)_proj""#);
-    vec![Upload::lora(), rich, regex, Upload::ia3(), Upload::ln_tuning(), Upload::prompt(), Upload::prefix()]
+    let tokens = Upload::lora()
+        .set("trainable_token_indices", "[3, 1]")
+        .tensor(&key("model.embed_tokens", "token_adapter.trainable_tokens_delta"), &[2, HIDDEN]);
+    let embedding = Upload::lora()
+        .set("modules_to_save", r#"["embed_tokens"]"#)
+        .tensor(&key("model.embed_tokens", "weight"), &[VOCAB, HIDDEN]);
+    let head = Upload::lora().set("task_type", r#""SEQ_CLS""#).tensor(HEAD_WEIGHT, &[3, HIDDEN]);
+    let plain = [
+        Upload::lora(),
+        rich,
+        regex,
+        tokens,
+        embedding,
+        head,
+        Upload::ia3(),
+        Upload::ln_tuning(),
+        Upload::prompt(),
+        Upload::prefix(),
+    ];
+    let turned = [road::upload("road_1", 1), road::upload("road_4", 4)];
+    plain
+        .into_iter()
+        .chain(folds::uploads())
+        .chain(folds::full())
+        .chain(rotations::uploads())
+        .chain(turned)
+        .chain([shira::upload(), saved::upload(), prompts::multitask(), prompts::cpt()])
+        .collect()
 }
 
 fn is_finite(program: &DeltaProgram) -> bool {
@@ -38,11 +70,22 @@ fn is_finite(program: &DeltaProgram) -> bool {
             | DeltaOp::EmbeddingLowRank(EmbeddingLowRank { a, b, scaling }) => {
                 scaling.is_finite() && finite(&a.to_f32()) && finite(&b.to_f32())
             }
+            DeltaOp::EmbeddingRows(EmbeddingRows { rows, .. }) => finite(&rows.to_f32()),
+            DeltaOp::Dense(Dense { d, scaling, .. }) => scaling.is_finite() && finite(&d.to_f32()),
             DeltaOp::Prefix(Prefix { layers, .. }) => layers.iter().all(|layer| finite(&layer.k) && finite(&layer.v)),
             DeltaOp::PromptEmbeds(PromptEmbeds { embeds }) => finite(&embeds.to_f32()),
-            DeltaOp::OutputScale(_) | DeltaOp::InputScale(_) | DeltaOp::Bias(_) | DeltaOp::Gain(_) => {
-                computed.len() == op.as_op().parameters()
+            DeltaOp::Bottleneck(Bottleneck { down, down_bias, up, up_bias, scaling, .. }) => {
+                let vectors = finite(down_bias) && finite(up_bias) && scaling.is_finite();
+                vectors && finite(&down.to_f32()) && finite(&up.to_f32())
             }
+            DeltaOp::Head(Head { weight, bias }) => finite(&weight.to_f32()) && bias.iter().all(|bias| finite(bias)),
+            DeltaOp::Sparse(Sparse { matrix }) => matrix.entries.iter().all(|entry| entry.value.is_finite()),
+            DeltaOp::OutputScale(_)
+            | DeltaOp::OutputRotate(_)
+            | DeltaOp::InputScale(_)
+            | DeltaOp::Bias(_)
+            | DeltaOp::Gain(_) => computed.len() == op.as_op().parameters(),
+            DeltaOp::InputRotate(InputRotate { stages }) => stages.iter().all(|stage| finite(&stage.numbers)),
         };
         whole && finite(computed)
     })

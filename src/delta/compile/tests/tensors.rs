@@ -80,10 +80,8 @@ fn a_tensor_nobody_takes_is_refused() {
         other => panic!("{name}: {other}"),
     };
     let saved = "modules_to_save or a resized vocabulary";
-    feature(&key("model.norm", "weight"), saved);
     feature(&key("score", "weight"), saved);
     feature(&key("lm_head", "weight"), saved);
-    feature(&key("model.embed_tokens", "token_adapter.trainable_tokens_delta"), "trainable tokens");
 }
 
 #[test]
@@ -91,6 +89,10 @@ fn a_tensor_of_a_module_that_is_no_target_is_refused() {
     let error = Upload::lora().pair("model.layers.0.self_attn.v_proj", 2).refusal();
     let DeltaError::NotTargeted { tensor } = error else { panic!("{error}") };
     assert_eq!(tensor, key("model.layers.0.self_attn.v_proj", "lora_A.weight"));
+    for (module, shape) in [("model.norm", vec![HIDDEN]), ("model.layers.0.mlp.up_proj", vec![INNER, HIDDEN])] {
+        let error = Upload::lora().tensor(&key(module, "weight"), &shape).refusal();
+        assert!(matches!(error, DeltaError::NotTargeted { .. }), "{error}");
+    }
     let excluded = Upload::lora().set("exclude_modules", r#"".*\\.1\\..*""#).refusal();
     assert!(matches!(excluded, DeltaError::NotTargeted { .. }), "{excluded}");
     for upload in

@@ -182,6 +182,18 @@ impl Upload {
         self
     }
 
+    /// Integers, in a dtype of the file.
+    pub(super) fn indices(mut self, name: &str, dtype: Dtype, shape: &[usize], values: &[i64]) -> Self {
+        let values = values.iter().map(|value| *value as f32).collect();
+        self.tensors.insert(name.to_owned(), (dtype, shape.to_vec(), values));
+        self
+    }
+
+    /// Of all tensors.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
+    }
+
     pub(super) fn pair(self, module: &str, rank: usize) -> Self {
         let (input, output) = sizes(module);
         self.tensor(&key(module, "lora_A.weight"), &[rank, input])
@@ -272,8 +284,10 @@ fn takes_numbers(error: &DeltaError) -> bool {
         error,
         DeltaError::Safetensors(SafetensorsError::NonFinite { .. })
             | DeltaError::NonFinite { .. }
+            | DeltaError::Index { .. }
             | DeltaError::BaseMismatch { .. }
             | DeltaError::UnsupportedTensor { .. }
+            | DeltaError::Untied { .. }
     )
 }
 
@@ -282,6 +296,10 @@ fn encode(dtype: Dtype, value: f32) -> Vec<u8> {
         Dtype::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
         Dtype::BF16 => bf16::from_f32(value).to_le_bytes().to_vec(),
         Dtype::F64 => f64::from(value).to_le_bytes().to_vec(),
+        Dtype::U8 => vec![value as u8],
+        Dtype::I16 => (value as i16).to_le_bytes().to_vec(),
+        Dtype::I32 => (value as i32).to_le_bytes().to_vec(),
+        Dtype::I64 => (value as i64).to_le_bytes().to_vec(),
         _ => value.to_le_bytes().to_vec(),
     }
 }
