@@ -137,6 +137,13 @@ impl KvCacheManager {
         }
     }
 
+    /// Remove these blocks from the index, whoever holds them.
+    pub(crate) fn forget_blocks(&mut self, blocks: &[BlockId]) {
+        if let Some(index) = &mut self.index {
+            blocks.iter().for_each(|block| index.remove(*block));
+        }
+    }
+
     /// Remove every block of one scope from the index.
     pub(crate) fn forget_scope(&mut self, scope: &PrefixScope) {
         if let Some(index) = &mut self.index {

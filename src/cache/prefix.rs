@@ -1,8 +1,9 @@
 //! Which full blocks can be reused, by content.
 //!
 //! A block is found by a chain of sha256 keys: the root covers whose KV it is (tenant salt, base, adapter version,
-//! virtual tokens), each key covers its parent and the tokens of its block. A hit also compares the stored tokens
-//! and parent, so that a key collision is a miss and never another request's KV.
+//! virtual tokens), each key covers its parent and the tokens of its block. Where the KV of a sequence turns from the
+//! base's into its adapter's own, the chain goes on from another root, which covers the key before it. A hit also compares
+//! the stored tokens and parent, so that a key collision is a miss and never another request's KV.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::types::{AdapterVersion, BlockId};
 
 const ROOT_DOMAIN: &[u8] = b"polydelta/kv-prefix/root/v1\0";
+const TURN_DOMAIN: &[u8] = b"polydelta/kv-prefix/turn/v1\0";
 const BLOCK_DOMAIN: &[u8] = b"polydelta/kv-prefix/block/v1\0";
 
 /// Everything besides tokens that KV depends on, and whose it is.
@@ -23,6 +25,9 @@ pub(crate) struct PrefixScope {
     pub base_digest: [u8; 32],
     /// `None` is the base alone.
     pub version: Option<AdapterVersion>,
+    /// First KV index whose KV is the version's own; before it lies the base's. Two sequences may agree in all tokens of a
+    /// block, and still an adapter be active from different ones of them on. 0 for the base alone.
+    pub own_from: u32,
     /// Virtual tokens before the first real one.
     pub virtual_tokens: u32,
     /// Rotated by the long frequencies from the first token on (longrope).
@@ -45,9 +50,26 @@ impl PrefixScope {
                 hash.update(version.0);
             }
         }
+        hash.update(self.own_from.to_le_bytes());
         hash.update(self.virtual_tokens.to_le_bytes());
         hash.update([u8::from(self.long_rope)]);
         BlockKey(hash.finalize().into())
+    }
+
+    /// The parent key of the first block of this scope behind one of another.
+    #[must_use]
+    pub(crate) fn behind(&self, before: BlockKey) -> BlockKey {
+        let mut hash = Sha256::new();
+        hash.update(TURN_DOMAIN);
+        hash.update(self.root().0);
+        hash.update(before.0);
+        BlockKey(hash.finalize().into())
+    }
+
+    /// The scope of the base alone, with which the KV before `own_from` is shared.
+    #[must_use]
+    pub(crate) fn of_base(&self) -> Self {
+        Self { version: None, own_from: 0, ..self.clone() }
     }
 }
 
@@ -75,7 +97,7 @@ impl BlockKey {
 pub(crate) struct PrefixBlock<'a> {
     /// Whose KV.
     pub scope: &'a PrefixScope,
-    /// Key of the block before it, or the scope's root.
+    /// Key of the block before it, or the scope's root where there is none, or what turns one scope into this one.
     pub parent: BlockKey,
     /// `parent.child(tokens)`.
     pub key: BlockKey,
@@ -186,7 +208,14 @@ mod tests {
 
     fn scope(salt: &[u8], version: Option<u8>, virtual_tokens: u32) -> PrefixScope {
         let version = version.map(|byte| AdapterVersion([byte; 32]));
-        PrefixScope { tenant_salt: salt.into(), base_digest: [9; 32], version, virtual_tokens, long_rope: false }
+        PrefixScope {
+            tenant_salt: salt.into(),
+            base_digest: [9; 32],
+            version,
+            own_from: 0,
+            virtual_tokens,
+            long_rope: false,
+        }
     }
 
     fn block<'a>(scope: &'a PrefixScope, parent: BlockKey, tokens: &'a [u32]) -> PrefixBlock<'a> {
@@ -216,6 +245,20 @@ mod tests {
     }
 
     #[test]
+    fn a_block_behind_the_bases_is_neither_the_bases_nor_another_adapters() {
+        let base = scope(b"", None, 0);
+        let own = [(1, 2), (1, 3), (2, 2)]
+            .map(|(version, from)| PrefixScope { own_from: from, ..scope(b"", Some(version), 0) });
+        let before = [[1, 2], [1, 3]].map(|tokens| base.root().child(&tokens));
+        let mut parents: Vec<_> = own.iter().flat_map(|own| before.map(|before| own.behind(before))).collect();
+        parents.extend(before);
+        parents.extend(own.iter().map(PrefixScope::root));
+        let distinct: std::collections::HashSet<_> = parents.iter().copied().collect();
+        assert_eq!(distinct.len(), parents.len());
+        assert_eq!(own[0].of_base(), base);
+    }
+
+    #[test]
     fn every_field_of_the_scope_changes_the_root() {
         let scopes = [
             scope(b"", None, 0),
@@ -225,6 +268,7 @@ mod tests {
             scope(b"", None, 1),
             PrefixScope { base_digest: [8; 32], ..scope(b"", None, 0) },
             PrefixScope { long_rope: true, ..scope(b"", None, 0) },
+            PrefixScope { own_from: 3, ..scope(b"", Some(0), 0) },
         ];
         for (i, a) in scopes.iter().enumerate() {
             for b in &scopes[..i] {

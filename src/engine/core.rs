@@ -119,7 +119,7 @@ impl Live {
     /// What an event says of the request's adapter: finite logits are a good sign, which a fault outweighs.
     fn learn(&mut self, event: &SequenceEvent) {
         match event {
-            SequenceEvent::Token { .. } | SequenceEvent::PromptLogprob { .. } => {
+            SequenceEvent::Token { .. } | SequenceEvent::PromptLogprob { .. } | SequenceEvent::Pooled(_) => {
                 self.verdict = self.verdict.or(Some(Ok(())))
             }
             SequenceEvent::Failed(RequestFailure::NonFinite) => self.verdict = Some(Err(AdapterFault::NonFinite)),
@@ -322,7 +322,9 @@ impl<E: StepExecutor> Engine<E> {
 
     fn completed(&mut self, batch: &ScheduledBatch, output: &StepOutput, started: Instant) -> Events {
         let now = Instant::now();
-        let (tokens, distinct) = (batch.num_tokens(), distinct_adapters(&StepInput::new(batch, &self.sequences)));
+        let step = StepInput::new(batch, &self.sequences);
+        let (tokens, distinct) = (batch.num_tokens(), distinct_adapters(&step));
+        let rows_by_class = self.executor.rows_by_class(&step);
         self.stats.tokens_computed += tokens as u64;
         let histogram = &mut self.stats.steps_by_distinct_adapters;
         if histogram.len() <= distinct {
@@ -337,6 +339,7 @@ impl<E: StepExecutor> Engine<E> {
             tokens,
             sequences: batch.sequences.len(),
             distinct_adapters: distinct,
+            rows_by_class,
             duration: now - started,
             gauges: gauges(&after),
             preemptions: after.preemptions - before.preemptions,

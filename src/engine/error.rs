@@ -6,6 +6,7 @@ use crate::delta::DeltaError;
 use crate::model::ModelError;
 use crate::ops::OpsError;
 use crate::scheduler::SchedulerError;
+use crate::types::AdapterVersion;
 
 /// The engine could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,14 @@ pub enum InstallError {
     /// Its files are refused.
     #[error(transparent)]
     Delta(#[from] DeltaError),
+    /// A part of a mix could not be had.
+    #[error("part {version}: {source}")]
+    Part {
+        /// Of the part.
+        version: AdapterVersion,
+        /// Why.
+        source: Box<InstallError>,
+    },
     /// It could not be put into its slot.
     #[error("installing the adapter: {0}")]
     Step(#[from] StepError),

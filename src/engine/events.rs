@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use tokio::sync::mpsc;
 
-use crate::types::{EngineRequest, MAX_SCORED_ROWS, RequestId, SequenceEvent};
+use crate::types::{EngineRequest, MAX_SCORED_ROWS, PoolRows, RequestId, SequenceEvent};
 
 /// Hears what the reader of a request wants of the engine.
 pub(super) trait ReaderWishes: Send + Sync {
@@ -44,7 +44,14 @@ impl Extent {
         // A choice that is to have no token has an end all the same.
         let tokens = choices.saturating_mul(request.stopping.max_tokens.max(1) as usize);
         let scored = request.sampling.prompt_logprobs.map_or(0, |_| request.prompt.len().saturating_sub(1));
-        Self { choices, all: tokens.saturating_add(scored), step: choices + scored.min(MAX_SCORED_ROWS) }
+        // Vectors of one step come together.
+        let (pooled, at_once) = match request.sampling.pool.map(|pool| pool.rows) {
+            None => (0, 0),
+            Some(PoolRows::Each) => (request.prompt.len(), 1),
+            Some(PoolRows::Last | PoolRows::First | PoolRows::Sum) => (1, 1),
+        };
+        let all = tokens.saturating_add(scored).saturating_add(pooled);
+        Self { choices, all, step: choices + scored.min(MAX_SCORED_ROWS) + at_once }
     }
 
     /// Room for the events: the window, or all there can ever be where that is less. Never less than two steps need, and

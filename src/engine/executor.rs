@@ -9,7 +9,7 @@ use super::prepare::{PassInput, hand_out};
 use crate::delta::{self, Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, PreparedDelta};
 use crate::model::{Checkpoint, Decoder};
 use crate::ops::{Backend, OpsError, WeightFormat};
-use crate::types::{AdapterSlot, StepOutput};
+use crate::types::{AdapterSlot, OpClasses, StepOutput};
 
 /// Runs steps. Owned by the engine thread; a fake one makes the loop testable without a model.
 pub trait StepExecutor: Send + 'static {
@@ -28,6 +28,9 @@ pub trait StepExecutor: Send + 'static {
 
     /// Empty a slot; harmless if it is. What it held is returned whole: freeing it takes longer than taking it out.
     fn remove(&mut self, slot: AdapterSlot) -> Leftover;
+
+    /// The op classes of the adapter in a slot; none for an empty one.
+    fn classes(&self, slot: AdapterSlot) -> OpClasses;
 }
 
 /// Runs steps on a decoder.
@@ -66,7 +69,7 @@ impl<B: Backend> StepExecutor for ModelExecutor<B> {
         pass.prepare(step, *block_size, decoder.long_rope_rows());
         let outcomes = decoder.forward(&pass.input);
         pass.input.plan.release();
-        Ok(hand_out(batch, outcomes?))
+        Ok(hand_out(step, outcomes?))
     }
 
     fn install(&mut self, slot: AdapterSlot, prepared: PreparedDelta<B>) {
@@ -75,6 +78,10 @@ impl<B: Backend> StepExecutor for ModelExecutor<B> {
 
     fn remove(&mut self, slot: AdapterSlot) -> Leftover {
         Box::new(self.decoder.remove(slot))
+    }
+
+    fn classes(&self, slot: AdapterSlot) -> OpClasses {
+        self.decoder.classes(slot)
     }
 }
 
@@ -101,6 +108,18 @@ pub trait DeltaLoader: Send + Sync + 'static {
     /// # Errors
     /// [`DeltaError`]: why it is refused.
     fn compile(&self, config: &[u8], weights: &[u8]) -> Result<DeltaProgram, DeltaError>;
+
+    /// The sum of weighted programs, added in their order.
+    ///
+    /// # Errors
+    /// [`DeltaError`]: why it is refused.
+    fn sum(&self, parts: Vec<DeltaProgram>) -> Result<DeltaProgram, DeltaError>;
+
+    /// Bytes of the numbers that compiling works out besides those of the files, at most.
+    ///
+    /// # Errors
+    /// [`DeltaError`]: why it is refused, as far as it shows without numbers.
+    fn worked_out_bytes(&self, config: &[u8], weights: &[u8]) -> Result<u64, DeltaError>;
 
     /// Check what can be checked of a config and of the first bytes of weights, with the size of the whole file.
     ///
@@ -152,6 +171,15 @@ impl<B: Backend> DeltaLoader for ModelLoader<B> {
     fn compile(&self, config: &[u8], weights: &[u8]) -> Result<DeltaProgram, DeltaError> {
         let limits = CompileLimits { allow_unknown_fields: true, ..self.limits };
         delta::compile(config, weights, self.base(), limits)
+    }
+
+    fn sum(&self, parts: Vec<DeltaProgram>) -> Result<DeltaProgram, DeltaError> {
+        DeltaProgram::sum(parts, self.limits)
+    }
+
+    fn worked_out_bytes(&self, config: &[u8], weights: &[u8]) -> Result<u64, DeltaError> {
+        let limits = CompileLimits { allow_unknown_fields: true, ..self.limits };
+        delta::worked_out_bytes(config, weights, self.base(), limits)
     }
 
     fn check_head(&self, config: Option<&[u8]>, weights: Option<(&[u8], u64)>) -> Result<(), DeltaError> {

@@ -1,4 +1,5 @@
-//! How much host memory adapters may take on their way in: their files, and the numbers read from them.
+//! How much host memory adapters may take on their way in: their files, the numbers read from them, and those that a
+//! method works out from these.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
@@ -40,13 +41,18 @@ impl HostMemory {
         limit / TIMES_FILES
     }
 
-    /// Take what a load of files of `file_bytes` needs; blocks until others have given back enough.
+    /// What a load of files of `file_bytes` takes by itself.
+    #[must_use]
+    pub fn of_files(file_bytes: u64) -> u64 {
+        file_bytes.saturating_mul(TIMES_FILES)
+    }
+
+    /// Take `bytes`; blocks until others have given back enough.
     ///
     /// # Errors
     /// [`TooLargeToLoad`].
-    pub fn take(&self, file_bytes: u64) -> Result<HostShare, TooLargeToLoad> {
+    pub fn take(&self, bytes: u64) -> Result<HostShare, TooLargeToLoad> {
         let Inner { limit, ref used, ref freed } = *self.inner;
-        let bytes = file_bytes.saturating_mul(TIMES_FILES);
         if bytes > limit {
             return Err(TooLargeToLoad { bytes, limit });
         }
@@ -64,6 +70,14 @@ impl HostMemory {
 pub struct HostShare {
     memory: HostMemory,
     bytes: u64,
+}
+
+impl HostShare {
+    /// How much it is.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
 }
 
 impl std::fmt::Debug for HostMemory {
@@ -88,17 +102,19 @@ mod tests {
     #[test]
     fn what_can_never_fit_is_refused_and_what_does_not_fit_now_waits() {
         let memory = HostMemory::new(300);
-        assert_eq!(memory.take(101).err(), Some(TooLargeToLoad { bytes: 303, limit: 300 }));
-        assert!(memory.take(u64::MAX).is_err());
-        let first = memory.take(60).unwrap();
+        let of_files = HostMemory::of_files;
+        assert_eq!(memory.take(of_files(101)).err(), Some(TooLargeToLoad { bytes: 303, limit: 300 }));
+        assert!(memory.take(of_files(u64::MAX)).is_err());
+        let first = memory.take(of_files(60)).unwrap();
+        assert_eq!(first.bytes(), 180);
         let (taken, waits) = channel();
         let other = memory.clone();
         let waiting = std::thread::spawn(move || {
-            let share = other.take(50).unwrap();
+            let share = other.take(150).unwrap();
             taken.send(()).unwrap();
             share
         });
-        let second = memory.take(40).unwrap();
+        let second = memory.take(of_files(40)).unwrap();
         assert!(waits.try_recv().is_err(), "there is nothing left");
         drop(first);
         waits.recv().unwrap();

@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::types::{
-    AdapterSlot, JoinedSequence, Output, RowSource, SampleSpec, SamplingParams, ScheduledBatch, ScheduledSequence,
-    SequenceId, StepOutput, StoppingParams, TokenCounts, Tokens,
+    AdapterSlot, JoinedSequence, Output, PoolRows, PoolSpec, PooledVector, RowSource, SampleSpec, SamplingParams,
+    ScheduledBatch, ScheduledSequence, SequenceId, StepOutput, StoppingParams, TokenCounts, Tokens,
 };
 
 /// All sequences that have joined and have not left.
@@ -21,6 +21,7 @@ pub struct InputBatch(HashMap<SequenceId, InputSequence>);
 #[derive(Debug)]
 struct InputSequence {
     slot: Option<AdapterSlot>,
+    active_from: u32,
     /// `None` for the prompt embeddings of its adapter.
     request: Option<RequestInput>,
     /// KV index of its next row.
@@ -39,6 +40,8 @@ struct RequestInput {
     choice: u32,
     sampling: Arc<SamplingParams>,
     stopping: Arc<StoppingParams>,
+    /// Of the rows of the prompt that have been computed; only where they are summed.
+    sum: Option<PooledVector>,
     /// Of `tokens`; only where penalties need them. Shared with a running step as the blocks are.
     counts: Option<Arc<TokenCounts>>,
 }
@@ -64,7 +67,7 @@ impl InputBatch {
         }
     }
 
-    /// Take in the result of a step: its rows are in the cache, and what was sampled is appended. Of a sequence that has
+    /// Take in the result of a step: its rows are in the cache, what was sampled is appended, and sums are kept. Of a sequence that has
     /// ended by it that is never read.
     pub fn advance(&mut self, batch: &ScheduledBatch, output: &StepOutput) {
         for share in &batch.sequences {
@@ -79,6 +82,14 @@ impl InputBatch {
                 request.push(sampled.token);
             }
         }
+        for (id, pooled) in &output.pooled {
+            if let Some(InputSequence { request: Some(request), .. }) = self.0.get_mut(id)
+                && let Ok(pooled) = pooled
+                && request.sampling.pool.is_some_and(|pool| pool.rows == PoolRows::Sum)
+            {
+                request.sum = pooled.last().cloned();
+            }
+        }
     }
 
     /// One sequence's share of a step.
@@ -90,12 +101,14 @@ impl InputBatch {
         SequenceInput {
             id: share.id,
             slot: sequence.slot,
+            active_from: sequence.active_from,
             start: sequence.start,
             count: share.count,
             blocks: &sequence.blocks,
             long_from: sequence.long_from,
             request: sequence.request.as_ref(),
             scored: &share.scored,
+            pooled: &share.pooled,
             sample: share.sample,
         }
     }
@@ -110,12 +123,14 @@ impl InputSequence {
                 choice: *choice,
                 sampling: Arc::clone(sampling),
                 stopping: Arc::clone(stopping),
+                sum: None,
                 counts: sampling.needs_counts().then(|| Arc::new(TokenCounts::of(tokens))),
             }),
             RowSource::PromptEmbeds => None,
         };
         Self {
             slot: joined.slot,
+            active_from: joined.active_from,
             request,
             start: joined.start,
             blocks: Arc::new(joined.blocks.iter().map(|block| block.0).collect()),
@@ -190,6 +205,8 @@ pub struct SequenceInput<'a> {
     pub id: SequenceId,
     /// Adapter of its rows; `None` is the base.
     pub slot: Option<AdapterSlot>,
+    /// First KV index whose row has it; rows before are the base's.
+    pub active_from: u32,
     /// KV index, and rope position, of the first row: everything before it is in the cache already.
     pub start: u32,
     /// Rows.
@@ -200,6 +217,7 @@ pub struct SequenceInput<'a> {
     pub long_from: u32,
     request: Option<&'a RequestInput>,
     scored: &'a Range<u32>,
+    pooled: &'a Range<u32>,
     sample: bool,
 }
 
@@ -208,6 +226,12 @@ impl<'a> SequenceInput<'a> {
     #[must_use]
     pub fn places(&self) -> Range<u32> {
         self.start..self.start + self.count
+    }
+
+    /// Adapter of each row.
+    pub fn slots(&self) -> impl Iterator<Item = Option<AdapterSlot>> {
+        let Self { slot, active_from, .. } = *self;
+        self.places().map(move |place| slot.filter(|_| place >= active_from))
     }
 
     /// Ids of the rows; `None` where they are the prompt embeddings of the adapter in the slot, from row `start` of them
@@ -231,6 +255,19 @@ impl<'a> SequenceInput<'a> {
             scored.clone().zip(next).map(move |(row, target)| (row, Output::PromptLogprobs { target: *target, top }))
         };
         request.filter(|_| !scored.is_empty()).into_iter().flat_map(of)
+    }
+
+    /// Rows that are pooled, counted from the first, and what is wanted of them.
+    #[must_use]
+    pub fn pooled(&self) -> Option<(Range<u32>, PoolSpec)> {
+        let pool = self.request?.sampling.pool?;
+        (!self.pooled.is_empty()).then(|| (self.pooled.clone(), pool))
+    }
+
+    /// The sum of the rows before, onto which those of this share are added.
+    #[must_use]
+    pub fn sum(&self) -> Option<&'a PooledVector> {
+        self.request?.sum.as_ref()
     }
 
     /// How to choose from the logits of the last row; `None` where nothing is chosen.

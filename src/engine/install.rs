@@ -17,8 +17,8 @@ use super::host_memory::{HostMemory, HostShare};
 use super::lease::Leftover;
 use super::loaders::Loaders;
 use crate::adapters::{
-    Acquire, AdapterError, AdapterLease, AdapterObserver, AdapterRegistry, InstallTicket, LoadTicket, ResidentLease,
-    Staged, UploadHead, Want,
+    Acquire, AdapterBytes, AdapterError, AdapterLease, AdapterObserver, AdapterRegistry, Content, InstallTicket,
+    LoadTicket, MixPart, ResidentLease, Staged, UploadHead, Want,
 };
 use crate::delta::{DeltaError, DeltaProgram};
 use crate::telemetry::{LoadStage, Metrics};
@@ -128,13 +128,12 @@ impl<L: DeltaLoader> AdapterInstaller for EngineInstaller<L> {
     }
 
     fn check(&self, staged: &Staged) -> Result<AdapterFacts, InstallError> {
-        let Shared { loader, loaders, memory, .. } = &*self.shared;
-        let bytes = staged.bytes_to_read();
-        let _share = memory.take(bytes)?;
-        loaders.run(bytes, || {
-            let files = staged.read()?;
+        let Shared { loader, .. } = &*self.shared;
+        let read = || Ok([staged.read()?]);
+        let (facts, _share) = self.shared.within_memory(staged.bytes_to_read(), read, |[files]| {
             Ok(loader.check(&files.config, &files.weights)?.facts(loader.weight_format()))
-        })
+        })?;
+        Ok(facts)
     }
 
     fn in_background(&self, work: Box<dyn FnOnce() + Send>) {
@@ -184,16 +183,73 @@ impl<L: DeltaLoader> Shared<L> {
         result
     }
 
+    /// Read the files of adapters and work on them, within the memory there is for them and for what is worked out from them.
+    /// Where that turns out to be more than was given, all of it is given back before more is asked for: those who hold some
+    /// and wait for more would wait for each other.
+    fn within_memory<F: AsRef<[AdapterBytes]>, T: Send>(
+        &self,
+        file_bytes: u64,
+        read: impl Fn() -> Result<F, InstallError> + Sync,
+        work: impl Fn(F) -> Result<T, InstallError> + Sync,
+    ) -> Result<(T, HostShare), InstallError> {
+        let mut wanted = HostMemory::of_files(file_bytes);
+        loop {
+            let share = self.memory.take(wanted)?;
+            let worked = self.loaders.run(file_bytes, || {
+                let files = read()?;
+                let mut needed = file_bytes;
+                for AdapterBytes { config, weights } in files.as_ref() {
+                    needed = needed.saturating_add(self.loader.worked_out_bytes(config, weights)?);
+                }
+                if needed > share.bytes() {
+                    return Ok(Err(needed));
+                }
+                work(files).map(Ok)
+            })?;
+            match worked {
+                Ok(worked) => return Ok((worked, share)),
+                Err(needed) => wanted = needed,
+            }
+        }
+    }
+
     /// Read and compile, within the memory there is for it.
     fn read_and_compile(&self, lease: &AdapterLease) -> Result<Compiled, InstallError> {
         let bytes = self.registry.file_bytes(lease);
-        let share = self.memory.take(bytes)?;
-        let program = self.loaders.run(bytes, || {
-            let files = self.timed(LoadStage::Read, || self.registry.read(lease))?;
-            let compiled = self.timed(LoadStage::Compile, || self.loader.compile(&files.config, &files.weights));
-            compiled.map_err(InstallError::from)
-        })?;
+        let compiling =
+            |compile: &dyn Fn() -> Result<DeltaProgram, InstallError>| self.timed(LoadStage::Compile, compile);
+        let (program, share) = match lease.content() {
+            Content::Stored => {
+                let read = || Ok([self.timed(LoadStage::Read, || self.registry.read(lease))?]);
+                self.within_memory(bytes, read, |[files]| {
+                    compiling(&|| Ok(self.loader.compile(&files.config, &files.weights)?))
+                })?
+            }
+            Content::Mix(parts) => {
+                let read_all =
+                    || parts.iter().map(|part| self.registry.read(&part.lease)).collect::<Result<Vec<_>, _>>();
+                let read = || Ok(self.timed(LoadStage::Read, read_all)?);
+                self.within_memory(bytes, read, |files: Vec<_>| compiling(&|| self.compile_mix(parts, &files)))?
+            }
+            // Checked in full, as an upload is: nobody has done so before.
+            Content::Sent(files) => self.within_memory(
+                bytes,
+                || Ok(SentFiles(Arc::clone(files))),
+                |SentFiles(files)| compiling(&|| Ok(self.loader.check(&files.config, &files.weights)?)),
+            )?,
+        };
         Ok(Compiled { program, bytes, share })
+    }
+
+    fn compile_mix(&self, parts: &[MixPart], files: &[AdapterBytes]) -> Result<DeltaProgram, InstallError> {
+        let weighted = |(part, files): (&MixPart, &AdapterBytes)| {
+            let compiled = self.loader.compile(&files.config, &files.weights);
+            compiled
+                .and_then(|program| program.weighted(part.weight))
+                .map_err(|error| InstallError::Part { version: part.lease.version(), source: Box::new(error.into()) })
+        };
+        let programs = parts.iter().zip(files).map(weighted).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.loader.sum(programs)?)
     }
 
     /// Read, compile and reserve. A failure is reported through the ticket to all who wait.
@@ -258,6 +314,15 @@ async fn free(leftovers: Vec<Leftover>) {
     let freed = tokio::task::spawn_blocking(move || drop(leftovers)).await;
     if let Err(error) = freed {
         tracing::error!(%error, "freeing an adapter");
+    }
+}
+
+/// Files that came with a request, and stay with it.
+struct SentFiles(Arc<AdapterBytes>);
+
+impl AsRef<[AdapterBytes]> for SentFiles {
+    fn as_ref(&self) -> &[AdapterBytes] {
+        std::slice::from_ref(&self.0)
     }
 }
 

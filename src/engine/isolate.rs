@@ -15,7 +15,7 @@ use super::input_batch::{InputBatch, StepInput};
 use super::lease::Leftover;
 use super::pulse::EnginePulse;
 use crate::telemetry::panic_message;
-use crate::types::{AdapterSlot, ScheduledBatch, ScheduledSequence, StepOutput};
+use crate::types::{AdapterSlot, RowsByClass, ScheduledBatch, ScheduledSequence, StepOutput};
 
 /// After so many attempts at a step in which not even a row of the base could be computed the engine gives up: the device
 /// is not coming back.
@@ -147,6 +147,17 @@ impl<E: StepExecutor> Guarded<E> {
     /// Empty a slot; what it held.
     pub(super) fn remove(&mut self, slot: AdapterSlot) -> Result<Leftover, StepError> {
         contained(|| self.executor.remove(slot))
+    }
+
+    /// Rows of a step, by the op classes of their adapters.
+    pub(super) fn rows_by_class(&self, step: &StepInput<'_>) -> RowsByClass {
+        let mut rows = RowsByClass::default();
+        for sequence in step.sequences() {
+            if let Some(slot) = sequence.slot {
+                rows.add(self.executor.classes(slot), sequence.slots().flatten().count() as u64);
+            }
+        }
+        rows
     }
 }
 

@@ -29,6 +29,7 @@ impl ToProblem for InstallError {
         match self {
             Self::Adapter(error) => error.to_problem(),
             Self::Delta(error) => error.to_problem(),
+            Self::Part { source, .. } => source.to_problem().saying(self),
             Self::Step(StepError::Ops(error @ OpsError::OutOfMemory { .. })) => error.to_problem().saying(self),
             Self::Step(_) => Problem::internal("installing an adapter", self),
             Self::Memory(TooLargeToLoad { bytes, limit }) => {

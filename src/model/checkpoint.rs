@@ -143,6 +143,14 @@ impl Checkpoint {
         !self.tensors.values().any(|place| wide(&place.stored))
     }
 
+    /// True if the matrices are stored in f16, all of them.
+    #[must_use]
+    pub fn is_f16(&self) -> bool {
+        let f16 = |stored: &StoredTensor| stored.encoding == Encoding::Numbers(TensorDtype::F16);
+        let mut matrices = self.tensors.values().map(|place| &place.stored).filter(|stored| stored.shape.len() > 1);
+        matrices.all(f16)
+    }
+
     /// Shape of a tensor, if it is there; nothing is read for it.
     #[must_use]
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
@@ -155,12 +163,29 @@ impl Checkpoint {
     /// [`ModelError::MissingTensor`], [`ModelError::TensorShape`], [`ModelError::TensorDtype`], and what reading it
     /// says: the file may have changed since it was opened.
     pub fn tensor(&self, name: &str, expected: &[usize]) -> Result<HostTensor, ModelError> {
-        let found = self.shape(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
-        if found != expected {
-            let (found, expected) = (found.to_vec(), expected.to_vec());
+        let place = self.shaped(name, expected)?;
+        self.files[place.file].tensor(name, &place.stored)
+    }
+
+    /// Matrix `index` of a tensor of several, whose shape is known; only its own bytes are read.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    pub(super) fn slice(&self, name: &str, expected: [usize; 3], index: usize) -> Result<HostTensor, ModelError> {
+        let place = self.shaped(name, &expected)?;
+        let [_, rows, columns] = expected;
+        let range = index * rows * columns..(index + 1) * rows * columns;
+        let data = self.files[place.file].numbers(name, &place.stored, range)?;
+        Ok(HostTensor { shape: vec![rows, columns], data })
+    }
+
+    fn shaped(&self, name: &str, expected: &[usize]) -> Result<&Place, ModelError> {
+        let place = self.tensors.get(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })?;
+        if place.stored.shape != expected {
+            let (found, expected) = (place.stored.shape.clone(), expected.to_vec());
             return Err(ModelError::TensorShape { name: name.to_owned(), found, expected });
         }
-        self.find(name)?.ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })
+        Ok(place)
     }
 
     /// True if two tensors of one shape hold the same numbers in the same places of their files, whatever their dtypes;

@@ -93,6 +93,13 @@ impl<'a> Fields<'a> {
         found.ok_or_else(|| ModelError::MissingField { field: self.name(field) })
     }
 
+    /// Empty where it is absent.
+    pub(super) fn usize_list(&self, field: &str) -> Result<Vec<usize>, ModelError> {
+        let number = |value: &Value| value.as_u64().and_then(|number| usize::try_from(number).ok());
+        let list = |value: &Value| value.as_array()?.iter().map(number).collect::<Option<Vec<usize>>>();
+        Ok(self.typed(field, "a list of whole numbers", list)?.unwrap_or_default())
+    }
+
     pub(super) fn str_list(&self, field: &str) -> Result<Option<Vec<&'a str>>, ModelError> {
         let list = |value: &'a Value| value.as_array()?.iter().map(Value::as_str).collect::<Option<Vec<&'a str>>>();
         self.typed(field, "a list of strings", list)

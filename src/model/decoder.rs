@@ -3,15 +3,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::spec::{DecoderSpec, Mlp};
+use super::spec::DecoderSpec;
 use super::weights::{BaseModel, MlpWeights};
+use super::workspace::Workspace;
 use super::{ModelError, base_layout};
 use crate::delta::apply::{LinearSite, join, linear};
-use crate::delta::class::{embedding_low_rank, gain, prefix, prompt_embeds, scale};
+use crate::delta::class::{embedding_low_rank, embedding_rows, gain, head, prefix, prompt_embeds, scale};
 use crate::delta::rows::StepRows;
 use crate::delta::{DeltaTable, HiddenSites, PreparedDelta};
-use crate::ops::{Backend, HeadColumns, KvShape, Norm, OpsError, Rows, SampleOutcome, SampledRows, StepPlan};
-use crate::types::AdapterSlot;
+use crate::ops::{Backend, HeadColumns, KvShape, Launches, Norm, OpsError, Rows, StepOutcomes, StepPlan};
+use crate::types::{AdapterSlot, OpClasses};
 
 /// Rows of a step that come from an adapter's prompt embeddings instead of token ids.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,24 +43,8 @@ pub struct DecoderLimits {
     pub kv_blocks: usize,
     /// Places per block.
     pub block_size: usize,
-}
-
-/// Activations of one pass, allocated once.
-struct Workspace<B: Backend> {
-    residual: B::Buffer,
-    normed: B::Buffer,
-    qkv: B::Buffer,
-    attention: B::Buffer,
-    gate_up: B::Buffer,
-    activated: B::Buffer,
-    projected: B::Buffer,
-    scaled_hidden: B::Buffer,
-    scaled_attention: B::Buffer,
-    scaled_inner: B::Buffer,
-    last: B::Buffer,
-    last_normed: B::Buffer,
-    logits: B::Buffer,
-    step: B::Step,
+    /// Places for adapters.
+    pub adapter_slots: usize,
 }
 
 /// A base model with its deltas, KV cache and buffers.
@@ -91,8 +76,8 @@ impl<B: Backend> Decoder<B> {
             head_dim: spec.head_dim,
         };
         let kv = backend.kv_cache(shape)?;
-        let work = workspace(backend.as_ref(), &spec, limits.max_rows)?;
-        let deltas = DeltaTable::new(backend.as_ref(), &base_layout(&spec))?;
+        let work = Workspace::new(backend.as_ref(), &spec, limits.max_rows)?;
+        let deltas = DeltaTable::new(backend.as_ref(), &base_layout(&spec), limits.adapter_slots)?;
         Ok(Self { backend, spec, base, deltas, kv, work })
     }
 
@@ -113,6 +98,12 @@ impl<B: Backend> Decoder<B> {
         self.deltas.remove(&self.backend, slot)
     }
 
+    /// The op classes of the adapter in a slot.
+    #[must_use]
+    pub fn classes(&self, slot: AdapterSlot) -> OpClasses {
+        self.deltas.classes(slot)
+    }
+
     /// Copy one KV block.
     pub fn copy_block(&mut self, source: u32, target: u32) {
         self.backend.copy_block(&mut self.kv, source as usize, target as usize);
@@ -123,12 +114,21 @@ impl<B: Backend> Decoder<B> {
         prefix::write(self.backend.as_ref(), self.deltas.virtual_rows(slot), blocks, &mut self.kv)
     }
 
-    /// Run one pass and choose or score a token for each of its sampled rows, in order, by the plan's outputs.
+    /// Run one pass: choose or score a token for each of its sampled rows, in order, by the plan's outputs, and read its
+    /// pooled rows.
     ///
     /// # Errors
     /// [`OpsError`] when the plan cannot be moved to the device, or when the device fails.
-    pub fn forward(&mut self, input: &ModelInput) -> Result<Vec<SampleOutcome>, OpsError> {
-        self.pass(input, |backend, work, group| backend.sample(&mut work.step, group, &work.logits))?;
+    pub fn forward(&mut self, input: &ModelInput) -> Result<StepOutcomes, OpsError> {
+        self.upload(input)?;
+        let Workspace { step, held, .. } = &mut self.work;
+        // What prompt embeddings are written where is not in the plan.
+        let recordable = input.embeds.is_empty().then_some(&*held);
+        let mut launches = self.backend.begin(step, recordable);
+        while launches == Launches::Wanted {
+            self.pass(input, |backend, work, group| backend.sample(&mut work.step, group, &work.logits));
+            launches = self.backend.end(&mut self.work.step);
+        }
         self.backend.finish(&mut self.work.step)
     }
 
@@ -139,39 +139,62 @@ impl<B: Backend> Decoder<B> {
     /// As [`Self::forward`].
     pub fn logits(&mut self, input: &ModelInput, mut logits: impl FnMut(usize, &[f32])) -> Result<(), OpsError> {
         let mut index = 0;
+        self.upload(input)?;
         self.pass(input, |backend, work, group| {
             for row in 0..input.plan.sampled[group].sources.len() {
                 logits(index, &backend.read_row(&work.logits, row));
                 index += 1;
             }
-        })?;
+        });
         self.backend.finish(&mut self.work.step).map(drop)
     }
 
-    /// Run one pass; `use_logits` is called with each group of sampled rows when their logits are there.
-    fn pass(
-        &mut self,
-        input: &ModelInput,
-        mut use_logits: impl FnMut(&B, &mut Workspace<B>, usize),
-    ) -> Result<(), OpsError> {
-        self.backend.upload(&input.plan, &mut self.work.step)?;
+    /// Move a plan to the device, and find out which op classes its adapters have.
+    fn upload(&mut self, input: &ModelInput) -> Result<(), OpsError> {
+        let Self { backend, deltas, work, .. } = self;
+        let slots = input.plan.rows.segments.iter().map(|segment| segment.slot);
+        deltas.held(backend, slots, &mut work.held);
+        backend.upload(&input.plan, &mut work.step)
+    }
+
+    /// Launch one pass; `use_logits` is called with each group of sampled rows when their logits are there.
+    fn pass(&mut self, input: &ModelInput, mut use_logits: impl FnMut(&B, &mut Workspace<B>, usize)) {
         self.embed(input);
         for layer in 0..self.spec.layers.len() {
-            self.attention_block(layer, &input.plan);
-            self.mlp_block(layer, &input.plan);
+            self.attention_block(layer);
+            self.mlp_block(layer);
         }
         for group in 0..input.plan.sampled.len() {
-            self.head(&input.plan, group);
+            self.head(group);
             use_logits(&self.backend, &mut self.work, group);
         }
-        Ok(())
+        self.pool(input.plan.pooled.len());
+    }
+
+    /// What is wanted of hidden states as they are behind the final norm.
+    fn pool(&mut self, groups: usize) {
+        if groups == 0 {
+            return;
+        }
+        let Self { backend, spec, base, deltas, work, .. } = self;
+        let Workspace { step, held, residual, normed, last, head_logits, .. } = work;
+        let on = StepRows { backend: backend.as_ref(), deltas, step, rows: Rows::All, held };
+        let norm = gain::norm(&on, deltas.sites.final_norm, &base.final_norm, spec.norm_eps);
+        backend.rms_norm(step, Rows::All, norm, residual, normed);
+        for group in 0..groups {
+            backend.pool_rows(step, group, normed, last);
+            let on = StepRows { backend: backend.as_ref(), deltas, step, rows: Rows::Pooled(group), held };
+            head::apply(&on, &deltas.sites.labels, last, head_logits);
+            backend.collect(step, group, last, head_logits);
+        }
     }
 
     fn embed(&mut self, input: &ModelInput) {
         let Self { backend, spec, base, deltas, work, .. } = self;
-        let Workspace { step, residual, .. } = work;
-        let on = StepRows::new(backend.as_ref(), deltas, step, Rows::All, &input.plan);
+        let Workspace { step, held, residual, .. } = work;
+        let on = StepRows { backend: backend.as_ref(), deltas, step, rows: Rows::All, held };
         backend.embed(step, &base.embed, spec.embed_scale, residual);
+        embedding_rows::embed(&on, deltas.sites.embed.rows, spec.embed_scale, residual);
         embedding_low_rank::apply(&on, deltas.sites.embed.low_rank, spec.embed_scale, residual);
         scale::apply(&on, deltas.sites.embed.scale, residual);
         for EmbedRows { slot, first, rows } in &input.embeds {
@@ -179,11 +202,11 @@ impl<B: Backend> Decoder<B> {
         }
     }
 
-    fn attention_block(&mut self, index: usize, plan: &StepPlan) {
+    fn attention_block(&mut self, index: usize) {
         let Self { backend, spec, base, deltas, kv, work, .. } = self;
         let (layer, sites) = (&base.layers[index], &deltas.sites.layers[index]);
-        let Workspace { step, residual, normed, qkv, attention, projected, .. } = work;
-        let on = StepRows::new(backend.as_ref(), deltas, step, Rows::All, plan);
+        let Workspace { step, held, residual, normed, qkv, attention, projected, .. } = work;
+        let on = StepRows { backend: backend.as_ref(), deltas, step, rows: Rows::All, held };
         let norm = |weight, site| gain::norm(&on, site, weight, spec.norm_eps);
         let before = norm(&layer.attention_norm, sites.attention_norm);
         backend.rms_norm(step, Rows::All, before, residual, normed);
@@ -200,80 +223,62 @@ impl<B: Backend> Decoder<B> {
         backend.attention(step, &shape, index, qkv, kv, attention);
         linear(&on, layer.o.site(), &sites.o, attention, &mut work.scaled_attention, projected);
         let after = layer.attention_out_norm.as_ref().map(|weight| norm(weight, sites.attention_out_norm));
-        add_to_residual(&on, after, &sites.after_attention, projected, normed, residual);
+        add_to_residual(&on, after, &sites.after_attention, [projected, normed, residual, &mut work.scaled_hidden]);
     }
 
-    fn mlp_block(&mut self, index: usize, plan: &StepPlan) {
+    fn mlp_block(&mut self, index: usize) {
         let Self { backend, spec, base, deltas, work, .. } = self;
         let (layer, sites) = (&base.layers[index], &deltas.sites.layers[index]);
-        let Workspace { step, residual, normed, gate_up, activated, projected, .. } = work;
-        let on = StepRows::new(backend.as_ref(), deltas, step, Rows::All, plan);
+        let Workspace { step, held, residual, normed, gate_up, activated, projected, .. } = work;
+        let on = StepRows { backend: backend.as_ref(), deltas, step, rows: Rows::All, held };
         let norm = |weight, site| gain::norm(&on, site, weight, spec.norm_eps);
         backend.rms_norm(step, Rows::All, norm(&layer.mlp_norm, sites.mlp_norm), residual, normed);
-        match (&spec.mlp, &layer.mlp) {
-            (Mlp::Dense(mlp), MlpWeights::Dense { gate_up: weights, down }) => {
+        match &layer.mlp {
+            MlpWeights::Dense { activation, gate_up: weights, down } => {
                 linear(&on, weights.site(), &sites.gate_up, normed, &mut work.scaled_hidden, gate_up);
-                backend.gated_activation(step, Rows::All, mlp.activation, gate_up, activated);
+                backend.gated_activation(step, Rows::All, *activation, gate_up, activated);
                 linear(&on, down.site(), &sites.down, activated, &mut work.scaled_inner, projected);
+            }
+            MlpWeights::Experts { spec, router, experts } => {
+                let (logits, room) = (&mut work.router_logits, &mut work.experts);
+                backend.gemm(step, Rows::All, normed, router, logits);
+                backend.experts(step, Rows::All, spec, logits, experts, normed, room, projected);
             }
         }
         let after = layer.mlp_out_norm.as_ref().map(|weight| norm(weight, sites.mlp_out_norm));
-        add_to_residual(&on, after, &sites.after_mlp, projected, normed, residual);
+        add_to_residual(&on, after, &sites.after_mlp, [projected, normed, residual, &mut work.scaled_hidden]);
     }
 
     /// Logits of a group of sampled rows.
-    fn head(&mut self, plan: &StepPlan, group: usize) {
+    fn head(&mut self, group: usize) {
         let Self { backend, spec, base, deltas, work, .. } = self;
-        let Workspace { step, residual, last, last_normed, logits, .. } = work;
+        let Workspace { step, held, residual, last, last_normed, logits, .. } = work;
         let rows = Rows::Sampled(group);
-        let on = StepRows::new(backend.as_ref(), deltas, step, rows, plan);
+        let on = StepRows { backend: backend.as_ref(), deltas, step, rows, held };
         backend.gather_rows(step, rows, residual, last);
         let norm = gain::norm(&on, deltas.sites.final_norm, &base.final_norm, spec.norm_eps);
         backend.rms_norm(step, rows, norm, last, last_normed);
         let weight = base.lm_head.as_ref().unwrap_or(&base.embed);
         linear(&on, LinearSite { weight, bias: None }, &deltas.sites.lm_head, last_normed, last, logits);
+        embedding_rows::multiply(&on, deltas.sites.head_rows, last_normed, logits);
         if let Some(cap) = spec.final_softcap {
             backend.softcap(step, rows, cap, logits);
         }
     }
 }
 
-/// Add what a block has computed, normed first where the family does so.
+/// Add what a block has computed, normed first where the family does so. The last buffer is scratch.
 fn add_to_residual<B: Backend>(
     on: &StepRows<'_, B>,
     norm: Option<Norm<'_, B>>,
     sites: &HiddenSites,
-    projected: &B::Buffer,
-    normed: &mut B::Buffer,
-    residual: &mut B::Buffer,
+    [projected, normed, residual, scratch]: [&mut B::Buffer; 4],
 ) {
     match norm {
-        None => join(on, sites, projected, residual),
+        None => join(on, sites, projected, residual, scratch),
         Some(norm) => {
             on.backend.rms_norm(on.step, on.rows, norm, projected, normed);
-            join(on, sites, normed, residual);
+            join(on, sites, normed, residual, scratch);
         }
     }
-}
-
-fn workspace<B: Backend>(backend: &B, spec: &DecoderSpec, rows: usize) -> Result<Workspace<B>, OpsError> {
-    let (hidden, inner) = (spec.hidden_size, spec.mlp.intermediate_size());
-    let (q, kv) = (spec.q_dim(), spec.kv_dim());
-    let sampled = SampledRows::MOST.min(rows);
-    Ok(Workspace {
-        residual: backend.buffer(rows, hidden)?,
-        normed: backend.buffer(rows, hidden)?,
-        qkv: backend.buffer(rows, q + 2 * kv)?,
-        attention: backend.buffer(rows, q)?,
-        gate_up: backend.buffer(rows, 2 * inner)?,
-        activated: backend.buffer(rows, inner)?,
-        projected: backend.buffer(rows, hidden)?,
-        scaled_hidden: backend.buffer(rows, hidden)?,
-        scaled_attention: backend.buffer(rows, q)?,
-        scaled_inner: backend.buffer(rows, inner)?,
-        last: backend.buffer(sampled, hidden)?,
-        last_normed: backend.buffer(sampled, hidden)?,
-        logits: backend.buffer(sampled, spec.vocab_size)?,
-        step: backend.step(),
-    })
 }

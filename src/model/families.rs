@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use super::ModelError;
 use super::config::Fields;
+use super::experts_config;
 use super::rope_config::{flat_rope, gemma3_ropes};
 use super::spec::{DecoderSpec, DenseMlp, Family, LayerSpec, Mlp, RopeScaling};
 use crate::ops::Activation;
@@ -42,7 +43,8 @@ pub fn read_spec(config: &Map<String, Value>) -> Result<DecoderSpec, ModelError>
     let fields = Fields::new(config, "");
     let model_type = fields.str("model_type")?.ok_or_else(|| fields.bad("model_type", "a model family"))?;
     let family = Family::ALL.into_iter().find(|family| family.model_type() == model_type).ok_or_else(|| {
-        fields.unsupported("model_type", "; served: llama, mistral, qwen2, qwen3, phi3, gemma2, gemma3_text")
+        let served = "; served: llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, phi3, gemma2, gemma3_text";
+        fields.unsupported("model_type", served)
     })?;
     fields.not_null(&NEVER_NULL)?;
     if fields.get("per_layer_config").is_some() {
@@ -60,6 +62,8 @@ pub fn read_spec(config: &Map<String, Value>) -> Result<DecoderSpec, ModelError>
         Family::Phi3 => phi3(&fields, &mut spec)?,
         Family::Gemma2 => gemma2(&fields, &mut spec)?,
         Family::Gemma3 => gemma3(&fields, &mut spec)?,
+        Family::Mixtral => mixtral(&fields, &mut spec)?,
+        Family::Qwen3Moe => qwen3_moe(&fields, &mut spec)?,
     }
     check(&fields, &spec)?;
     Ok(spec)
@@ -76,8 +80,8 @@ fn common(fields: &Fields<'_>, family: Family) -> Result<DecoderSpec, ModelError
         Family::Gemma2 | Family::Gemma3 => 256,
         _ => hidden_size / heads,
     };
-    // Llama and Mistral derive it where it is null; the other classes have no place for a null.
-    if !matches!(family, Family::Llama | Family::Mistral) {
+    // These derive it where it is null; the other classes have no place for a null.
+    if !matches!(family, Family::Llama | Family::Mistral | Family::Mixtral) {
         fields.not_null(&["head_dim"])?;
     }
     let head_dim = fields.positive_or("head_dim", default_head_dim)?;
@@ -86,9 +90,9 @@ fn common(fields: &Fields<'_>, family: Family) -> Result<DecoderSpec, ModelError
     }
     let layers = fields.size("num_hidden_layers", MAX_LAYERS, "at most 1024")?;
     let default_kv_heads = match family {
-        Family::Mistral => 8,
+        Family::Mistral | Family::Mixtral => 8,
         Family::Qwen2 | Family::Qwen3 => 32,
-        Family::Gemma2 | Family::Gemma3 => 4,
+        Family::Gemma2 | Family::Gemma3 | Family::Qwen3Moe => 4,
         Family::Llama | Family::Phi3 => heads,
     };
     // These families treat a written null as "as many as query heads" and an absent field as the class default.
@@ -97,25 +101,26 @@ fn common(fields: &Fields<'_>, family: Family) -> Result<DecoderSpec, ModelError
     } else {
         default_kv_heads
     };
+    let default_eps = if matches!(family, Family::Phi3 | Family::Mixtral) { 1e-5 } else { 1e-6 };
+    let mlp = Mlp::Dense(DenseMlp {
+        intermediate_size: width("intermediate_size")?,
+        activation: activation(fields, gemma)?,
+        bias: false,
+    });
     let mut spec = DecoderSpec {
         family,
         vocab_size: fields.size("vocab_size", MAX_VOCABULARY, "at most 2^24")?,
         hidden_size,
-        mlp: Mlp::Dense(DenseMlp {
-            intermediate_size: width("intermediate_size")?,
-            activation: activation(fields, gemma)?,
-            bias: false,
-        }),
         heads,
         kv_heads,
         head_dim,
-        layers: vec![LayerSpec { window: None, rope: 0 }; layers],
+        layers: vec![LayerSpec { window: None, rope: 0, mlp }; layers],
         ropes: vec![],
-        norm_eps: fields.f64_or("rms_norm_eps", if family == Family::Phi3 { 1e-5 } else { 1e-6 })? as f32,
+        norm_eps: fields.f64_or("rms_norm_eps", default_eps)? as f32,
         norm_offset: if gemma { 1.0 } else { 0.0 },
         qkv_bias: false,
         o_bias: false,
-        qk_norm: matches!(family, Family::Qwen3 | Family::Gemma3),
+        qk_norm: matches!(family, Family::Qwen3 | Family::Gemma3 | Family::Qwen3Moe),
         sandwich_norms: gemma,
         fused_projections: family == Family::Phi3,
         embed_scale: if gemma { (hidden_size as f32).sqrt() } else { 1.0 },
@@ -152,8 +157,12 @@ fn attention_biases(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), M
 
 fn llama(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), ModelError> {
     attention_biases(fields, spec)?;
-    let Mlp::Dense(mlp) = &mut spec.mlp;
-    mlp.bias = fields.bool_or("mlp_bias", false)?;
+    let mlp_bias = fields.bool_or("mlp_bias", false)?;
+    for layer in &mut spec.layers {
+        if let Mlp::Dense(mlp) = &mut layer.mlp {
+            mlp.bias = mlp_bias;
+        }
+    }
     // transformers' cache forgets what is outside such a window, its mask does not: one sequence, two results.
     let forgets = |window: usize| window < spec.context_length;
     if fields.usize("sliding_window")?.is_some_and(forgets) {
@@ -225,13 +234,36 @@ fn qwen_windows(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), Model
     windows(fields, spec, fields.has("sliding_window"), Some(4096), |layer| layer >= full)
 }
 
-/// One window for all layers; transformers masks by it whatever `layer_types` says, and caches by the latter.
 fn phi3(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), ModelError> {
-    let has_window = fields.usize("sliding_window")?.is_some();
-    if layer_types(fields, spec.layers.len())?.is_some_and(|types| types.contains(&!has_window)) {
-        return Err(fields.unsupported("layer_types", "; Phi-3 has one window for all layers"));
+    let window = fields.usize("sliding_window")?;
+    one_window(fields, spec, window)
+}
+
+/// One window for all layers; transformers masks by it whatever `layer_types` says, and caches by the latter.
+fn one_window(fields: &Fields<'_>, spec: &mut DecoderSpec, window: Option<usize>) -> Result<(), ModelError> {
+    if layer_types(fields, spec.layers.len())?.is_some_and(|types| types.contains(&window.is_none())) {
+        return Err(fields.unsupported("layer_types", "; this family has one window for all layers"));
     }
-    windows(fields, spec, true, None, |_| true)
+    spec.layers.iter_mut().for_each(|layer| layer.window = window.map(|window| window as u32));
+    Ok(())
+}
+
+fn mixtral(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), ModelError> {
+    let window = fields.usize("sliding_window")?;
+    one_window(fields, spec, window)?;
+    experts_config::mixtral(fields, spec)
+}
+
+fn qwen3_moe(fields: &Fields<'_>, spec: &mut DecoderSpec) -> Result<(), ModelError> {
+    fields.not_null(&["num_key_value_heads"])?;
+    attention_biases(fields, spec)?;
+    let written = if fields.has("sliding_window") { fields.usize("sliding_window")? } else { Some(4096) };
+    let window = if fields.bool_or("use_sliding_window", false)? { written } else { None };
+    if window.is_some() && fields.get("max_window_layers").is_some() {
+        return Err(fields.unsupported("max_window_layers", "; it has no effect on Qwen3-MoE in transformers"));
+    }
+    one_window(fields, spec, window)?;
+    experts_config::qwen3_moe(fields, spec)
 }
 
 /// Gemma's layers slide by the class's own pattern, which needs a window.

@@ -1,7 +1,10 @@
 //! Does the checkpoint hold the network that config.json describes? Asked of headers alone, before memory is taken for
 //! anything: every tensor the decoder will read is there and has its shape.
 
+use std::collections::BTreeMap;
+
 use super::checkpoint::{Checkpoint, EMBEDDING, HEAD};
+use super::experts::{ExpertTensors, sparse_layers};
 use super::source::{GgufRefusal, ROPE_FACTORS};
 use super::spec::{DecoderSpec, RopeScaling};
 use super::{ModelError, base_layout, read_spec};
@@ -31,6 +34,9 @@ impl Checkpoint {
                 self.check_shape(&format!("{}.bias", module.path), &[module.output])?;
             }
         }
+        for (name, shape) in self.experts(&spec) {
+            self.check_shape(&name, &shape)?;
+        }
         // Who wrote a GGUF file knew the network: what has no place in it changes what is computed.
         if self.metadata().is_some()
             && let Some(name) = self.unused(&spec, &layout).next()
@@ -40,8 +46,14 @@ impl Checkpoint {
         Ok(spec)
     }
 
+    /// Every tensor of routers and experts, and its shape.
+    fn experts(&self, spec: &DecoderSpec) -> BTreeMap<String, Vec<usize>> {
+        sparse_layers(spec).flat_map(|(layer, experts)| ExpertTensors::of(spec, layer, experts, self).all()).collect()
+    }
+
     /// Tensors that the decoder has no place for.
     pub(super) fn unused<'a>(&'a self, spec: &DecoderSpec, layout: &BaseLayout) -> impl Iterator<Item = &'a str> {
+        let experts = self.experts(spec);
         let known = move |name: &str| {
             let module = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias"));
             let tied_head = spec.tied && name == HEAD;
@@ -50,6 +62,7 @@ impl Checkpoint {
                 || name == ROPE_FACTORS && self.metadata().is_some()
                 || name.ends_with("rotary_emb.inv_freq")
                 || by_path.is_some_and(|module| module.bias || name.ends_with(".weight"))
+                || experts.contains_key(name)
         };
         self.names().filter(move |name| !known(name))
     }

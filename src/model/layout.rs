@@ -1,6 +1,7 @@
 //! Module paths of every family: the one table the loader reads weights by and deltas find their sites in.
 
-use super::spec::{DecoderSpec, DenseMlp, Mlp};
+use super::experts::sparse_blocks;
+use super::spec::{DecoderSpec, Mlp};
 use crate::delta::{BaseLayout, BaseSizes, LayerSite, Module, ModuleKind, Site};
 
 /// The modules of a decoder, with the names its checkpoint uses.
@@ -12,7 +13,7 @@ pub fn base_layout(spec: &DecoderSpec) -> BaseLayout {
         module(spec, "lm_head".to_owned(), Site::LmHead),
     ];
     for layer in 0..spec.layers.len() as u32 {
-        for (name, site) in layer_modules(spec) {
+        for (name, site) in layer_modules(spec, layer) {
             modules.push(module(spec, format!("model.layers.{layer}.{name}"), Site::Layer(layer, site)));
         }
     }
@@ -22,26 +23,31 @@ pub fn base_layout(spec: &DecoderSpec) -> BaseLayout {
         q_dim: spec.q_dim(),
         kv_dim: spec.kv_dim(),
         kv_heads: spec.kv_heads,
-        intermediate_size: spec.mlp.intermediate_size(),
+        intermediate_size: spec.dense_size(),
         vocab_size: spec.vocab_size,
         norm_offset: spec.norm_offset,
         tied: spec.tied,
         model_type: spec.family.model_type(),
     };
-    BaseLayout::new(sizes, modules)
+    BaseLayout::new(sizes, modules).with_sparse_blocks(sparse_blocks(spec))
 }
 
-/// Names within a layer.
-fn layer_modules(spec: &DecoderSpec) -> Vec<(&'static str, LayerSite)> {
+/// Names within a layer. Router and experts are no modules that a delta attaches to.
+fn layer_modules(spec: &DecoderSpec, layer: u32) -> Vec<(&'static str, LayerSite)> {
     use LayerSite::{
         AttentionNorm, AttentionOutNorm, Down, Gate, GateUp, K, KNorm, MlpNorm, MlpOutNorm, O, Q, QNorm, Qkv, Up, V,
     };
-    let mut modules = vec![("input_layernorm", AttentionNorm), ("self_attn.o_proj", O), ("mlp.down_proj", Down)];
-    if spec.fused_projections {
-        modules.extend([("self_attn.qkv_proj", Qkv), ("mlp.gate_up_proj", GateUp)]);
+    let mut modules = vec![("input_layernorm", AttentionNorm), ("self_attn.o_proj", O)];
+    let fused = spec.fused_projections;
+    if fused {
+        modules.push(("self_attn.qkv_proj", Qkv));
     } else {
         modules.extend([("self_attn.q_proj", Q), ("self_attn.k_proj", K), ("self_attn.v_proj", V)]);
-        modules.extend([("mlp.gate_proj", Gate), ("mlp.up_proj", Up)]);
+    }
+    match spec.layers[layer as usize].mlp {
+        Mlp::Dense(_) if fused => modules.extend([("mlp.gate_up_proj", GateUp), ("mlp.down_proj", Down)]),
+        Mlp::Dense(_) => modules.extend([("mlp.gate_proj", Gate), ("mlp.up_proj", Up), ("mlp.down_proj", Down)]),
+        Mlp::Experts(_) => {}
     }
     if spec.qk_norm {
         modules.extend([("self_attn.q_norm", QNorm), ("self_attn.k_norm", KNorm)]);
@@ -61,13 +67,13 @@ fn module(spec: &DecoderSpec, path: String, site: Site) -> Module {
         O, Q, QNorm, Qkv, Up, V,
     };
     use ModuleKind::{Embedding, Linear, Norm};
-    let Mlp::Dense(DenseMlp { intermediate_size: inner, bias: mlp_bias, .. }) = spec.mlp;
+    let (inner, mlp_bias) = (spec.dense_size(), spec.dense().is_some_and(|mlp| mlp.bias));
     let hidden = spec.hidden_size;
     let (q, kv) = (spec.q_dim(), spec.kv_dim());
     let (kind, input, output, bias) = match site {
         Site::Embed => (Embedding, spec.vocab_size, hidden, false),
         Site::LmHead => (Linear, hidden, spec.vocab_size, false),
-        Site::FinalNorm | Site::VirtualTokens => (Norm, hidden, hidden, false),
+        Site::FinalNorm | Site::VirtualTokens | Site::Labels => (Norm, hidden, hidden, false),
         Site::Layer(_, part) => match part {
             Q => (Linear, hidden, q, spec.qkv_bias),
             K | V => (Linear, hidden, kv, spec.qkv_bias),

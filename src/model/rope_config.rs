@@ -12,6 +12,8 @@ use super::spec::{DecoderSpec, Family, RopeScaling, RopeSpec};
 
 /// What a family without a value of its own rotates by.
 const DEFAULT_THETA: f64 = 10_000.0;
+/// Mixtral.
+const MIXTRAL_THETA: f64 = 1_000_000.0;
 /// Gemma 3's layers without a window.
 const GEMMA3_GLOBAL_THETA: f64 = 1_000_000.0;
 /// Phi-3's `original_max_position_embeddings`, which always counts there, written or not.
@@ -29,7 +31,8 @@ pub(super) fn flat_rope(fields: &Fields<'_>, spec: &DecoderSpec) -> Result<RopeS
     if let Some(key) = parameters.keys().find(|key| parameters.is_object(key)) {
         return Err(parameters.unsupported(key, "; this family has no rotary embeddings by layer type"));
     }
-    let theta = theta(&parameters, fields, "rope_theta", DEFAULT_THETA)?;
+    let default = if spec.family == Family::Mixtral { MIXTRAL_THETA } else { DEFAULT_THETA };
+    let theta = theta(&parameters, fields, "rope_theta", default)?;
     Reader { fields, parameters, spec, original: Original::TopLevelFirst }.rope(theta)
 }
 

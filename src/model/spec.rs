@@ -1,6 +1,6 @@
 //! A decoder described by data. A new family is a new mapping onto these fields, not a new network.
 
-use crate::ops::{Activation, AttentionSpec};
+use crate::ops::{Activation, AttentionSpec, ExpertsSpec};
 use crate::types::LongRope;
 
 /// Model families whose `config.json` is understood.
@@ -20,12 +20,25 @@ pub enum Family {
     Gemma2,
     /// Gemma 3, text.
     Gemma3,
+    /// Mixtral: Mistral with experts.
+    Mixtral,
+    /// Qwen3 with experts in some layers or all.
+    Qwen3Moe,
 }
 
 impl Family {
     /// Every family.
-    pub const ALL: [Self; 7] =
-        [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Phi3, Self::Gemma2, Self::Gemma3];
+    pub const ALL: [Self; 9] = [
+        Self::Llama,
+        Self::Mistral,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Phi3,
+        Self::Gemma2,
+        Self::Gemma3,
+        Self::Mixtral,
+        Self::Qwen3Moe,
+    ];
 
     /// The `model_type` of its `config.json`.
     #[must_use]
@@ -38,17 +51,21 @@ impl Family {
             Self::Phi3 => "phi3",
             Self::Gemma2 => "gemma2",
             Self::Gemma3 => "gemma3_text",
+            Self::Mixtral => "mixtral",
+            Self::Qwen3Moe => "qwen3_moe",
         }
     }
 }
 
 /// One layer, where layers differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerSpec {
     /// Sliding window in tokens; `None` sees everything.
     pub window: Option<u32>,
     /// Index into [`DecoderSpec::ropes`].
     pub rope: usize,
+    /// Behind attention. All that are dense have one shape, and all that are sparse.
+    pub mlp: Mlp,
 }
 
 /// How rotary frequencies are stretched.
@@ -128,6 +145,8 @@ pub struct RopeSpec {
 pub enum Mlp {
     /// `down(act(gate x) ∘ up x)` with the same matrices for every row (Shazeer 2020).
     Dense(DenseMlp),
+    /// Several of these, of which each row chooses a few by a router `[experts, hidden]`: a sparse layer.
+    Experts(ExpertsSpec),
 }
 
 /// One gated MLP.
@@ -141,16 +160,6 @@ pub struct DenseMlp {
     pub bias: bool,
 }
 
-impl Mlp {
-    /// Width between gate/up and down.
-    #[must_use]
-    pub fn intermediate_size(&self) -> usize {
-        match self {
-            Self::Dense(mlp) => mlp.intermediate_size,
-        }
-    }
-}
-
 /// Everything that distinguishes one decoder from another. Sizes are counts of numbers or heads.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderSpec {
@@ -160,8 +169,6 @@ pub struct DecoderSpec {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Of every layer.
-    pub mlp: Mlp,
     /// Query heads.
     pub heads: usize,
     /// Key/value heads.
@@ -202,6 +209,30 @@ pub struct DecoderSpec {
 }
 
 impl DecoderSpec {
+    /// The MLP of dense layers, where there are any.
+    #[must_use]
+    pub fn dense(&self) -> Option<DenseMlp> {
+        self.layers.iter().find_map(|layer| match layer.mlp {
+            Mlp::Dense(mlp) => Some(mlp),
+            Mlp::Experts(_) => None,
+        })
+    }
+
+    /// The experts of sparse layers, where there are any.
+    #[must_use]
+    pub fn experts(&self) -> Option<ExpertsSpec> {
+        self.layers.iter().find_map(|layer| match layer.mlp {
+            Mlp::Experts(experts) => Some(experts),
+            Mlp::Dense(_) => None,
+        })
+    }
+
+    /// Columns of gate, and of up, of dense layers; 0 where there is none.
+    #[must_use]
+    pub fn dense_size(&self) -> usize {
+        self.dense().map_or(0, |mlp| mlp.intermediate_size)
+    }
+
     /// Columns of q.
     #[must_use]
     pub fn q_dim(&self) -> usize {

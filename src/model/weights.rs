@@ -1,13 +1,14 @@
 //! A checkpoint's tensors in a backend's memory, stacked as the decoder runs them.
 
 use super::checkpoint::Checkpoint;
+use super::experts::ExpertTensors;
 use super::fit::weight_shape;
 use super::rope::rope_table;
 use super::spec::{DecoderSpec, DenseMlp, Mlp};
 use super::{ModelError, base_layout};
 use crate::delta::apply::LinearWeights;
 use crate::delta::{BaseLayout, LayerSite, Site};
-use crate::ops::{Backend, HostMatrix, HostTensor};
+use crate::ops::{Activation, Backend, Expert, ExpertsSpec, HostMatrix, HostTensor};
 
 /// One layer.
 pub(super) struct LayerWeights<B: Backend> {
@@ -26,9 +27,17 @@ pub(super) struct LayerWeights<B: Backend> {
 pub(super) enum MlpWeights<B: Backend> {
     /// Of [`Mlp::Dense`].
     Dense {
+        activation: Activation,
         /// Stacked.
         gate_up: LinearWeights<B>,
         down: LinearWeights<B>,
+    },
+    /// Of [`Mlp::Experts`].
+    Experts {
+        spec: ExpertsSpec,
+        /// `[experts, hidden]`.
+        router: B::Weight,
+        experts: B::Experts,
     },
 }
 
@@ -87,22 +96,10 @@ struct Loader<'a, B> {
 
 impl<B: Backend> Loader<'_, B> {
     fn layer(&self, layer: u32) -> Result<LayerWeights<B>, ModelError> {
-        use LayerSite::{
-            AttentionNorm, AttentionOutNorm, Down, Gate, GateUp, K, KNorm, MlpNorm, MlpOutNorm, O, Q, QNorm, Qkv, Up, V,
-        };
+        use LayerSite::{AttentionNorm, AttentionOutNorm, K, KNorm, MlpNorm, MlpOutNorm, O, Q, QNorm, Qkv, V};
         let site = |part| Site::Layer(layer, part);
         let (q, kv, fused) = (self.spec.q_dim(), self.spec.kv_dim(), self.spec.fused_projections);
         let qkv = if fused { self.split(site(Qkv), &[q, kv, kv])? } else { self.stack(&[site(Q), site(K), site(V)])? };
-        let mlp = match self.spec.mlp {
-            Mlp::Dense(DenseMlp { intermediate_size: inner, .. }) => MlpWeights::Dense {
-                gate_up: if fused {
-                    self.split(site(GateUp), &[inner, inner])?
-                } else {
-                    self.stack(&[site(Gate), site(Up)])?
-                },
-                down: self.stack(&[site(Down)])?,
-            },
-        };
         Ok(LayerWeights {
             attention_norm: self.norm(site(AttentionNorm))?,
             qkv,
@@ -111,9 +108,41 @@ impl<B: Backend> Loader<'_, B> {
             o: self.stack(&[site(O)])?,
             attention_out_norm: self.norm_if(self.spec.sandwich_norms, site(AttentionOutNorm))?,
             mlp_norm: self.norm(site(MlpNorm))?,
-            mlp,
+            mlp: self.mlp(layer)?,
             mlp_out_norm: self.norm_if(self.spec.sandwich_norms, site(MlpOutNorm))?,
         })
+    }
+
+    fn mlp(&self, layer: u32) -> Result<MlpWeights<B>, ModelError> {
+        use LayerSite::{Down, Gate, GateUp, Up};
+        let site = |part| Site::Layer(layer, part);
+        match self.spec.layers[layer as usize].mlp {
+            Mlp::Dense(DenseMlp { intermediate_size: inner, activation, .. }) => Ok(MlpWeights::Dense {
+                activation,
+                gate_up: if self.spec.fused_projections {
+                    self.split(site(GateUp), &[inner, inner])?
+                } else {
+                    self.stack(&[site(Gate), site(Up)])?
+                },
+                down: self.stack(&[site(Down)])?,
+            }),
+            Mlp::Experts(spec) => self.experts(layer, spec),
+        }
+    }
+
+    /// One expert after the other is read, packed and let go of.
+    fn experts(&self, layer: u32, spec: ExpertsSpec) -> Result<MlpWeights<B>, ModelError> {
+        let tensors = ExpertTensors::of(self.spec, layer, spec, self.checkpoint);
+        let (router, shape) = tensors.router();
+        let router = self.checkpoint.tensor(&router, &shape)?;
+        let mut experts = Vec::with_capacity(spec.experts);
+        for expert in 0..spec.experts {
+            let read = tensors.read(self.checkpoint, expert)?;
+            let gate_up = self.backend.weight(&read.gate_up())?;
+            experts.push(Expert { gate_up, down: self.backend.weight(&[read.down.matrix()])? });
+        }
+        let router = self.backend.weight(&[router.matrix()])?;
+        Ok(MlpWeights::Experts { spec, router, experts: self.backend.expert_table(experts)? })
     }
 
     fn module(&self, site: Site) -> Result<&crate::delta::Module, ModelError> {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::blocked::Blocked;
 use super::fair_share::PartyId;
 use super::policy::Rank;
+use super::prompt_rows::Taker;
 use super::queue::{Flow, Place};
 use super::step::{NextStep, SeatHolders};
 use super::virtual_pages::{PageSet, PagesKey, Prefill};
@@ -56,7 +57,7 @@ impl Scheduler {
                 continue;
             }
             let flow = self.sequences[rank.id()].flow();
-            let room = self.room(rank.id(), self.sequences[rank.id()].num_remaining(), step);
+            let room = self.room(Taker::Waiting(party), self.sequences[rank.id()].num_remaining(), step);
             if room == 0 || self.fair.allowance(party) == 0 || !self.may_take_a_seat(flow, &holders) {
                 continue;
             }
@@ -69,16 +70,38 @@ impl Scheduler {
         }
     }
 
-    /// The turn of each party's first waiting sequence, where that may start.
-    pub(super) fn first_to_start(&self, holders: &SeatHolders) -> Vec<(i64, Rank)> {
-        let first = self.waiting.parties().filter_map(|(party, ..)| self.turn(party, None, &Passed::new()));
-        let turns = first.filter(|Reverse(turn)| {
-            let flow = self.sequences[turn.rank.id()].flow();
-            self.fair.allowance(turn.party) > 0
+    /// What may start in a step with so many `seats` and `rows` left, with its turn: the first that waits of each party, and
+    /// of those behind it whoever is before others even with what came before it charged, as long as all fit whole.
+    /// Rows kept for a party that is ahead must not be the reason why one that is behind stays there.
+    pub(super) fn next_to_start(
+        &self,
+        holders: &SeatHolders,
+        seats: usize,
+        rows: usize,
+    ) -> Vec<((i64, Rank), (Taker, usize))> {
+        let mut left = (seats.min(self.config.max_num_seqs.saturating_sub(self.num_started())), rows);
+        let mut turns: BinaryHeap<_> =
+            self.waiting.parties().filter_map(|(party, ..)| self.turn(party, None, &Passed::new())).collect();
+        let (mut passed, mut charged, mut next) = (Passed::new(), BTreeMap::<PartyId, i64>::new(), Vec::new());
+        while let Some(Reverse(turn)) = turns.pop() {
+            let Turn { level, rank, party, place } = turn;
+            let (flow, want) = (self.sequences[rank.id()].flow(), self.sequences[rank.id()].num_wanted());
+            let fits = left.0 > 0 && want <= left.1;
+            let may_start = self.fair.allowance(party) > 0
                 && self.may_take_a_seat(flow, holders)
-                && !self.waits_for_first_choice(turn.rank.id())
-        });
-        turns.map(|Reverse(Turn { level, rank, .. })| (level, rank)).collect()
+                && !self.waits_for_first_choice(rank.id());
+            if !may_start || charged.contains_key(&party) && !fits {
+                continue;
+            }
+            next.push(((level, rank), (Taker::Waiting(party), want)));
+            left = (left.0.saturating_sub(1), left.1.saturating_sub(want));
+            passed.insert(flow, rank);
+            let charged = charged.entry(party).or_default();
+            *charged += 2 * self.fair.cost(want, 1);
+            let behind = self.turn(party, Some(place), &passed);
+            turns.extend(behind.map(|Reverse(turn)| Reverse(Turn { level: turn.level + *charged, ..turn })));
+        }
+        next
     }
 
     /// Whose turn it is in a party, from a place in its line on.
@@ -118,16 +141,16 @@ impl Scheduler {
         }
         self.start(rank, &reused, step);
         self.note_start(id, now, &mut step.events);
-        self.push_sequence(rank, step);
+        self.push_sequence(rank, Taker::Waiting(self.sequences[id].party), step);
         Admission::Started
     }
 
-    /// Choices after the first wait until its prompt is computed, to reuse those blocks; and where it scores the prompt, so
+    /// Choices after the first wait until its prompt is computed, to reuse those blocks; and where the prompt is read, so
     /// that all is said of the prompt before anything of what follows.
     fn waits_for_first_choice(&self, id: SequenceId) -> bool {
         let sequence = &self.sequences[id];
         let computed = self.requests.get(&sequence.request).is_some_and(|request| request.prompt_computed);
-        sequence.choice > 0 && (self.cache.prefix_cache() || sequence.wants_scores()) && !computed
+        sequence.choice > 0 && (self.cache.prefix_cache() || sequence.reads_prompt()) && !computed
     }
 
     /// The blocks that a start could reuse now. One that waits for room is tried in every step: what was found then and is
@@ -239,8 +262,8 @@ impl Scheduler {
     fn note_start(&mut self, id: SequenceId, now: Instant, events: &mut Events) {
         let sequence = &mut self.sequences[id];
         let cached = sequence.num_computed_tokens.min(sequence.tokens.prompt().len());
-        // One that scores its prompt does not look there.
-        let looked = self.cache.prefix_cache() && !sequence.is_scoring();
+        // One of whose prompt something is to be said from the first row on does not look there.
+        let looked = self.cache.prefix_cache() && sequence.first_to_say() != Some(0);
         if !std::mem::replace(&mut sequence.counted, true) && looked {
             self.counters.prefix_queries += sequence.tokens.prompt().len() as u64;
             self.counters.prefix_hits += cached as u64;

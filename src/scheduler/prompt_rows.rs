@@ -4,13 +4,16 @@
 //!   ([`StepCosts`]), which the engine tells as plain numbers, and a step takes no more rows of prompts beside its decodes
 //!   than that allows. Where nobody streams yet, prompts have the whole step.
 //! - A prompt never waits for a whole other prompt ([`PromptRows`]): in the order of their turns, each has at most half of
-//!   the rows that are left while others come after it, so that a short one is soon done.
+//!   the rows that are left while others come after it, so that a short one is soon done. What is dealt to prompts that
+//!   wait is their party's: which of them starts is not known yet.
 //!
-//! Counts and divides; knows ids of sequences and nothing else of them. Every answer follows from the calls before it.
+//! Counts and divides; knows ids of sequences and parties and nothing else of them. Every answer follows from the calls
+//! before it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::fair_share::PartyId;
 use crate::types::SequenceId;
 
 /// How many times a decode step's time a step with prompts is planned to take, in percent: half as fast is promised,
@@ -64,47 +67,58 @@ impl StepCosts {
     }
 }
 
+/// To whom rows are dealt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Taker {
+    /// A prompt that runs, or the pages of an adapter.
+    Running(SequenceId),
+    /// What waits of a party.
+    Waiting(PartyId),
+}
+
 /// Rows of prompts in a step that is being put together.
 #[derive(Debug, Default)]
 pub(super) struct PromptRows {
-    dealt: HashMap<SequenceId, usize>,
-    /// For whoever was dealt none: nobody else wants them.
+    dealt: BTreeMap<Taker, usize>,
+    /// For whoever was dealt none, or wants more: nobody else wants them.
     spare: usize,
 }
 
 impl PromptRows {
-    /// Deal `rows` to those who want so many each, in the order of their turns.
-    pub(super) fn deal(rows: usize, wanted: &[(SequenceId, usize)]) -> Self {
+    /// Deal `rows` to those who want so many each, in the order of their turns. A party that has several turns has all that
+    /// was dealt to it.
+    pub(super) fn deal(rows: usize, wanted: &[(Taker, usize)]) -> Self {
         let mut spare = rows;
-        let mut dealt = HashMap::with_capacity(wanted.len());
-        for (index, (id, want)) in wanted.iter().enumerate() {
+        let mut parts = Vec::with_capacity(wanted.len());
+        for (index, (_, want)) in wanted.iter().enumerate() {
             let most = if index + 1 < wanted.len() { spare.div_ceil(2) } else { spare };
-            let rows = most.min(*want);
-            spare -= rows;
-            dealt.insert(*id, rows);
+            parts.push(most.min(*want));
+            spare -= parts[index];
         }
-        // What those who came later did not want.
-        for (id, want) in wanted {
-            if let Some(rows) = dealt.get_mut(id) {
-                let more = spare.min(want - *rows);
-                *rows += more;
-                spare -= more;
-            }
+        let mut dealt = BTreeMap::new();
+        for ((taker, want), part) in wanted.iter().zip(parts) {
+            // What those who came later did not want.
+            let more = spare.min(want - part);
+            spare -= more;
+            *dealt.entry(*taker).or_default() += part + more;
         }
         Self { dealt, spare }
     }
 
     /// Rows for a prompt that wants `want` of them.
-    pub(super) fn of(&self, id: SequenceId, want: usize) -> usize {
-        want.min(self.dealt.get(&id).copied().unwrap_or(self.spare))
+    pub(super) fn of(&self, taker: Taker, want: usize) -> usize {
+        want.min(self.dealt.get(&taker).copied().unwrap_or(0) + self.spare)
     }
 
     /// Hand over what [`Self::of`] says.
-    pub(super) fn take(&mut self, id: SequenceId, want: usize) -> usize {
-        let rows = self.of(id, want);
-        if !self.dealt.contains_key(&id) {
-            self.spare -= rows;
+    pub(super) fn take(&mut self, taker: Taker, want: usize) -> usize {
+        let rows = self.of(taker, want);
+        let mut spared = rows;
+        if let Some(dealt) = self.dealt.get_mut(&taker) {
+            spared -= rows.min(*dealt);
+            *dealt -= rows.min(*dealt);
         }
+        self.spare -= spared;
         rows
     }
 }
@@ -115,6 +129,10 @@ mod tests {
 
     const fn millis(millis: u64) -> Duration {
         Duration::from_millis(millis)
+    }
+
+    const fn running(id: u64) -> Taker {
+        Taker::Running(SequenceId(id))
     }
 
     #[test]
@@ -161,7 +179,7 @@ mod tests {
     #[test]
     fn rows_are_dealt_by_halves_and_what_is_left_goes_round() {
         let deal = |rows: usize, wanted: &[usize]| {
-            let wanted: Vec<_> = wanted.iter().enumerate().map(|(id, want)| (SequenceId(id as u64), *want)).collect();
+            let wanted: Vec<_> = wanted.iter().enumerate().map(|(id, want)| (running(id as u64), *want)).collect();
             let dealt = PromptRows::deal(rows, &wanted);
             wanted.iter().map(|(id, want)| dealt.of(*id, *want)).collect::<Vec<_>>()
         };
@@ -176,11 +194,11 @@ mod tests {
 
     #[test]
     fn what_is_spare_goes_to_whoever_asks_first() {
-        let mut rows = PromptRows::deal(10, &[(SequenceId(1), 4)]);
-        assert_eq!(rows.take(SequenceId(2), 5), 5);
-        assert_eq!(rows.take(SequenceId(1), 3), 3, "its prefix was found");
-        assert_eq!((rows.of(SequenceId(3), 9), rows.take(SequenceId(3), 9)), (1, 1));
-        assert_eq!(rows.take(SequenceId(4), 9), 0);
-        assert_eq!(PromptRows::default().of(SequenceId(1), 1), 0);
+        let mut rows = PromptRows::deal(10, &[(running(1), 4)]);
+        assert_eq!(rows.take(running(2), 5), 5);
+        assert_eq!(rows.take(running(1), 3), 3, "its prefix was found");
+        assert_eq!((rows.of(running(3), 9), rows.take(running(3), 9)), (1, 1));
+        assert_eq!(rows.take(running(4), 9), 0);
+        assert_eq!(PromptRows::default().of(running(1), 1), 0);
     }
 }

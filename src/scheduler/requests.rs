@@ -34,7 +34,7 @@ impl Scheduler {
         if request.choices == 0 {
             return empty("choices");
         }
-        if request.stopping.max_tokens == 0 && request.sampling.prompt_logprobs.is_none() {
+        if request.stopping.max_tokens == 0 && !request.sampling.reads_prompt() {
             return empty("max_tokens");
         }
         if pages.is_some_and(|pages| pages.count == 0) {
@@ -47,7 +47,7 @@ impl Scheduler {
         let (virtual_tokens, prompt_tokens) = (num_virtual(request), request.prompt.len());
         let max_tokens = self.max_output(request);
         let max_model_len = self.config.max_model_len as usize;
-        // Where the prompt is only scored, it may fill the context.
+        // Where the prompt is only read, it may fill the context.
         let fits = if request.stopping.max_tokens > 0 {
             max_tokens > 0
         } else {
@@ -98,6 +98,7 @@ impl Scheduler {
             tenant_salt: Arc::clone(&request.tenant_salt),
             base_digest: self.config.base_digest,
             version: request.adapter.map(|adapter| adapter.version),
+            own_from: request.adapter.map_or(0, |adapter| adapter.kv_from),
             virtual_tokens: num_virtual(&request) as u32,
             long_rope: self.config.long_rope.is_some_and(|rope| rope.is_long(known)),
         });

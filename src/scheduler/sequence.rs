@@ -14,7 +14,7 @@ use super::virtual_pages::PagesKey;
 use crate::cache::{BlockKey, BlockSize, BlockTable, FoundBlock, PrefixBlock, PrefixScope};
 use crate::types::{
     AdapterSlot, BlockId, ConnectionId, EngineRequest, FinishReason, JoinedSequence, LongRope, MAX_SCORED_ROWS,
-    RequestId, RowSource, SamplingParams, ScheduledSequence, SequenceId, StoppingParams, Tokens,
+    PoolRows, RequestId, RowSource, SamplingParams, ScheduledSequence, SequenceId, StoppingParams, Tokens,
 };
 
 /// Life of a sequence. A finished one is not kept.
@@ -47,6 +47,8 @@ pub(super) struct Sequence {
     pub(super) choice: u32,
     pub(super) state: SequenceState,
     pub(super) slot: Option<AdapterSlot>,
+    /// First place whose row has the adapter.
+    active_from: u32,
     /// The virtual pages it starts with.
     pub(super) pages: Option<PagesKey>,
     pub(super) scope: Arc<PrefixScope>,
@@ -58,9 +60,9 @@ pub(super) struct Sequence {
     stopping: Arc<StoppingParams>,
     /// Tokens whose KV is in the cache.
     pub(super) num_computed_tokens: usize,
-    /// Rows of the prompt whose next token has been scored, for good: a preemption computes them again and says nothing
-    /// of them. The first choice scores for all.
-    num_scored: usize,
+    /// Rows of the prompt of which all has been said that is wanted, for good: a preemption computes them again and says
+    /// nothing of them. The first choice speaks for all. Rows that are summed are said with the last one.
+    num_said: usize,
     pub(super) table: BlockTable,
     /// Blocks of the table that whoever computes it knows; `None` where that one does not know the sequence.
     num_told_blocks: Option<usize>,
@@ -110,6 +112,7 @@ impl Sequence {
             choice,
             state: SequenceState::Waiting,
             slot: request.adapter.map(|adapter| adapter.slot),
+            active_from: request.adapter.map_or(0, |adapter| adapter.active_from.saturating_add(scope.virtual_tokens)),
             pages: request.adapter.and_then(|adapter| PagesKey::of(&adapter)).map(|key| key.rotated(scope.long_rope)),
             scope: Arc::clone(scope),
             tokens: Tokens::new(Arc::clone(&request.prompt)),
@@ -117,7 +120,7 @@ impl Sequence {
             sampling: Arc::clone(&request.sampling),
             stopping: Arc::clone(&request.stopping),
             num_computed_tokens: 0,
-            num_scored: 0,
+            num_said: 0,
             table: BlockTable::default(),
             num_told_blocks: None,
             counted: false,
@@ -165,45 +168,66 @@ impl Sequence {
 
     /// Call `visit` with the contents of full blocks `range` in order, until it returns false.
     fn walk_blocks(&mut self, range: Range<usize>, mut visit: impl FnMut(usize, &PrefixBlock<'_>) -> bool) {
-        let first = self.first_block();
+        let (first, size, own) = (self.first_block(), self.block_size.get(), Arc::clone(&self.scope));
+        let base = own.of_base();
+        let scope_of = |block: usize| if (block + 1) * size <= own.own_from as usize { &base } else { &*own };
         for block in range {
             let tokens = self.block_tokens(block);
-            let position = block - first;
-            let parent = if position == 0 { self.scope.root() } else { self.keys[position - 1] };
+            let (position, scope) = (block - first, scope_of(block));
+            let parent = match position.checked_sub(1).map(|before| self.keys[before]) {
+                None => scope.root(),
+                Some(before) if scope == scope_of(block - 1) => before,
+                Some(before) => scope.behind(before),
+            };
             if self.keys.len() == position {
                 self.keys.push(parent.child(&tokens));
             }
-            let contents = PrefixBlock { scope: &self.scope, parent, key: self.keys[position], tokens: &tokens };
+            let contents = PrefixBlock { scope, parent, key: self.keys[position], tokens: &tokens };
             if !visit(block, &contents) {
                 return;
             }
         }
     }
 
-    /// Rows of its prompt are still to be scored.
-    pub(super) fn is_scoring(&self) -> bool {
+    /// Rows of its prompt whose next token is still to be scored.
+    fn rows_to_score(&self) -> Range<usize> {
         let wanted = self.choice == 0 && self.sampling.prompt_logprobs.is_some();
         // Nothing follows the last row of the prompt.
-        wanted && self.num_scored + 1 < self.tokens.prompt().len()
+        if wanted { self.num_said..self.tokens.prompt().len() - 1 } else { 0..0 }
     }
 
-    /// Whether its request has its prompt scored, by whichever choice.
-    pub(super) fn wants_scores(&self) -> bool {
-        self.sampling.prompt_logprobs.is_some()
+    /// Rows of its prompt whose hidden states are still to be read.
+    fn rows_to_pool(&self) -> Range<usize> {
+        let Some(pool) = self.sampling.pool.filter(|_| self.choice == 0) else { return 0..0 };
+        let Range { start, end } = pool.rows.of(self.tokens.prompt().len());
+        start.max(self.num_said)..end
     }
 
-    /// Rows that it would have in a step without other bounds: those that remain, as far as they may be scored at once.
+    /// The first row of which something is still wanted beside what follows the last one.
+    pub(super) fn first_to_say(&self) -> Option<usize> {
+        let wanted = [self.rows_to_score(), self.rows_to_pool()];
+        wanted.into_iter().filter(|rows| !rows.is_empty()).map(|rows| rows.start).min()
+    }
+
+    /// Whether something is said of its request's prompt, by whichever choice.
+    pub(super) fn reads_prompt(&self) -> bool {
+        self.sampling.reads_prompt()
+    }
+
+    /// Rows that it would have in a step without other bounds: those that remain, as far as something may be said of each at
+    /// once.
     pub(super) fn num_wanted(&self) -> usize {
-        let most =
-            if self.is_scoring() { self.num_scored - self.num_computed_tokens + MAX_SCORED_ROWS } else { usize::MAX };
+        let each = self.sampling.pool.is_some_and(|pool| pool.rows == PoolRows::Each);
+        let says_each = !self.rows_to_score().is_empty() || each && !self.rows_to_pool().is_empty();
+        let most = if says_each { self.num_said - self.num_computed_tokens + MAX_SCORED_ROWS } else { usize::MAX };
         self.num_remaining().min(most)
     }
 
     /// Visit the blocks that a new start could reuse, in order, until `visit` returns false. The first `known` of them
-    /// have been visited before and are passed over. Rows are left out whose logits are needed: those that are to be
-    /// scored, and the last known one.
+    /// have been visited before and are passed over. Rows are left out that are needed: those of which something is to be
+    /// said, and the last known one.
     pub(super) fn walk_reusable(&mut self, known: usize, mut visit: impl FnMut(&PrefixBlock<'_>) -> bool) {
-        let needed_from = if self.is_scoring() { self.num_scored } else { self.tokens.len() - 1 };
+        let needed_from = self.first_to_say().unwrap_or(usize::MAX).min(self.tokens.len() - 1);
         let end = self.block_size.full_blocks(self.num_virtual() + needed_from);
         self.walk_blocks(self.first_block() + known..end, |_, contents| visit(contents));
     }
@@ -277,6 +301,7 @@ impl Sequence {
         Some(JoinedSequence {
             id: self.rank.id(),
             slot: self.slot,
+            active_from: self.active_from,
             source: RowSource::Tokens {
                 tokens: self.tokens.clone(),
                 first: first as u32,
@@ -290,8 +315,8 @@ impl Sequence {
         })
     }
 
-    /// Its share of a step: the next `count` tokens, scored as far as that is wanted and not done, and sampled if they are
-    /// the last known ones. It has joined.
+    /// Its share of a step: the next `count` tokens, scored or pooled as far as that is wanted and not done, and sampled
+    /// if they are the last known ones. It has joined.
     pub(super) fn schedule(&mut self, count: usize) -> ScheduledSequence {
         let rows = self.num_computed_tokens..self.num_computed_tokens + count;
         let told = self.num_told_blocks.replace(self.table.len()).unwrap_or(0);
@@ -299,24 +324,28 @@ impl Sequence {
             id: self.rank.id(),
             count: count as u32,
             new_blocks: self.table.blocks()[told..].to_vec(),
-            scored: self.rows_to_score(&rows),
+            scored: within(&self.rows_to_score(), &rows),
+            pooled: within(&self.rows_to_pool(), &rows),
             sample: rows.end == self.tokens.len() && self.max_output > 0,
         }
     }
 
-    /// Of these rows those that are to be scored, counted from the first of these.
-    fn rows_to_score(&self, rows: &Range<usize>) -> Range<u32> {
-        let first = rows.start.max(self.num_scored);
-        let end = rows.end.min(self.tokens.prompt().len() - 1);
-        if !self.is_scoring() || first >= end {
-            return 0..0;
-        }
-        (first - rows.start) as u32..(end - rows.start) as u32
-    }
-
     /// So many more rows of the prompt have been scored.
     pub(super) fn scored(&mut self, rows: usize) {
-        self.num_scored += rows;
+        self.num_said += rows;
+    }
+
+    /// Rows of a share have been pooled, and are computed. How many vectors that makes, and whether they are said now; those
+    /// that are are said for good.
+    pub(super) fn pooled(&mut self, rows: &Range<u32>) -> (usize, bool) {
+        let Some(pool) = self.sampling.pool.filter(|_| !rows.is_empty()) else { return (0, false) };
+        let complete = self.num_computed_tokens >= pool.rows.of(self.tokens.prompt().len()).end;
+        match pool.rows {
+            PoolRows::Each => self.num_said += rows.len(),
+            PoolRows::Last | PoolRows::First | PoolRows::Sum if complete => self.num_said = self.num_computed_tokens,
+            PoolRows::Last | PoolRows::First | PoolRows::Sum => return (1, false),
+        }
+        (if pool.rows == PoolRows::Each { rows.len() } else { 1 }, true)
     }
 
     /// Its prompt is computed, and it is to have no output.
@@ -338,6 +367,12 @@ impl Sequence {
         let at_limit = self.tokens.output().len() >= self.max_output;
         Accepted { token: Some(token), finish: at_limit.then_some((FinishReason::Length, None)) }
     }
+}
+
+/// The part of `rows` that is `wanted`, counted from the first of `rows`.
+fn within(wanted: &Range<usize>, rows: &Range<usize>) -> Range<u32> {
+    let (first, end) = (wanted.start.max(rows.start), wanted.end.min(rows.end));
+    if first < end { (first - rows.start) as u32..(end - rows.start) as u32 } else { 0..0 }
 }
 
 /// The live sequences. A queue never holds an id that is not here, so looking up such an id is an index.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::fair_share::PartyId;
 use super::policy::Rank;
-use super::prompt_rows::PromptRows;
+use super::prompt_rows::{PromptRows, Taker};
 use super::queue::Flow;
 use super::virtual_pages::{PagesKey, Prefill};
 use super::{Events, Scheduled, Scheduler};
@@ -100,9 +100,9 @@ impl Scheduler {
         Scheduled { batch: step.batch, events: step.events }
     }
 
-    /// Rows that a sequence with `remaining` to compute may have in this step.
-    pub(super) fn room(&self, id: SequenceId, remaining: usize, step: &NextStep) -> usize {
-        let rows = match step.prompts.of(id, remaining) {
+    /// Rows that one with `remaining` to compute may have in this step.
+    pub(super) fn room(&self, taker: Taker, remaining: usize, step: &NextStep) -> usize {
+        let rows = match step.prompts.of(taker, remaining) {
             // The row of a decode is not a prompt's, and a step is never empty while someone waits.
             0 if remaining == 1 || step.batch.sequences.is_empty() => remaining,
             rows => rows,
@@ -111,18 +111,19 @@ impl Scheduler {
     }
 
     /// Take [`Self::room`].
-    fn chunk(&self, id: SequenceId, remaining: usize, step: &mut NextStep) -> usize {
-        let rows = self.room(id, remaining, step);
-        step.prompts.take(id, rows);
+    fn chunk(&self, taker: Taker, remaining: usize, step: &mut NextStep) -> usize {
+        let rows = self.room(taker, remaining, step);
+        step.prompts.take(taker, rows);
         rows
     }
 
-    /// Put the next rows of a running sequence into the step: one of a decode, a chunk of a prefill.
-    pub(super) fn push_sequence(&mut self, rank: Rank, step: &mut NextStep) {
+    /// Put the next rows of a running sequence into the step: one of a decode, a chunk of a prefill, out of the rows of
+    /// `taker`.
+    pub(super) fn push_sequence(&mut self, rank: Rank, taker: Taker, step: &mut NextStep) {
         let party = self.sequences[rank.id()].party;
         // Whoever may have a row at all may have one, so that a chosen sequence always moves.
         let allowed = self.fair.allowance(party).max(1);
-        let count = self.chunk(rank.id(), self.sequences[rank.id()].num_wanted().min(allowed), step);
+        let count = self.chunk(taker, self.sequences[rank.id()].num_wanted().min(allowed), step);
         let sequence = &mut self.sequences[rank.id()];
         step.batch.joined.extend(sequence.join());
         let scheduled = sequence.schedule(count);
@@ -166,7 +167,7 @@ impl Scheduler {
         takers.take(most).sum::<usize>().min(most)
     }
 
-    fn num_started(&self) -> usize {
+    pub(super) fn num_started(&self) -> usize {
         self.running.len() + self.pages.num_prefilling()
     }
 
@@ -254,10 +255,11 @@ impl Scheduler {
             }
             let sequence = &self.sequences[rank.id()];
             let fits = sequence.table.len() >= sequence.blocks_for(sequence.num_computed_tokens + 1);
-            let room = step.seats > 0 && self.room(rank.id(), sequence.num_remaining(), step) > 0;
+            let taker = Taker::Running(rank.id());
+            let room = step.seats > 0 && self.room(taker, sequence.num_remaining(), step) > 0;
             let allowed = room && self.fair.allowance(sequence.party) > 0;
             if allowed && (fits || step.batch.sequences.is_empty() && self.make_room(*rank, step)) {
-                self.push_sequence(*rank, step);
+                self.push_sequence(*rank, taker, step);
             } else {
                 self.counters.held_back += 1;
             }
@@ -273,7 +275,7 @@ impl Scheduler {
                 continue;
             }
             if self.make_room(*rank, step) {
-                self.push_sequence(*rank, step);
+                self.push_sequence(*rank, Taker::Running(rank.id()), step);
             }
         }
     }
@@ -289,8 +291,8 @@ impl Scheduler {
     }
 
     /// Rows for prompts beside the decodes of a step, dealt to those that run and, where somebody may start beside the
-    /// `holders`, to the first of each party that waits. A sequence that has only just begun to answer does not stream
-    /// yet: of prompts that come together one is always first.
+    /// `holders`, to the parties that wait, as [`Self::next_to_start`] has their turns. A sequence that has only just begun
+    /// to answer does not stream yet: of prompts that come together one is always first.
     fn prompt_rows(
         &self,
         prefills: &[((i64, Rank), PrefillWork)],
@@ -300,20 +302,27 @@ impl Scheduler {
         let decodes = &step.batch.sequences;
         let streams = decodes.iter().any(|decode| self.sequences[decode.id].tokens.output().len() > 1);
         let beside = if streams { self.costs.rows_beside(decodes.len()) } else { None };
-        let sequence = |rank: Rank| Some((rank.id(), self.sequences[rank.id()].num_wanted()));
-        let running = prefills.iter().map(|(turn, work)| match work {
-            PrefillWork::Sequence => (*turn, sequence(turn.1)),
-            PrefillWork::Pages(key, _) => {
-                let prefill = self.pages.get(*key).and_then(|set| set.prefill);
-                (*turn, prefill.map(|prefill| (prefill.id, prefill.num_remaining(*key))))
-            }
-        });
-        let waiting = holders.map_or_else(Vec::new, |holders| self.first_to_start(holders));
-        let waiting = waiting.into_iter().map(|turn| (turn, sequence(turn.1)));
-        let mut wanted: Vec<_> = running.chain(waiting).collect();
+        let rows = beside.unwrap_or(usize::MAX).min(step.budget);
+        let mut wanted: Vec<_> =
+            prefills.iter().filter_map(|(turn, work)| Some((*turn, self.wanted(turn.1, *work)?))).collect();
+        let running = wanted.iter().map(|(_, (_, want))| want).sum();
+        if let Some(holders) = holders {
+            wanted.extend(self.next_to_start(holders, step.seats, rows.saturating_sub(running)));
+        }
         wanted.sort_unstable();
-        let wanted: Vec<_> = wanted.into_iter().filter_map(|(_, wanted)| wanted).collect();
-        PromptRows::deal(beside.unwrap_or(usize::MAX).min(step.budget), &wanted)
+        let wanted: Vec<_> = wanted.into_iter().map(|(_, wanted)| wanted).collect();
+        PromptRows::deal(rows, &wanted)
+    }
+
+    /// Rows that a running prefill would have if it had all.
+    fn wanted(&self, rank: Rank, work: PrefillWork) -> Option<(Taker, usize)> {
+        match work {
+            PrefillWork::Sequence => Some((Taker::Running(rank.id()), self.sequences[rank.id()].num_wanted())),
+            PrefillWork::Pages(key, _) => {
+                let prefill = self.pages.get(key).and_then(|set| set.prefill)?;
+                Some((Taker::Running(prefill.id), prefill.num_remaining(key)))
+            }
+        }
     }
 
     fn schedule_prefills(&mut self, prefills: Vec<((i64, Rank), PrefillWork)>, step: &mut NextStep) {
@@ -323,8 +332,12 @@ impl Scheduler {
             }
             match work {
                 PrefillWork::Pages(key, slot) => self.schedule_pages(key, slot, step),
-                PrefillWork::Sequence if self.room(rank.id(), usize::MAX, step) == 0 => {}
-                PrefillWork::Sequence => self.push_sequence(rank, step),
+                PrefillWork::Sequence => {
+                    let taker = Taker::Running(rank.id());
+                    if self.room(taker, usize::MAX, step) > 0 {
+                        self.push_sequence(rank, taker, step);
+                    }
+                }
             }
         }
     }
@@ -340,7 +353,7 @@ impl Scheduler {
         let Some(set) = self.pages.get(key) else { return };
         let Some(prefill) = set.prefill else { return };
         let Prefill { id, num_computed: start } = prefill;
-        let count = self.chunk(id, prefill.num_remaining(key), step);
+        let count = self.chunk(Taker::Running(id), prefill.num_remaining(key), step);
         if count == 0 {
             return;
         }
@@ -349,12 +362,14 @@ impl Scheduler {
         step.batch.joined.push(JoinedSequence {
             id,
             slot: Some(slot),
+            active_from: 0,
             source: RowSource::PromptEmbeds,
             start,
             blocks: set.blocks[..covered].to_vec(),
             long_from: key.long_from(),
         });
-        step.push(ScheduledSequence { id, count: count as u32, new_blocks: Vec::new(), scored: 0..0, sample: false });
+        let (count, new_blocks) = (count as u32, Vec::new());
+        step.push(ScheduledSequence { id, count, new_blocks, scored: 0..0, pooled: 0..0, sample: false });
     }
 
     // --- blocks ---------------------------------------------------------------------------------------------------

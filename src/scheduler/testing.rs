@@ -6,8 +6,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::{Deref, Range};
 
 use crate::types::{
-    AdapterBinding, AdapterSlot, AdapterVersion, BlockId, EngineRequest, FinishReason, JoinedSequence, RowSource,
-    SampleSpec, SampledToken, ScheduledBatch, ScheduledSequence, SequenceFailure, SequenceId, StepOutput, TokenLogprob,
+    AdapterBinding, AdapterSlot, AdapterVersion, BlockId, EngineRequest, FinishReason, JoinedSequence, PoolRows,
+    PoolSpec, PooledVector, RowSource, SampleSpec, SampledToken, ScheduledBatch, ScheduledSequence, SequenceFailure,
+    SequenceId, StepOutput, TokenLogprob,
 };
 
 pub(crate) const VOCAB: u64 = 4;
@@ -35,6 +36,7 @@ impl Rows {
 pub(crate) struct Share {
     pub(crate) id: SequenceId,
     pub(crate) slot: Option<AdapterSlot>,
+    pub(crate) active_from: u32,
     pub(crate) start: u32,
     pub(crate) rows: Rows,
     /// The whole table.
@@ -43,6 +45,9 @@ pub(crate) struct Share {
     pub(crate) scored: Range<u32>,
     /// The token behind each scored row.
     pub(crate) targets: Vec<u32>,
+    /// Rows whose states are read, what for, and the sum of those before.
+    pub(crate) pooled: Option<(Range<u32>, PoolSpec)>,
+    pub(crate) sum: Option<PooledVector>,
     pub(crate) sample: Option<SampleSpec>,
 }
 
@@ -61,14 +66,15 @@ impl Deref for Step {
     }
 }
 
-/// Sequences as the scheduler has told them, in the plainest way.
+/// Sequences as the scheduler has told them, in the plainest way, and the last vector that came of each.
 #[derive(Default)]
-pub(crate) struct Told(HashMap<SequenceId, JoinedSequence>);
+pub(crate) struct Told(HashMap<SequenceId, JoinedSequence>, HashMap<SequenceId, PooledVector>);
 
 impl Told {
     pub(crate) fn apply(&mut self, batch: ScheduledBatch) -> Step {
         for id in &batch.left {
             assert!(self.0.remove(id).is_some(), "{id:?} leaves and was not here");
+            self.1.remove(id);
         }
         for joined in &batch.joined {
             assert!(self.0.insert(joined.id, joined.clone()).is_none(), "{:?} joins twice", joined.id);
@@ -81,12 +87,14 @@ impl Told {
     fn share(&mut self, share: &ScheduledSequence) -> Share {
         let Some(told) = self.0.get_mut(&share.id) else { panic!("{:?} has rows and has not joined", share.id) };
         told.blocks.extend(&share.new_blocks);
-        let JoinedSequence { id, slot, ref source, start, ref blocks, long_from } = *told;
+        let JoinedSequence { id, slot, active_from, ref source, start, ref blocks, long_from } = *told;
         let scored = share.scored.clone();
+        let mut pooled = None;
         let (rows, targets, sample) = match source {
             RowSource::PromptEmbeds => (Rows::PromptEmbeds { first: start, count: share.count }, Vec::new(), None),
             RowSource::Tokens { tokens, first, choice, sampling, stopping } => {
                 let begin = (start - first) as usize;
+                pooled = sampling.pool.filter(|_| !share.pooled.is_empty()).map(|pool| (share.pooled.clone(), pool));
                 let output = tokens.output().len();
                 let sample = SampleSpec {
                     params: sampling.clone(),
@@ -101,7 +109,8 @@ impl Told {
             }
         };
         let (blocks, sample) = (blocks.clone(), sample.filter(|_| share.sample));
-        Share { id, slot, start, rows, blocks, long_from, scored, targets, sample }
+        let sum = self.1.get(&id).cloned();
+        Share { id, slot, active_from, start, rows, blocks, long_from, scored, targets, pooled, sum, sample }
     }
 
     pub(crate) fn advance(&mut self, batch: &ScheduledBatch, output: &StepOutput) {
@@ -109,6 +118,10 @@ impl Told {
             if let Some(told) = self.0.get_mut(&share.id) {
                 told.start += share.count;
             }
+        }
+        for (id, pooled) in &output.pooled {
+            let vector = pooled.as_ref().ok().and_then(|pooled| pooled.last());
+            self.1.extend(vector.map(|vector| (*id, vector.clone())));
         }
         for (id, sampled) in &output.sampled {
             if let (Some(JoinedSequence { source: RowSource::Tokens { tokens, .. }, .. }), Ok(sampled)) =
@@ -155,24 +168,60 @@ fn score(history: u64, token: u32) -> (u32, TokenLogprob) {
     (token, TokenLogprob { logprob: -((history >> 40) as f32), top: Vec::new() })
 }
 
+/// What a row's hidden state is behind a history: a number that sums are exact in.
+fn hidden(history: u64) -> f32 {
+    (history >> 52) as f32
+}
+
+/// What pooled rows become, onto the sum of those before.
+fn pool(rows: &[u64], pool: PoolSpec, sum: Option<&PooledVector>) -> Vec<PooledVector> {
+    match pool.rows {
+        PoolRows::Each => rows.iter().map(|state| [hidden(*state)].into()).collect(),
+        PoolRows::Sum => {
+            let before = sum.map_or(0.0, |sum| sum[0]);
+            vec![[rows.iter().map(|state| hidden(*state)).fold(before, |sum, row| sum + row)].into()]
+        }
+        PoolRows::First | PoolRows::Last => {
+            assert_eq!(rows.len(), 1);
+            vec![[hidden(rows[0])].into()]
+        }
+    }
+}
+
 fn virtual_count(adapter: Option<AdapterBinding>) -> u32 {
     adapter.and_then(|adapter| adapter.virtual_tokens).map_or(0, |tokens| tokens.count)
 }
 
-/// What the tokens of a request's prompt are worth: computed alone.
-pub(crate) fn oracle_of_prompt(request: &EngineRequest) -> Vec<(u32, TokenLogprob)> {
-    let version = request.adapter.map(|adapter| adapter.version);
+/// Whose KV lies at an index.
+fn version_at(adapter: Option<AdapterBinding>, index: u32) -> Option<AdapterVersion> {
+    adapter.filter(|adapter| index >= adapter.kv_from).map(|adapter| adapter.version)
+}
+
+/// The histories of a request's prompt, token by token: computed alone.
+fn states_of_prompt(request: &EngineRequest) -> Vec<u64> {
+    let version = |index| version_at(request.adapter, index);
     let count = virtual_count(request.adapter);
     let mut history = 0;
     for index in 0..count {
-        history = digest(history, version, None, index);
+        history = digest(history, version(index), None, index);
     }
-    let mut scores = Vec::new();
-    for (index, pair) in (count..).zip(request.prompt.windows(2)) {
-        history = digest(history, version, Some(pair[0]), index);
-        scores.push(score(history, pair[1]));
-    }
-    scores
+    let append = |(index, token): (u32, &u32)| {
+        history = digest(history, version(index), Some(*token), index);
+        history
+    };
+    (count..).zip(request.prompt.iter()).map(append).collect()
+}
+
+/// What the tokens of a request's prompt are worth.
+pub(crate) fn oracle_of_prompt(request: &EngineRequest) -> Vec<(u32, TokenLogprob)> {
+    let next = request.prompt.iter().skip(1);
+    states_of_prompt(request).into_iter().zip(next).map(|(state, token)| score(state, *token)).collect()
+}
+
+/// What a request's prompt becomes.
+pub(crate) fn oracle_of_pool(request: &EngineRequest) -> Vec<PooledVector> {
+    let Some(spec) = request.sampling.pool else { return Vec::new() };
+    pool(&states_of_prompt(request)[spec.rows.of(request.prompt.len())], spec, None)
 }
 
 /// What a request must produce: computed alone, without blocks, budgets or batches.
@@ -181,12 +230,11 @@ pub(crate) fn oracle(
     choice: u32,
     max_model_len: u32,
 ) -> (Vec<u32>, FinishReason, Option<u32>) {
-    let version = request.adapter.map(|adapter| adapter.version);
     let count = virtual_count(request.adapter);
     let mut history = 0;
     let mut index = 0;
     let mut append = |token| {
-        history = digest(history, version, token, index);
+        history = digest(history, version_at(request.adapter, index), token, index);
         index += 1;
         history
     };
@@ -223,6 +271,8 @@ pub(crate) struct FakeExecutor {
     block_size: usize,
     blocks: Vec<Vec<Option<Place>>>,
     adapters: HashMap<AdapterSlot, AdapterBinding>,
+    /// As the requests of sequences have them: prompts say from where on they are active.
+    bindings: HashMap<SequenceId, AdapterBinding>,
     tenants: HashMap<SequenceId, Vec<u8>>,
     /// Versions whose prompt embeddings turn non-finite.
     pub(crate) poisoned_embeds: BTreeSet<AdapterVersion>,
@@ -236,6 +286,7 @@ impl FakeExecutor {
             block_size,
             blocks: vec![vec![None; block_size]; num_blocks as usize],
             adapters: HashMap::new(),
+            bindings: HashMap::new(),
             tenants: HashMap::new(),
             poisoned_embeds: BTreeSet::new(),
             rows: 0,
@@ -246,6 +297,7 @@ impl FakeExecutor {
     pub(crate) fn introduce(&mut self, request: &EngineRequest, ids: &[SequenceId]) {
         if let Some(adapter) = request.adapter {
             self.adapters.insert(adapter.slot, adapter);
+            self.bindings.extend(ids.iter().map(|id| (*id, adapter)));
         }
         self.tenants.extend(ids.iter().map(|id| (*id, request.tenant_salt.to_vec())));
     }
@@ -282,6 +334,10 @@ impl FakeExecutor {
                 let scores = rows.map(|(state, token)| score(*state, *token)).collect();
                 output.prompt_logprobs.push((sequence.id, Ok(scores)));
             }
+            if let Some((rows, spec)) = &sequence.pooled {
+                let rows = &states[rows.start as usize..rows.end as usize];
+                output.pooled.push((sequence.id, Ok(pool(rows, *spec, sequence.sum.as_ref()))));
+            }
             if let Some(result) = self.sample(sequence, states[states.len() - 1]) {
                 output.sampled.push((sequence.id, result));
             }
@@ -302,10 +358,14 @@ impl FakeExecutor {
 
     /// Read everything before the new rows, then stage the new rows. Returns the digest of everything up to each of them.
     fn rows_of(&self, sequence: &Share, writes: &mut BTreeMap<(BlockId, usize), (SequenceId, Place)>) -> Vec<u64> {
-        let adapter = sequence.slot.map(|slot| self.adapters[&slot]);
-        let version = adapter.map(|adapter| adapter.version);
+        let own = self.bindings.get(&sequence.id).copied();
+        let adapter = sequence.slot.map(|slot| own.unwrap_or_else(|| self.adapters[&slot]));
         let tenant = self.tenants.get(&sequence.id);
         let count = virtual_count(adapter);
+        if let Some(own) = own {
+            let expected = (Some(own.slot), own.active_from.saturating_add(count));
+            assert_eq!((sequence.slot, sequence.active_from), expected, "{:?}", sequence.id);
+        }
         let places = sequence.start as usize + sequence.rows.len();
         assert!(sequence.blocks.len() >= places.div_ceil(self.block_size), "the table covers its places");
         let distinct: BTreeSet<_> = sequence.blocks.iter().collect();
@@ -317,6 +377,7 @@ impl FakeExecutor {
             let Some(place) = &self.blocks[block.index()][offset] else {
                 panic!("{:?} reads poison at KV index {index} in {block:?}", sequence.id);
             };
+            let version = version_at(adapter, index);
             history = digest(history, version, place.token, index);
             assert_eq!((place.index, place.version, place.digest), (index, version, history), "{place:?}");
             assert_eq!(place.token.is_none(), index < count, "virtual tokens come first: {place:?}");
@@ -330,13 +391,19 @@ impl FakeExecutor {
             Rows::PromptEmbeds { first, count: rows } => {
                 assert!(adapter.and_then(|adapter| adapter.virtual_tokens).is_some_and(|tokens| !tokens.saved_kv));
                 assert_eq!(*first, sequence.start);
-                assert!(sequence.sample.is_none() && sequence.scored.is_empty() && first + rows <= count);
+                assert!(
+                    sequence.sample.is_none()
+                        && sequence.scored.is_empty()
+                        && sequence.pooled.is_none()
+                        && first + rows <= count
+                );
                 vec![None; *rows as usize]
             }
         };
         assert!(!tokens.is_empty());
         let mut states = Vec::new();
         for (index, token) in (sequence.start..).zip(tokens) {
+            let version = version_at(adapter, index);
             history = digest(history, version, token, index);
             let tenant = if token.is_some() { tenant.cloned() } else { None };
             let place = Place { index, version, token, tenant, digest: history };

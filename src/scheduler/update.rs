@@ -6,9 +6,9 @@ use std::time::Instant;
 use super::{Events, PROBE, Scheduler};
 use crate::cache::PrefixScope;
 use crate::types::{
-    FinishReason, JoinedSequence, LongRope, RequestFailure, RequestId, RowSource, SampledToken, SamplingParams,
-    ScheduledBatch, ScheduledSequence, ScoredTokens, SequenceEvent, SequenceFailure, SequenceId, StepOutput,
-    StoppingParams, TokenLogprob, Tokens,
+    BlockId, FinishReason, JoinedSequence, LongRope, PooledVector, RequestFailure, RequestId, RowSource, SampledToken,
+    SamplingParams, ScheduledBatch, ScheduledSequence, ScoredTokens, SequenceEvent, SequenceFailure, SequenceId,
+    StepOutput, StoppingParams, TokenLogprob, Tokens,
 };
 
 /// What a step brought a sequence.
@@ -17,29 +17,36 @@ struct Results<'a> {
     sampled: Option<&'a SampledToken>,
     /// Tokens of the prompt.
     scored: &'a [(u32, TokenLogprob)],
+    /// Vectors of its prompt.
+    pooled: &'a [PooledVector],
 }
 
 impl<'a> Results<'a> {
     fn of(
         sampled: Option<&'a Result<SampledToken, SequenceFailure>>,
         scored: Option<&'a Result<ScoredTokens, SequenceFailure>>,
+        pooled: Option<&'a Result<Vec<PooledVector>, SequenceFailure>>,
     ) -> Result<Self, SequenceFailure> {
         let sampled = sampled.map(Result::as_ref).transpose().map_err(|failure| *failure)?;
         let scored = scored.map(Result::as_ref).transpose().map_err(|failure| *failure)?;
-        Ok(Self { sampled, scored: scored.map_or(&[], Vec::as_slice) })
+        let pooled = pooled.map(Result::as_ref).transpose().map_err(|failure| *failure)?;
+        let (scored, pooled) = (scored.map_or(&[][..], Vec::as_slice), pooled.map_or(&[][..], Vec::as_slice));
+        Ok(Self { sampled, scored, pooled })
     }
 }
 
 impl Scheduler {
     /// Take in the result of a step. Results of sequences that are gone are ignored; a non-finite row ends its
     /// request alone and takes the KV of its adapter version out of the prefix index. A sequence that was to be
-    /// sampled or scored and has no result ends its request with `EngineFailed`.
+    /// sampled, scored or pooled and has no result ends its request with `EngineFailed`.
     pub fn update(&mut self, batch: &ScheduledBatch, output: &StepOutput, now: Instant) -> Events {
         let sampled: HashMap<_, _> = output.sampled.iter().map(|(id, result)| (*id, result)).collect();
         let scored: HashMap<_, _> = output.prompt_logprobs.iter().map(|(id, result)| (*id, result)).collect();
+        let pooled: HashMap<_, _> = output.pooled.iter().map(|(id, result)| (*id, result)).collect();
         let mut events = Events::new();
         for scheduled in &batch.sequences {
-            match Results::of(sampled.get(&scheduled.id).copied(), scored.get(&scheduled.id).copied()) {
+            let id = &scheduled.id;
+            match Results::of(sampled.get(id).copied(), scored.get(id).copied(), pooled.get(id).copied()) {
                 Ok(results) => self.advance(scheduled, results, now, &mut events),
                 Err(failure) => self.fail_sequence(scheduled.id, failure, &mut events),
             }
@@ -73,6 +80,13 @@ impl Scheduler {
         self.sequences[id].scored(results.scored.len());
         for (token, logprob) in results.scored {
             events.push((request, SequenceEvent::PromptLogprob { token: *token, logprob: logprob.clone() }));
+        }
+        let (vectors, said) = self.sequences[id].pooled(&scheduled.pooled);
+        if results.pooled.len() != vectors {
+            return self.fail_request(request, RequestFailure::EngineFailed, events);
+        }
+        if said {
+            events.push((request, SequenceEvent::Pooled(results.pooled.to_vec())));
         }
         match results.sampled {
             _ if self.sequences[id].ends_with_prompt() => self.end_with_prompt(id, now, events),
@@ -110,11 +124,13 @@ impl Scheduler {
     }
 
     /// A sequence failed alone. What it computed may be poisoned, and so may all KV of the same origin: none of that
-    /// is reused. Sequences that run on it go on and are judged by their own rows.
+    /// is reused, and of the base's, where that of an adapter begins with it, none that the request ran on. Sequences that
+    /// run on it go on and are judged by their own rows.
     fn fail_sequence(&mut self, id: SequenceId, failure: SequenceFailure, events: &mut Events) {
         let SequenceFailure::NonFinite = failure;
         for request in self.requests_behind(id) {
             let Some(scope) = self.requests.get(&request).map(|request| request.scope.clone()) else { continue };
+            let blocks = self.blocks_of(request);
             self.fail_request(request, RequestFailure::NonFinite, events);
             match scope.version {
                 None => {
@@ -124,11 +140,18 @@ impl Scheduler {
                 }
                 Some(version) => {
                     self.cache.forget_version(version);
+                    self.cache.forget_blocks(&blocks);
                     let pages = self.pages.remove_version(version);
                     self.release_pages(pages);
                 }
             }
         }
+    }
+
+    /// All blocks in the tables of a request's choices.
+    fn blocks_of(&self, request: RequestId) -> Vec<BlockId> {
+        let live = self.requests.get(&request).into_iter().flat_map(|request| &request.live);
+        live.flat_map(|rank| self.sequences[rank.id()].table.blocks()).copied().collect()
     }
 
     /// The requests that end with this sequence: its own, or all that want the virtual tokens it prefills.
@@ -153,6 +176,7 @@ impl Scheduler {
         let row = JoinedSequence {
             id: PROBE,
             slot: None,
+            active_from: 0,
             source: RowSource::Tokens {
                 tokens: Tokens::new([0].into()),
                 first: 0,
@@ -164,7 +188,8 @@ impl Scheduler {
             blocks: vec![block],
             long_from: LongRope::NEVER,
         };
-        let share = ScheduledSequence { id: PROBE, count: 1, new_blocks: Vec::new(), scored: 0..0, sample: true };
+        let new_blocks = Vec::new();
+        let share = ScheduledSequence { id: PROBE, count: 1, new_blocks, scored: 0..0, pooled: 0..0, sample: true };
         Some(ScheduledBatch { joined: vec![row], sequences: vec![share], ..ScheduledBatch::default() })
     }
 

@@ -50,9 +50,9 @@ impl TokenizerClass {
         let model_type = text(model, "model_type").unwrap_or_default();
         let prefix = |default| tokenizer.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(default);
         let class = match (model_type.as_str(), class) {
-            ("qwen2", _) | ("qwen3", None) => "Qwen2Tokenizer",
+            ("qwen2", _) | ("qwen3" | "qwen3_moe", None) => "Qwen2Tokenizer",
             ("gemma2" | "gemma3_text", None) => "GemmaTokenizer",
-            ("llama" | "qwen3" | "gemma2" | "gemma3_text", Some(class)) => class,
+            ("llama" | "qwen3" | "qwen3_moe" | "gemma2" | "gemma3_text", Some(class)) => class,
             _ => return Ok(Self::AsWritten),
         };
         Ok(match class {

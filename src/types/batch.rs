@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::event::TokenLogprob;
 use super::ids::{AdapterSlot, BlockId, SequenceId};
+use super::pool::PooledVector;
 #[cfg(doc)]
 use super::rope::LongRope;
 use super::sampling::{SamplingParams, StoppingParams};
@@ -70,7 +71,7 @@ impl TokenCounts {
     }
 }
 
-/// Most rows of a sequence that are scored in a step: what a step has to say of one request stays small, whatever the
+/// Most rows of a sequence that are scored, or whose vectors are wanted one by one, in a step: what a step has to say of one request stays small, whatever the
 /// step's size.
 pub const MAX_SCORED_ROWS: usize = 64;
 
@@ -103,6 +104,8 @@ pub struct JoinedSequence {
     pub id: SequenceId,
     /// Adapter of its rows; `None` is the base.
     pub slot: Option<AdapterSlot>,
+    /// First KV index whose row has the adapter; rows before it are the base's.
+    pub active_from: u32,
     /// Its rows.
     pub source: RowSource,
     /// KV index, and rope position, of its next row: everything before it is in the cache already.
@@ -126,6 +129,9 @@ pub struct ScheduledSequence {
     /// Rows of the prompt that are to be scored by the token that follows, counted from the first row of the share; no more
     /// than [`MAX_SCORED_ROWS`], all before the one that is sampled. Empty where none is.
     pub scored: Range<u32>,
+    /// Rows of the prompt whose hidden states are read, counted from the first row of the share. Where each is for itself, no
+    /// more than [`MAX_SCORED_ROWS`]. Empty where none is.
+    pub pooled: Range<u32>,
     /// Whether the last row's logits are to be sampled.
     pub sample: bool,
 }
@@ -190,8 +196,8 @@ pub struct SampledToken {
 /// Why one sequence, and only that one, failed in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SequenceFailure {
-    /// Its logits held NaN or infinity: the adapter or the base overflowed on this row.
-    #[error("the logits of this sequence are not finite")]
+    /// Its logits or hidden states held NaN or infinity: the adapter or the base overflowed on this row.
+    #[error("numbers of this sequence are not finite")]
     NonFinite,
 }
 
@@ -205,6 +211,9 @@ pub struct StepOutput {
     pub sampled: Vec<(SequenceId, Result<SampledToken, SequenceFailure>)>,
     /// One entry per sequence with scored rows: what they say, or the failure of that sequence alone.
     pub prompt_logprobs: Vec<(SequenceId, Result<ScoredTokens, SequenceFailure>)>,
+    /// One entry per sequence with pooled rows: a vector of each row, or the one that they have become together so far, or
+    /// the failure of that sequence alone.
+    pub pooled: Vec<(SequenceId, Result<Vec<PooledVector>, SequenceFailure>)>,
 }
 
 impl StepOutput {
@@ -212,5 +221,6 @@ impl StepOutput {
     pub fn append(&mut self, mut part: Self) {
         self.sampled.append(&mut part.sampled);
         self.prompt_logprobs.append(&mut part.prompt_logprobs);
+        self.pooled.append(&mut part.pooled);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::pool::PooledVector;
 use super::problem::{Class, Problem, ToProblem};
 
 /// Why a sequence ended well.
@@ -81,6 +82,9 @@ pub enum SequenceEvent {
         /// As the model has it.
         logprob: TokenLogprob,
     },
+    /// What tokens of the prompt have become, where asked for: one vector of the whole prompt, or more of one for each of its
+    /// tokens, in order. Before the end of the choice.
+    Pooled(Vec<PooledVector>),
     /// One token of one choice. `finish` is set on the choice's last event.
     Token {
         /// Choice index.

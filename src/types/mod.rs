@@ -10,13 +10,14 @@ pub mod client;
 pub mod event;
 pub mod generate;
 pub mod ids;
+pub mod pool;
 pub mod problem;
 pub mod request;
 pub mod rope;
 pub mod sampling;
 pub mod tokens;
 
-pub use adapter::{AdapterFacts, AdapterFault, OpClass};
+pub use adapter::{AdapterFacts, AdapterFault, AdapterTask, DeltaGroup, OpClass, OpClasses, RowsByClass};
 pub use batch::{
     BlockCopy, JoinedSequence, MAX_SCORED_ROWS, Output, PrefixWrite, RowSource, SampleSpec, SampledToken,
     ScheduledBatch, ScheduledSequence, ScoredTokens, SequenceFailure, StepOutput, TokenCounts,
@@ -31,6 +32,7 @@ pub use ids::{
     AdapterName, AdapterSlot, AdapterVersion, BaseDigest, BlockId, InvalidAdapterName, InvalidAdapterVersion,
     RequestId, SequenceId,
 };
+pub use pool::{EmbedOptions, MAX_LABELS, PoolInput, PoolRows, PoolSpec, PoolWanted, PooledVector, Pooling};
 pub use problem::{Class, Problem, Report, Subject, ToProblem};
 pub use request::{AdapterBinding, EngineRequest, VirtualTokens};
 pub use rope::LongRope;

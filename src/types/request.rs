@@ -29,6 +29,16 @@ pub struct AdapterBinding {
     pub slot: AdapterSlot,
     /// Present for prefix and prompt tuning.
     pub virtual_tokens: Option<VirtualTokens>,
+    /// The first token that it works on, counted from the first of the prompt: rows before are the base's. 0 unless tokens of
+    /// the prompt activate it; [`Self::NEVER`] where the prompt does not have them.
+    pub active_from: u32,
+    /// The first token whose KV is its own: that of tokens before is the base's, and shared with it.
+    pub kv_from: u32,
+}
+
+impl AdapterBinding {
+    /// Beyond every token.
+    pub const NEVER: u32 = u32::MAX;
 }
 
 /// A validated, tokenized request with its adapter resident.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::pool::PoolSpec;
+
 /// Sampling of one request, every default already applied.
 ///
 /// Order of application (as vLLM and transformers do): logit bias, penalties, temperature, top-k, top-p, min-p.
@@ -29,6 +31,8 @@ pub struct SamplingParams {
     pub logprobs: Option<u32>,
     /// Report log-probabilities of the prompt's tokens but the first, with this many top alternatives; `None` reports none.
     pub prompt_logprobs: Option<u32>,
+    /// Read the prompt's hidden states; nothing is sampled then. `None` reads none.
+    pub pool: Option<PoolSpec>,
 }
 
 impl SamplingParams {
@@ -47,7 +51,20 @@ impl SamplingParams {
             logit_bias: BTreeMap::new(),
             logprobs: None,
             prompt_logprobs: None,
+            pool: None,
         }
+    }
+
+    /// Nothing but what is wanted of the prompt's hidden states.
+    #[must_use]
+    pub fn pooling(pool: PoolSpec) -> Self {
+        Self { pool: Some(pool), ..Self::greedy() }
+    }
+
+    /// Whether something is wanted of the prompt itself, so that there need be no output.
+    #[must_use]
+    pub fn reads_prompt(&self) -> bool {
+        self.prompt_logprobs.is_some() || self.pool.is_some()
     }
 
     /// Whether the choice depends on the tokens seen so far.
@@ -60,7 +77,7 @@ impl SamplingParams {
 /// When a sequence ends, as far as token ids tell; stop strings are matched on text, outside the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoppingParams {
-    /// Prompt, virtual tokens and this together fit the context. 0 only with [`SamplingParams::prompt_logprobs`].
+    /// Prompt, virtual tokens and this together fit the context. 0 only where [`SamplingParams::reads_prompt`].
     pub max_tokens: u32,
     /// No stop id ends the sequence before this many tokens (they are masked from sampling until then).
     pub min_tokens: u32,

@@ -10,10 +10,12 @@ use crate::engine::lease::HeldAdapter;
 use crate::engine::watchdog::{Alarm, WatchdogLimits, watch};
 use crate::scheduler::{PROBE, ShareConfig};
 use crate::types::{
-    AdapterBinding, AdapterSlot, AdapterVersion, ClientKey, ConnectionId, EngineRequest, FinishReason, SampledToken,
-    SamplingParams, ScheduledBatch, ScheduledSequence, SequenceFailure, StepOutput, StoppingParams,
+    AdapterBinding, AdapterSlot, AdapterVersion, ClientKey, ConnectionId, EngineRequest, FinishReason, OpClass,
+    OpClasses, SampledToken, SamplingParams, ScheduledBatch, ScheduledSequence, SequenceFailure, StepOutput,
+    StoppingParams,
 };
 
+mod facts;
 mod isolation;
 mod measure;
 
@@ -78,6 +80,10 @@ impl StepExecutor for Stepped {
     fn remove(&mut self, slot: AdapterSlot) -> Leftover {
         self.slots.send((slot, None)).unwrap();
         Box::new(Freed(self.freed_on.clone()))
+    }
+
+    fn classes(&self, _: AdapterSlot) -> OpClasses {
+        [OpClass::LowRank].into_iter().collect()
     }
 }
 
@@ -191,7 +197,8 @@ fn what_a_request_shows_of_its_adapter_is_told_before_the_lease_goes() {
     let bench = bench();
     let (flag, said) = mpsc::channel();
     let run = |id, orders: Vec<Order>| {
-        let binding = AdapterBinding { version: AdapterVersion([1; 32]), slot: AdapterSlot(1), virtual_tokens: None };
+        let (version, slot) = (AdapterVersion([1; 32]), AdapterSlot(1));
+        let binding = AdapterBinding { version, slot, virtual_tokens: None, active_from: 0, kv_from: 0 };
         let request = EngineRequest { adapter: Some(binding), ..request(id, 2) };
         let mut events = bench.engine.handle.submit(request, Some(Box::new(Flag(flag.clone())))).unwrap();
         orders.into_iter().for_each(|order| bench.orders.send(order).unwrap());
@@ -397,28 +404,6 @@ fn whoever_leaves_without_reading_is_let_go() {
     while !matches!(bench.facts.recv().unwrap(), EngineFact::Gauges(gauges) if gauges.parked == 1) {}
     drop(slow);
     assert_eq!((said.recv(), said.recv()), (Ok("sound"), Ok("dropped")));
-}
-
-#[test]
-fn gauges_follow_those_who_leave_while_no_step_runs() {
-    let bench = bench();
-    let first = bench.engine.handle.submit(request(1, 9), None).unwrap();
-    bench.batches.recv().unwrap();
-    bench.orders.send(Order::Tokens).unwrap();
-    bench.batches.recv().unwrap();
-    // Its client leaves during a step, which brings a last result for it.
-    drop(first);
-    bench.engine.handle.abort(RequestId(1));
-    bench.orders.send(Order::Tokens).unwrap();
-    let last = loop {
-        if let EngineFact::Gauges(gauges) = bench.facts.recv().unwrap() {
-            break gauges;
-        }
-    };
-    assert_eq!((last.running, last.waiting, last.kv_blocks_used, last.kv_blocks_total), (0, 0, 0, 64));
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let stats = runtime.block_on(bench.engine.handle.stats()).unwrap();
-    assert_eq!((stats.running, stats.kv_blocks_used), (0, 0));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod fairness;
 mod life;
 mod pages;
+mod pools;
 mod prompts;
 mod properties;
 mod rules;
@@ -11,11 +12,11 @@ mod scores;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::testing::{FakeExecutor, Step, Told, oracle, oracle_of_prompt};
+use super::testing::{FakeExecutor, Step, Told, oracle, oracle_of_pool, oracle_of_prompt};
 use super::*;
 use crate::types::{
     AdapterBinding, AdapterSlot, AdapterVersion, BlockId, ClientKey, ConnectionId, EngineRequest, FinishReason,
-    RequestFailure, SamplingParams, StepOutput, StoppingParams, TokenLogprob, VirtualTokens,
+    PooledVector, RequestFailure, SamplingParams, StepOutput, StoppingParams, TokenLogprob, VirtualTokens,
 };
 
 /// What a request's channel has received.
@@ -23,6 +24,7 @@ use crate::types::{
 struct Log {
     cached_tokens: Option<u32>,
     prompt_logprobs: Vec<(u32, TokenLogprob)>,
+    pooled: Vec<PooledVector>,
     output: BTreeMap<u32, Vec<u32>>,
     finish: BTreeMap<u32, (FinishReason, Option<u32>)>,
     failure: Option<RequestFailure>,
@@ -78,7 +80,18 @@ fn prompt_logprobs(request: &EngineRequest) -> Vec<(u32, TokenLogprob)> {
 /// Adapter number `n` with virtual tokens: (how many, saved K and V).
 fn adapter(n: u8, virtual_tokens: Option<(u32, bool)>) -> Option<AdapterBinding> {
     let virtual_tokens = virtual_tokens.map(|(count, saved_kv)| VirtualTokens { count, saved_kv });
-    Some(AdapterBinding { version: AdapterVersion([n; 32]), slot: AdapterSlot(u32::from(n)), virtual_tokens })
+    let (version, slot) = (AdapterVersion([n; 32]), AdapterSlot(u32::from(n)));
+    Some(AdapterBinding { version, slot, virtual_tokens, active_from: 0, kv_from: 0 })
+}
+
+/// Adapter number `n`, active from a token of the prompt on.
+fn active_from(n: u8, token: u32) -> Option<AdapterBinding> {
+    adapter(n, None).map(|adapter| AdapterBinding { active_from: token, kv_from: token, ..adapter })
+}
+
+/// Adapter number `n`, which leaves KV as it is.
+fn behind_kv(n: u8) -> Option<AdapterBinding> {
+    adapter(n, None).map(|adapter| AdapterBinding { kv_from: AdapterBinding::NEVER, ..adapter })
 }
 
 impl Harness {
@@ -173,6 +186,11 @@ impl Harness {
                     assert!(log.output.is_empty(), "{id:?} is scored after its first token");
                     log.prompt_logprobs.push((token, logprob));
                 }
+                SequenceEvent::Pooled(vectors) => {
+                    assert!(log.cached_tokens.is_some(), "{id:?} is pooled before it starts");
+                    assert!(!log.finish.contains_key(&0), "{id:?} is pooled after its end");
+                    log.pooled.extend(vectors);
+                }
                 SequenceEvent::Token { choice, token, finish, .. } => {
                     assert!(log.cached_tokens.is_some(), "{id:?} has a token before it starts");
                     assert!(!log.finish.contains_key(&choice), "choice {choice} of {id:?} goes on after its end");
@@ -241,6 +259,7 @@ impl Harness {
         let (request, log) = (&self.requests[&RequestId(id)], self.log(id));
         assert_eq!(log.failure, None);
         assert_eq!(log.prompt_logprobs, prompt_logprobs(request), "of request {id}");
+        assert_eq!(log.pooled, oracle_of_pool(request), "of request {id}");
         for choice in 0..request.choices {
             let (output, reason, stop) = oracle(request, choice, self.scheduler.config.max_model_len);
             assert_eq!(log.output.get(&choice), Some(&output), "choice {choice} of request {id}");
@@ -253,6 +272,7 @@ impl Harness {
         let request = &self.requests[&RequestId(id)];
         let (scored, expected) = (&self.log(id).prompt_logprobs, prompt_logprobs(request));
         assert!(expected.starts_with(scored), "of request {id}: {scored:?} of {expected:?}");
+        assert!(oracle_of_pool(request).starts_with(&self.log(id).pooled), "of request {id}");
         for (choice, output) in &self.log(id).output {
             let (expected, ..) = oracle(request, *choice, self.scheduler.config.max_model_len);
             assert!(expected.starts_with(output), "choice {choice} of request {id}: {output:?} of {expected:?}");

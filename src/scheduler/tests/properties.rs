@@ -5,6 +5,7 @@ use proptest::test_runner::TestCaseResult;
 
 use super::*;
 use crate::scheduler::testing::NON_FINITE_SEED;
+use crate::types::{PoolRows, PoolSpec};
 
 #[derive(Clone, Debug)]
 struct Wish {
@@ -32,6 +33,8 @@ enum Scores {
     Yes,
     /// And no output.
     Alone,
+    /// Its hidden states, and no output.
+    Pooled(PoolRows),
 }
 
 #[derive(Clone, Debug)]
@@ -48,12 +51,14 @@ enum Op {
 }
 
 fn wishes() -> impl Strategy<Value = Wish> {
-    let prompt = (0u8..6, 0usize..12, prop::collection::vec(0u32..2, 1..6));
+    let prompt = (0u8..9, 0usize..12, prop::collection::vec(0u32..2, 1..6));
     let stopping = (1u32..9, 0u32..4, any::<bool>());
     let identity = (1u32..4, -1i32..2, 0u8..2, 0u8..3);
     let seed = prop_oneof![9 => 0u64..3, 1 => Just(NON_FINITE_SEED)];
     let deadline = prop_oneof![5 => Just(None), 1 => (0u64..20).prop_map(Some)];
-    let scores = prop_oneof![3 => Just(Scores::No), 1 => Just(Scores::Yes), 1 => Just(Scores::Alone)];
+    let rows = prop::sample::select(vec![PoolRows::Last, PoolRows::First, PoolRows::Sum, PoolRows::Each]);
+    let pooled = rows.prop_map(Scores::Pooled);
+    let scores = prop_oneof![3 => Just(Scores::No), 1 => Just(Scores::Yes), 1 => Just(Scores::Alone), 2 => pooled];
     (prompt, stopping, identity, seed, any::<bool>(), scores, deadline).prop_map(
         |(
             (adapter, shared, own),
@@ -119,11 +124,17 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
 /// Version whose prompt embeddings turn non-finite in some runs.
 const POISONED: AdapterVersion = AdapterVersion([5; 32]);
 
-/// Adapters 2 to 5 have virtual tokens: 2 and 3 saved, 4 and 5 to be prefilled.
-fn bind(n: u8, counts: [u32; 4]) -> Option<AdapterBinding> {
+/// Adapters 2 to 5 have virtual tokens: 2 and 3 saved, 4 and 5 to be prefilled. 6 and 7 are activated by the last of these in
+/// the prompt, 8 leaves KV alone.
+fn bind(n: u8, counts: [u32; 4], prompt: &[u32]) -> Option<AdapterBinding> {
+    let last = |tokens: &[u32]| prompt.windows(tokens.len()).rposition(|window| window == tokens);
+    let activated = |tokens| last(tokens).map_or(AdapterBinding::NEVER, |at| at as u32);
     match n {
         0 => None,
         1 => adapter(1, None),
+        6 => active_from(6, activated(&[1, 0, 1])),
+        7 => active_from(7, activated(&[0])),
+        8 => behind_kv(8),
         n => adapter(n, Some((counts[n as usize - 2], n < 4))),
     }
 }
@@ -135,9 +146,13 @@ fn wish_to_request(id: u64, wish: &Wish, counts: [u32; 4], now: Instant) -> Engi
     if wish.history {
         sampling.presence_penalty = 0.5;
     }
-    sampling.prompt_logprobs = (wish.scores != Scores::No).then_some(0);
+    match wish.scores {
+        Scores::No => {}
+        Scores::Yes | Scores::Alone => sampling.prompt_logprobs = Some(0),
+        Scores::Pooled(rows) => sampling.pool = Some(PoolSpec { rows, labels: None }),
+    }
     let (mut max_tokens, mut min_tokens) = (wish.max_tokens, wish.min_tokens);
-    if wish.scores == Scores::Alone {
+    if !matches!(wish.scores, Scores::No | Scores::Yes) {
         (max_tokens, min_tokens) = (0, 0);
         // Only sampled rows are made to be broken.
         sampling.seed %= NON_FINITE_SEED;
@@ -146,7 +161,7 @@ fn wish_to_request(id: u64, wish: &Wish, counts: [u32; 4], now: Instant) -> Engi
     EngineRequest {
         client: ClientKey([wish.client; 32]),
         connection: ConnectionId(wish.seed % 3),
-        adapter: bind(wish.adapter, counts),
+        adapter: bind(wish.adapter, counts, &prompt),
         sampling: sampling.into(),
         stopping: StoppingParams { max_tokens, min_tokens, stop_token_ids }.into(),
         choices: wish.choices,

@@ -1,6 +1,7 @@
 //! Who gets how many tokens, who waits, who yields, and what the prefix cache gives.
 
 use super::*;
+use crate::scheduler::testing::NON_FINITE_SEED;
 use crate::scheduler::testing::Rows;
 
 /// (sequence, rows) of a batch in order.
@@ -183,6 +184,62 @@ fn another_tenant_adapter_or_base_never_hits() {
         harness.run();
         assert_eq!(harness.log(2).cached_tokens, Some(cached));
         harness.assert_complete(2);
+    }
+}
+
+/// Blocks of 4: what a second request finds of what a first one left.
+#[test]
+fn kv_before_an_adapter_is_active_is_the_bases_in_both_directions() {
+    const NEVER: u32 = AdapterBinding::NEVER;
+    let cases = [
+        // The base and an adapter, either first: the blocks that end before it is active.
+        (None, active_from(1, 9), 8),
+        (active_from(1, 9), None, 8),
+        (None, active_from(1, 8), 8),
+        (None, active_from(1, 7), 4),
+        (None, active_from(1, 3), 0),
+        // Two adapters: the same. One adapter twice: its own blocks, too.
+        (active_from(1, 9), active_from(2, 5), 4),
+        (active_from(1, 5), active_from(1, 5), 16),
+        // Active from another token on, the same adapter computes other KV behind it.
+        (active_from(1, 5), active_from(1, 6), 4),
+        (active_from(1, 9), active_from(1, 5), 4),
+        // It is never active, or touches no KV: it is as good as the base.
+        (active_from(1, NEVER), None, 16),
+        (None, active_from(1, NEVER), 16),
+        (behind_kv(1), behind_kv(2), 16),
+        (behind_kv(1), active_from(2, 9), 8),
+        (adapter(1, None), behind_kv(1), 0),
+    ];
+    for (first, second, cached) in cases {
+        let mut harness = Harness::new(config());
+        harness.add(EngineRequest { adapter: first, ..request(1, &prompt(17, 0), 4) });
+        harness.run();
+        harness.add(EngineRequest { adapter: second, ..request(2, &prompt(17, 0), 4) });
+        harness.run();
+        assert_eq!(harness.log(2).cached_tokens, Some(cached), "{first:?}, then {second:?}");
+        harness.assert_complete(1);
+        harness.assert_complete(2);
+    }
+}
+
+#[test]
+fn a_failure_of_an_adapter_takes_the_bases_blocks_that_it_ran_on_out_of_the_index_and_no_others() {
+    for failing in [active_from(1, 9), behind_kv(1)] {
+        let mut harness = Harness::new(config());
+        for (id, tokens) in [(1, prompt(9, 0)), (2, prompt(9, 100))] {
+            harness.add(request(id, &tokens, 1));
+        }
+        harness.run();
+        let sampling = SamplingParams { seed: NON_FINITE_SEED, ..SamplingParams::greedy() };
+        harness.add(EngineRequest { adapter: failing, sampling: sampling.into(), ..request(3, &prompt(11, 0), 4) });
+        harness.run();
+        assert_eq!(harness.log(3).failure, Some(RequestFailure::NonFinite));
+        for (id, tokens, cached) in [(4, prompt(9, 0), 0), (5, prompt(9, 100), 8)] {
+            harness.add(request(id, &tokens, 1));
+            harness.run();
+            assert_eq!(harness.log(id).cached_tokens, Some(cached), "{failing:?}");
+        }
     }
 }
 

@@ -7,8 +7,13 @@ use proptest::test_runner::TestCaseResult;
 
 use super::*;
 use crate::engine::input_batch::SequenceInput;
-use crate::scheduler::testing::{FakeExecutor, NON_FINITE_SEED, Rows, Share, Step, oracle, oracle_of_prompt};
-use crate::types::{AdapterBinding, AdapterVersion, BlockId, Output, SequenceId, TokenLogprob, VirtualTokens};
+use crate::scheduler::testing::{
+    FakeExecutor, NON_FINITE_SEED, Rows, Share, Step, oracle, oracle_of_pool, oracle_of_prompt,
+};
+use crate::types::{
+    AdapterBinding, AdapterVersion, BlockId, OpClasses, Output, PoolRows, PoolSpec, PooledVector, SequenceId,
+    TokenLogprob, VirtualTokens,
+};
 
 /// Breaks every step that a prompt with this id is in.
 const POISON: u32 = 1000;
@@ -17,11 +22,13 @@ const MAX_MODEL_LEN: u32 = 28;
 const ADAPTERS: [(u32, Option<(u32, bool)>); 5] =
     [(1, None), (2, Some((6, true))), (3, Some((5, false))), (4, Some((3, false))), (5, None)];
 const BROKEN: [u32; 2] = [4, 5];
+const POOLS: [PoolRows; 4] = [PoolRows::Last, PoolRows::First, PoolRows::Sum, PoolRows::Each];
 
 fn binding(slot: u32) -> Option<AdapterBinding> {
     let (_, virtual_tokens) = ADAPTERS.into_iter().find(|(number, _)| *number == slot)?;
     let virtual_tokens = virtual_tokens.map(|(count, saved_kv)| VirtualTokens { count, saved_kv });
-    Some(AdapterBinding { version: AdapterVersion([slot as u8; 32]), slot: AdapterSlot(slot), virtual_tokens })
+    let (version, slot) = (AdapterVersion([slot as u8; 32]), AdapterSlot(slot));
+    Some(AdapterBinding { version, slot, virtual_tokens, active_from: 0, kv_from: 0 })
 }
 
 fn share(sequence: SequenceInput<'_>) -> Share {
@@ -35,8 +42,11 @@ fn share(sequence: SequenceInput<'_>) -> Share {
     Share {
         scored: first..first + scored.len() as u32,
         targets: scored.iter().map(target).collect(),
+        pooled: sequence.pooled(),
+        sum: sequence.sum().cloned(),
         id: sequence.id,
         slot: sequence.slot,
+        active_from: sequence.active_from,
         start: sequence.start,
         rows: sequence.ids().map_or(embeds, |ids| Rows::Ids(ids.collect())),
         blocks: sequence.blocks.iter().copied().map(BlockId).collect(),
@@ -106,6 +116,10 @@ impl StepExecutor for Brittle {
     fn remove(&mut self, _: AdapterSlot) -> Leftover {
         Box::new(())
     }
+
+    fn classes(&self, _: AdapterSlot) -> OpClasses {
+        OpClasses::default()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -117,6 +131,7 @@ struct Wish {
     poisoned: bool,
     /// Its prompt is scored.
     scores: bool,
+    pool: Option<PoolRows>,
     max_tokens: u32,
     choices: u32,
     priority: i32,
@@ -136,6 +151,7 @@ impl Wish {
             sampling: SamplingParams {
                 seed: self.seed,
                 prompt_logprobs: self.scores.then_some(0),
+                pool: self.pool.map(|rows| PoolSpec { rows, labels: None }),
                 ..SamplingParams::greedy()
             }
             .into(),
@@ -164,11 +180,14 @@ enum Op {
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let wish = (
         (prop_oneof![8 => 0u32..4, 1 => 4u32..6], 0usize..8, prop::collection::vec(0u32..2, 1..4)),
-        (prop::bool::weighted(0.1), any::<bool>(), 1u32..9, 1u32..4, -1i32..2),
+        (prop::bool::weighted(0.1), 0usize..2 + POOLS.len(), 1u32..9, 1u32..4, -1i32..2),
         prop_oneof![9 => 0u64..3, 1 => Just(NON_FINITE_SEED)],
     );
     let wish = wish.prop_map(|((adapter, shared, own), (poisoned, scores, max_tokens, choices, priority), seed)| {
-        Wish { adapter, shared, own, poisoned, scores, max_tokens, choices, priority, seed }
+        let (scores, pool) = (scores == 1, (scores > 1).then(|| POOLS[scores - 2]));
+        // Only sampled rows are made to be broken.
+        let (max_tokens, seed) = if pool.is_some() { (0, seed % NON_FINITE_SEED) } else { (max_tokens, seed) };
+        Wish { adapter, shared, own, poisoned, scores, pool, max_tokens, choices, priority, seed }
     });
     let index = any::<prop::sample::Index>;
     let op = prop_oneof![
@@ -186,6 +205,7 @@ struct Client {
     events: Option<EventReceiver>,
     aborted: bool,
     prompt: Vec<(u32, TokenLogprob)>,
+    pooled: Vec<PooledVector>,
     output: BTreeMap<u32, Vec<u32>>,
     finished: BTreeMap<u32, (FinishReason, Option<u32>)>,
     failure: Option<RequestFailure>,
@@ -199,6 +219,7 @@ impl Client {
         match event {
             SequenceEvent::Started { .. } => {}
             SequenceEvent::PromptLogprob { token, logprob } => self.prompt.push((token, logprob)),
+            SequenceEvent::Pooled(vectors) => self.pooled.extend(vectors),
             SequenceEvent::Token { choice, token, finish, .. } => {
                 assert!(!self.finished.contains_key(&choice), "choice {choice} goes on after its end");
                 self.output.entry(choice).or_default().extend(token);
@@ -214,6 +235,9 @@ impl Client {
         let left = self.aborted || self.events.is_none();
         let scores = if self.wish.scores { oracle_of_prompt(request) } else { Vec::new() };
         prop_assert!(scores.starts_with(&self.prompt), "{:?} of {scores:?}: {:?}", self.prompt, self.wish);
+        let pooled = oracle_of_pool(request);
+        prop_assert!(pooled.starts_with(&self.pooled), "{:?} of {pooled:?}: {:?}", self.pooled, self.wish);
+        prop_assert!(!self.finished.contains_key(&0) || pooled == self.pooled, "{:?}", self.wish);
         prop_assert!(self.output.is_empty() || scores.len() == self.prompt.len(), "{:?}", self.wish);
         for choice in 0..self.wish.choices {
             let (expected, reason, stop) = oracle(request, choice, MAX_MODEL_LEN);
@@ -247,8 +271,8 @@ fn run(config: &SchedulerConfig, window: usize, glitches: BTreeSet<u64>, ops: Ve
                 let request = wish.request(clients.len() as u64);
                 let events = Some(engine.handle.submit(request, None).unwrap());
                 let (output, finished) = (BTreeMap::new(), BTreeMap::new());
-                let prompt = Vec::new();
-                clients.push(Client { wish, events, aborted: false, prompt, output, finished, failure: None });
+                let (prompt, pooled, aborted, failure) = (Vec::new(), Vec::new(), false, None);
+                clients.push(Client { wish, events, aborted, prompt, pooled, output, finished, failure });
             }
             Op::Leave(index) => {
                 if let Some(at) = pick(index) {
@@ -313,6 +337,7 @@ fn of_eight_requests_in_a_step_only_the_one_that_breaks_it_ends() {
         own: vec![1],
         poisoned,
         scores: seed % 2 == 0,
+        pool: None,
         max_tokens: 6,
         choices: 1,
         priority: 0,
