@@ -13,6 +13,10 @@
 //! | supplies | `hub`: repositories of the Hugging Face hub become folders |
 //! | ground | [`types`], `files`, [`config`], [`telemetry`] |
 
+// What unit tests share with integration tests (`tests/ops`) calls this crate what those call it.
+#[cfg(test)]
+extern crate self as polydelta;
+
 pub mod adapters;
 pub mod admission;
 pub mod app;

@@ -112,6 +112,9 @@ pub enum AdapterError {
         /// What the last one failed of.
         fault: AdapterFault,
     },
+    /// As many have failed for the sake of a mix, or of files that requests brought.
+    #[error("version {0} is set aside: the last {1} requests on it failed, {2}; ask for something else")]
+    VersionSetAside(AdapterVersion, u32, AdapterFault),
 
     // --- chunks --------------------------------------------------------------------------------------------------
     /// A chunk for a file the header does not have.

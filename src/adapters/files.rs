@@ -16,6 +16,8 @@ use crate::types::{AdapterName, AdapterVersion, ClientKey};
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The weights.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// The weights as AdapterHub's library names them; they are stored as [`WEIGHTS_FILE`].
+pub const ADAPTERHUB_WEIGHTS_FILE: &str = "adapter.safetensors";
 /// Which file of weights in several has which tensor.
 pub const INDEX_FILE: &str = "adapter_model.safetensors.index.json";
 /// The adapter's own chat template, where it has one.
@@ -137,7 +139,7 @@ impl Default for StoreLimits {
 pub enum FileRole {
     /// `adapter_config.json`: stored.
     Config,
-    /// `adapter_model.safetensors`: stored.
+    /// `adapter_model.safetensors`, or `adapter.safetensors`: stored.
     Weights,
     /// `chat_template.jinja`: stored, unless it is the base's.
     ChatTemplate,
@@ -200,7 +202,7 @@ impl UploadHeader {
         let mut bytes = 0u64;
         for file in &self.files {
             let role = role_of(&file.path)?;
-            if !seen.insert(file.path.as_str()) {
+            if !seen.insert(stored_name(&file.path)) {
                 return Err(AdapterError::DuplicateFile { path: file.path.clone() });
             }
             files.push(check_file(file, role, limits)?);
@@ -225,7 +227,7 @@ impl UploadHeader {
 }
 
 fn check_file(file: &FileHeader, role: FileRole, limits: &StoreLimits) -> Result<CheckedFile, AdapterError> {
-    let path = file.path.clone();
+    let path = stored_name(&file.path).to_owned();
     let sha256 = file.sha256.parse().map_err(|_| AdapterError::BadDigest { path: path.clone() })?;
     if file.size == 0 && role != FileRole::Ignored {
         return Err(AdapterError::EmptyFile { path });
@@ -241,6 +243,11 @@ fn check_file(file: &FileHeader, role: FileRole, limits: &StoreLimits) -> Result
     let is_the_bases = role == FileRole::ChatTemplate && limits.base_chat_templates.contains(&sha256);
     let role = if is_the_bases { FileRole::Ignored } else { role };
     Ok(CheckedFile { file: StoredFile { path, size: file.size, sha256 }, role })
+}
+
+/// The name under which a file is stored.
+fn stored_name(path: &str) -> &str {
+    if path == ADAPTERHUB_WEIGHTS_FILE { WEIGHTS_FILE } else { path }
 }
 
 /// What a file of an adapter folder is for.
@@ -260,7 +267,7 @@ pub fn role_of(path: &str) -> Result<FileRole, AdapterError> {
     }
     match path {
         CONFIG_FILE => Ok(FileRole::Config),
-        WEIGHTS_FILE => Ok(FileRole::Weights),
+        WEIGHTS_FILE | ADAPTERHUB_WEIGHTS_FILE => Ok(FileRole::Weights),
         CHAT_TEMPLATE_FILE => Ok(FileRole::ChatTemplate),
         _ if is_companion(path) => Ok(FileRole::Ignored),
         _ => Err(AdapterError::UnknownFile { path: path.to_owned() }),

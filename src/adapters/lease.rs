@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
+use super::digest::Sha256Digest;
 use super::events::{EventLog, Signals};
+use super::stored::AdapterBytes;
 use super::sync::lock;
 use crate::types::AdapterVersion;
 
@@ -35,7 +37,28 @@ impl LeaseTable {
         *state.counts.entry(version).or_insert(0) += 1;
         state.total += 1;
         drop(state);
-        AdapterLease { table: Arc::clone(self), version }
+        AdapterLease { table: Arc::clone(self), version, content: Content::Stored }
+    }
+
+    /// Count one more user of a mix, and with it of its parts. It has no files of its own: its version says which parts
+    /// they are, with which weights, in whatever order they are given.
+    #[must_use]
+    pub(super) fn lease_mix(self: &Arc<Self>, mut parts: Vec<MixPart>) -> AdapterLease {
+        parts.sort_by_key(MixPart::key);
+        let version = version_of(&parts);
+        let mut lease = self.lease(version);
+        lease.content = Content::Mix(parts.into());
+        lease
+    }
+
+    /// Count one more user of files that came with a request, whose version is their digest. Takes the time of that.
+    #[must_use]
+    pub(super) fn lease_sent(self: &Arc<Self>, files: Arc<AdapterBytes>) -> AdapterLease {
+        let mut content = b"polydelta sent 1".to_vec();
+        [&files.config, &files.weights].into_iter().for_each(|file| content.extend(Sha256Digest::of(file).0));
+        let mut lease = self.lease(AdapterVersion(Sha256Digest::of(&content).0));
+        lease.content = Content::Sent(files);
+        lease
     }
 
     /// Leases alive on `version`.
@@ -75,10 +98,47 @@ impl LeaseTable {
     }
 }
 
+/// A part of a mix.
+#[derive(Clone, Debug)]
+pub struct MixPart {
+    /// Keeps its version.
+    pub lease: AdapterLease,
+    /// How much of it.
+    pub weight: f32,
+}
+
+impl MixPart {
+    fn key(&self) -> (AdapterVersion, u32) {
+        (self.lease.version, self.weight.to_bits())
+    }
+}
+
+/// Digest of what a mix is made of, after a domain tag.
+fn version_of(parts: &[MixPart]) -> AdapterVersion {
+    let mut content = b"polydelta mix 1".to_vec();
+    for (version, weight) in parts.iter().map(MixPart::key) {
+        content.extend(version.0);
+        content.extend(weight.to_le_bytes());
+    }
+    AdapterVersion(Sha256Digest::of(&content).0)
+}
+
+/// What a version is made from. Only the first lasts longer than those who use it.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// Files of the store.
+    Stored,
+    /// Weighted parts, in the order in which they are added.
+    Mix(Arc<[MixPart]>),
+    /// Files that came with a request.
+    Sent(Arc<AdapterBytes>),
+}
+
 /// RAII: its version stays loadable while it lives. Cloning counts once more.
 pub struct AdapterLease {
     table: Arc<LeaseTable>,
     version: AdapterVersion,
+    content: Content,
 }
 
 impl AdapterLease {
@@ -87,11 +147,19 @@ impl AdapterLease {
     pub fn version(&self) -> AdapterVersion {
         self.version
     }
+
+    /// What it is made from.
+    #[must_use]
+    pub fn content(&self) -> &Content {
+        &self.content
+    }
 }
 
 impl Clone for AdapterLease {
     fn clone(&self) -> Self {
-        self.table.lease(self.version)
+        let mut lease = self.table.lease(self.version);
+        lease.content.clone_from(&self.content);
+        lease
     }
 }
 
@@ -141,6 +209,44 @@ mod tests {
         assert_eq!(table.total(), 0);
         assert_eq!(table.take_garbage(), [version]);
         assert!(table.take_garbage().is_empty(), "taken once");
+    }
+
+    #[test]
+    fn a_mix_is_its_parts_and_weights_in_any_order_and_keeps_its_parts() {
+        let table = LeaseTable::new(Arc::new(EventLog::new(1)));
+        let part = |id, weight| MixPart { lease: table.lease(AdapterVersion([id; 32])), weight };
+        let mix = table.lease_mix(vec![part(1, 0.5), part(2, -0.5)]);
+        let same = table.lease_mix(vec![part(2, -0.5), part(1, 0.5)]);
+        let order = |mix: &AdapterLease| match mix.content() {
+            Content::Mix(parts) => parts.iter().map(MixPart::key).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((mix.version(), order(&mix)), (same.version(), order(&same)));
+        let others =
+            [vec![part(1, 0.5)], vec![part(1, -0.5), part(2, 0.5)], vec![part(1, 0.5), part(2, -0.5), part(2, 0.0)]];
+        for other in others {
+            assert_ne!(table.lease_mix(other).version(), mix.version());
+        }
+        drop(same);
+        let clone = mix.clone();
+        drop(mix);
+        assert_eq!((table.count(AdapterVersion([1; 32])), table.count(clone.version())), (1, 1));
+        let _ = table.retire(AdapterVersion([1; 32]));
+        assert!(table.take_garbage().is_empty());
+        drop(clone);
+        assert_eq!((table.take_garbage(), table.total()), (vec![AdapterVersion([1; 32])], 0));
+    }
+
+    #[test]
+    fn files_that_were_sent_are_their_content() {
+        let table = LeaseTable::new(Arc::new(EventLog::new(1)));
+        let sent = |config: &str, weights: &str| {
+            table.lease_sent(Arc::new(AdapterBytes { config: config.into(), weights: weights.into() })).version()
+        };
+        assert_eq!(sent("a", "b"), sent("a", "b"));
+        let others = [sent("", "ab"), sent("ab", ""), sent("b", "a"), sent("a", "b")];
+        assert_eq!(others.into_iter().collect::<BTreeSet<_>>().len(), 4);
+        assert_eq!(table.total(), 0);
     }
 
     #[test]

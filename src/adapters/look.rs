@@ -6,11 +6,15 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::files::{CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE};
+use super::files::{ADAPTERHUB_WEIGHTS_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE};
 use crate::files;
 
 /// Weights as PEFT saved them before it knew safetensors.
 pub const PICKLE_FILE: &str = "adapter_model.bin";
+/// Weights as AdapterHub's library saves them unless it is asked for safetensors.
+pub const ADAPTERHUB_PICKLE_FILE: &str = "pytorch_adapter.bin";
+/// What AdapterHub's library says of the head that it saved beside the adapter.
+const HEAD_FILE: &str = "head_config.json";
 
 /// Entries of a folder that are looked at, and folders within that are.
 const MAX_ENTRIES: usize = 10_000;
@@ -22,8 +26,10 @@ const MAX_SHOWN: usize = 5;
 pub enum FoundWeights {
     /// `adapter_model.safetensors`.
     Safetensors,
-    /// `adapter_model.bin`: to be converted.
-    Pickle,
+    /// `adapter.safetensors` of AdapterHub's library: it goes by the other name.
+    AdapterHub,
+    /// `adapter_model.bin`, or `pytorch_adapter.bin`: to be converted.
+    Pickle(&'static str),
     /// Safetensors in several parts: to be joined.
     Parts(Vec<String>),
 }
@@ -92,6 +98,16 @@ pub enum NotAnAdapter {
         file: String,
         /// What to do.
         advice: &'static str,
+    },
+    /// A head that says what the tokens are, beside an adapter of AdapterHub's library.
+    #[error(
+        "{} has a language model's head beside the adapter ({HEAD_FILE}), which the library trains with it: save the adapter \
+         with save_adapter(..., with_head=False), or remove the head's files if it is still the base's",
+        path.display()
+    )]
+    Head {
+        /// As given.
+        path: PathBuf,
     },
     /// A pointer in place of a file.
     #[error(
@@ -202,9 +218,41 @@ fn weights(folder: &Path, names: &BTreeSet<String>) -> Result<(FoundWeights, Vec
     }
     if names.contains(PICKLE_FILE) {
         check_file(folder, PICKLE_FILE)?;
-        return Ok((FoundWeights::Pickle, vec![PICKLE_FILE.to_owned()]));
+        return Ok((FoundWeights::Pickle(PICKLE_FILE), vec![PICKLE_FILE.to_owned()]));
+    }
+    let of_adapterhub = [ADAPTERHUB_WEIGHTS_FILE, ADAPTERHUB_PICKLE_FILE];
+    if let Some(file) = of_adapterhub.into_iter().find(|file| names.contains(*file)) {
+        check_file(folder, file)?;
+        check_head(folder, names)?;
+        let is_pickle = file == ADAPTERHUB_PICKLE_FILE;
+        let weights = if is_pickle { FoundWeights::Pickle(file) } else { FoundWeights::AdapterHub };
+        return Ok((weights, vec![file.to_owned()]));
     }
     Err(without_weights(folder, names))
+}
+
+/// A head that classifies changes no token and is left aside. One that says what the tokens are may be another than the
+/// base's: so is the head of a model that is a language model by its class, of which the file says no kind.
+fn check_head(folder: &Path, names: &BTreeSet<String>) -> Result<(), NotAnAdapter> {
+    #[derive(serde::Deserialize)]
+    struct Head {
+        config: Option<Kind>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Kind {
+        head_type: Option<String>,
+    }
+    if !names.contains(HEAD_FILE) {
+        return Ok(());
+    }
+    let place = folder.join(HEAD_FILE);
+    let content = files::read(&place, files::MAX_SETTINGS_BYTES);
+    let content = content.map_err(|source| NotAnAdapter::Io { path: place, source })?;
+    let kind = serde_json::from_slice(&content).ok().and_then(|head: Head| head.config?.head_type);
+    match kind {
+        Some(kind) if !kind.ends_with("lm") => Ok(()),
+        _ => Err(NotAnAdapter::Head { path: folder.to_owned() }),
+    }
 }
 
 /// Names of a folder's entries; those that are no text are no business of an adapter.
@@ -292,7 +340,8 @@ fn model_file(names: &BTreeSet<String>) -> Option<&String> {
 
 fn without_config(folder: &Path, names: &BTreeSet<String>) -> NotAnAdapter {
     let path = folder.to_owned();
-    if let Some(file) = [WEIGHTS_FILE, PICKLE_FILE].into_iter().find(|file| names.contains(*file)) {
+    let weights = [WEIGHTS_FILE, PICKLE_FILE, ADAPTERHUB_WEIGHTS_FILE, ADAPTERHUB_PICKLE_FILE];
+    if let Some(file) = weights.into_iter().find(|file| names.contains(*file)) {
         return NotAnAdapter::NoConfig { path, file };
     }
     let folders = below(folder, names);
@@ -342,10 +391,6 @@ fn without_weights(folder: &Path, names: &BTreeSet<String>) -> NotAnAdapter {
     if let Some(file) = has("adapters.safetensors").or_else(|| has("adapters.npz")) {
         let advice = "fuse it with mlx_lm.fuse and serve the result with --model";
         return NotAnAdapter::OtherProgram { path, program: "MLX", file, advice };
-    }
-    if let Some(file) = has("pytorch_adapter.bin").or_else(|| has("adapter.safetensors")) {
-        let advice = "train it with peft, whose methods are served";
-        return NotAnAdapter::OtherProgram { path, program: "AdapterHub", file, advice };
     }
     if let Some(file) = names.iter().find(|name| name.ends_with(".gguf")) {
         let advice = "name the folder it was converted from";

@@ -47,14 +47,16 @@ pub use disk_fault::DiskFault;
 pub use error::{AdapterError, LoadFailure};
 pub use events::{AdapterEvent, AdapterEventKind, AdapterObserver, EventLog, EventsLost};
 pub use files::{
-    CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, StoreLimits, StoredFile, UploadHeader,
-    WEIGHTS_FILE,
+    ADAPTERHUB_WEIGHTS_FILE, CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, StoreLimits,
+    StoredFile, UploadHeader, WEIGHTS_FILE,
 };
 pub use fs::{DiskFs, Found, FoundKind, StoreFile, StoreFs};
-pub use lease::AdapterLease;
+pub use lease::{AdapterLease, Content, MixPart};
 pub use pins::PinLimits;
 pub use published::Published;
-pub use registry::{AdapterInfo, AdapterRegistry, OwnChatTemplate, RegistryLimits, ResolvedAdapter};
+pub use registry::{
+    AdapterInfo, AdapterRegistry, OwnChatTemplate, RegistryLimits, ResolvedAdapter, ResolvedMix, ResolvedPart,
+};
 pub use residency::{
     Acquire, AdapterState, InstallTicket, LoadTicket, RemovalTicket, Residency, ResidencyLimits, ResidencyStats,
     ResidentLease, SetAside, VersionStatus, Want,

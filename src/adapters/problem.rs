@@ -152,6 +152,9 @@ impl ToProblem for AdapterError {
                 .with("adapter", name)
                 .with("version", version)
                 .with("faults", faults),
+            E::VersionSetAside(version, faults, _) => {
+                unmet("ADAPTER_SET_ASIDE", "SOUND_ADAPTER", version).with("version", version).with("faults", faults)
+            }
             E::InUse { version, leases } => {
                 unmet("ADAPTER_IN_USE", "IN_USE", version).with("version", version).with("leases", leases)
             }

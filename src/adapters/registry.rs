@@ -6,6 +6,7 @@
 
 mod alias;
 mod base;
+mod mixing;
 mod using;
 
 use std::sync::{Arc, Mutex, OnceLock};
@@ -15,6 +16,7 @@ use dashmap::DashMap;
 
 pub use self::alias::OwnChatTemplate;
 use self::alias::{Alias, Present};
+pub use self::mixing::{ResolvedMix, ResolvedPart};
 pub use self::using::ResolvedAdapter;
 use super::catalog::Catalog;
 use super::error::AdapterError;

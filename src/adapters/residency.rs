@@ -16,6 +16,7 @@
 //!   another answer: its version has come, failed or become free to take, or it is first in line and there may be room.
 //!   Others sleep on.
 
+mod derived;
 mod faults;
 mod knowledge;
 mod line;
@@ -39,7 +40,7 @@ use self::shared::Shared;
 use self::state::{Decision, State};
 use super::error::AdapterError;
 use super::events::{EventLog, Signals};
-use super::lease::AdapterLease;
+use super::lease::{AdapterLease, Content};
 use super::sync::lock;
 use crate::types::{AdapterFacts, AdapterVersion, ClientKey};
 
@@ -72,7 +73,17 @@ impl Residency {
     /// waits for the turn of `client`.
     #[must_use]
     pub fn want(&self, lease: AdapterLease, bytes: u64, client: ClientKey) -> Want {
-        let waiter = self.shared.change(|state| state.arrive(client));
+        let parts = match lease.content() {
+            Content::Stored => None,
+            Content::Mix(parts) => Some(parts.iter().map(|part| part.lease.version()).collect()),
+            Content::Sent(_) => Some(Vec::new()),
+        };
+        let waiter = self.shared.change(|state| {
+            if let Some(parts) = parts {
+                state.derived.arrive(lease.version(), parts);
+            }
+            state.arrive(client)
+        });
         Want { shared: Arc::clone(&self.shared), lease, bytes, waiter }
     }
 

@@ -48,13 +48,21 @@ impl StoredAdapter {
     }
 }
 
-/// The content of a version, its digests verified.
+/// The content of a version: as it is stored, its digests verified, or as a request brought it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AdapterBytes {
     /// `adapter_config.json`.
     pub config: Vec<u8>,
     /// `adapter_model.safetensors`.
     pub weights: Vec<u8>,
+}
+
+impl AdapterBytes {
+    /// Of both files.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        (self.config.len() + self.weights.len()) as u64
+    }
 }
 
 impl std::fmt::Debug for AdapterBytes {

@@ -16,7 +16,7 @@ use super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, Upload
 use super::fs::{DiskFs, Found, StoreFile, StoreFs};
 use super::sync::lock;
 use super::upload_id::UploadId;
-use crate::types::{AdapterFacts, ClientKey};
+use crate::types::{AdapterFacts, AdapterTask, ClientKey, DeltaGroup};
 
 pub(super) const EIO: i32 = 5;
 pub(super) const EACCES: i32 = 13;
@@ -365,6 +365,8 @@ pub(crate) fn header(name: &str, files: &[(&str, Vec<u8>)], upload_id: Option<&s
 pub(crate) fn facts(device_bytes: u64) -> AdapterFacts {
     AdapterFacts {
         kind: "LoRA".into(),
+        group: Some(DeltaGroup::Reparameterization),
+        task: AdapterTask::Generation,
         min_rank: 8,
         max_rank: 8,
         ops: std::collections::BTreeMap::new(),
@@ -372,6 +374,8 @@ pub(crate) fn facts(device_bytes: u64) -> AdapterFacts {
         device_bytes,
         parameters: 1,
         virtual_tokens: None,
+        invocation_tokens: Vec::new(),
+        keeps_base_kv: false,
         unknown_fields: Vec::new(),
     }
 }

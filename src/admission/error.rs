@@ -1,11 +1,11 @@
 //! Why a request is not admitted.
 
 use super::validate::InvalidRequest;
-use crate::adapters::AdapterError;
+use crate::adapters::{AdapterError, LoadFailure};
 use crate::engine::SubmitError;
 use crate::scheduler::places::Holder;
 use crate::text::{ChatError, TokenizerError};
-use crate::types::AdapterName;
+use crate::types::{AdapterName, AdapterTask, OpClass};
 
 /// Refusals of the gate.
 #[derive(Debug, thiserror::Error)]
@@ -55,12 +55,91 @@ pub enum AdmissionError {
     /// The adapter cannot be had.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// What an adapter does cannot be weighted and added to what others do.
+    #[error("adapter {name} cannot be part of a mix: its {} {reason}", class.as_str())]
+    NotLinear {
+        /// A part of the mix.
+        name: AdapterName,
+        /// Class of an op of it.
+        class: OpClass,
+        /// End of a sentence about the class.
+        reason: &'static str,
+    },
+    /// The request brings an adapter, and none are taken that way.
+    #[error("adapters within requests are not taken here (--max-inline-adapter-bytes): upload it, and name it")]
+    NoSentAdapters,
+    /// A defect, contained.
+    #[error("the digest of an adapter was lost")]
+    DigestLost,
+    /// The adapter that the request brings is refused, or could not be loaded.
+    #[error("inline_adapter: {0}")]
+    Sent(LoadFailure),
+    /// A chat for a mix of which nothing says how it is to be rendered.
+    #[error(
+        "adapters {one} and {other} of the mix do not have the same chat template: render the chat and send it as a prompt"
+    )]
+    ChatTemplates {
+        /// A part of the mix.
+        one: AdapterName,
+        /// Another.
+        other: AdapterName,
+    },
     /// The engine does not take it.
     #[error(transparent)]
     Submit(#[from] SubmitError),
+    /// The adapter is for something else.
+    #[error("adapter {adapter} is for {} and {}", task.as_str(), wanted.refusal())]
+    Task {
+        /// Its name.
+        adapter: AdapterName,
+        /// What it is for.
+        task: AdapterTask,
+        /// What was asked of it.
+        wanted: Wanted,
+    },
+    /// One of several inputs.
+    #[error("inputs[{index}]: {error}")]
+    Input {
+        /// Which.
+        index: usize,
+        /// Why.
+        #[source]
+        error: Box<AdmissionError>,
+    },
     /// The deadline had passed when it came.
     #[error("the deadline passed before the request was queued")]
     DeadlineExceeded,
+}
+
+/// What a request wants of an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Tokens.
+    Tokens,
+    /// Hidden states, which every adapter has.
+    Embeddings,
+    /// Logits of its head.
+    Scores,
+}
+
+impl Wanted {
+    /// Whether an adapter for this task has it.
+    #[must_use]
+    pub fn is_had_by(self, task: AdapterTask) -> bool {
+        match self {
+            Self::Tokens => task.labels() == 0,
+            Self::Embeddings => true,
+            Self::Scores => task.labels() > 0,
+        }
+    }
+
+    fn refusal(self) -> &'static str {
+        match self {
+            Self::Tokens => "generates no text: ask for its scores",
+            Self::Embeddings => "has no embeddings",
+            Self::Scores => "has no head that scores",
+        }
+    }
 }
 
 impl AdmissionError {
@@ -77,12 +156,16 @@ impl AdmissionError {
             Self::Invalid(_)
             | Self::EmptyPrompt { .. }
             | Self::NoChatTemplate
+            | Self::ChatTemplates { .. }
             | Self::Chat { .. }
             | Self::Tokenizer(_) => "invalid",
-            Self::Adapter(_) => "adapter",
+            Self::Adapter(_) | Self::NotLinear { .. } | Self::Task { .. } | Self::Sent(_) | Self::NoSentAdapters => {
+                "adapter"
+            }
+            Self::Input { error, .. } => error.reason(),
             Self::Submit(SubmitError::Stopped) => "draining",
             Self::DeadlineExceeded => "deadline",
-            Self::TokenizerPanicked => "internal",
+            Self::TokenizerPanicked | Self::DigestLost => "internal",
         }
     }
 }

@@ -6,41 +6,38 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::arrival::Arrival;
-use super::error::AdmissionError;
+use super::delta::{DeltaChoice, ResolvedDelta, ServingDelta};
+use super::error::{AdmissionError, Wanted};
 use super::generation::{Admitted, Echo, Generation, GenerationInfo};
 use super::lease::SharedLease;
 use super::salt::PrefixSalting;
 use super::templates::{AdapterTemplates, Chosen};
 use super::tokenizing::{TokenizedPrompt, Tokenizing};
 use super::validate::{InvalidRequest, Limits, Resolved, prompt_field};
-use crate::adapters::{AdapterError, AdapterRegistry, ResidentLease, ResolvedAdapter};
+use crate::adapters::{AdapterError, AdapterRegistry, ResidentLease, Want};
 use crate::engine::{AdapterInstaller, GenerationEngine};
 use crate::scheduler::places::{NoPlace, Place, Places};
+use crate::telemetry::LoraRequest;
 use crate::telemetry::metrics::{Metrics, QueueCause};
 use crate::text::{ChatTemplate, ChoiceText, Tokenizer};
 use crate::types::generate::{GenerateInput, PromptInput};
-use crate::types::{AdapterName, AdapterVersion, ClientKey, EngineRequest, Party, RequestId};
+use crate::types::{AdapterBinding, AdapterName, AdapterTask, ClientKey, EngineRequest, Party, RequestId};
+
+mod pooling;
+
+pub use pooling::PoolRequest;
 
 /// A request as a client states it, without its transport.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdmissionRequest {
     /// Of the client or the server.
     pub request_id: String,
-    /// `None` is the base.
-    pub adapter: Option<AdapterChoice>,
+    /// What to compute it with.
+    pub delta: DeltaChoice,
     /// What to continue and how.
     pub input: GenerateInput,
     /// Bytes of an answer that is given as a whole; `None` for one that is streamed.
     pub max_answer_bytes: Option<u64>,
-}
-
-/// Which adapter a request asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AdapterChoice {
-    /// Its name.
-    pub name: AdapterName,
-    /// The version the name must stand for.
-    pub version: Option<AdapterVersion>,
 }
 
 /// What the gate is made of.
@@ -104,46 +101,53 @@ impl Gate {
     }
 
     async fn try_admit(&self, request: AdmissionRequest, arrival: Arrival) -> Result<Generation, AdmissionError> {
-        let AdmissionRequest { request_id, adapter, mut input, max_answer_bytes } = request;
+        let AdmissionRequest { request_id, delta, mut input, max_answer_bytes } = request;
         if arrival.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(AdmissionError::DeadlineExceeded);
         }
-        let resolved = self.resolve(adapter.as_ref());
+        let resolved = self.resolve(&delta).await;
         let party = party(arrival.client, &resolved);
         let place = self.place(party)?;
         self.parts.limits.check(&input).map_err(|invalid| self.named(invalid))?;
         let resolved = resolved?;
-        let field = prompt_field(&input.prompt);
-        // Moved and not copied: it may be a megabyte, and wait.
-        let prompt = self.tokenize_for(input.prompt.take(), resolved.as_ref(), party).await?;
-        self.parts.limits.check_tokens(field, &prompt.ids).map_err(|invalid| self.named(invalid))?;
+        check_task(Wanted::Tokens, &resolved)?;
+        let prompt = self.tokenize_input(&mut input.prompt, &resolved, party).await?;
         // Once more when the adapter's virtual tokens are known; no adapter is loaded for a prompt that is too long.
         self.parts.limits.room(&input, prompt.ids.len(), 0)?;
         if let Some(max_bytes) = max_answer_bytes {
             self.parts.limits.check_answer(&input, prompt.ids.len(), max_bytes)?;
         }
-        let (lease, lora) = match resolved {
-            Some(resolved) => {
-                // Counted while it waits for its adapter, too.
-                let lora = self.parts.metrics.lora_requests().waiting(&resolved.name);
-                (Some(self.lease(resolved, arrival.client).await?), Some(lora))
-            }
-            None => (None, None),
-        };
-        let binding = lease.as_ref().map(ResidentLease::binding);
+        let brought = self.bring(Wanted::Tokens, resolved, arrival.client).await?;
+        let binding = brought.binding(&prompt);
         let virtual_tokens = binding.and_then(|binding| binding.virtual_tokens).map_or(0, |tokens| tokens.count);
-        let Resolved { sampling, stopping, choices } =
-            self.parts.limits.resolve(&input, prompt.ids.len(), virtual_tokens)?;
+        let resolved = self.parts.limits.resolve(&input, prompt.ids.len(), virtual_tokens)?;
 
+        self.submit(Ready {
+            request_id,
+            prompt,
+            brought,
+            resolved,
+            stop: input.stopping.stop,
+            echo: input.options.echo,
+            priority: input.priority,
+            cache_salt: &input.cache_salt,
+            arrival,
+            place,
+        })
+    }
+
+    /// Hand a request over to the engine.
+    fn submit(&self, ready: Ready<'_>) -> Result<Generation, AdmissionError> {
+        let Ready { request_id, prompt, brought, resolved, stop, arrival, place, .. } = ready;
+        let Resolved { sampling, stopping, choices } = resolved;
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let binding = brought.binding(&prompt);
+        let Brought { serving, lease, lora } = brought;
         let TokenizedPrompt { ids, text } = prompt;
         let ids: Arc<[u32]> = ids.into();
-        let texts = (0..choices)
-            .map(|_| {
-                ChoiceText::new(Arc::clone(&self.parts.tokenizer), &ids, &input.stopping.stop, stopping.min_tokens)
-            })
-            .collect();
-        let version = binding.map(|binding| binding.version);
+        let tokenizer = &self.parts.tokenizer;
+        let choice_text = || ChoiceText::new(Arc::clone(tokenizer), &ids, &stop, stopping.min_tokens);
+        let texts = (0..choices).map(|_| choice_text()).collect();
         let engine_request = EngineRequest {
             id,
             client: arrival.client,
@@ -153,39 +157,58 @@ impl Gate {
             sampling: Arc::new(sampling),
             stopping: Arc::new(stopping),
             choices,
-            priority: input.priority,
-            tenant_salt: self.parts.prefix_salting.salt(arrival.client, &input.cache_salt),
+            priority: ready.priority,
+            tenant_salt: self.parts.prefix_salting.salt(arrival.client, ready.cache_salt),
             deadline: arrival.deadline,
             arrived: arrival.arrived,
         };
         let lease = lease.map(SharedLease::new);
         let events = self.parts.engine.submit(engine_request, lease.as_ref().map(SharedLease::for_engine))?;
+        let active_from = binding.map(|binding| binding.active_from).filter(|from| *from != AdapterBinding::NEVER);
         Ok(Generation::new(Admitted {
-            info: GenerationInfo { request_id, adapter: adapter.map(|choice| choice.name).zip(version), choices },
+            info: GenerationInfo { request_id, delta: serving, active_from, choices },
             id,
             engine: Arc::clone(&self.parts.engine),
             events,
             lease,
             lora,
             texts,
-            stop: input.stopping.stop,
+            stop,
             prompt_tokens: u32::try_from(ids.len()).unwrap_or(u32::MAX),
-            echo: input.options.echo.then_some(Echo { text, ids }),
+            echo: ready.echo.then_some(Echo { text, ids }),
             arrival,
             place,
             metrics: self.parts.metrics.clone(),
         }))
     }
 
-    /// What a name stands for now; that version is kept from here.
-    fn resolve(&self, adapter: Option<&AdapterChoice>) -> Result<Option<ResolvedAdapter>, AdapterError> {
-        adapter.map(|choice| self.parts.registry.resolve(&choice.name, choice.version)).transpose()
+    /// What a request is computed with, on the device; it is counted while it waits for that, too.
+    async fn bring(&self, wanted: Wanted, delta: ResolvedDelta, client: ClientKey) -> Result<Brought, AdmissionError> {
+        let (serving, is_sent) = (delta.serving(), matches!(delta, ResolvedDelta::Sent(_)));
+        let requests = self.parts.metrics.lora_requests();
+        let lora = delta.adapters().into_iter().map(|adapter| requests.waiting(&adapter.name)).collect();
+        let Some(want) = delta.want(&self.parts.registry, client)? else {
+            return Ok(Brought { serving, lease: None, lora });
+        };
+        let lease = self.lease(want, is_sent).await?;
+        // Once more, of one whose task was not known before it was loaded. A mix has no head.
+        if let ServingDelta::Adapter { name, .. } = &serving {
+            check_task_of(wanted, name, lease.task())?;
+        }
+        Ok(Brought { serving, lease: Some(lease), lora })
     }
 
-    async fn lease(&self, adapter: ResolvedAdapter, client: ClientKey) -> Result<ResidentLease, AdmissionError> {
-        let want = self.parts.registry.want_resolved(adapter, client)?;
+    async fn resolve(&self, delta: &DeltaChoice) -> Result<ResolvedDelta, AdmissionError> {
+        delta.resolve(&self.parts.registry, self.parts.limits.max_inline_adapter_bytes).await
+    }
+
+    /// What is wrong with an adapter that the request brings is wrong with the request.
+    async fn lease(&self, want: Want, is_sent: bool) -> Result<ResidentLease, AdmissionError> {
         let asked = Instant::now();
-        let lease = self.parts.installer.acquire(want).await?;
+        let lease = self.parts.installer.acquire(want).await.map_err(|error| match error {
+            AdapterError::LoadFailed { source, .. } if is_sent => AdmissionError::Sent(source),
+            error => error.into(),
+        })?;
         self.parts.metrics.record_queue_wait(QueueCause::Adapter, asked.elapsed());
         Ok(lease)
     }
@@ -198,41 +221,51 @@ impl Gate {
     pub async fn tokenize(
         &self,
         prompt: PromptInput,
-        adapter: Option<&AdapterChoice>,
+        delta: &DeltaChoice,
         client: ClientKey,
     ) -> Result<TokenizedPrompt, AdmissionError> {
         let work = async {
-            let resolved = self.resolve(adapter);
+            let resolved = self.resolve(delta).await;
             let party = party(client, &resolved);
             let _place = self.place(party)?;
             let resolved = resolved?;
             self.parts.limits.check_prompt(&prompt).map_err(|invalid| self.named(invalid))?;
-            self.tokenize_for(prompt, resolved.as_ref(), party).await
+            self.tokenize_for(prompt, &resolved, party).await
         };
         work.await.inspect_err(|error: &AdmissionError| self.parts.metrics.record_rejection(error.reason()))
+    }
+
+    /// Token ids of a prompt that was checked, which the model has rows for. It is moved and not copied: it may be a
+    /// megabyte, and wait.
+    async fn tokenize_input(
+        &self,
+        prompt: &mut PromptInput,
+        delta: &ResolvedDelta,
+        party: Party,
+    ) -> Result<TokenizedPrompt, AdmissionError> {
+        let field = prompt_field(prompt);
+        let tokenized = self.tokenize_for(prompt.take(), delta, party).await?;
+        self.parts.limits.check_tokens(field, &tokenized.ids).map_err(|invalid| self.named(invalid))?;
+        Ok(tokenized)
     }
 
     /// Token ids of a prompt that was checked.
     async fn tokenize_for(
         &self,
         prompt: PromptInput,
-        adapter: Option<&ResolvedAdapter>,
+        delta: &ResolvedDelta,
         party: Party,
     ) -> Result<TokenizedPrompt, AdmissionError> {
         let template = match prompt {
-            PromptInput::Chat(_) => self.template(adapter, party).await?,
+            PromptInput::Chat(_) => self.template(delta, party).await?,
             PromptInput::Text(_) | PromptInput::TokenIds(_) => None,
         };
         self.tokenizing.tokenize(prompt, template, party).await
     }
 
     /// The template of a chat: the adapter's own, else the model's.
-    async fn template(
-        &self,
-        adapter: Option<&ResolvedAdapter>,
-        party: Party,
-    ) -> Result<Option<Chosen>, AdmissionError> {
-        let Some((adapter, own)) = adapter.and_then(|adapter| Some((adapter, adapter.chat_template?))) else {
+    async fn template(&self, delta: &ResolvedDelta, party: Party) -> Result<Option<Chosen>, AdmissionError> {
+        let Some((adapter, own)) = delta.chat_template()? else {
             return Ok(self.parts.chat_template.clone().map(|template| Chosen { template, adapter: None }));
         };
         let GateParts { adapter_templates, registry, installer, .. } = &self.parts;
@@ -273,10 +306,51 @@ impl Gate {
     }
 }
 
+/// What a request is computed with, on the device.
+struct Brought {
+    serving: ServingDelta,
+    /// `None` is the base.
+    lease: Option<ResidentLease>,
+    /// One for every adapter of it.
+    lora: Vec<LoraRequest>,
+}
+
+impl Brought {
+    fn binding(&self, prompt: &TokenizedPrompt) -> Option<AdapterBinding> {
+        self.lease.as_ref().map(|lease| lease.binding(&prompt.ids))
+    }
+}
+
+/// What a request that may go to the engine is made of.
+struct Ready<'a> {
+    request_id: String,
+    prompt: TokenizedPrompt,
+    brought: Brought,
+    resolved: Resolved,
+    stop: Vec<String>,
+    echo: bool,
+    priority: i32,
+    cache_salt: &'a str,
+    arrival: Arrival,
+    place: Place,
+}
+
+/// Whether an adapter has what is wanted, as far as that is known; of a mix every part.
+fn check_task(wanted: Wanted, delta: &ResolvedDelta) -> Result<(), AdmissionError> {
+    let tasks = delta.adapters().into_iter().filter_map(|adapter| Some((&adapter.name, adapter.task?)));
+    tasks.into_iter().try_for_each(|(name, task)| check_task_of(wanted, name, task))
+}
+
+fn check_task_of(wanted: Wanted, adapter: &AdapterName, task: AdapterTask) -> Result<(), AdmissionError> {
+    if wanted.is_had_by(task) {
+        return Ok(());
+    }
+    Err(AdmissionError::Task { adapter: adapter.clone(), task, wanted })
+}
+
 /// Whoever names what does not exist is nobody's party until it is refused.
-fn party(client: ClientKey, resolved: &Result<Option<ResolvedAdapter>, AdapterError>) -> Party {
-    let adapter = resolved.as_ref().ok().and_then(Option::as_ref).map(|adapter| adapter.lease.version());
-    Party { client, adapter }
+fn party(client: ClientKey, resolved: &Result<ResolvedDelta, AdmissionError>) -> Party {
+    Party { client, adapter: resolved.as_ref().ok().and_then(ResolvedDelta::version) }
 }
 
 #[cfg(test)]

@@ -7,15 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::arrival::Arrival;
+use super::delta::ServingDelta;
 use super::lease::SharedLease;
 use crate::engine::{EventReceiver, GenerationEngine};
 use crate::scheduler::places::Place;
 use crate::telemetry::LoraRequest;
 use crate::telemetry::metrics::{Metrics, QueueCause, RequestFacts, RequestOutcome};
 use crate::text::{ChoiceText, TokenizerError};
-use crate::types::{
-    AdapterName, AdapterVersion, FinishReason, RequestFailure, RequestId, SequenceEvent, TokenLogprob, Usage,
-};
+use crate::types::{FinishReason, PooledVector, RequestFailure, RequestId, SequenceEvent, TokenLogprob, Usage};
 
 /// Why a generation ended without a result.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +121,8 @@ pub enum GenerationEvent {
     /// What the next token of the prompt is worth, where asked for, from the second token on. All of them come before the
     /// first generated token.
     PromptLogprob(OutputToken),
+    /// What the prompt, or more of its tokens, have become, where asked for.
+    Pooled(Vec<PooledVector>),
     /// More of one choice.
     Delta(ChoiceDelta),
     /// Every choice has ended. Said once; nothing follows.
@@ -138,8 +139,10 @@ pub enum GenerationEvent {
 pub struct GenerationInfo {
     /// The client's or the server's id.
     pub request_id: String,
-    /// Name and version; `None` is the base.
-    pub adapter: Option<(AdapterName, AdapterVersion)>,
+    /// What serves it.
+    pub delta: ServingDelta,
+    /// The first token of the prompt that the adapter works on; `None` where it works on none, or there is none.
+    pub active_from: Option<u32>,
     /// Number of choices.
     pub choices: u32,
 }
@@ -151,7 +154,7 @@ pub(super) struct Admitted {
     pub engine: Arc<dyn GenerationEngine>,
     pub events: EventReceiver,
     pub lease: Option<SharedLease>,
-    pub lora: Option<LoraRequest>,
+    pub lora: Vec<LoraRequest>,
     pub texts: Vec<ChoiceText>,
     pub stop: Vec<String>,
     pub prompt_tokens: u32,
@@ -288,9 +291,7 @@ impl Generation {
         match event {
             SequenceEvent::Started { at, cached_tokens } => {
                 self.times.started = Some(at);
-                if let Some(lora) = &mut self.request.lora {
-                    lora.started();
-                }
+                self.request.lora.iter_mut().for_each(LoraRequest::started);
                 let waited = at.saturating_duration_since(self.times.submitted);
                 self.record.metrics.record_queue_wait(QueueCause::Engine, waited);
                 self.usage.cached_tokens = cached_tokens;
@@ -301,6 +302,7 @@ impl Generation {
                 let logprob = Some(OutputLogprob::new(id, logprob, &choice.text)?);
                 Ok(Some(GenerationEvent::PromptLogprob(OutputToken { id, logprob })))
             }
+            SequenceEvent::Pooled(vectors) => Ok(Some(GenerationEvent::Pooled(vectors))),
             SequenceEvent::Token { choice, token, logprob, finish, at } => {
                 let delta = self.take_token(choice, token.map(|id| (id, logprob)), finish, at)?;
                 Ok(delta.map(GenerationEvent::Delta))
@@ -391,7 +393,7 @@ struct Running {
     /// Its adapter's.
     lease: Option<SharedLease>,
     /// As the metrics count it, until every choice has ended.
-    lora: Option<LoraRequest>,
+    lora: Vec<LoraRequest>,
     /// The engine has ended it, or will without being asked.
     over: bool,
 }
@@ -399,7 +401,7 @@ struct Running {
 impl Running {
     /// Only once the end of every choice has been ordered.
     fn release(&mut self) {
-        self.lora = None;
+        self.lora.clear();
         if let Some(lease) = &self.lease {
             lease.release();
         }
@@ -436,7 +438,7 @@ impl Drop for Generation {
     fn drop(&mut self) {
         let Timings { queue, prefill, decode, total } = self.times.timings();
         self.record.metrics.record_request(&RequestFacts {
-            adapter: self.info.adapter.as_ref().map(|(name, _)| name.as_str()),
+            adapter: self.info.delta.label(),
             outcome: self.record.outcome(),
             usage: self.usage,
             queue,

@@ -8,12 +8,14 @@
 
 mod arrival;
 mod background;
+mod delta;
 mod error;
 mod gate;
 mod generation;
 pub mod generation_defaults;
 mod intake;
 mod lease;
+mod pooling;
 mod problem;
 mod salt;
 mod templates;
@@ -26,15 +28,17 @@ pub mod validate;
 pub use arrival::Arrival;
 pub use background::Lost;
 pub(crate) use background::off_reactor;
-pub use error::AdmissionError;
-pub use gate::{AdapterChoice, AdmissionRequest, Gate, GateParts};
+pub use delta::{AdapterChoice, DeltaChoice, MAX_MIX_PARTS, MIN_MIX_PARTS, PartChoice, ServingDelta, ServingPart};
+pub use error::{AdmissionError, Wanted};
+pub use gate::{AdmissionRequest, Gate, GateParts, PoolRequest};
 pub use generation::{
     ChoiceDelta, Generation, GenerationError, GenerationEvent, GenerationInfo, OutputLogprob, OutputToken, StopMatch,
     Timings, TopToken,
 };
 pub use generation_defaults::{GenerationDefaults, GenerationDefaultsError};
 pub use intake::{Early, Intake, IntakeError, OpenUpload, Taken, UploadArrival, UploadBegun, ValidUpload};
+pub use pooling::{PoolAnswer, PooledText, Reading, probabilities};
 pub use salt::PrefixSalting;
 pub use templates::AdapterTemplates;
 pub use tokenizing::TokenizedPrompt;
-pub use validate::{InvalidRequest, Limits};
+pub use validate::{InvalidRequest, Limits, ModelSizes};

@@ -29,7 +29,24 @@ impl ToProblem for AdmissionError {
             E::Tokenizer(TokenizerError::Encode { .. }) => bad("TOKENIZER_FAILED", "prompt"),
             E::Tokenizer(TokenizerError::Decode { .. }) => bad("TOKENIZER_FAILED", "token_ids"),
             E::Adapter(error) => error.to_problem(),
+            E::NotLinear { name, class, reason } => Problem::new(Class::Unmet, "NOT_LINEAR", self)
+                .about(Subject::Condition { kind: "LINEAR_ADAPTER", of: name.to_string() })
+                .about(Subject::Adapter(name.to_string()))
+                .with("adapter", name)
+                .with("op_class", class.as_str())
+                .with("cause", reason),
+            E::NoSentAdapters => Problem::new(Class::Unsupported, "INLINE_ADAPTERS_OFF", self)
+                .about(Subject::Field("inline_adapter".to_owned())),
+            E::Sent(error) => error.to_problem().saying(self),
+            E::ChatTemplates { one, other } => {
+                unmet(self, "CHAT_TEMPLATES_DIFFER", Some(other)).with("one", one).with("other", other)
+            }
             E::Submit(error) => error.to_problem(),
+            E::Task { adapter, task, wanted: _ } => Problem::new(Class::Unmet, "WRONG_TASK", self)
+                .about(Subject::Adapter(adapter.to_string()))
+                .about(Subject::Condition { kind: "TASK", of: adapter.to_string() })
+                .with("task", task.as_str()),
+            E::Input { index, error } => within(*index, error.to_problem()).saying(self),
             E::DeadlineExceeded => Problem::deadline_exceeded(),
             E::Tokenizer(
                 TokenizerError::Read { .. }
@@ -39,9 +56,19 @@ impl ToProblem for AdmissionError {
                 | TokenizerError::Gguf(_)
                 | TokenizerError::Panicked,
             )
-            | E::TokenizerPanicked => Problem::internal("admission", self),
+            | E::TokenizerPanicked
+            | E::DigestLost => Problem::internal("admission", self),
         }
     }
+}
+
+/// A problem of one of several inputs: fields are that input's.
+fn within(index: usize, problem: Problem) -> Problem {
+    let path = |subject| match subject {
+        Subject::Field(field) => Subject::Field(format!("inputs[{index}].{field}")),
+        subject => subject,
+    };
+    Problem { subjects: problem.subjects.into_iter().map(path).collect(), ..problem }
 }
 
 /// A template that is not there or does not work; `None`: the model's.
@@ -77,6 +104,7 @@ impl ToProblem for InvalidRequest {
             E::OutOfRange { value, interval, .. } => invalid().with("value", value).with("expected", interval),
             E::Priority { priority, max } => invalid().with("value", priority).with("max", max),
             E::TooLarge { value, max, .. } => invalid().with("value", value).with("max", max),
+            E::MixParts { count, min, max } => invalid().with("count", count).with("min", min).with("max", max),
             E::TooMany { count, max, .. } => invalid().with("count", count).with("max", max),
             E::TooLong { bytes, max, .. } => invalid().with("bytes", bytes).with("max", max),
             E::NotInVocabulary { id, token, vocab_size, .. } => {
@@ -94,6 +122,8 @@ impl ToProblem for InvalidRequest {
             E::AnswerTooLarge { logprobs, max_bytes } => {
                 invalid().with("logprobs", logprobs).with("max_bytes", max_bytes)
             }
+            E::InputTokens { tokens, max } => invalid().with("tokens", tokens).with("max", max),
+            E::AnswerNumbers { numbers, max_bytes } => invalid().with("numbers", numbers).with("max_bytes", max_bytes),
             E::TotalTokens { max_tokens, choices, max } => {
                 invalid().with("max_tokens", max_tokens).with("choices", choices).with("max", max)
             }

@@ -1,5 +1,6 @@
 //! A gate with an engine and an installer that tests hold in their hands: nothing happens until a test says so.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,7 +10,9 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 
 use super::validate::Limits;
-use super::{AdapterTemplates, AdmissionRequest, Gate, GateParts, GenerationDefaults, Intake, PrefixSalting};
+use super::{
+    AdapterTemplates, AdmissionRequest, DeltaChoice, Gate, GateParts, GenerationDefaults, Intake, PrefixSalting,
+};
 use crate::adapters::testing::{contents, facts, header};
 use crate::adapters::{
     Acquire, AdapterError, AdapterRegistry, Begin, FolderStore, RegistryLimits, ResidencyLimits, Staged, StoreLimits,
@@ -24,7 +27,8 @@ use crate::text::TokenizerSettings;
 use crate::text::fixtures::byte_level;
 use crate::types::generate::{GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput};
 use crate::types::{
-    AdapterFacts, AdapterVersion, EngineRequest, FinishReason, RequestFailure, RequestId, SequenceEvent, VirtualTokens,
+    AdapterFacts, AdapterVersion, EngineRequest, FinishReason, OpClass, RequestFailure, RequestId, SequenceEvent,
+    VirtualTokens,
 };
 
 /// An engine that takes requests and makes what a test tells it to make.
@@ -165,6 +169,8 @@ pub(crate) struct FakeInstaller {
     /// Takes adapters in and cannot bring them to the device.
     pub(crate) unloadable: AtomicBool,
     pub(crate) virtual_tokens: AtomicUsize,
+    /// Finds scales in adapters.
+    pub(crate) scales: AtomicBool,
     pub(crate) asked: AtomicUsize,
     /// Checks that have begun.
     pub(crate) checks: AtomicUsize,
@@ -189,7 +195,8 @@ impl FakeInstaller {
     fn facts(&self) -> AdapterFacts {
         let count = u32::try_from(self.virtual_tokens.load(Ordering::SeqCst)).unwrap();
         let virtual_tokens = (count > 0).then_some(VirtualTokens { count, saved_kv: true });
-        AdapterFacts { virtual_tokens, ..facts(100) }
+        let ops = if self.scales.load(Ordering::SeqCst) { [(OpClass::OutputScale, 1)].into() } else { BTreeMap::new() };
+        AdapterFacts { virtual_tokens, ops, ..facts(100) }
     }
 }
 
@@ -271,6 +278,7 @@ impl House {
             limits: Limits {
                 context_length: 100,
                 vocab_size: u32::try_from(tokenizer.vocab_size()).unwrap(),
+                hidden_size: 8,
                 default_max_tokens: 16,
                 max_choices: 4,
                 max_prompt_bytes: 1000,
@@ -278,6 +286,7 @@ impl House {
                 max_stop_bytes: 64,
                 max_logprobs: 5,
                 max_priority: 10,
+                max_inline_adapter_bytes: 0,
                 defaults: GenerationDefaults::default(),
             },
             adapter_templates: Arc::new(AdapterTemplates::new(Arc::clone(&tokenizer), TokenizerSettings::default())),
@@ -331,7 +340,7 @@ impl House {
 pub(crate) fn request(prompt: &str) -> AdmissionRequest {
     AdmissionRequest {
         request_id: "r".to_owned(),
-        adapter: None,
+        delta: DeltaChoice::Base,
         input: GenerateInput {
             prompt: PromptInput::Text(prompt.to_owned()),
             sampling: SamplingInput::default(),

@@ -5,9 +5,11 @@
 //! how many they are, [`Limits::check_answer`] at how much is to be said of them; [`Limits::resolve`] fills in what was left out. Every way into the server passes here, and nothing behind the gate checks again.
 
 mod invalid;
+mod pooling;
 mod resolve;
 
 pub use invalid::{Interval, InvalidRequest};
+pub use pooling::MAX_INPUTS;
 pub use resolve::Resolved;
 pub(super) use resolve::prompt_field;
 
@@ -37,6 +39,17 @@ const LOGPROB_BYTES: u64 = 16;
 /// Most tokens of all choices of a request together: bounds what one request can ask to be computed.
 pub const MAX_REQUEST_TOKENS: u64 = 1 << 20;
 
+/// What only the loaded model knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelSizes {
+    /// See [`Limits`].
+    pub context_length: u32,
+    /// See [`Limits`].
+    pub vocab_size: u32,
+    /// See [`Limits`].
+    pub hidden_size: u32,
+}
+
 /// What a request may ask for, and what it gets where it does not say. One per server.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -46,6 +59,8 @@ pub struct Limits {
     /// Rows of the model's embedding and width of its logits: every token id of a request is below, whichever way it
     /// came in. The tokenizer may know more.
     pub vocab_size: u32,
+    /// Numbers of a hidden state.
+    pub hidden_size: u32,
     /// `stopping.max_tokens` where it is unset and the context leaves more.
     pub default_max_tokens: u32,
     /// Largest `n`.
@@ -60,6 +75,8 @@ pub struct Limits {
     pub max_logprobs: u32,
     /// Largest `priority`, up and down.
     pub max_priority: u32,
+    /// Most bytes of an adapter that a request brings; 0 takes none.
+    pub max_inline_adapter_bytes: u64,
     /// What the model's makers want where a request does not say.
     pub defaults: GenerationDefaults,
 }
@@ -67,10 +84,12 @@ pub struct Limits {
 impl Limits {
     /// The limits of a server's configuration, with what only the loaded model knows.
     #[must_use]
-    pub fn new(config: &RequestLimits, context_length: u32, vocab_size: u32, defaults: GenerationDefaults) -> Self {
+    pub fn new(config: &RequestLimits, model: ModelSizes, defaults: GenerationDefaults) -> Self {
+        let ModelSizes { context_length, vocab_size, hidden_size } = model;
         Self {
             context_length,
             vocab_size,
+            hidden_size,
             default_max_tokens: config.default_max_tokens,
             max_choices: config.max_choices,
             max_prompt_bytes: config.max_prompt_bytes,
@@ -78,6 +97,7 @@ impl Limits {
             max_stop_bytes: config.max_stop_bytes,
             max_logprobs: config.max_logprobs,
             max_priority: config.max_priority,
+            max_inline_adapter_bytes: config.max_inline_adapter_bytes,
             defaults,
         }
     }
@@ -90,9 +110,7 @@ impl Limits {
         let GenerateInput { prompt, sampling, stopping, options, choices, priority, cache_salt } = input;
         at_most("n", *choices, self.max_choices)?;
         short(cache_salt.len() as u64, MAX_CACHE_SALT_BYTES, || "cache_salt".to_owned())?;
-        if priority.unsigned_abs() > self.max_priority {
-            return Err(InvalidRequest::Priority { priority: *priority, max: self.max_priority });
-        }
+        self.check_priority(*priority)?;
         if let Some(logprobs) = options.logprobs {
             at_most("options.logprobs", logprobs, self.max_logprobs)?;
         }
@@ -106,6 +124,13 @@ impl Limits {
         self.check_stopping(stopping)?;
         self.check_prompt_before(prompt, input.least_tokens())?;
         self.check_total(stopping, *choices)
+    }
+
+    fn check_priority(&self, priority: i32) -> Result<(), InvalidRequest> {
+        if priority.unsigned_abs() > self.max_priority {
+            return Err(InvalidRequest::Priority { priority, max: self.max_priority });
+        }
+        Ok(())
     }
 
     fn check_sampling(&self, sampling: &SamplingInput) -> Result<(), InvalidRequest> {

@@ -123,10 +123,17 @@ impl OpenedBase {
         Ok(defaults)
     }
 
-    /// The numerics that keep what the checkpoint has: bf16 for 16-bit matrices, else f32.
+    /// The numerics that keep what the checkpoint has: f16 where all matrices are, bf16 for others of 16 bits or fewer, else
+    /// f32.
     #[must_use]
     pub fn own_numerics(&self) -> Numerics {
-        if self.checkpoint.is_16_bit() { Numerics::BF16 } else { Numerics::F32 }
+        if self.checkpoint.is_f16() {
+            Numerics::F16
+        } else if self.checkpoint.is_16_bit() {
+            Numerics::BF16
+        } else {
+            Numerics::F32
+        }
     }
 
     /// The `architectures` entry of config.json; empty where there is none.

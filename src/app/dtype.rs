@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::base::OpenedBase;
 use super::error::AppError;
-use crate::config::{DtypeChoice, Kernels, ServeConfig};
+use crate::config::{DtypeChoice, ServeConfig};
 use crate::ops::cpu::{CpuBackend, CpuOptions};
 use crate::ops::{Backend, DeltaMemory, HostMatrix, Numerics, OpsError, RowPlan, Rows, StepPlan};
 
@@ -17,28 +17,34 @@ const ROUNDS: usize = 21;
 /// How much longer than f32 bf16 may take before it is given up: it needs half the memory, for weights and KV cache.
 const MARGIN: f64 = 1.1;
 
-/// The dtype that the configuration means for a base. Where it leaves the choice and the checkpoint has 16 bits, a few
-/// products are measured in both; a checkpoint of 32 bits is never narrowed.
+/// The dtype that the configuration means for a base on the CPU. Where it leaves the choice and the checkpoint has 16 bits,
+/// a few products are measured in bf16 and in f32; a checkpoint of 32 bits is never narrowed.
 ///
 /// # Errors
 /// Threads or memory that the system refuses.
 pub(super) fn choose(config: &ServeConfig, base: &OpenedBase) -> Result<Numerics, AppError> {
-    match config.dtype {
-        _ if config.kernels == Kernels::Reference => Ok(Numerics::F32),
-        DtypeChoice::F32 => Ok(Numerics::F32),
-        DtypeChoice::Bf16 => Ok(Numerics::BF16),
-        DtypeChoice::Auto if base.own_numerics() == Numerics::F32 => Ok(Numerics::F32),
-        DtypeChoice::Auto => {
-            let [decode, prefill] = time_of_bf16()?;
-            let numerics = faster(decode, prefill);
-            tracing::info!(
-                dtype = numerics.compute.as_str(),
-                decode = format_args!("{decode:.2}"),
-                prefill = format_args!("{prefill:.2}"),
-                "chose the dtype by the time of bf16 as a multiple of f32's"
-            );
-            Ok(numerics)
-        }
+    let numerics = of_checkpoint(config.dtype, base);
+    if config.dtype != DtypeChoice::Auto || numerics == Numerics::F32 {
+        return Ok(numerics);
+    }
+    let [decode, prefill] = time_of_bf16()?;
+    let numerics = faster(decode, prefill);
+    tracing::info!(
+        dtype = numerics.compute.as_str(),
+        decode = format_args!("{decode:.2}"),
+        prefill = format_args!("{prefill:.2}"),
+        "chose the dtype by the time of bf16 as a multiple of f32's"
+    );
+    Ok(numerics)
+}
+
+/// The same on a GPU, which computes in all of them: where the configuration leaves the choice, in what the checkpoint has.
+pub(super) fn of_checkpoint(choice: DtypeChoice, base: &OpenedBase) -> Numerics {
+    match choice {
+        DtypeChoice::F32 => Numerics::F32,
+        DtypeChoice::Bf16 => Numerics::BF16,
+        DtypeChoice::F16 => Numerics::F16,
+        DtypeChoice::Auto => base.own_numerics(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::gpu_error::GpuError;
 use super::inspect::InspectError;
 use super::listen::MetricsListenError;
 use super::model_folder::NoModel;
@@ -12,6 +13,7 @@ use crate::admission::{GenerationDefaultsError, IntakeError};
 use crate::cli::{BringError, CliError, exit_of, exit_of_hub};
 use crate::config::units::format_bytes;
 use crate::config::{ConfigProblems, Exit};
+use crate::delta::ExportError;
 use crate::engine::{EngineError, InstallError};
 use crate::files::FileRefusal;
 use crate::hub::HubError;
@@ -60,6 +62,18 @@ pub enum AppError {
     /// Its chat template.
     #[error("the base model's chat template: {0}")]
     Chat(#[from] ChatError),
+    /// The GPU that was asked for.
+    #[error("--device: {0}; `polydelta doctor` says what is there")]
+    Gpu(#[from] GpuError),
+    /// A dtype that only GPUs have, and none that computes.
+    #[error(
+        "--dtype f16 needs a GPU, and --device auto has none: {reason}. The CPU computes in bf16 or f32; `polydelta doctor` \
+         says what is there"
+    )]
+    F16NeedsGpu {
+        /// Why there is none.
+        reason: GpuError,
+    },
     /// The kernels.
     #[error(transparent)]
     Ops(#[from] OpsError),
@@ -153,6 +167,25 @@ pub enum AppError {
         /// What this process may take.
         available: u64,
     },
+    /// A GPU without room for what was asked of it.
+    #[error(
+        "the GPU's memory: {} may be taken, but the base model's {}, activations' {}, --kv-cache-bytes {} and \
+         --adapter-memory {} are more together; --device cpu serves from the host's memory", format_bytes(*bytes),
+        format_bytes(*weight_bytes), format_bytes(*workspace_bytes), format_bytes(*kv_bytes),
+        format_bytes(*adapter_bytes)
+    )]
+    DeviceTooSmall {
+        /// What may be taken.
+        bytes: u64,
+        /// The base model on the device.
+        weight_bytes: u64,
+        /// Activations and scratch.
+        workspace_bytes: u64,
+        /// `--kv-cache-bytes`; 0 where it was not given.
+        kv_bytes: u64,
+        /// `--adapter-memory`; 0 where it was not given.
+        adapter_bytes: u64,
+    },
     /// More context than the model was made for.
     #[error("--max-model-len is {given}, the model is made for {context_length} tokens")]
     ContextTooLong {
@@ -194,6 +227,9 @@ pub enum AppError {
     /// An adapter that was inspected would be refused, or cannot be read.
     #[error("{0}")]
     Inspect(#[from] InspectError),
+    /// An adapter that cannot be written as what was asked for.
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// A verb of the command line.
     #[error(transparent)]
     Cli(#[from] CliError),
@@ -208,6 +244,7 @@ impl AppError {
             Self::Logging(_)
             | Self::KvCacheTooSmall { .. }
             | Self::MemoryTooSmall { .. }
+            | Self::DeviceTooSmall { .. }
             | Self::ContextTooLong { .. } => Exit::Usage,
             Self::NoModel { reason, .. } => reason.exit(),
             Self::Model(error) => of_model(error),
@@ -226,10 +263,14 @@ impl AppError {
             ) => Exit::Rejected,
             Self::StoreProblems { .. } => Exit::Problems,
             Self::Inspect(error) => error.exit(),
+            Self::Export(ExportError::Op { .. }) => Exit::Rejected,
             Self::Cli(error) => error.exit(),
-            Self::LogThread(_)
+            Self::Export(ExportError::Differs(_) | ExportError::Tensors(_))
+            | Self::LogThread(_)
             | Self::Runtime(_)
             | Self::Ops(_)
+            | Self::Gpu(_)
+            | Self::F16NeedsGpu { .. }
             | Self::Engine(_)
             | Self::Temporary(_)
             | Self::Listen { .. }

@@ -5,19 +5,21 @@ mod command;
 mod groups;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::adapters::import::{AdapterFolder, read_folder};
+use crate::adapters::import::{AdapterFolder, ReadAdapter, read_folder};
 use crate::adapters::{AdapterError, StoreLimits};
 use crate::config::Exit;
 use crate::config::units::format_bytes;
 use crate::delta::{Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, compile, config_refusals, named_base};
-use crate::model::{Checkpoint, DecoderSpec, base_layout};
-use crate::ops::WeightFormat;
+use crate::model::{Checkpoint, DecoderSpec, Mlp, base_layout};
+use crate::ops::{ExpertsSpec, WeightFormat};
 use crate::text::{ChatError, ChatTemplate};
-pub(super) use command::run;
+use crate::types::{AdapterVersion, DeltaGroup};
+pub(super) use command::{Opened, run};
 pub use groups::OpGroup;
 
 /// The opened base an adapter is inspected against.
@@ -61,8 +63,11 @@ pub struct BaseShape {
     pub kv_heads: usize,
     /// Numbers per head.
     pub head_dim: usize,
-    /// Columns of gate, and of up.
+    /// Columns of gate, and of up, of dense layers; 0 where there is none.
     pub intermediate_size: usize,
+    /// What sparse layers choose from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experts: Option<ExpertsShape>,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// The head is the embedding.
@@ -70,6 +75,19 @@ pub struct BaseShape {
     /// Why it is this one, where nobody named it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+}
+
+/// The experts of sparse layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ExpertsShape {
+    /// Layers that have them.
+    pub layers: usize,
+    /// Of a layer.
+    pub count: usize,
+    /// That a token goes through.
+    pub per_token: usize,
+    /// Columns of gate, and of up, of each.
+    pub intermediate_size: usize,
 }
 
 /// Virtual tokens at the head of every sequence.
@@ -92,6 +110,9 @@ pub struct Inspection {
     pub trained_on: Option<String>,
     /// For people: `LoRA`, `DoRA`, `IA3` ….
     pub kind: String,
+    /// Of its method: `addition`, `specification` or `reparameterization`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<&'static str>,
     /// Largest rank of any low-rank op; 0 without one.
     pub max_rank: u32,
     /// Learned numbers.
@@ -106,6 +127,11 @@ pub struct Inspection {
     pub dtype: &'static str,
     /// Prefix and prompt tuning only.
     pub virtual_tokens: Option<InspectedVirtualTokens>,
+    /// Token ids that activate it (aLoRA only).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub invocation_tokens: Vec<u32>,
+    /// It changes no KV, and shares all of it with the base.
+    pub keeps_base_kv: bool,
     /// Number of ops by class.
     pub ops: BTreeMap<&'static str, u32>,
     /// Where the ops attach, alike ones together.
@@ -158,6 +184,26 @@ impl InspectError {
     }
 }
 
+/// An adapter that was read and would be accepted.
+pub(super) struct Compiled {
+    pub(super) version: AdapterVersion,
+    pub(super) files: ReadAdapter,
+    pub(super) program: DeltaProgram,
+}
+
+/// Read and compile, as an upload does.
+pub(super) fn compiled(
+    against: Base<'_>,
+    folder: AdapterFolder<'_>,
+    limits: &InspectLimits,
+) -> Result<Compiled, InspectError> {
+    let (version, files) = read_folder(folder, &limits.files)?;
+    folder.chat_template.map_or(Ok(()), ChatTemplate::check)?;
+    let program = compile(&files.config, &files.weights, against, limits.compile);
+    let program = program.map_err(|first| refusals(first, &files.config, against.layout, limits.compile))?;
+    Ok(Compiled { version, files, program })
+}
+
 /// Compile an adapter against a base. Blocks: some methods read the base's weights.
 ///
 /// # Errors
@@ -167,12 +213,9 @@ pub fn inspect(
     folder: AdapterFolder<'_>,
     limits: &InspectLimits,
 ) -> Result<Inspection, InspectError> {
-    let (version, files) = read_folder(folder, &limits.files)?;
-    folder.chat_template.map_or(Ok(()), ChatTemplate::check)?;
     let layout = base_layout(base.spec);
     let against = Base { layout: &layout, weights: base.checkpoint };
-    let program = compile(&files.config, &files.weights, against, limits.compile);
-    let program = program.map_err(|first| refusals(first, &files.config, &layout, limits.compile))?;
+    let Compiled { version, files, program } = compiled(against, folder, limits)?;
     Ok(Inspection {
         version: version.to_string(),
         trained_on: named_base(&files.config).map(|base| base.name),
@@ -197,6 +240,7 @@ fn describe(base: InspectBase<'_>, program: &DeltaProgram) -> Inspection {
         base: BaseShape::of(base),
         trained_on: None,
         kind: facts.kind,
+        group: facts.group.map(DeltaGroup::as_str),
         max_rank: facts.max_rank,
         parameters: facts.parameters,
         stored_bytes: 0,
@@ -205,6 +249,8 @@ fn describe(base: InspectBase<'_>, program: &DeltaProgram) -> Inspection {
         dtype: base.weights.as_str(),
         virtual_tokens: virtual_tokens
             .map(|tokens| InspectedVirtualTokens { count: tokens.count, saved_kv: tokens.saved_kv }),
+        invocation_tokens: facts.invocation_tokens,
+        keeps_base_kv: facts.keeps_base_kv,
         ops: facts.ops.iter().map(|(class, count)| (class.as_str(), *count)).collect(),
         sites: groups::group(program),
         unknown_fields: facts.unknown_fields,
@@ -225,15 +271,19 @@ impl BaseShape {
             heads: spec.heads,
             kv_heads: spec.kv_heads,
             head_dim: spec.head_dim,
-            intermediate_size: spec.mlp.intermediate_size(),
+            intermediate_size: spec.dense_size(),
+            experts: ExpertsShape::of(spec),
             vocab_size: spec.vocab_size,
             tied: spec.tied,
         }
     }
 
     fn line(&self) -> String {
+        let dense = self.experts.is_none_or(|experts| experts.layers < self.layers);
+        let dense = dense.then(|| format!("inner {}", self.intermediate_size));
+        let inner: Vec<String> = dense.into_iter().chain(self.experts.map(|experts| experts.to_string())).collect();
         format!(
-            "{} ({}, {} layers, hidden {}, {} heads of {}, {} KV, inner {}, vocabulary {}, {})",
+            "{} ({}, {} layers, hidden {}, {} heads of {}, {} KV, {}, vocabulary {}, {})",
             self.name,
             self.family,
             self.layers,
@@ -241,10 +291,25 @@ impl BaseShape {
             self.heads,
             self.head_dim,
             self.kv_heads,
-            self.intermediate_size,
+            inner.join(", "),
             self.vocab_size,
             if self.tied { "tied" } else { "untied" },
         )
+    }
+}
+
+impl ExpertsShape {
+    fn of(spec: &DecoderSpec) -> Option<Self> {
+        let ExpertsSpec { experts: count, experts_per_token: per_token, intermediate_size, .. } = spec.experts()?;
+        let layers = spec.layers.iter().filter(|layer| matches!(layer.mlp, Mlp::Experts(_))).count();
+        Some(Self { layers, count, per_token, intermediate_size })
+    }
+}
+
+impl fmt::Display for ExpertsShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { layers, count, per_token, intermediate_size } = self;
+        write!(f, "{count} experts of {intermediate_size} in {layers} layers, {per_token} per token")
     }
 }
 
@@ -278,6 +343,9 @@ pub fn write_text(
         }
     };
     row(out, "kind", &inspection.kind)?;
+    if let Some(group) = inspection.group {
+        row(out, "group", group)?;
+    }
     row(out, "version", &inspection.version)?;
     row(out, "base", &inspection.base.line())?;
     note(base, out)?;
@@ -291,6 +359,13 @@ pub fn write_text(
     if let Some(tokens) = inspection.virtual_tokens {
         let source = if tokens.saved_kv { "K and V from the file" } else { "computed once from embeddings" };
         row(out, "virtual tokens", &format!("{} ({source})", tokens.count))?;
+    }
+    if !inspection.invocation_tokens.is_empty() {
+        let ids: Vec<_> = inspection.invocation_tokens.iter().map(ToString::to_string).collect();
+        row(out, "activated by", &format!("tokens {}", ids.join(" ")))?;
+    }
+    if inspection.keeps_base_kv {
+        row(out, "KV cache", "the base's, shared whole")?;
     }
     row(out, "on disk", &format_bytes(inspection.stored_bytes))?;
     row(out, "on the device", &format!("{} in {}", format_bytes(inspection.device_bytes), inspection.dtype))?;

@@ -5,6 +5,7 @@
 //! | `address_space` | what the process sets aside where that is limited |
 //! | `base` | the base model's folder, opened and read |
 //! | `bundled` | the model in the binary |
+//! | `computing` | what computes: the CPU, or a GPU where one was asked for or is there |
 //! | `descriptors` | how many files may be open, and for what |
 //! | `sizing` | how much memory the KV cache and the adapters get |
 //! | `listen` | sockets for an address as it was written |
@@ -12,19 +13,24 @@
 //! | [`start`] | everything of a server, in order |
 //! | `vigil` | the engine's end and its steps |
 //! | `identity` | which base it is: the digest of its weights |
+//! | `doctor` | `polydelta doctor`: what this machine computes with |
 //! | `store` | `polydelta store`: check and repair, without a server |
 //! | `housekeeping` | what is to be done from time to time while it runs |
-//! | `serve`, `demo`, `inspect` | the commands that need the whole house |
+//! | `serve`, `demo`, `inspect`, `export` | the commands that need the whole house |
 //!
 //! It is the only room that knows all the others. It decides nothing about requests and computes nothing.
 
 mod address_space;
 mod base;
 mod bundled;
+mod computing;
 mod demo;
 mod descriptors;
+mod doctor;
 mod dtype;
 mod error;
+mod export;
+mod gpu_error;
 mod housekeeping;
 mod identity;
 pub mod inspect;
@@ -45,7 +51,9 @@ pub use error::AppError;
 pub use start::Server;
 
 use crate::cli;
-use crate::config::{Args, Command, Environment, Exit, LogArgs, LogFormat, Terminal, unknown_variables};
+use crate::config::{
+    AdapterCommand, Args, Command, Environment, Exit, LogArgs, LogFormat, Terminal, unknown_variables,
+};
 use crate::telemetry::{LogSettings, LogSink, init_logging};
 
 /// How long the last lines may take to be written when the process ends.
@@ -124,7 +132,11 @@ async fn dispatch(
         Command::Serve(args) => serve::run(args, environment, log).await,
         Command::Demo(args) => demo::run(args, environment, (terminal, log), &mut out).await,
         Command::Generate(args) => Ok(cli::generate(args, terminal, &mut out).await?),
+        Command::Embed(args) => Ok(cli::embed(args, &mut out).await?),
+        Command::Score(args) => Ok(cli::score(args, &mut out).await?),
+        Command::Doctor(args) => tokio::task::block_in_place(|| doctor::run(args, environment, &mut out)),
         Command::Store(command) => tokio::task::block_in_place(|| store::run(command, environment, &mut out)),
+        Command::Adapter(AdapterCommand::Export(args)) => export::run(args, environment, &mut out).await,
         Command::Adapter(command) => {
             // `inspect` writes by itself: the verb's writer is in use by then.
             cli::adapter(command, environment, terminal, &mut out, async |args| {

@@ -6,19 +6,18 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::base::OpenedBase;
+use super::computing::Computing;
 use super::error::AppError;
 use super::sizing::Sizes;
 use crate::adapters::AdapterRegistry;
-use crate::config::{AdapterLimits, Kernels, PrefixCache, ServeConfig};
+use crate::config::{AdapterLimits, PrefixCache, ServeConfig};
 use crate::delta::CompileLimits;
 use crate::engine::{
     self, AdapterInstaller, EngineEnd, EngineFact, EngineHandle, EngineInstaller, EngineObserver, HostMemory, Loaders,
     ModelExecutor, ModelLoader, StartedEngine,
 };
 use crate::model::{BaseModel, Decoder, DecoderLimits, base_layout};
-use crate::ops::cpu::{CpuBackend, CpuOptions};
-use crate::ops::reference::ReferenceBackend;
-use crate::ops::{Backend, BackendInfo, Numerics};
+use crate::ops::{Backend, BackendInfo};
 use crate::scheduler::{SchedulerConfig, ShareConfig};
 use crate::telemetry::{Metrics, Progress};
 
@@ -51,15 +50,16 @@ pub(super) fn compile_limits(limits: &AdapterLimits, max_model_len: u32) -> Comp
 pub(super) fn start(
     config: &ServeConfig,
     base: &OpenedBase,
-    numerics: Numerics,
+    computing: Computing,
     sizes: Sizes,
     registry: Arc<AdapterRegistry>,
     metrics: &Metrics,
 ) -> Result<RunningEngine, AppError> {
     let parts = Parts { config, base, sizes, registry, metrics };
-    match config.kernels {
-        Kernels::Cpu => parts.start(CpuBackend::new(CpuOptions { threads: config.threads, numerics, isa: None })?),
-        Kernels::Reference => parts.start(ReferenceBackend::new(numerics)),
+    match computing {
+        Computing::Cpu(backend) => parts.start(*backend),
+        Computing::Reference(backend) => parts.start(backend),
+        Computing::Cuda(backend) => parts.start(*backend),
     }
 }
 
@@ -82,6 +82,7 @@ impl Parts<'_> {
             max_rows: self.config.scheduler.max_num_batched_tokens as usize,
             kv_blocks: self.sizes.kv_blocks as usize,
             block_size: self.config.cache.block_size as usize,
+            adapter_slots: self.config.adapter_limits.max_resident as usize,
         };
         let decoder = Decoder::new(Arc::clone(&backend), spec.clone(), model, limits)?;
         let executor = ModelExecutor::new(decoder, self.config.cache.block_size);

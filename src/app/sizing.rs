@@ -26,6 +26,60 @@ pub(super) struct Demand<'a> {
     pub(super) weight_bytes: u64,
     /// Bytes this process may take.
     pub(super) available: Option<u64>,
+    /// Where the model does not lie in the memory of this process.
+    pub(super) device: Option<DeviceRoom>,
+}
+
+/// The memory of a GPU.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DeviceRoom {
+    /// Bytes that may be taken for everything together.
+    pub(super) bytes: u64,
+    /// Of them, what activations and scratch of the largest step take.
+    pub(super) workspace_bytes: u64,
+}
+
+/// What the KV cache and the adapters get by default.
+struct Defaults {
+    kv_bytes: u64,
+    adapter_bytes: u64,
+}
+
+impl Defaults {
+    /// Shares of the memory of this process; on a GPU, where nobody else takes any, all that weights and workspace leave.
+    fn new(demand: &Demand<'_>, available: u64) -> Result<Self, AppError> {
+        let share = |bytes: u64, share: f64| (bytes as f64 * share) as u64;
+        let Some(room) = demand.device else {
+            return Ok(Self { kv_bytes: share(available, KV_SHARE), adapter_bytes: share(available, ADAPTER_SHARE) });
+        };
+        let left = room.left(demand.weight_bytes)?;
+        let adapter_bytes = demand.adapters.memory_bytes.unwrap_or_else(|| {
+            let beside_kv = demand.cache.kv_cache_bytes.map_or(left, |kv| left.saturating_sub(kv));
+            share(left, ADAPTER_SHARE).min(beside_kv)
+        });
+        Ok(Self { kv_bytes: left.saturating_sub(adapter_bytes), adapter_bytes })
+    }
+}
+
+impl DeviceRoom {
+    /// Bytes beside weights and workspace.
+    fn left(self, weight_bytes: u64) -> Result<u64, AppError> {
+        let Self { bytes, workspace_bytes } = self;
+        let left = bytes.checked_sub(weight_bytes).and_then(|left| left.checked_sub(workspace_bytes));
+        left.ok_or(AppError::DeviceTooSmall { bytes, weight_bytes, workspace_bytes, kv_bytes: 0, adapter_bytes: 0 })
+    }
+
+    /// What was asked for must fit beside weights and workspace.
+    fn check(self, demand: &Demand<'_>) -> Result<(), AppError> {
+        let left = self.left(demand.weight_bytes)?;
+        let (kv_bytes, adapter_bytes) =
+            (demand.cache.kv_cache_bytes.unwrap_or(0), demand.adapters.memory_bytes.unwrap_or(0));
+        if kv_bytes.saturating_add(adapter_bytes) <= left {
+            return Ok(());
+        }
+        let (Self { bytes, workspace_bytes }, weight_bytes) = (self, demand.weight_bytes);
+        Err(AppError::DeviceTooSmall { bytes, weight_bytes, workspace_bytes, kv_bytes, adapter_bytes })
+    }
 }
 
 /// What they are.
@@ -52,10 +106,11 @@ pub(super) fn decide(demand: &Demand<'_>) -> Result<Sizes, AppError> {
         return Err(AppError::ContextTooLong { given: max_model_len, context_length: spec.context_length });
     }
     let available = demand.available.unwrap_or(ASSUMED_MEMORY);
+    let defaults = Defaults::new(demand, available)?;
     let block_bytes = token_bytes(spec, demand.kv) * u64::from(cache.block_size);
     let blocks_of = |tokens: u32| u64::from(tokens.div_ceil(cache.block_size));
     let wanted = blocks_of(max_model_len) * u64::from(scheduler.max_num_seqs);
-    let budget = cache.kv_cache_bytes.unwrap_or((available as f64 * KV_SHARE) as u64) / block_bytes.max(1);
+    let budget = cache.kv_cache_bytes.unwrap_or(defaults.kv_bytes) / block_bytes.max(1);
     // Places are numbered in 32 bits.
     let most = u64::from(u32::MAX / cache.block_size);
     let blocks = if cache.kv_cache_bytes.is_some() { budget } else { budget.min(wanted) }.min(most);
@@ -74,7 +129,7 @@ pub(super) fn decide(demand: &Demand<'_>) -> Result<Sizes, AppError> {
         );
         max_model_len = saturate(tokens);
     }
-    let adapter_bytes = demand.adapters.memory_bytes.unwrap_or((available as f64 * ADAPTER_SHARE) as u64);
+    let adapter_bytes = demand.adapters.memory_bytes.unwrap_or(defaults.adapter_bytes);
     let load_bytes = demand.adapters.load_bytes.unwrap_or((available as f64 * LOAD_SHARE) as u64);
     let (kv_tokens, kv_bytes) = (blocks * u64::from(cache.block_size), blocks * block_bytes);
     check_memory(demand)?;
@@ -84,6 +139,9 @@ pub(super) fn decide(demand: &Demand<'_>) -> Result<Sizes, AppError> {
 /// Sizes that were asked for must be there beside the base model: the kernel promises memory that it does not have, and
 /// ends the process when it is used. Defaults are shares of what is there.
 fn check_memory(demand: &Demand<'_>) -> Result<(), AppError> {
+    if let Some(room) = demand.device {
+        return room.check(demand);
+    }
     let Some(available) = demand.available else { return Ok(()) };
     let kv = demand.cache.kv_cache_bytes;
     let (adapters, load) = (demand.adapters.memory_bytes, demand.adapters.load_bytes);
@@ -143,6 +201,7 @@ mod tests {
             },
             weight_bytes: 0,
             available: Some(1 << 30),
+            device: None,
         };
         change(&mut demand);
         decide(&demand)
@@ -185,6 +244,33 @@ mod tests {
         assert!(matches!(error, Err(AppError::KvCacheTooSmall { tokens: 0, .. })));
         let error = decide_with(|demand| demand.max_model_len = Some(101));
         assert!(matches!(error, Err(AppError::ContextTooLong { given: 101, context_length: 100 })));
+    }
+
+    #[test]
+    fn a_gpu_gives_all_that_weights_and_workspace_leave() {
+        let room = DeviceRoom { bytes: 1 << 20, workspace_bytes: 1 << 18 };
+        let on_device = |demand: &mut Demand<'_>| (demand.device, demand.weight_bytes) = (Some(room), 1 << 18);
+        let sizes = decide_with(on_device).unwrap();
+        let left = 1 << 19;
+        assert_eq!((sizes.adapter_bytes, sizes.kv_blocks), (left / 4, 28));
+        assert!(sizes.adapter_bytes + sizes.kv_bytes <= left);
+        assert_eq!(sizes.load_bytes, 1 << 28, "adapters come in through the memory of the host");
+        let all_kv = decide_with(|demand| {
+            on_device(demand);
+            demand.cache.kv_cache_bytes = Some(left);
+        });
+        assert_eq!(all_kv.unwrap().adapter_bytes, 0);
+        let too_much = decide_with(|demand| {
+            on_device(demand);
+            demand.cache.kv_cache_bytes = Some(left);
+            demand.adapters.memory_bytes = Some(1);
+        });
+        assert!(matches!(too_much, Err(AppError::DeviceTooSmall { adapter_bytes: 1, .. })));
+        let too_large = decide_with(|demand| {
+            on_device(demand);
+            demand.weight_bytes = 1 << 20;
+        });
+        assert!(matches!(too_large, Err(AppError::DeviceTooSmall { .. })));
     }
 
     #[test]

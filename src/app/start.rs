@@ -11,8 +11,8 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use super::base::OpenedBase;
+use super::computing::Computing;
 use super::descriptors;
-use super::dtype;
 use super::error::AppError;
 use super::housekeeping;
 use super::identity::BaseIdentity;
@@ -24,8 +24,10 @@ use crate::adapters::{
     AdapterRegistry, DiskFs, FolderStore, MAX_CHUNK_BYTES, OnStoreError, PinLimits, RegistryLimits, ResidencyLimits,
     Sha256Digest, StoreLimits, StoreOptions,
 };
-use crate::admission::validate::MAX_REQUEST_TOKENS;
-use crate::admission::{AdapterTemplates, Gate, GateParts, GenerationDefaults, Intake, Limits, PrefixSalting};
+use crate::admission::validate::{MAX_INPUTS, MAX_REQUEST_TOKENS};
+use crate::admission::{
+    AdapterTemplates, Gate, GateParts, GenerationDefaults, Intake, Limits, ModelSizes, PrefixSalting,
+};
 use crate::cli::{Brought, SavedTemplate, bring};
 use crate::config::units::format_bytes;
 use crate::config::{
@@ -33,7 +35,7 @@ use crate::config::{
 };
 use crate::delta::SERVED_KINDS;
 use crate::engine::{EngineHandle, GenerationEngine, HostMemory};
-use crate::grpc::{self, Adapters, Generator, Informer, ModelInfo, ServerInfo, ServerLimits, Services};
+use crate::grpc::{self, Adapters, Generator, Informer, ModelInfo, Pooler, ServerInfo, ServerLimits, Services};
 use crate::http::serve_metrics;
 use crate::ops::Numerics;
 use crate::telemetry::{Metrics, MetricsPage, recorded};
@@ -81,8 +83,9 @@ impl Server {
         let address = addresses.next().ok_or_else(|| listen_failed(ErrorKind::AddrNotAvailable.into()))?;
         let front = Front::read(base, config.chat_template.as_deref())?;
         let brought = tokio::task::block_in_place(|| bring_adapters(config, environment, &front))?;
-        let numerics = tokio::task::block_in_place(|| dtype::choose(config, base))?;
-        let sizes = sizes(config, base, numerics)?;
+        let computing = tokio::task::block_in_place(|| Computing::open(config, base, environment))?;
+        let numerics = computing.numerics();
+        let sizes = sizes(config, base, &computing)?;
         let store_limits = store_limits(config, sizes, front.own_template);
         let (store, temporary_store) = open_store(config, &store_limits)?;
         let (transport, metrics_connections) = descriptors::share(config.transport, store_limits.max_uploads);
@@ -93,7 +96,7 @@ impl Server {
         let registry = Arc::new(registry.with_pin_limits(pin_limits(config, sizes)));
         registry.residency().limit_faults(config.adapter_limits.max_faults);
         let running = tokio::task::block_in_place(|| {
-            running_engine::start(config, base, numerics, sizes, Arc::clone(&registry), &metrics)
+            running_engine::start(config, base, computing, sizes, Arc::clone(&registry), &metrics)
         })?;
         let digest = tokio::task::block_in_place(|| identity.finish())?;
         registry.serve_base(digest, numerics.weights.size());
@@ -114,13 +117,14 @@ impl Server {
         let lifecycle = Lifecycle::new();
         let engine: Arc<dyn GenerationEngine> = Arc::new(running.engine.clone());
         let info = server_info(config, base, digest, numerics, sizes, &running, front.chat_template.is_some());
-        let gate = gate(config, base, front, sizes, &running, &registry, &metrics);
+        let gate = Arc::new(gate(config, base, front, sizes, &running, &registry, &metrics));
         let services = Services {
             generation: Generator::new(
-                Arc::new(gate),
+                Arc::clone(&gate),
                 config.transport.stream_stall_timeout,
                 config.transport.max_message_bytes,
             ),
+            pooling: Pooler::new(gate, config.transport.max_message_bytes),
             adapters: Adapters::new(Arc::clone(&registry), intake, config.transport.upload_idle_timeout),
             info: Informer::new(info, engine, Arc::clone(&registry), began),
             reflection: config.reflection,
@@ -310,7 +314,8 @@ async fn metrics(config: &ServeConfig, model: &str) -> Result<(Metrics, Option<E
     Ok((metrics, Some(Exporter { listeners, address, page })))
 }
 
-fn sizes(config: &ServeConfig, base: &OpenedBase, numerics: Numerics) -> Result<Sizes, AppError> {
+fn sizes(config: &ServeConfig, base: &OpenedBase, computing: &Computing) -> Result<Sizes, AppError> {
+    let numerics = computing.numerics();
     sizing::decide(&Demand {
         spec: &base.spec,
         kv: numerics.kv,
@@ -320,6 +325,7 @@ fn sizes(config: &ServeConfig, base: &OpenedBase, numerics: Numerics) -> Result<
         adapters: config.adapter_limits,
         weight_bytes: base.checkpoint.parameters() * numerics.weights.size() as u64,
         available: available_memory(),
+        device: computing.room(&base.spec, config.scheduler.max_num_batched_tokens as usize),
     })
 }
 
@@ -410,8 +416,11 @@ fn gate(
         adapter_templates: front.adapter_templates,
         limits: Limits::new(
             &config.request_limits,
-            sizes.max_model_len,
-            u32::try_from(base.spec.vocab_size).unwrap_or(u32::MAX),
+            ModelSizes {
+                context_length: sizes.max_model_len,
+                vocab_size: u32::try_from(base.spec.vocab_size).unwrap_or(u32::MAX),
+                hidden_size: u32::try_from(base.spec.hidden_size).unwrap_or(u32::MAX),
+            },
             front.defaults,
         ),
         metrics: metrics.clone(),
@@ -458,6 +467,8 @@ fn server_info(
         max_stop_strings: requests.max_stop_strings,
         max_stop_bytes: requests.max_stop_bytes,
         max_request_tokens: MAX_REQUEST_TOKENS,
+        max_inputs: MAX_INPUTS as u32,
+        max_inline_adapter_bytes: requests.max_inline_adapter_bytes,
     };
     ServerInfo {
         model,
@@ -468,6 +479,6 @@ fn server_info(
         kv_blocks: sizes.kv_blocks as usize,
         kv_block_size: config.cache.block_size as usize,
         limits,
-        adapter_kinds: SERVED_KINDS.iter().map(|kind| (*kind).to_owned()).collect(),
+        adapter_kinds: SERVED_KINDS.iter().map(|(kind, _)| (*kind).to_owned()).collect(),
     }
 }

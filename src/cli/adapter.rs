@@ -49,7 +49,7 @@ async fn with_server(command: &AdapterCommand, terminal: Terminal, out: &mut imp
         Spinner::start(&format!("waiting for {} to {what}", client.server), terminal.progress)
     };
     match command {
-        AdapterCommand::Inspect(_) | AdapterCommand::Upload(_) => Ok(()),
+        AdapterCommand::Inspect(_) | AdapterCommand::Export(_) | AdapterCommand::Upload(_) => Ok(()),
         AdapterCommand::List { client } => {
             let mut spinner = waiting(client, "list its adapters");
             let adapters = list(client).await?;
@@ -178,6 +178,8 @@ fn print_one(adapter: &pb::Adapter, json: bool, out: &mut impl Write) -> std::io
         ("name", adapter.name.clone()),
         ("version", adapter.version.clone()),
         ("kind", or_dash(&adapter.kind)),
+        ("group", or_dash(&adapter.group)),
+        ("task", task(adapter)),
         ("state", state(adapter).to_owned()),
         ("pinned", if adapter.pinned { "yes" } else { "no" }.to_owned()),
         ("rank", rank(adapter)),
@@ -186,6 +188,8 @@ fn print_one(adapter: &pb::Adapter, json: bool, out: &mut impl Write) -> std::io
         ("chat template", if adapter.has_chat_template { "its own" } else { "the model's" }.to_owned()),
         ("parameters", adapter.parameters.to_string()),
         ("virtual tokens", adapter.virtual_tokens.to_string()),
+        ("invocation", or_dash(&ids(&adapter.invocation_tokens))),
+        ("KV", if adapter.keeps_base_kv { "the base's" } else { "its own" }.to_owned()),
         ("on the device", format_bytes(adapter.device_bytes)),
         ("in the store", format_bytes(adapter.stored_bytes)),
         ("active requests", adapter.active_requests.to_string()),
@@ -196,12 +200,26 @@ fn print_one(adapter: &pb::Adapter, json: bool, out: &mut impl Write) -> std::io
     rows.iter().try_for_each(|(label, value)| writeln!(out, "{label:<16}{value}"))
 }
 
+/// Token ids as people read them.
+fn ids(ids: &[u32]) -> String {
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+/// As peft spells it, with the labels of a head.
+fn task(adapter: &pb::Adapter) -> String {
+    let task = or_dash(&adapter.task);
+    if adapter.labels > 0 { format!("{task}, labels: {}", adapter.labels) } else { task }
+}
+
 fn adapter_json(adapter: &pb::Adapter) -> Value {
     let ops: serde_json::Map<_, _> = adapter.ops.iter().map(|op| (op.op_class.clone(), json!(op.count))).collect();
     json!({
         "name": adapter.name,
         "version": adapter.version,
         "kind": adapter.kind,
+        "group": adapter.group,
+        "task": adapter.task,
+        "labels": adapter.labels,
         "state": adapter.state().as_str_name(),
         "pinned": adapter.pinned,
         "min_rank": adapter.min_rank,
@@ -214,6 +232,8 @@ fn adapter_json(adapter: &pb::Adapter) -> Value {
         "device_bytes": adapter.device_bytes,
         "stored_bytes": adapter.stored_bytes,
         "virtual_tokens": adapter.virtual_tokens,
+        "invocation_tokens": adapter.invocation_tokens,
+        "keeps_base_kv": adapter.keeps_base_kv,
         "active_requests": adapter.active_requests,
         "create_time": adapter.create_time.as_ref().map(ToString::to_string),
         "last_error": adapter.last_error,

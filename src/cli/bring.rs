@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::adapters::import::AdapterFolder;
-use crate::adapters::look::{FoundAdapter, FoundWeights, NotAnAdapter, PICKLE_FILE, look};
-use crate::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, WEIGHTS_FILE};
+use crate::adapters::look::{FoundAdapter, FoundWeights, NotAnAdapter, look};
+use crate::adapters::{ADAPTERHUB_WEIGHTS_FILE, CHAT_TEMPLATE_FILE, CONFIG_FILE, WEIGHTS_FILE};
 use crate::config::{AdapterSource, Environment, Exit, HubRepository, Terminal};
 use crate::delta::convert::{ConvertError, join_safetensors, pickle_to_safetensors};
 use crate::files;
@@ -168,10 +168,15 @@ fn from_folder(folder: &Path, template: SavedTemplate) -> Result<Brought, BringE
     notes.extend(chat_template.is_some().then(|| "the chat template that was saved with it goes with it".to_owned()));
     let (converted, note) = match weights {
         FoundWeights::Safetensors => (None, None),
-        FoundWeights::Pickle => {
-            let file = folder.join(PICKLE_FILE);
+        FoundWeights::AdapterHub => {
+            let file = folder.join(ADAPTERHUB_WEIGHTS_FILE);
+            let copied = convert(folder, &file, |to| fs::copy(&file, to).map(drop).map_err(ConvertError::Io))?;
+            (Some(copied), None)
+        }
+        FoundWeights::Pickle(name) => {
+            let file = folder.join(name);
             let converted = convert(folder, &file, |to| pickle_to_safetensors(&file, to))?;
-            (Some(converted), Some(format!("{PICKLE_FILE} was converted to {WEIGHTS_FILE}, without running it")))
+            (Some(converted), Some(format!("{name} was converted to {WEIGHTS_FILE}, without running it")))
         }
         FoundWeights::Parts(parts) => {
             let converted = convert(folder, folder, |to| join_safetensors(folder, &parts, to))?;
@@ -183,7 +188,7 @@ fn from_folder(folder: &Path, template: SavedTemplate) -> Result<Brought, BringE
     Ok(Brought { dir, chat_template, notes, _converted: converted })
 }
 
-/// A temporary folder with the config and converted weights.
+/// A temporary folder with the config, and weights in the form and by the name that are served.
 fn convert(
     folder: &Path,
     file: &Path,

@@ -9,10 +9,11 @@ use super::conversation;
 use super::exit::{CliError, UsageError};
 use super::interrupt::unless_interrupted;
 use super::logprobs;
-use crate::config::client::{SamplingArgs, StoppingArgs};
+use crate::config::client::{MixedAdapter, SamplingArgs, StoppingArgs};
 use crate::config::{GenerateArgs, Terminal};
 use crate::grpc::pb;
 use crate::telemetry::Spinner;
+use crate::types::AdapterName;
 use pb::generate_request::Input;
 use pb::generate_stream_response::Event;
 use pb::generation_service_client::GenerationServiceClient;
@@ -31,8 +32,13 @@ async fn message(args: &GenerateArgs, terminal: Terminal) -> Result<pb::Generate
         }),
         n: args.n.unwrap_or(0),
         priority: args.priority.unwrap_or(0),
+        mix: args.mix.iter().map(part).collect(),
         ..pb::GenerateRequest::default()
     })
+}
+
+fn part(part: &MixedAdapter) -> pb::MixPart {
+    pb::MixPart { adapter: part.name.to_string(), weight: part.weight, adapter_version: String::new() }
 }
 
 async fn input(args: &GenerateArgs, terminal: Terminal) -> Result<Input, CliError> {
@@ -153,8 +159,10 @@ async fn generate(args: &GenerateArgs, terminal: Terminal, out: &mut impl Write)
     let request = request(&args.client, message(args, terminal).await?);
     let mut spinner = Spinner::start(&format!("connecting to {}", args.client.server), terminal.progress);
     let mut service = GenerationServiceClient::new(connect(&args.client).await?);
-    let adapter = args.adapter.as_ref().map(|name| format!(" with {name}")).unwrap_or_default();
-    spinner.now(&format!("waiting for a place{adapter}"));
+    let adapters: Vec<&str> =
+        args.adapter.iter().chain(args.mix.iter().map(|part| &part.name)).map(AdapterName::as_str).collect();
+    let with = if adapters.is_empty() { "" } else { " with " };
+    spinner.now(&format!("waiting for a place{with}{}", adapters.join(", ")));
     if args.client.json || args.no_stream {
         let response = service.generate(request).await?.into_inner();
         spinner.clear();
@@ -280,6 +288,7 @@ fn response_json(response: &pb::GenerateResponse) -> Value {
         "request_id": response.request_id,
         "adapter": response.adapter,
         "adapter_version": response.adapter_version,
+        "mix": response.mix.iter().map(part_json).collect::<Vec<_>>(),
         "prompt_logprobs": response.prompt_logprobs.iter().map(logprob_json).collect::<Vec<_>>(),
         "choices": response.choices.iter().map(choice_json).collect::<Vec<_>>(),
         "usage": {
@@ -294,6 +303,10 @@ fn response_json(response: &pb::GenerateResponse) -> Value {
             "total_ms": timings.total_ms,
         },
     })
+}
+
+fn part_json(part: &pb::MixPart) -> Value {
+    json!({ "adapter": part.adapter, "weight": part.weight, "adapter_version": part.adapter_version })
 }
 
 fn choice_json(choice: &pb::Choice) -> Value {

@@ -11,6 +11,7 @@ mod exit;
 mod generate;
 mod interrupt;
 mod logprobs;
+mod pooling;
 mod table;
 mod upload;
 
@@ -18,4 +19,5 @@ pub use adapter::run as adapter;
 pub use bring::{BringError, Brought, SavedTemplate, bring, exit_of_hub, fetch};
 pub use exit::{CliError, UsageError, exit_of};
 pub use generate::run as generate;
+pub use pooling::{embed, score};
 pub use table::Table;

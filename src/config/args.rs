@@ -3,7 +3,9 @@
 use clap::{Parser, Subcommand, ValueEnum};
 
 use super::client::{AdapterCommand, GenerateArgs};
+use super::doctor::DoctorArgs;
 use super::environment::Environment;
+use super::pooling::{EmbedArgs, ScoreArgs};
 use super::problem::{ConfigProblem, ConfigProblems};
 use super::serve::ServeConfig;
 use super::serve_args::{DemoArgs, ServeArgs};
@@ -63,12 +65,18 @@ pub enum Command {
     Demo(DemoArgs),
     /// Generate text on a running server
     Generate(Box<GenerateArgs>),
+    /// Print embeddings of texts, as a running server makes them
+    Embed(EmbedArgs),
+    /// Score texts, or their tokens, with an adapter that was trained to classify
+    Score(ScoreArgs),
     /// Upload, list, inspect and remove adapters
     #[command(subcommand)]
     Adapter(AdapterCommand),
     /// Check and mend the folder that keeps adapters, without a server
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Say what this machine computes with: instructions, memory bandwidth, GPUs, and how to mend what is missing
+    Doctor(DoctorArgs),
 }
 
 impl Args {
@@ -83,7 +91,9 @@ impl Args {
             Command::Demo(args) => ServeConfig::for_demo(args, environment).map(drop),
             Command::Generate(args) => args.check(),
             Command::Adapter(AdapterCommand::Inspect(args)) => args.resolve().map(drop),
-            Command::Adapter(_) | Command::Store(_) => Ok(()),
+            Command::Adapter(AdapterCommand::Export(args)) => args.inspect.resolve().map(drop),
+            Command::Doctor(args) => args.resolve(environment).map(drop),
+            Command::Embed(_) | Command::Score(_) | Command::Adapter(_) | Command::Store(_) => Ok(()),
         };
         problems.extend(of_verb.err().into_iter().flat_map(|found| found.0));
         if problems.is_empty() { Ok(()) } else { Err(ConfigProblems(problems)) }

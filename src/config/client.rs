@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::problem::{ConfigProblem, ConfigProblems};
 use super::source::AdapterSource;
 use super::units::parse_duration;
-use crate::types::AdapterName;
+use crate::types::{AdapterName, InvalidAdapterName};
 
 /// How to reach the server and how to print.
 #[derive(Clone, Debug, Args)]
@@ -46,6 +46,8 @@ pub enum AdapterCommand {
     Delete(NamedArgs),
     /// Say what an adapter folder compiles to and what would be refused, without a server
     Inspect(InspectArgs),
+    /// Write an adapter folder as a plain LoRA that peft loads, without a server
+    Export(ExportArgs),
     /// Load an adapter onto the device before it is asked for
     Load {
         /// Which.
@@ -116,6 +118,28 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
+/// `polydelta adapter export`.
+#[derive(Clone, Debug, Args)]
+pub struct ExportArgs {
+    /// The adapter and its base.
+    #[command(flatten)]
+    pub inspect: InspectArgs,
+    /// What to write it as
+    #[arg(long = "as", value_name = "METHOD", value_enum, default_value_t)]
+    pub method: ExportMethod,
+    /// Folder to write it to; made if it is not there, else it must be empty
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+}
+
+/// Methods that adapters are written as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ExportMethod {
+    /// PEFT's LoRA: products of two matrices, and biases
+    #[default]
+    Lora,
+}
+
 /// `polydelta generate`.
 #[derive(Clone, Debug, Args)]
 pub struct GenerateArgs {
@@ -124,6 +148,9 @@ pub struct GenerateArgs {
     /// Adapter to use; the base model where it is not given
     #[arg(long, value_name = "NAME")]
     pub adapter: Option<AdapterName>,
+    /// Instead of an adapter: the sum of several, each times its weight, as in `a=0.7,b=-0.3`
+    #[arg(long, value_name = "NAME=WEIGHT,…", value_delimiter = ',', value_parser = MixedAdapter::parse)]
+    pub mix: Vec<MixedAdapter>,
     /// Send the prompt as the user's message of a chat
     #[arg(long, value_parser = BoolishValueParser::new())]
     pub chat: bool,
@@ -164,6 +191,29 @@ pub struct GenerateArgs {
     pub client: ClientArgs,
 }
 
+/// A part of `--mix`. The server checks how many there are and which can be mixed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MixedAdapter {
+    /// Which adapter.
+    pub name: AdapterName,
+    /// How much of it.
+    pub weight: f32,
+}
+
+impl MixedAdapter {
+    fn parse(text: &str) -> Result<Self, String> {
+        let Some((name, weight)) = text.rsplit_once('=') else {
+            return Err("expected a name and a weight, as in sql=0.7".to_owned());
+        };
+        let name = name.parse().map_err(|error: InvalidAdapterName| error.to_string())?;
+        let weight: f32 = weight.parse().map_err(|_| format!("{weight:?} is not a number"))?;
+        match weight.is_finite() {
+            true => Ok(Self { name, weight }),
+            false => Err(format!("a weight of {weight} means nothing")),
+        }
+    }
+}
+
 impl GenerateArgs {
     /// Check what the flags say together.
     ///
@@ -176,6 +226,9 @@ impl GenerateArgs {
         }
         if self.messages.is_some() && self.prompt.is_some() {
             problems.push(ConfigProblem::Conflict { flag: "--messages", other: "a prompt" });
+        }
+        if self.adapter.is_some() && !self.mix.is_empty() {
+            problems.push(ConfigProblem::Conflict { flag: "--mix", other: "--adapter" });
         }
         if problems.is_empty() { Ok(()) } else { Err(ConfigProblems(problems)) }
     }

@@ -23,6 +23,17 @@ pub struct Environment {
     pub no_color: bool,
     /// The variables of the Hugging Face hub's own tools.
     pub hub: HubEnvironment,
+    /// Where CUDA's libraries may lie.
+    pub cuda: CudaEnvironment,
+}
+
+/// Folders that hold CUDA's libraries in places of their own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CudaEnvironment {
+    /// `CUDA_HOME` and `CUDA_PATH`, of a toolkit.
+    pub toolkits: Vec<PathBuf>,
+    /// `VIRTUAL_ENV` and `CONDA_PREFIX`, of Python environments, whose wheels bring the libraries.
+    pub python: Vec<PathBuf>,
 }
 
 /// Variables of the Hugging Face hub's own tools, so that a machine set up for those is set up for polydelta.
@@ -76,7 +87,20 @@ impl Environment {
                 token: text("HF_TOKEN"),
                 offline: text("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
             },
+            cuda: CudaEnvironment {
+                toolkits: ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(set).map(PathBuf::from).collect(),
+                python: ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(set).map(PathBuf::from).collect(),
+            },
         }
+    }
+
+    /// `$XDG_CACHE_HOME/polydelta`, else `~/.cache/polydelta`; `None` without either. A relative `XDG_CACHE_HOME` is
+    /// ignored, as in [`Environment::data_dir`].
+    #[must_use]
+    pub fn cache_dir(&self) -> Option<PathBuf> {
+        let xdg = self.cache_home.clone().filter(|path| path.is_absolute());
+        let base = xdg.or_else(|| self.home.as_ref().map(|home| home.join(".cache")))?;
+        Some(base.join("polydelta"))
     }
 
     /// Home of the hub's tools: `HF_HOME`, else `$XDG_CACHE_HOME/huggingface`, else `~/.cache/huggingface`.
@@ -116,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_data_folder_follows_the_xdg_specification() {
+    fn the_folders_follow_the_xdg_specification() {
         let environment = |data_home: Option<&str>, home: Option<&str>| Environment {
             home: home.map(PathBuf::from),
             data_home: data_home.map(PathBuf::from),
@@ -127,6 +151,12 @@ mod tests {
         assert_eq!(folder(Some("data"), Some("/home/a")), Some("/home/a/.local/share/polydelta".into()));
         assert_eq!(folder(None, Some("/home/a")), Some("/home/a/.local/share/polydelta".into()));
         assert_eq!(folder(None, None), None);
+        let mut environment = environment(None, Some("/home/a"));
+        assert_eq!(environment.cache_dir(), Some("/home/a/.cache/polydelta".into()));
+        for (cache_home, folder) in [("/cache", "/cache/polydelta"), ("cache", "/home/a/.cache/polydelta")] {
+            environment.cache_home = Some(cache_home.into());
+            assert_eq!(environment.cache_dir(), Some(folder.into()));
+        }
     }
 
     #[test]

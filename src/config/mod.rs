@@ -7,13 +7,16 @@
 pub mod args;
 mod checks;
 pub mod client;
+pub mod doctor;
 pub mod environment;
 pub mod exit;
 pub mod fair_share;
+pub mod gpu;
 pub mod listen;
 pub mod memory;
 pub mod model_source;
 pub mod parse;
+pub mod pooling;
 pub mod problem;
 pub mod serve;
 pub mod serve_args;
@@ -27,14 +30,17 @@ pub mod variables;
 mod tests;
 
 pub use args::{Args, Command, LogArgs, LogFormat};
-pub use client::{AdapterCommand, ClientArgs, GenerateArgs, InspectArgs, UploadArgs};
-pub use environment::{Environment, HubEnvironment};
+pub use client::{AdapterCommand, ClientArgs, ExportArgs, ExportMethod, GenerateArgs, InspectArgs, UploadArgs};
+pub use doctor::DoctorArgs;
+pub use environment::{CudaEnvironment, Environment, HubEnvironment};
 pub use exit::Exit;
 pub use fair_share::{FairShareArgs, FairShareConfig};
+pub use gpu::{CudaGemm, GpuArgs, KernelCacheArgs, KernelCacheLocation};
 pub use listen::ListenAddress;
 pub use memory::available_memory;
 pub use model_source::ModelSource;
 pub use parse::{Refused, parse};
+pub use pooling::{EmbedArgs, PoolingChoice, ScoreArgs};
 pub use problem::{ConfigProblem, ConfigProblems};
 pub use serve::{
     AdapterLimits, CacheConfig, DeviceChoice, MetricsListen, RequestLimits, ServeConfig, StepLimits, StoreLocation,

@@ -9,6 +9,7 @@ use super::checks::Checks;
 use super::client::InspectArgs;
 use super::environment::Environment;
 use super::fair_share::{FairShareConfig, fair_share};
+use super::gpu::{CudaGemm, KernelCacheLocation};
 use super::listen::ListenAddress;
 use super::memory::default_message_memory;
 use super::model_source::{ModelSource, model_source};
@@ -33,8 +34,12 @@ pub enum StoreLocation {
 /// What computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
+    /// A GPU where its driver is there and takes the kernels, else the CPU.
+    Auto,
     /// The CPU.
     Cpu,
+    /// This GPU, as the driver counts them, or nothing.
+    Cuda(u32),
 }
 
 /// Where metrics are served.
@@ -115,6 +120,8 @@ pub struct RequestLimits {
     pub max_logprobs: u32,
     /// Largest priority, up and down.
     pub max_priority: u32,
+    /// Bytes of an adapter that a request brings; 0 takes none.
+    pub max_inline_adapter_bytes: u64,
 }
 
 /// The gRPC transport.
@@ -175,6 +182,12 @@ pub struct ServeConfig {
     pub dtype: DtypeChoice,
     /// What computes.
     pub device: DeviceChoice,
+    /// Most bytes of a GPU's memory; a share of what is free there where it is not given.
+    pub device_memory: Option<u64>,
+    /// Who multiplies matrices on a GPU.
+    pub cuda_gemm: CudaGemm,
+    /// Where a GPU's kernels are kept as they were assembled.
+    pub kernel_cache: KernelCacheLocation,
     /// Which implementation computes.
     pub kernels: Kernels,
     /// Compute threads.
@@ -225,6 +238,9 @@ impl ServeConfig {
             store_errors: args.adapters.store_errors,
             dtype: args.model.dtype,
             device: device(&mut checks, &args.model.device),
+            device_memory: args.model.device_memory,
+            cuda_gemm: args.gpu.cuda_gemm,
+            kernel_cache: args.gpu.kernel_cache.check(&mut checks, environment),
             kernels: args.model.kernels,
             threads: threads(&mut checks, args.model.threads),
             max_model_len: args.model.max_model_len.map(|len| checks.count("--max-model-len", len, 1, 1 << 24)),
@@ -246,11 +262,12 @@ impl ServeConfig {
             progress: Terminal::of_process(environment).progress,
             metrics: metrics(&mut checks, &args.observability),
         };
-        if args.model.kernels == Kernels::Reference && args.model.dtype == DtypeChoice::Bf16 {
+        dtype(&mut checks, args.model.dtype, config.device, args.model.kernels);
+        if args.model.kernels == Kernels::Reference && matches!(config.device, DeviceChoice::Cuda(_)) {
             checks.report(ConfigProblem::Unsupported {
-                flag: "--dtype",
-                value: "bf16".to_owned(),
-                reason: "--kernels reference computes in f32",
+                flag: "--device",
+                value: args.model.device.clone(),
+                reason: "--kernels reference computes on the CPU",
             });
         }
         checks.done(config)
@@ -313,18 +330,28 @@ fn store_location(checks: &mut Checks, args: &AdapterArgs, environment: &Environ
 
 fn device(checks: &mut Checks, device: &str) -> DeviceChoice {
     match device {
-        "auto" | "cpu" => {}
-        cuda if cuda == "cuda" || cuda.starts_with("cuda:") => checks.report(ConfigProblem::Unsupported {
-            flag: "--device",
-            value: cuda.to_owned(),
-            reason: "this build has no CUDA backend yet; use auto or cpu",
-        }),
-        other => {
-            let expected = "auto or cpu";
-            checks.report(ConfigProblem::Invalid { flag: "--device", value: other.to_owned(), expected });
-        }
+        "auto" => return DeviceChoice::Auto,
+        "cpu" => return DeviceChoice::Cpu,
+        "cuda" => return DeviceChoice::Cuda(0),
+        _ => {}
     }
+    if let Some(ordinal) = device.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok()) {
+        return DeviceChoice::Cuda(ordinal);
+    }
+    let expected = "auto, cpu or cuda:N";
+    checks.report(ConfigProblem::Invalid { flag: "--device", value: device.to_owned(), expected });
     DeviceChoice::Cpu
+}
+
+/// Whether what computes does so in this dtype. A GPU that `auto` may find is looked for later.
+fn dtype(checks: &mut Checks, dtype: DtypeChoice, device: DeviceChoice, kernels: Kernels) {
+    let (value, reason) = match (dtype, device, kernels) {
+        (DtypeChoice::Bf16, _, Kernels::Reference) => ("bf16", "--kernels reference computes in f32"),
+        (DtypeChoice::F16, _, Kernels::Reference) => ("f16", "--kernels reference computes in f32"),
+        (DtypeChoice::F16, DeviceChoice::Cpu, Kernels::Cpu) => ("f16", "the CPU computes in bf16 or f32"),
+        _ => return,
+    };
+    checks.report(ConfigProblem::Unsupported { flag: "--dtype", value: value.to_owned(), reason });
 }
 
 fn threads(checks: &mut Checks, threads: Option<u32>) -> usize {
@@ -392,6 +419,7 @@ fn adapter_limits(checks: &mut Checks, args: &AdapterArgs) -> AdapterLimits {
 fn request_limits(checks: &mut Checks, args: &RequestArgs, max_priority: u32) -> RequestLimits {
     checks.range("--max-prompt-bytes", args.max_prompt_bytes, 1, 1 << 30);
     checks.range("--max-stop-bytes", args.max_stop_bytes, 1, 1 << 16);
+    checks.range("--max-inline-adapter-bytes", args.max_inline_adapter_bytes, 0, 1 << 30);
     RequestLimits {
         default_max_tokens: checks.count("--default-max-tokens", args.default_max_tokens, 1, 1 << 24),
         max_concurrent: checks.count("--max-concurrent-requests", args.max_concurrent_requests, 1, 1 << 20),
@@ -402,6 +430,7 @@ fn request_limits(checks: &mut Checks, args: &RequestArgs, max_priority: u32) ->
         max_stop_bytes: args.max_stop_bytes,
         max_logprobs: checks.count("--max-logprobs", args.max_logprobs, 0, 1024),
         max_priority: checks.count("--max-priority", max_priority, 0, 1000),
+        max_inline_adapter_bytes: args.max_inline_adapter_bytes,
     }
 }
 

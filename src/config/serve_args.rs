@@ -7,6 +7,7 @@ use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args, FromArgMatches, ValueEnum};
 
 use super::fair_share::FairShareArgs;
+use super::gpu::GpuArgs;
 use super::listen::ListenAddress;
 use super::units::{parse_bytes, parse_duration};
 
@@ -16,6 +17,9 @@ pub struct ServeArgs {
     /// Model.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// GPU.
+    #[command(flatten)]
+    pub gpu: GpuArgs,
     /// Adapters.
     #[command(flatten)]
     pub adapters: AdapterArgs,
@@ -74,13 +78,16 @@ pub struct DemoArgs {
 /// Type of weights and KV cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DtypeChoice {
-    /// f32 for a checkpoint of 32 bits; for one of 16, bf16 unless this machine computes clearly faster in f32.
+    /// What the checkpoint has: bf16, f16 or f32. The CPU takes bf16 for f16, and f32 for either where it computes clearly
+    /// faster in it.
     #[default]
     Auto,
     /// Nothing is narrowed.
     F32,
     /// Weights, KV cache and GEMM inputs in bf16, sums in f32.
     Bf16,
+    /// The same in f16, on a GPU.
+    F16,
 }
 
 /// Which implementation of the ops computes on the CPU.
@@ -127,12 +134,15 @@ pub struct ModelArgs {
     /// Chat template (Jinja) in the place of the model's own; adapters that bring one of their own keep it
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
-    /// Type of weights and KV cache: auto takes bf16 for a 16-bit checkpoint (f32 if that is measured to be clearly faster), else f32
+    /// Type of weights and KV cache: auto takes that of the checkpoint; on the CPU, bf16 for one of 16 bits (f32 if that is measured to be clearly faster). f16 needs a GPU
     #[arg(long, value_enum, default_value_t)]
     pub dtype: DtypeChoice,
-    /// What computes: auto or cpu
+    /// What computes: cpu, cuda:N, or auto: a GPU where its driver is there, else the CPU
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
+    /// Most memory of a GPU, for weights, KV cache, adapters and all else together; by default 92 % of what is free there
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub device_memory: Option<u64>,
     /// Which implementation computes; the reference is slow and obvious
     #[arg(long, value_enum, default_value_t, hide = true)]
     pub kernels: Kernels,
@@ -246,6 +256,9 @@ pub struct RequestArgs {
     /// Most alternatives reported with log-probabilities
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub max_logprobs: u32,
+    /// Most bytes of the files of an adapter that a request brings, which also have to fit --max-message-bytes; 0 takes none
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_bytes)]
+    pub max_inline_adapter_bytes: u64,
 }
 
 /// The gRPC transport.

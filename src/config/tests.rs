@@ -96,6 +96,16 @@ fn the_prefix_cache_is_shared_only_where_that_was_asked_for() {
 }
 
 #[test]
+fn assembled_kernels_are_kept_in_the_users_cache_unless_another_folder_or_none_is_named() {
+    let kept = |flags: &[&str]| serve(&[&["--model", "/"], flags].concat()).map(|config| config.kernel_cache);
+    assert_eq!(kept(&[]), Ok(KernelCacheLocation::Dir("/home/someone/.cache/polydelta/kernels".into())));
+    assert_eq!(kept(&["--kernel-cache", "/k"]), Ok(KernelCacheLocation::Dir("/k".into())));
+    assert_eq!(kept(&["--kernel-cache", "off"]), Ok(KernelCacheLocation::Off));
+    let problems = kept(&["--kernel-cache", "/dev/null"]).unwrap_err().0;
+    assert!(matches!(&problems[..], [ConfigProblem::Invalid { flag: "--kernel-cache", .. }]), "{problems:?}");
+}
+
+#[test]
 fn what_is_wrong_with_the_fair_share_is_named() {
     let config = serve(&["--model", "/", "--client-header", "X-Client-Id", "--max-num-seqs", "9"]).unwrap();
     assert_eq!((config.fair_share.client_header.as_deref(), config.fair_share.step_tokens), (Some("x-client-id"), 4));
@@ -138,7 +148,7 @@ fn every_problem_is_reported_at_once_by_its_flag() {
         "--model",
         "/nonexistent",
         "--device",
-        "cuda:0",
+        "cuda:x",
         "--threads",
         "0",
         "--block-size",
@@ -166,7 +176,7 @@ fn every_problem_is_reported_at_once_by_its_flag() {
     let text = problems.to_string();
     for flag in [
         "--model: there is no folder /nonexistent",
-        "--device is \"cuda:0\": this build has no CUDA backend yet",
+        "--device is \"cuda:x\", expected auto, cpu or cuda:N",
         "--threads is 0, allowed are 1 to 1024",
         "--block-size is \"24\"",
         "--max-num-batched-tokens is 32, less than --max-num-seqs with 64",
@@ -221,7 +231,9 @@ fn client_verbs_parse() {
         }
         other => panic!("{other:?}"),
     }
-    for line in ["list", "show a", "delete a", "inspect dir", "load a --pin", "unload a"] {
+    for line in
+        ["list", "show a", "delete a", "inspect dir", "export dir --as lora --to out", "load a --pin", "unload a"]
+    {
         assert!(parse(&format!("polydelta adapter {line}")).is_ok(), "{line}");
     }
     match parse("polydelta generate hello --presence-penalty=-1 --stop a --stop b --n 2 --adapter sql").unwrap() {
@@ -234,6 +246,21 @@ fn client_verbs_parse() {
     }
     assert!(parse("polydelta adapter show Bad-").is_err());
     assert!(parse("polydelta adapter show Org/Name").is_ok());
+    match parse("polydelta generate hi --mix sql=0.7,org/a=-0.25 --mix b=2").unwrap() {
+        Command::Generate(generate) => {
+            let mix: Vec<_> = generate.mix.iter().map(|part| (part.name.as_str(), part.weight)).collect();
+            assert_eq!(mix, [("sql", 0.7), ("org/a", -0.25), ("b", 2.0)]);
+            assert!(generate.check().is_ok());
+        }
+        other => panic!("{other:?}"),
+    }
+    match parse("polydelta generate hi --mix a=1,b=1 --adapter a").unwrap() {
+        Command::Generate(generate) => assert!(generate.check().is_err(), "--mix or --adapter"),
+        other => panic!("{other:?}"),
+    }
+    for bad in ["a", "a=", "=1", "a=b", "a=nan", "a=1,", "-a=1"] {
+        assert!(parse(&format!("polydelta generate hi --mix {bad}")).is_err(), "{bad}");
+    }
     match parse("polydelta generate hi --system x").unwrap() {
         Command::Generate(generate) => assert!(generate.check().is_err(), "--system needs --chat"),
         other => panic!("{other:?}"),
@@ -289,4 +316,33 @@ fn only_what_is_missing_is_not_found() {
     let wrong = ConfigProblem::NoValue { flag: "--threads".into() };
     assert_eq!(ConfigProblems(vec![missing.clone()]).exit(), Exit::NotFound);
     assert_eq!(ConfigProblems(vec![missing, wrong]).exit(), Exit::Usage);
+}
+
+#[test]
+fn a_device_is_auto_the_cpu_or_a_gpu_by_number() {
+    use super::DeviceChoice::{Auto, Cpu, Cuda};
+    let of = |flags: &[&str]| serve(&[&["--model", "/"], flags].concat()).map(|config| config.device);
+    assert_eq!(of(&[]).unwrap(), Auto);
+    for (given, device) in [("auto", Auto), ("cpu", Cpu), ("cuda", Cuda(0)), ("cuda:3", Cuda(3))] {
+        assert_eq!(of(&["--device", given]).unwrap(), device);
+    }
+    for bad in ["gpu", "cuda:", "cuda:-1", "cuda0"] {
+        assert!(of(&["--device", bad]).unwrap_err().to_string().contains("auto, cpu or cuda:N"), "{bad}");
+    }
+    let problems = of(&["--device", "cuda:0", "--kernels", "reference"]).unwrap_err().to_string();
+    assert!(problems.contains("--kernels reference computes on the CPU"), "{problems}");
+}
+
+#[test]
+fn f16_is_for_gpus() {
+    let of = |flags: &[&str]| serve(&[&["--model", "/", "--dtype", "f16"], flags].concat());
+    for device in ["auto", "cuda:1"] {
+        assert_eq!(of(&["--device", device]).unwrap().dtype, DtypeChoice::F16);
+    }
+    let problems = of(&["--device", "cpu", "--block-size", "24"]).unwrap_err().to_string();
+    for problem in ["--dtype is \"f16\": the CPU computes in bf16 or f32", "--block-size is \"24\""] {
+        assert!(problems.contains(problem), "{problems}");
+    }
+    let problems = of(&["--kernels", "reference"]).unwrap_err().to_string();
+    assert!(problems.contains("--dtype is \"f16\": --kernels reference computes in f32"), "{problems}");
 }

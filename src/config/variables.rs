@@ -2,8 +2,8 @@
 //!
 //! A server's flags are what its container or unit is set up by, so they have the short names: `--max-num-seqs` of
 //! `serve` is `POLYDELTA_MAX_NUM_SEQS`. Elsewhere the verb comes first: `--temperature` of `generate` is
-//! `POLYDELTA_GENERATE_TEMPERATURE`. So what is set up for one verb is never read by another. Two groups mean the same
-//! wherever they are and have one name: the log, and the connection to a server.
+//! `POLYDELTA_GENERATE_TEMPERATURE`. So what is set up for one verb is never read by another. Three groups mean the
+//! same wherever they are and have one name: the log, the connection to a server, and where assembled kernels are kept.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -15,8 +15,8 @@ use super::args::Args;
 const PREFIX: &str = "POLYDELTA_";
 /// The verb whose variables have no verb in their name.
 const SERVER: &str = "serve";
-/// Flags of the log and of the connection.
-const SHARED: [&str; 5] = ["log", "log-format", "server", "timeout", "connect-timeout"];
+/// Flags of the log, of the connection, and of what `serve` keeps and `doctor` looks at.
+const SHARED: [&str; 6] = ["log", "log-format", "server", "timeout", "connect-timeout", "kernel-cache"];
 /// How much of a name must be right to be taken for a slip.
 const ALIKE: f64 = 0.75;
 

@@ -4,6 +4,7 @@
 
 pub(crate) mod gguf;
 mod json;
+pub(crate) mod private;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -20,7 +21,7 @@ pub(crate) const MAX_SETTINGS_BYTES: u64 = 16 << 20;
 pub(crate) const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// Why a path is not read, where the system itself would not mind. Comes inside an [`io::Error`], whose kind is
-/// [`io::ErrorKind::InvalidInput`], [`io::ErrorKind::FileTooLarge`] or [`io::ErrorKind::InvalidData`], so that callers keep one kind of error for a file.
+/// [`io::ErrorKind::InvalidInput`], [`io::ErrorKind::FileTooLarge`], [`io::ErrorKind::InvalidData`] or [`io::ErrorKind::PermissionDenied`], so that callers keep one kind of error for a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FileRefusal {
     /// Something else than a regular file (or a link to one).
@@ -41,6 +42,12 @@ pub enum FileRefusal {
     /// render.
     #[error("it is a Git LFS pointer and not the file: run `git lfs pull` in its folder")]
     LfsPointer,
+    /// What somebody else may have written, where only this user's own is read.
+    #[error("it {why}")]
+    Exposed {
+        /// In words: `belongs to another user`.
+        why: &'static str,
+    },
 }
 
 /// How every Git LFS pointer begins, whatever its version.
@@ -60,6 +67,7 @@ impl From<FileRefusal> for io::Error {
             FileRefusal::NotRegular { .. } => io::ErrorKind::InvalidInput,
             FileRefusal::TooLarge { .. } => io::ErrorKind::FileTooLarge,
             FileRefusal::LfsPointer => io::ErrorKind::InvalidData,
+            FileRefusal::Exposed { .. } => io::ErrorKind::PermissionDenied,
         };
         Self::new(kind, refusal)
     }

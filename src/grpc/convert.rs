@@ -4,8 +4,10 @@
 mod adapters;
 mod generation;
 mod info;
+mod pooling;
 mod template_json;
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::types::{AdapterName, AdapterVersion, InvalidAdapterName, InvalidAdapterVersion, Problem, ToProblem};
@@ -15,6 +17,7 @@ pub(super) use self::generation::{
     Collected, delta, finished, generate_request, prompt_logprobs, started, tokenize_input,
 };
 pub(super) use self::info::{server_info, stats};
+pub(super) use self::pooling::{embed_request, embed_response, score_request, score_response};
 
 /// A message that has no meaning.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,9 +47,33 @@ pub(super) enum BadMessage {
     /// A version without the name that it belongs to.
     #[error("adapter_version is set and adapter is not")]
     VersionWithoutAdapter,
+    /// Two ways to say what to compute with.
+    #[error("{field} and {other} are both set: a request is computed with one of them")]
+    Together {
+        /// Path of the field.
+        field: &'static str,
+        /// The others that are set.
+        other: &'static str,
+    },
     /// Not usable as a request id.
     #[error("request_id is not 1 to 128 printable ASCII characters")]
     RequestId,
+    /// A number that stands for nothing here.
+    #[error("{field}: {value} is no value of it")]
+    UnknownValue {
+        /// Path of the field.
+        field: &'static str,
+        /// As given.
+        value: i32,
+    },
+    /// One of several inputs.
+    #[error("inputs[{index}].{bad}")]
+    Input {
+        /// Which.
+        index: usize,
+        /// What is wrong with it.
+        bad: Box<BadMessage>,
+    },
     /// An upload id that breaks the rule.
     #[error("header.upload_id: not of the form [A-Za-z0-9._:-]{{1,128}}")]
     UploadId,
@@ -66,13 +93,18 @@ pub(super) enum BadMessage {
 
 impl BadMessage {
     /// Path of the field in the message.
-    pub(super) fn field(&self) -> &'static str {
+    pub(super) fn field(&self) -> Cow<'static, str> {
         match self {
-            Self::Missing { field } | Self::Name { field, .. } | Self::Version { field, .. } => field,
-            Self::VersionWithoutAdapter => "adapter_version",
-            Self::RequestId => "request_id",
-            Self::UploadId => "header.upload_id",
-            Self::TemplateJson { .. } | Self::TemplateVariableTwice { .. } => "chat.template_kwargs_json",
+            Self::Missing { field }
+            | Self::Name { field, .. }
+            | Self::Version { field, .. }
+            | Self::UnknownValue { field, .. }
+            | Self::Together { field, .. } => Cow::Borrowed(field),
+            Self::VersionWithoutAdapter => "adapter_version".into(),
+            Self::RequestId => "request_id".into(),
+            Self::UploadId => "header.upload_id".into(),
+            Self::TemplateJson { .. } | Self::TemplateVariableTwice { .. } => "chat.template_kwargs_json".into(),
+            Self::Input { index, bad } => format!("inputs[{index}].{}", bad.field()).into(),
         }
     }
 }
@@ -81,6 +113,11 @@ impl ToProblem for BadMessage {
     fn to_problem(&self) -> Problem {
         Problem::invalid("INVALID_FIELD", self.field(), self)
     }
+}
+
+/// A client's own id for its request, where it has one.
+fn request_id(id: String) -> Result<String, BadMessage> {
+    if id.is_empty() || crate::wire::is_valid(&id) { Ok(id) } else { Err(BadMessage::RequestId) }
 }
 
 pub(super) fn adapter_name(field: &'static str, text: &str) -> Result<AdapterName, BadMessage> {

@@ -47,23 +47,28 @@ impl Generator {
         let context = request.extensions().get::<CallContext>().cloned();
         let mut request = convert::generate_request(request.into_inner()).map_err(|bad| status::of(&bad))?;
         request.max_answer_bytes = max_answer_bytes;
-        let arrival = context.map_or_else(Arrival::now, |context| {
-            if request.request_id.is_empty() {
-                request.request_id = context.request_id;
-            } else {
-                Span::current().record("generation_id", &request.request_id);
-            }
-            let CallContext { client, connection, arrived, deadline, .. } = context;
-            Arrival { client, connection, arrived, deadline }
-        });
+        let arrival = arrival(context, &mut request.request_id);
         let token_ids = request.input.options.token_ids || request.input.options.echo;
         let generation = self.gate.admit(request, arrival).await.map_err(|error| status::of(&error))?;
         Ok((generation, token_ids))
     }
 }
 
+/// Who asks, and by when; a request without an id has its call's.
+pub(super) fn arrival(context: Option<CallContext>, request_id: &mut String) -> Arrival {
+    context.map_or_else(Arrival::now, |context| {
+        if request_id.is_empty() {
+            *request_id = context.request_id;
+        } else {
+            Span::current().record("generation_id", &*request_id);
+        }
+        let CallContext { client, connection, arrived, deadline, .. } = context;
+        Arrival { client, connection, arrived, deadline }
+    })
+}
+
 /// A response that says which request it is of, where the message named one.
-fn respond<T>(message: T, request_id: &str) -> Response<T> {
+pub(super) fn respond<T>(message: T, request_id: &str) -> Response<T> {
     let mut response = Response::new(message);
     if let Ok(value) = MetadataValue::try_from(request_id) {
         response.metadata_mut().insert("x-request-id", value);
@@ -80,6 +85,7 @@ impl GenerationService for Generator {
         while let Some(event) = generation.next().await {
             match event.map_err(|error| status::of(&error))? {
                 GenerationEvent::PromptLogprob(token) => collected.add_prompt_logprob(token),
+                GenerationEvent::Pooled(_) => unreachable!("the gate has nothing pooled of what is generated"),
                 GenerationEvent::Delta(delta) => collected.add(delta),
                 GenerationEvent::Finished { usage, timings } => {
                     return Ok(respond(collected.finish(usage, timings), &request_id));
@@ -106,8 +112,8 @@ impl GenerationService for Generator {
     async fn tokenize(&self, request: Request<pb::TokenizeRequest>) -> Result<Response<pb::TokenizeResponse>, Status> {
         let client = client_of(&request);
         let input = convert::tokenize_input(request.into_inner()).map_err(|bad| status::of(&bad))?;
-        let (prompt, adapter) = input;
-        let prompt = self.gate.tokenize(prompt, adapter.as_ref(), client).await;
+        let (prompt, delta) = input;
+        let prompt = self.gate.tokenize(prompt, &delta, client).await;
         let prompt = prompt.map_err(|error| status::of(&error))?;
         Ok(Response::new(pb::TokenizeResponse { token_ids: prompt.ids, text: prompt.text }))
     }
@@ -160,6 +166,9 @@ impl Pump {
             message = match event {
                 None => return Ended::Complete,
                 Some(Ok(GenerationEvent::PromptLogprob(token))) => Ok(convert::prompt_logprobs(token)),
+                Some(Ok(GenerationEvent::Pooled(_))) => {
+                    unreachable!("the gate has nothing pooled of what is generated")
+                }
                 Some(Ok(GenerationEvent::Delta(delta))) => Ok(convert::delta(delta, self.token_ids)),
                 Some(Ok(GenerationEvent::Finished { usage, timings })) => Ok(convert::finished(usage, timings)),
                 Some(Err(error)) => Err(status::of(&error)),

@@ -10,7 +10,7 @@
 //! | `observe` | which method, how it ended, how long it took |
 //! | `convert` | messages to plain data and back, no logic |
 //! | `status` | errors as gRPC statuses |
-//! | [`generation`], [`adapters`], [`info`] | the services |
+//! | [`generation`], [`pooling`], [`adapters`], [`info`] | the services |
 //!
 //! It decides nothing about requests or adapters; that is the gate's and the adapters room's. Connections are those of
 //! `wire`.
@@ -27,6 +27,7 @@ pub mod info;
 mod malformed;
 mod observe;
 mod page;
+pub mod pooling;
 mod server_info;
 pub mod services;
 mod status;
@@ -41,6 +42,7 @@ use tower::Service;
 pub use adapters::Adapters;
 pub use generation::Generator;
 pub use info::Informer;
+pub use pooling::Pooler;
 pub use server_info::{ModelInfo, ServerInfo, ServerLimits};
 pub use services::Services;
 

@@ -37,6 +37,7 @@ impl Method {
 }
 
 const GENERATION: &str = "polydelta.v1.GenerationService";
+const POOLING: &str = "polydelta.v1.PoolingService";
 const ADAPTERS: &str = "polydelta.v1.AdapterService";
 const SERVER: &str = "polydelta.v1.ServerService";
 const HEALTH: &str = "grpc.health.v1.Health";
@@ -46,11 +47,13 @@ const CLIENT_STREAM: &str = "client_stream";
 const SERVER_STREAM: &str = "server_stream";
 const BIDI_STREAM: &str = "bidi_stream";
 
-const METHODS: [Method; 17] = [
+const METHODS: [Method; 19] = [
     method(GENERATION, "Generate", UNARY, Role::Work),
     method(GENERATION, "GenerateStream", SERVER_STREAM, Role::Work),
     method(GENERATION, "Tokenize", UNARY, Role::Work),
     method(GENERATION, "Detokenize", UNARY, Role::Work),
+    method(POOLING, "Embed", UNARY, Role::Work),
+    method(POOLING, "Score", UNARY, Role::Work),
     method(ADAPTERS, "UploadAdapter", CLIENT_STREAM, Role::Work),
     method(ADAPTERS, "GetUpload", UNARY, Role::Work),
     method(ADAPTERS, "GetAdapter", UNARY, Role::Work),

@@ -73,4 +73,8 @@ pub struct ServerLimits {
     pub max_stop_bytes: u64,
     /// Tokens a request may ask for over all its choices.
     pub max_request_tokens: u64,
+    /// Texts of a request that has texts read.
+    pub max_inputs: u32,
+    /// Bytes of an adapter that a request brings.
+    pub max_inline_adapter_bytes: u64,
 }

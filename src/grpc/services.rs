@@ -9,14 +9,17 @@ use tonic_reflection::server::Builder;
 
 use super::pb::adapter_service_server::AdapterServiceServer;
 use super::pb::generation_service_server::GenerationServiceServer;
+use super::pb::pooling_service_server::PoolingServiceServer;
 use super::pb::server_service_server::ServerServiceServer;
-use super::{Adapters, Generator, Informer, pb};
+use super::{Adapters, Generator, Informer, Pooler, pb};
 use crate::wire::{Lifecycle, Phase};
 
 /// Everything a server answers.
 pub struct Services {
     /// `GenerationService`.
     pub generation: Generator,
+    /// `PoolingService`.
+    pub pooling: Pooler,
     /// `AdapterService`.
     pub adapters: Adapters,
     /// `ServerService`.
@@ -26,9 +29,10 @@ pub struct Services {
 }
 
 /// Names under which health is reported; "" is the server as a whole.
-const HEALTH_NAMES: [&str; 4] = [
+const HEALTH_NAMES: [&str; 5] = [
     "",
     <GenerationServiceServer<Generator> as NamedService>::NAME,
+    <PoolingServiceServer<Pooler> as NamedService>::NAME,
     <AdapterServiceServer<Adapters> as NamedService>::NAME,
     <ServerServiceServer<Informer> as NamedService>::NAME,
 ];
@@ -52,11 +56,14 @@ impl Services {
         let generation = GenerationServiceServer::new(self.generation)
             .max_decoding_message_size(limit)
             .max_encoding_message_size(limit);
+        let pooling =
+            PoolingServiceServer::new(self.pooling).max_decoding_message_size(limit).max_encoding_message_size(limit);
         let adapters =
             AdapterServiceServer::new(self.adapters).max_decoding_message_size(limit).max_encoding_message_size(limit);
         let info =
             ServerServiceServer::new(self.info).max_decoding_message_size(limit).max_encoding_message_size(limit);
-        let routes = Routes::new(health_service).add_service(generation).add_service(adapters).add_service(info);
+        let routes = Routes::new(health_service).add_service(generation).add_service(pooling).add_service(adapters);
+        let routes = routes.add_service(info);
         if !self.reflection {
             return Ok(routes.prepare());
         }

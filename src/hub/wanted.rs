@@ -13,11 +13,12 @@ const OPTIONAL: [&str; 6] = [
 ];
 pub(super) const WEIGHTS: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
-/// Where an adapter may have a chat template.
-const ADAPTER_OPTIONAL: [&str; 2] = ["chat_template.jinja", "tokenizer_config.json"];
+/// Where an adapter may have a chat template, and what AdapterHub's library says of a head beside it.
+const ADAPTER_OPTIONAL: [&str; 3] = ["chat_template.jinja", "tokenizer_config.json", "head_config.json"];
 pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// Weights of an adapter, the best first.
-pub(super) const ADAPTER_WEIGHTS: [&str; 3] = ["adapter_model.safetensors", ADAPTER_INDEX, "adapter_model.bin"];
+pub(super) const ADAPTER_WEIGHTS: [&str; 5] =
+    ["adapter_model.safetensors", ADAPTER_INDEX, "adapter_model.bin", "adapter.safetensors", "pytorch_adapter.bin"];
 pub(super) const ADAPTER_INDEX: &str = "adapter_model.safetensors.index.json";
 
 /// What is wanted of a repository.

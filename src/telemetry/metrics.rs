@@ -9,7 +9,7 @@ use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, NoopRecord
 use super::log_sink::LostLines;
 use super::lora::LoraRequests;
 use super::names::{self, Kind, Metric};
-use crate::types::Usage;
+use crate::types::{OpClass, Usage};
 
 mod steps;
 
@@ -169,6 +169,7 @@ struct StepSeries {
     sequences: Histogram,
     distinct_adapters: Histogram,
     seconds: Histogram,
+    rows_by_class: [(OpClass, Counter); OpClass::ALL.len()],
 }
 
 struct RequestSeries {
@@ -257,6 +258,8 @@ impl Registrar<'_> {
             sequences: self.histogram(names::BATCH_SIZE, &[]),
             distinct_adapters: self.histogram(names::BATCH_ADAPTERS, &[]),
             seconds: self.histogram(names::STEP_SECONDS, &[]),
+            rows_by_class: OpClass::ALL
+                .map(|class| (class, self.counter(names::OP_ROWS, &[("op_class", class.as_str())]))),
         }
     }
 

@@ -139,6 +139,9 @@ pub const BATCH_SIZE: Metric = histogram("polydelta_batch_size", SMALL_COUNTS, "
 /// Distinct adapters of a step.
 pub const BATCH_ADAPTERS: Metric =
     histogram("polydelta_batch_distinct_adapters", SMALL_COUNTS, "Distinct adapters of a step, the base not counted.");
+/// Rows by `op_class`.
+pub const OP_ROWS: Metric =
+    counter("polydelta_op_rows_total", "Rows computed with an operation of the class; a row counts for each it has.");
 /// Duration of a step.
 pub const STEP_SECONDS: Metric = histogram("polydelta_step_seconds", SECONDS, "Duration of a step.");
 /// Time requests waited, by `cause`.
@@ -220,6 +223,7 @@ pub const ALL: &[Metric] = &[
     STEP_TOKENS,
     BATCH_SIZE,
     BATCH_ADAPTERS,
+    OP_ROWS,
     STEP_SECONDS,
     QUEUE_WAIT,
     FAIR_PARTIES,

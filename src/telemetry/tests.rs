@@ -8,7 +8,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use super::metrics::QueueCause;
 use super::names::{self, Kind};
 use super::*;
-use crate::types::Usage;
+use crate::types::{OpClass, RowsByClass, Usage};
 
 fn recorder() -> (Metrics, MetricsPage) {
     recorded("tiny", 64).unwrap()
@@ -43,10 +43,14 @@ fn names_are_unique_and_their_bounds_ascend() {
 #[test]
 fn vllms_names_keep_their_colon_and_labels() {
     let (metrics, page) = recorder();
+    let mut rows_by_class = RowsByClass::default();
+    rows_by_class.add([OpClass::LowRank, OpClass::Bias].into_iter().collect(), 4);
+    rows_by_class.add([OpClass::LowRank].into_iter().collect(), 2);
     metrics.record_step(&StepFacts {
         tokens: 9,
         sequences: 3,
         distinct_adapters: 2,
+        rows_by_class,
         duration: Duration::from_millis(5),
         gauges: EngineGauges {
             running: 3,
@@ -80,6 +84,9 @@ fn vllms_names_keep_their_colon_and_labels() {
         "# HELP vllm:num_requests_running Sequences in execution batches.",
         "# TYPE vllm:time_to_first_token_seconds histogram",
         "polydelta_kv_blocks_used 25",
+        "polydelta_op_rows_total{op_class=\"LowRank\"} 6",
+        "polydelta_op_rows_total{op_class=\"Bias\"} 4",
+        "polydelta_op_rows_total{op_class=\"Gain\"} 0",
         "polydelta_sequences_parked 2",
     ] {
         assert!(text.lines().any(|have| have == line), "{line}\nis missing from\n{text}");

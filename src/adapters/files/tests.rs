@@ -45,6 +45,18 @@ fn a_chat_template_is_a_part_of_the_version_unless_it_is_the_bases() {
 }
 
 #[test]
+fn weights_by_the_name_of_adapterhub_are_the_same_version_and_not_a_second_file() {
+    let renamed = |header: &mut UploadHeader| {
+        let weights = header.files.iter_mut().find(|file| file.path == WEIGHTS_FILE).unwrap();
+        weights.path = ADAPTERHUB_WEIGHTS_FILE.to_owned();
+    };
+    let (plain, renamed) = (check(|_| {}).unwrap(), check(renamed).unwrap());
+    assert_eq!((plain.version, plain.stored_files()), (renamed.version, renamed.stored_files()));
+    let error = check(|header| header.files.push(file(ADAPTERHUB_WEIGHTS_FILE, 1))).unwrap_err();
+    assert!(matches!(error, AdapterError::DuplicateFile { .. }), "{error}");
+}
+
+#[test]
 fn both_files_are_required() {
     for (index, missing) in [CONFIG_FILE, WEIGHTS_FILE].into_iter().enumerate() {
         let error = check(|header| drop(header.files.remove(index))).unwrap_err();

@@ -33,7 +33,10 @@ fn an_adapter_is_found_in_every_form_with_what_lies_beside_it() {
     assert_eq!(found.weights, FoundWeights::Safetensors);
     assert_eq!(found.others, ["README.md", "adapter_model.bin", "optimizer.pt", "runs"]);
     let root = folder(&[CONFIG, ("adapter_model.bin", "x")]);
-    assert_eq!(look(root.path()).unwrap(), FoundAdapter { weights: FoundWeights::Pickle, others: Vec::new() });
+    assert_eq!(
+        look(root.path()).unwrap(),
+        FoundAdapter { weights: FoundWeights::Pickle(PICKLE_FILE), others: Vec::new() }
+    );
     let (first, second) = ("adapter_model-00001-of-00002.safetensors", "adapter_model-00002-of-00002.safetensors");
     let index = format!(r#"{{"weight_map": {{"a": "{second}", "b": "{first}", "c": "{first}"}}}}"#);
     let root = folder(&[CONFIG, (INDEX_FILE, &index), (first, "x"), (second, "y"), ("README.md", "")]);
@@ -100,7 +103,14 @@ fn what_is_no_adapter_is_named_with_what_to_do() {
         (&[("sql.tar.gz", "x")], "the archive sql.tar.gz: unpack it"),
         (&[WEIGHTS], "has adapter_model.safetensors and no adapter_config.json"),
         (&[CONFIG, ("adapters.safetensors", "x")], "an adapter of MLX"),
-        (&[CONFIG, ("pytorch_adapter.bin", "x")], "an adapter of AdapterHub"),
+        (
+            &[CONFIG, ("adapter.safetensors", "x"), ("head_config.json", r#"{"config": null}"#)],
+            "save_adapter(..., with_head=False)",
+        ),
+        (
+            &[CONFIG, ("pytorch_adapter.bin", "x"), ("head_config.json", r#"{"config": {"head_type": "causal_lm"}}"#)],
+            "save_adapter(..., with_head=False)",
+        ),
         (&[CONFIG, ("adapter.gguf", "x")], "an adapter of llama.cpp"),
         (&[CONFIG, ("global_step10/x", "")], "a checkpoint of DeepSpeed"),
         (
@@ -138,5 +148,18 @@ fn a_file_in_place_of_a_folder_is_told_by_its_name() {
         let root = folder(&[(name, "x")]);
         let text = look(&root.path().join(name)).unwrap_err().to_string();
         assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn an_adapter_of_adapterhub_is_found_by_its_names_and_a_classifier_beside_it_is_left_aside() {
+    let head = ("head_config.json", r#"{"config": {"head_type": "classification"}}"#);
+    for (file, weights) in [
+        ("adapter.safetensors", FoundWeights::AdapterHub),
+        ("pytorch_adapter.bin", FoundWeights::Pickle("pytorch_adapter.bin")),
+    ] {
+        let found = look(folder(&[CONFIG, (file, "x"), head, ("model_head.safetensors", "x")]).path()).unwrap();
+        let others = ["head_config.json", "model_head.safetensors"].map(str::to_owned).to_vec();
+        assert_eq!(found, FoundAdapter { weights, others });
     }
 }

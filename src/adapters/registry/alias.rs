@@ -2,7 +2,7 @@
 
 use super::super::digest::Sha256Digest;
 use super::super::stored::StoredAdapter;
-use crate::types::{AdapterVersion, BaseDigest};
+use crate::types::{AdapterTask, AdapterVersion, BaseDigest};
 
 /// A chat template that an adapter brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,13 +21,16 @@ pub(super) struct Alias {
     /// Of the files: what the version is taken to need on the device before it was ever compiled.
     pub(super) bytes: u64,
     pub(super) base: Option<BaseDigest>,
+    /// What it is for; `None` where the version was never compiled.
+    pub(super) task: Option<AdapterTask>,
 }
 
 impl Alias {
     pub(super) fn of(stored: &StoredAdapter) -> Self {
         let base = stored.compiled.as_ref().map(|compiled| compiled.base);
         let template = stored.chat_template().map(|file| OwnChatTemplate { sha256: file.sha256, bytes: file.size });
-        Self { version: stored.version, chat_template: template, bytes: stored.bytes(), base }
+        let task = stored.compiled.as_ref().map(|compiled| compiled.facts.task);
+        Self { version: stored.version, chat_template: template, bytes: stored.bytes(), base, task }
     }
 }
 

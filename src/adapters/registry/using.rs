@@ -2,13 +2,13 @@
 
 use super::super::error::AdapterError;
 use super::super::files::CHAT_TEMPLATE_FILE;
-use super::super::lease::AdapterLease;
+use super::super::lease::{AdapterLease, Content};
 use super::super::residency::{SetAside, Want};
 use super::super::stored::{AdapterBytes, StoredAdapter};
 use super::super::sync::lock;
 use super::AdapterRegistry;
 use super::alias::{Alias, OwnChatTemplate};
-use crate::types::{AdapterName, AdapterVersion, ClientKey};
+use crate::types::{AdapterName, AdapterTask, AdapterVersion, ClientKey};
 
 /// A name resolved to a version, which is kept while this lives.
 #[derive(Clone, Debug)]
@@ -19,8 +19,10 @@ pub struct ResolvedAdapter {
     pub lease: AdapterLease,
     /// The version's own chat template, where it has one.
     pub chat_template: Option<OwnChatTemplate>,
+    /// What the version is for; `None` where that shows once it is loaded.
+    pub task: Option<AdapterTask>,
     /// Of the files.
-    bytes: u64,
+    pub(super) bytes: u64,
 }
 
 impl AdapterRegistry {
@@ -49,8 +51,8 @@ impl AdapterRegistry {
             return Err(AdapterError::VersionMismatch { name: name.clone(), expected, actual: Some(actual) });
         }
         self.check_base(name, *alias)?;
-        let Alias { chat_template, bytes, .. } = *alias;
-        Ok(ResolvedAdapter { name: name.clone(), lease: self.leases.lease(actual), chat_template, bytes })
+        let Alias { chat_template, bytes, task, .. } = *alias;
+        Ok(ResolvedAdapter { name: name.clone(), lease: self.leases.lease(actual), chat_template, task, bytes })
     }
 
     /// Resolve a name and ask for its version on the device, for a client.
@@ -72,11 +74,18 @@ impl AdapterRegistry {
     /// # Errors
     /// [`AdapterError::SetAside`].
     pub fn want_resolved(&self, adapter: ResolvedAdapter, client: ClientKey) -> Result<Want, AdapterError> {
-        let ResolvedAdapter { name, lease, bytes, .. } = adapter;
-        if let Some(SetAside { faults, fault }) = self.residency.set_aside(lease.version()) {
-            return Err(AdapterError::SetAside { name, version: lease.version(), faults, fault });
+        self.check_set_aside(&adapter)?;
+        Ok(self.residency.want(adapter.lease, adapter.bytes, client))
+    }
+
+    pub(super) fn check_set_aside(&self, adapter: &ResolvedAdapter) -> Result<(), AdapterError> {
+        let (name, version) = (&adapter.name, adapter.lease.version());
+        match self.residency.set_aside(version) {
+            Some(SetAside { faults, fault }) => {
+                Err(AdapterError::SetAside { name: name.clone(), version, faults, fault })
+            }
+            None => Ok(()),
         }
-        Ok(self.residency.want(lease, bytes, client))
     }
 
     /// Give the version that a name stands for another chance, if it was set aside.
@@ -89,9 +98,17 @@ impl AdapterRegistry {
         Ok(())
     }
 
-    /// Bytes of the files of a leased version: what [`AdapterRegistry::read`] will read. 0 for one whose last name is gone.
+    /// Bytes of the files of a leased version, or of all parts of a mix: what [`AdapterRegistry::read`] will read. 0 for one
+    /// whose last name is gone.
     #[must_use]
     pub fn file_bytes(&self, lease: &AdapterLease) -> u64 {
+        match lease.content() {
+            Content::Stored => {}
+            Content::Mix(parts) => {
+                return parts.iter().map(|part| self.file_bytes(&part.lease)).fold(0, u64::saturating_add);
+            }
+            Content::Sent(files) => return files.bytes(),
+        }
         lock(&self.catalog).of_version(lease.version()).next().map_or(0, StoredAdapter::bytes)
     }
 

@@ -69,6 +69,7 @@ impl State {
         if !fits {
             let (free, max) = (self.budget.free(), self.budget.limit());
             self.end(id);
+            self.forget_derived(version);
             return Err(if bytes > max {
                 AdapterError::TooLargeForDevice { version, bytes, max }
             } else {
@@ -129,6 +130,7 @@ impl State {
             let failure = error.as_ref().map_or(Failure::Abandoned, |error| Failure::Failed(Arc::clone(error)));
             self.failures.insert(waiter, failure);
         }
+        self.forget_derived(version);
     }
 
     /// Take a load apart: victims not yet touched go back, those in the engine's hands have to be removed by someone.

@@ -9,6 +9,7 @@ use super::super::error::AdapterError;
 use super::super::events::AdapterEventKind;
 use super::super::eviction::LruOrder;
 use super::super::slots::SlotPool;
+use super::derived::DerivedVersions;
 use super::faults::FaultLog;
 use super::line::{Line, WaiterId};
 use super::load::{Failure, Load, LoadId};
@@ -82,6 +83,7 @@ pub(super) struct State {
     pub(super) stats: ResidencyStats,
     pub(super) pinned: HashSet<AdapterVersion>,
     pub(super) retired: HashSet<AdapterVersion>,
+    pub(super) derived: DerivedVersions,
     /// Leased versions on which newer requests wait, so that the first in line gets their place.
     draining: HashSet<AdapterVersion>,
     pub(super) line: Line,
@@ -106,6 +108,7 @@ impl State {
             stats: ResidencyStats::default(),
             pinned: HashSet::new(),
             retired: HashSet::new(),
+            derived: DerivedVersions::default(),
             draining: HashSet::new(),
             line: Line::default(),
             sleepers: Sleepers::default(),
@@ -204,6 +207,7 @@ impl State {
         self.sleepers.forget(waiter);
         self.dequeue(waiter);
         self.line.depart(waiter);
+        self.derived.depart(version);
         let claimed = match self.entries.get_mut(&version) {
             Some(Entry::Loading { claims, .. } | Entry::Resident(Resident { claims, .. })) => claims.remove(&waiter),
             _ => false,
@@ -211,6 +215,7 @@ impl State {
         if claimed {
             self.settle(version);
         }
+        self.forget_derived(version);
     }
 
     /// A new first in line decides anew what has to drain.
@@ -357,6 +362,7 @@ impl State {
             Some(Entry::Evicting { resident, .. }) => {
                 self.stats.evictions += 1;
                 self.signals.events.push((version, AdapterEventKind::Evicted));
+                self.forget_derived(version);
                 Some((resident.slot, resident.reservation))
             }
             Some(other) => {
@@ -373,8 +379,7 @@ impl State {
         if !idle {
             return;
         }
-        let retired = self.retired.contains(&version);
-        if retired {
+        if self.is_retired(version) {
             self.start_evicting(version, Remover::Nobody);
         }
         self.room_changes();
@@ -446,8 +451,21 @@ impl State {
         if retired {
             self.retired.insert(version);
             self.settle(version);
+            self.derived.with_part(version).into_iter().for_each(|mix| self.settle(mix));
         } else {
             self.retired.remove(&version);
         }
+    }
+
+    /// Forget a derived version that nobody wants and that has no business on the device.
+    pub(super) fn forget_derived(&mut self, version: AdapterVersion) {
+        if !self.entries.contains_key(&version) && self.derived.remove_unwanted(version) {
+            self.forget(version);
+        }
+    }
+
+    /// Whether a version leaves the device as soon as no request runs on it: its last name is gone, or that of a part.
+    pub(super) fn is_retired(&self, version: AdapterVersion) -> bool {
+        self.retired.contains(&version) || self.derived.parts(version).iter().any(|part| self.retired.contains(part))
     }
 }

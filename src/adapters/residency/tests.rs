@@ -8,6 +8,7 @@ use crate::adapters::testing::facts;
 use crate::types::AdapterFault;
 use crate::types::AdapterSlot;
 
+mod mixes;
 mod properties;
 
 struct Device {
@@ -101,7 +102,7 @@ fn the_first_want_loads_and_all_others_wait_for_it() {
     assert_eq!((install.slot(), install.evict()), (AdapterSlot(0), &[][..]));
     install.complete();
     let (a, b) = (ready(&first), ready(&second));
-    assert_eq!((a.slot(), b.binding().version), (AdapterSlot(0), version(1)));
+    assert_eq!((a.slot(), b.binding(&[1]).version), (AdapterSlot(0), version(1)));
     let stats = device.residency.stats();
     assert_eq!((stats.leases, stats.bytes_used, stats.slots_used, stats.loads), (2, 20, 1, 1));
 }

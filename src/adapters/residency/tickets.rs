@@ -7,7 +7,7 @@ use super::super::error::{AdapterError, LoadFailure};
 use super::super::lease::AdapterLease;
 use super::load::LoadId;
 use super::shared::Shared;
-use crate::types::{AdapterBinding, AdapterFacts, AdapterFault, AdapterSlot, AdapterVersion};
+use crate::types::{AdapterBinding, AdapterFacts, AdapterFault, AdapterSlot, AdapterTask, AdapterVersion};
 
 /// A version on the device, held there for one request. Keep it until the engine has let go of the request: the slot
 /// may be given to another version as soon as the last one drops.
@@ -42,10 +42,16 @@ impl ResidentLease {
         self.verdict = Some(verdict);
     }
 
-    /// What the engine needs to know.
+    /// What it is for.
     #[must_use]
-    pub fn binding(&self) -> AdapterBinding {
-        AdapterBinding { version: self.version(), slot: self.slot, virtual_tokens: self.facts.virtual_tokens }
+    pub fn task(&self) -> AdapterTask {
+        self.facts.task
+    }
+
+    /// What the engine needs to know for a request with this prompt.
+    #[must_use]
+    pub fn binding(&self, prompt: &[u32]) -> AdapterBinding {
+        self.facts.bind(self.version(), self.slot, prompt)
     }
 }
 

@@ -193,7 +193,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::types::{BaseDigest, OpClass, VirtualTokens};
+    use crate::types::{AdapterTask, BaseDigest, DeltaGroup, OpClass, VirtualTokens};
 
     pub(in super::super) fn adapter(name: &str) -> StoredAdapter {
         let file = |path: &str, fill| StoredFile { path: path.into(), size: 3, sha256: Sha256Digest([fill; 32]) };
@@ -214,6 +214,8 @@ pub(super) mod tests {
     fn compiled() -> Compiled {
         let facts = AdapterFacts {
             kind: "prefix tuning".into(),
+            group: Some(DeltaGroup::Addition),
+            task: AdapterTask::SequenceClassification { labels: 3 },
             min_rank: 4,
             max_rank: 8,
             ops: [(OpClass::LowRank, 14), (OpClass::Prefix, 1)].into(),
@@ -221,6 +223,8 @@ pub(super) mod tests {
             device_bytes: 1234,
             parameters: 617,
             virtual_tokens: Some(VirtualTokens { count: 16, saved_kv: true }),
+            invocation_tokens: vec![5, 6],
+            keeps_base_kv: true,
             unknown_fields: vec!["later".into()],
         };
         Compiled { base: BaseDigest([7; 32]), weight_bytes: 2, facts: Arc::new(facts) }

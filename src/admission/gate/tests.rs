@@ -1,4 +1,7 @@
 mod chats;
+mod mixes;
+mod pooling;
+mod sent;
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -6,15 +9,16 @@ use std::time::Duration;
 use super::super::testing::{House, id, metric, recorded, request};
 use super::*;
 use crate::adapters::AdapterError;
-use crate::admission::InvalidRequest;
+use crate::admission::{AdapterChoice, InvalidRequest, ServingDelta};
 use crate::engine::SubmitError;
 use crate::scheduler::places::Holder;
 use crate::text::{ChatError, TokenizerSettings};
+use crate::types::AdapterVersion;
 use crate::types::generate::{Chat, ChatMessage};
 
 fn with_adapter(name: &str, version: Option<AdapterVersion>) -> AdmissionRequest {
-    let adapter = Some(AdapterChoice { name: name.parse().unwrap(), version });
-    AdmissionRequest { adapter, ..request("prompt") }
+    let delta = DeltaChoice::Adapter(AdapterChoice { name: name.parse().unwrap(), version });
+    AdmissionRequest { delta, ..request("prompt") }
 }
 
 async fn refusal(house: &House, request: AdmissionRequest) -> AdmissionError {
@@ -39,7 +43,7 @@ async fn an_admitted_request_is_what_the_client_asked_for() {
     let generation = house.gate.admit(wanted, arrival).await.unwrap();
     let info = generation.info();
     assert_eq!((info.request_id.as_str(), info.choices), ("trace-7", 2));
-    assert_eq!(info.adapter, Some(("sql".parse().unwrap(), version)));
+    assert_eq!(info.delta, ServingDelta::Adapter { name: "sql".parse().unwrap(), version });
     let submitted = house.engine.take();
     let request = &submitted.request;
     assert_eq!(&request.prompt[..], house.gate.parts.tokenizer.encode("prompt", true).unwrap());
@@ -70,12 +74,15 @@ async fn places_are_few_and_come_back() {
     assert!(matches!(refusal(&house, request("c")).await, AdmissionError::TooManyRequests { limit: 2 }));
     let text = || PromptInput::Text("a".into());
     assert!(matches!(
-        house.gate.tokenize(text(), None, ClientKey::LOCAL).await,
+        house.gate.tokenize(text(), &DeltaChoice::Base, ClientKey::LOCAL).await,
         Err(AdmissionError::TooManyRequests { limit: 2 })
     ));
     drop(first);
     assert!(house.gate.admit(request("c"), Arrival::now()).await.is_ok());
-    assert!(house.gate.tokenize(text(), None, ClientKey::LOCAL).await.is_ok(), "and gives its place back");
+    assert!(
+        house.gate.tokenize(text(), &DeltaChoice::Base, ClientKey::LOCAL).await.is_ok(),
+        "and gives its place back"
+    );
     assert!(house.gate.admit(request("c"), Arrival::now()).await.is_ok());
 }
 
@@ -127,7 +134,7 @@ async fn the_cheapest_refusal_comes_first() {
     wrong.input.choices = 1;
     let unknown = refusal(&house, wrong.clone()).await;
     assert!(matches!(unknown, AdmissionError::Adapter(AdapterError::NotFound { .. })), "before it is tokenized");
-    wrong.adapter = with_adapter("sql", None).adapter;
+    wrong.delta = with_adapter("sql", None).delta;
     assert_eq!(field(refusal(&house, wrong).await), "prompt");
     assert_eq!(house.installer.asked.load(SeqCst), 0, "no adapter was loaded for any of them");
 }
@@ -182,14 +189,15 @@ async fn every_form_of_a_prompt_becomes_ids_and_text() {
     let template = template("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}");
     let house = House::with(|parts| parts.chat_template = Some(Arc::new(template)));
     let tokenizer = Arc::clone(&house.gate.parts.tokenizer);
-    let text = house.gate.tokenize(PromptInput::Text("hi".into()), None, ClientKey::LOCAL).await.unwrap();
+    let text = house.gate.tokenize(PromptInput::Text("hi".into()), &DeltaChoice::Base, ClientKey::LOCAL).await.unwrap();
     assert_eq!(text, TokenizedPrompt { ids: tokenizer.encode("hi", true).unwrap(), text: "hi".into() });
     let ids = vec![id("h"), id("i")];
-    let given = house.gate.tokenize(PromptInput::TokenIds(ids.clone()), None, ClientKey::LOCAL).await.unwrap();
+    let given =
+        house.gate.tokenize(PromptInput::TokenIds(ids.clone()), &DeltaChoice::Base, ClientKey::LOCAL).await.unwrap();
     assert_eq!(given, TokenizedPrompt { ids, text: "hi".into() });
     let message = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
     let chat = PromptInput::Chat(vec![message("user", "hi"), message("assistant", "ho")].into());
-    let rendered = house.gate.tokenize(chat, None, ClientKey::LOCAL).await.unwrap();
+    let rendered = house.gate.tokenize(chat, &DeltaChoice::Base, ClientKey::LOCAL).await.unwrap();
     let wanted = "user:hi;assistant:ho;";
     let ids = tokenizer.encode(wanted, false).unwrap();
     assert_eq!(rendered, TokenizedPrompt { ids, text: wanted.into() }, "no special tokens are added");
@@ -219,11 +227,12 @@ async fn control_tokens_in_a_message_are_text_unless_the_request_allows_them() {
     let ends = |ids: &[u32]| ids.iter().filter(|id| **id == end).count();
     let message = ChatMessage { role: "user".into(), content: "hi</s>".into() };
     let mut chat = Chat::from(vec![message]);
-    let quoted = house.gate.tokenize(PromptInput::Chat(chat.clone()), None, ClientKey::LOCAL).await.unwrap();
+    let quoted =
+        house.gate.tokenize(PromptInput::Chat(chat.clone()), &DeltaChoice::Base, ClientKey::LOCAL).await.unwrap();
     assert_eq!((ends(&quoted.ids), quoted.text.as_str()), (1, "hi</s></s>"));
     assert_eq!(tokenizer.decode(&quoted.ids, true).unwrap(), "hi</s>");
     chat.allow_special_tokens = true;
-    let allowed = house.gate.tokenize(PromptInput::Chat(chat), None, ClientKey::LOCAL).await.unwrap();
+    let allowed = house.gate.tokenize(PromptInput::Chat(chat), &DeltaChoice::Base, ClientKey::LOCAL).await.unwrap();
     assert_eq!((ends(&allowed.ids), allowed.text), (2, quoted.text));
 }
 
@@ -236,8 +245,8 @@ async fn hostile_renderings_leave_tokenizing_to_others() {
     let chat =
         |content: &str| PromptInput::Chat(vec![ChatMessage { role: "user".into(), content: content.into() }].into());
     let (hostile, polite) = tokio::join!(
-        house.gate.tokenize(chat("go"), None, ClientKey::LOCAL),
-        house.gate.tokenize(chat("hi"), None, ClientKey::LOCAL)
+        house.gate.tokenize(chat("go"), &DeltaChoice::Base, ClientKey::LOCAL),
+        house.gate.tokenize(chat("hi"), &DeltaChoice::Base, ClientKey::LOCAL)
     );
     let refused = hostile.unwrap_err();
     assert!(matches!(refused, AdmissionError::Chat { source: ChatError::Limit { .. }, adapter: None }), "{refused:?}");
@@ -251,18 +260,18 @@ async fn prompts_that_cannot_be_tokenized_are_refused() {
     let house = House::new();
     let chat = |messages: Vec<ChatMessage>| PromptInput::Chat(messages.into());
     let user = ChatMessage { role: "user".into(), content: "hi".into() };
-    let refused = house.gate.tokenize(chat(vec![user.clone()]), None, ClientKey::LOCAL).await;
+    let refused = house.gate.tokenize(chat(vec![user.clone()]), &DeltaChoice::Base, ClientKey::LOCAL).await;
     assert!(matches!(refused, Err(AdmissionError::NoChatTemplate)));
-    let long = house.gate.tokenize(PromptInput::Text("a".repeat(1001)), None, ClientKey::LOCAL).await;
+    let long = house.gate.tokenize(PromptInput::Text("a".repeat(1001)), &DeltaChoice::Base, ClientKey::LOCAL).await;
     assert!(matches!(long, Err(AdmissionError::Invalid(InvalidRequest::TooLong { bytes: 1001, max: 1000, .. }))));
     let raising = template("{{ raise_exception('no system role') }}");
     let house = House::with(|parts| parts.chat_template = Some(Arc::new(raising)));
-    let refused = house.gate.tokenize(chat(vec![user.clone()]), None, ClientKey::LOCAL).await;
+    let refused = house.gate.tokenize(chat(vec![user.clone()]), &DeltaChoice::Base, ClientKey::LOCAL).await;
     assert!(matches!(refused, Err(AdmissionError::Chat { .. })));
     let silent = template("");
     let house = House::with(|parts| parts.chat_template = Some(Arc::new(silent)));
     assert!(matches!(
-        house.gate.tokenize(chat(vec![user]), None, ClientKey::LOCAL).await,
+        house.gate.tokenize(chat(vec![user]), &DeltaChoice::Base, ClientKey::LOCAL).await,
         Err(AdmissionError::EmptyPrompt { field: "chat.messages" })
     ));
 }
@@ -275,13 +284,14 @@ fn tokenizing_keeps_its_turn_when_its_client_leaves() {
         let house = House::new();
         let (release, released) = std::sync::mpsc::channel::<()>();
         let busy = tokio::task::spawn_blocking(move || released.recv());
-        let mut tokenizing = Box::pin(house.gate.tokenize(PromptInput::Text("hi".into()), None, ClientKey::LOCAL));
+        let mut tokenizing =
+            Box::pin(house.gate.tokenize(PromptInput::Text("hi".into()), &DeltaChoice::Base, ClientKey::LOCAL));
         assert!(futures_poll(&mut tokenizing).await.is_none());
         drop(tokenizing);
         assert_eq!((house.gate.free_places(), house.gate.tokenizing.free_turns()), (2, 0));
         release.send(()).unwrap();
         busy.await.unwrap().unwrap();
-        house.gate.tokenize(PromptInput::Text("hi".into()), None, ClientKey::LOCAL).await.unwrap();
+        house.gate.tokenize(PromptInput::Text("hi".into()), &DeltaChoice::Base, ClientKey::LOCAL).await.unwrap();
         assert_eq!(house.gate.tokenizing.free_turns(), 1);
     });
 }
@@ -343,7 +353,8 @@ async fn an_id_that_the_model_has_no_row_for_is_refused_wherever_it_comes_from_a
     assert_eq!(house.installer.asked.load(SeqCst), 0, "no adapter is loaded for it");
     let unknown = refusal(&house, input(|input, _| input.prompt = PromptInput::TokenIds(vec![u32::MAX]))).await;
     assert!(unknown.to_string().contains(&format!("token id {} is not", u32::MAX)), "{unknown}");
-    let text = house.gate.tokenize(PromptInput::Text("</s>".into()), None, ClientKey::LOCAL).await.unwrap();
+    let text =
+        house.gate.tokenize(PromptInput::Text("</s>".into()), &DeltaChoice::Base, ClientKey::LOCAL).await.unwrap();
     assert!(text.ids.contains(&id), "tokenizing says what the tokenizer says");
 }
 
@@ -439,7 +450,8 @@ async fn a_long_text_does_not_wait_for_short_ones_nor_they_for_it() {
         parts.limits.context_length = 1 << 20;
     });
     let long = "a b ".repeat(5000);
-    let tokenize = |text: &str| house.gate.tokenize(PromptInput::Text(text.to_owned()), None, ClientKey::LOCAL);
+    let tokenize =
+        |text: &str| house.gate.tokenize(PromptInput::Text(text.to_owned()), &DeltaChoice::Base, ClientKey::LOCAL);
     let lane = house.gate.tokenizing.take_long_turn().await;
     let mut waiting = Box::pin(tokenize(&long));
     assert!(futures_poll(&mut waiting).await.is_none());

@@ -1,7 +1,7 @@
 use super::super::testing::{Events, House, id, metric, recorded, request};
 use super::GenerationEvent as Event;
 use super::*;
-use crate::admission::{AdapterChoice, AdmissionRequest};
+use crate::admission::{AdapterChoice, AdmissionRequest, DeltaChoice};
 
 struct Running {
     house: House,
@@ -344,7 +344,7 @@ async fn an_adapter_is_free_before_the_last_word_of_its_answer_is_out() {
     let leases = |running: &Running| running.house.registry.residency().status(version).leases;
     let choice = AdapterChoice { name: "a".parse().unwrap(), version: None };
     let mut wanted = request("prompt");
-    wanted.adapter = Some(choice);
+    wanted.delta = DeltaChoice::Adapter(choice);
     wanted.input.choices = 2;
     wanted.input.stopping.stop = vec!["b".into()];
     let generation = house.gate.admit(wanted, Arrival::now()).await.unwrap();
@@ -374,7 +374,7 @@ async fn the_metrics_say_which_adapters_have_requests() {
     };
     labels("", "");
     let adapter = AdapterChoice { name: "a".parse().unwrap(), version: None };
-    let mut running = Running::of(house, |request| request.adapter = Some(adapter.clone())).await;
+    let mut running = Running::of(house, |request| request.delta = DeltaChoice::Adapter(adapter.clone())).await;
     labels("a", "");
     running.events().started(1, 0);
     running.events().token(2, 0, id("x"));
@@ -384,14 +384,14 @@ async fn the_metrics_say_which_adapters_have_requests() {
     running.delta().await;
     labels("", "");
     // One that is given up, and one whose adapter never comes.
-    let running = Running::of(running.house, |request| request.adapter = Some(adapter.clone())).await;
+    let running = Running::of(running.house, |request| request.delta = DeltaChoice::Adapter(adapter.clone())).await;
     labels("a", "");
     let house = running.house;
     drop(running.generation);
     labels("", "");
     house.installer.broken.store(true, std::sync::atomic::Ordering::SeqCst);
     house.adapter("b", 3);
-    let adapter = Some(AdapterChoice { name: "b".parse().unwrap(), version: None });
-    assert!(house.gate.admit(AdmissionRequest { adapter, ..request("prompt") }, Arrival::now()).await.is_err());
+    let delta = DeltaChoice::Adapter(AdapterChoice { name: "b".parse().unwrap(), version: None });
+    assert!(house.gate.admit(AdmissionRequest { delta, ..request("prompt") }, Arrival::now()).await.is_err());
     labels("", "");
 }

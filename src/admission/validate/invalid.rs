@@ -61,6 +61,16 @@ pub enum InvalidRequest {
         /// Limit.
         max: usize,
     },
+    /// A mix of too few or too many adapters.
+    #[error("mix has {count} entries, expected {min} to {max}")]
+    MixParts {
+        /// As given.
+        count: usize,
+        /// Fewest.
+        min: usize,
+        /// Most.
+        max: usize,
+    },
     /// A text with too many bytes.
     #[error("{field} has {bytes} bytes, the limit is {max}")]
     TooLong {
@@ -184,6 +194,22 @@ pub enum InvalidRequest {
         /// Limit of the protocol.
         max_bytes: u64,
     },
+    /// More tokens of all inputs than a request may have.
+    #[error("inputs have {tokens} tokens together, the limit is {max}")]
+    InputTokens {
+        /// Of all of them.
+        tokens: u64,
+        /// Limit.
+        max: u64,
+    },
+    /// More numbers than an answer holds.
+    #[error("inputs: {numbers} numbers are more than a message of {max_bytes} bytes holds; send fewer at a time")]
+    AnswerNumbers {
+        /// That would be answered.
+        numbers: u64,
+        /// Limit of the protocol.
+        max_bytes: u64,
+    },
     /// More output asked for over all choices than a request may have.
     #[error("stopping.max_tokens is {max_tokens} for each of {choices} choices, {max} together is the limit")]
     TotalTokens {
@@ -223,11 +249,13 @@ impl InvalidRequest {
             | Self::NotInVocabulary { field, .. }
             | Self::Reserved { field }
             | Self::TooDeep { field, .. } => field,
+            Self::MixParts { .. } => "mix",
             Self::Priority { .. } => "priority",
             Self::MinTokens { .. } => "stopping.min_tokens",
             Self::NothingToSample { .. } => "stopping.stop_token_ids",
             Self::MaxTokens { .. } | Self::TotalTokens { .. } => "stopping.max_tokens",
             Self::AnswerTooLarge { .. } => "options.prompt_logprobs",
+            Self::InputTokens { .. } | Self::AnswerNumbers { .. } => "inputs",
         }
     }
 }

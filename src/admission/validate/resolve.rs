@@ -125,6 +125,7 @@ impl Limits {
             logit_bias: input.logit_bias.iter().copied().collect(),
             logprobs: options.logprobs,
             prompt_logprobs: options.prompt_logprobs,
+            pool: None,
         }
     }
 }

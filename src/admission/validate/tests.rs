@@ -11,6 +11,7 @@ fn limits() -> Limits {
     Limits {
         context_length: CONTEXT,
         vocab_size: VOCAB,
+        hidden_size: 8,
         default_max_tokens: 16,
         max_choices: 4,
         max_prompt_bytes: 64,
@@ -18,6 +19,7 @@ fn limits() -> Limits {
         max_stop_bytes: 8,
         max_logprobs: 5,
         max_priority: 10,
+        max_inline_adapter_bytes: 0,
         defaults: GenerationDefaults { eos_token_ids: vec![2], ..GenerationDefaults::default() },
     }
 }

@@ -7,48 +7,76 @@ use super::super::base::OpenedBase;
 use super::super::error::AppError;
 use super::super::running_engine::compile_limits;
 use super::{InspectBase, InspectLimits, inspect, write_json, write_text};
+use crate::adapters::import::AdapterFolder;
 use crate::adapters::{CONFIG_FILE, Sha256Digest, StoreLimits};
-use crate::cli::{CliError, SavedTemplate, bring};
+use crate::cli::{Brought, CliError, SavedTemplate, bring};
 use crate::config::{Environment, InspectArgs, ModelSource};
 use crate::delta::{NamedBase, named_base};
 use crate::files;
 use crate::hub::{HubOptions, Wanted, cached};
 
-/// Run the verb under the limits of a server with default settings.
+/// An adapter that lies ready, and the base that it is held against under the limits of a server with default settings.
+pub(in crate::app) struct Opened {
+    brought: Brought,
+    base: OpenedBase,
+    note: Option<String>,
+    limits: InspectLimits,
+}
+
+impl Opened {
+    /// Blocks, and sends something where the hub is named.
+    pub(in crate::app) fn open(args: &InspectArgs, environment: &Environment) -> Result<Self, AppError> {
+        let (named, limits) = args.resolve()?;
+        let brought = bring(&args.source, SavedTemplate::Take, environment).map_err(CliError::from)?;
+        brought.notes().iter().for_each(|note| tracing::info!("{note}"));
+        let (source, note) = match named {
+            Some(source) => (source, None),
+            None => base_of(brought.dir(), environment),
+        };
+        let base = OpenedBase::open(&source, environment)?;
+        let context = u32::try_from(base.spec.context_length).unwrap_or(u32::MAX);
+        let settings = base.tokenizer_settings()?;
+        let own = settings.chat_template().map(|template| Sha256Digest::of(template.as_bytes()));
+        let limits = InspectLimits {
+            files: StoreLimits {
+                max_adapter_bytes: limits.max_bytes,
+                base_chat_templates: own.into_iter().collect(),
+                ..StoreLimits::default()
+            },
+            compile: compile_limits(&limits, context),
+        };
+        Ok(Self { brought, base, note, limits })
+    }
+
+    pub(in crate::app) fn base(&self) -> InspectBase<'_> {
+        InspectBase {
+            name: &self.base.name,
+            spec: &self.base.spec,
+            checkpoint: &self.base.checkpoint,
+            weights: self.base.own_numerics().weights,
+            note: self.note.as_deref(),
+        }
+    }
+
+    pub(in crate::app) fn folder(&self) -> AdapterFolder<'_> {
+        self.brought.folder()
+    }
+
+    pub(in crate::app) fn limits(&self) -> &InspectLimits {
+        &self.limits
+    }
+}
+
+/// Run the verb.
 pub(in crate::app) async fn run(
     args: &InspectArgs,
     environment: &Environment,
     out: &mut impl Write,
 ) -> Result<(), AppError> {
-    let (named, limits) = args.resolve()?;
-    let brought = tokio::task::block_in_place(|| bring(&args.source, SavedTemplate::Take, environment))
-        .map_err(CliError::from)?;
-    brought.notes().iter().for_each(|note| tracing::info!("{note}"));
-    let (source, note) = match named {
-        Some(source) => (source, None),
-        None => base_of(brought.dir(), environment),
-    };
-    let base = tokio::task::block_in_place(|| OpenedBase::open(&source, environment))?;
-    let against = InspectBase {
-        name: &base.name,
-        spec: &base.spec,
-        checkpoint: &base.checkpoint,
-        weights: base.own_numerics().weights,
-        note: note.as_deref(),
-    };
-    let context = u32::try_from(base.spec.context_length).unwrap_or(u32::MAX);
-    let settings = base.tokenizer_settings()?;
-    let own = settings.chat_template().map(|template| Sha256Digest::of(template.as_bytes()));
-    let limits = InspectLimits {
-        files: StoreLimits {
-            max_adapter_bytes: limits.max_bytes,
-            base_chat_templates: own.into_iter().collect(),
-            ..StoreLimits::default()
-        },
-        compile: compile_limits(&limits, context),
-    };
-    let result = tokio::task::block_in_place(|| inspect(against, brought.folder(), &limits));
-    let written = if args.json { write_json(&result, against, out) } else { write_text(&result, against, out) };
+    let opened = tokio::task::block_in_place(|| Opened::open(args, environment))?;
+    let (base, json) = (opened.base(), args.json);
+    let result = tokio::task::block_in_place(|| inspect(base, opened.folder(), opened.limits()));
+    let written = if json { write_json(&result, base, out) } else { write_text(&result, base, out) };
     written.map_err(CliError::Output)?;
     Ok(result.map(drop)?)
 }

@@ -27,6 +27,9 @@ pub struct OpGroup {
     /// Of output scales: before the base's bias (DoRA) or after it (IA3).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after_bias: Option<bool>,
+    /// Of full matrices: in place of the base's or added to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<bool>,
     /// How many ops.
     pub count: u32,
     /// Learned numbers of all of them.
@@ -46,6 +49,10 @@ impl fmt::Display for OpGroup {
             Some(true) => write!(f, " after the bias"),
             Some(false) => write!(f, " before the bias"),
             None => Ok(()),
+        }?;
+        match self.replaces {
+            Some(true) => write!(f, " in place of the base's"),
+            Some(false) | None => Ok(()),
         }
     }
 }
@@ -55,6 +62,7 @@ impl fmt::Display for OpGroup {
 struct Likeness {
     class: OpClass,
     after_bias: Option<bool>,
+    replaces: Option<bool>,
     low_rank: Option<(usize, u32)>,
 }
 
@@ -62,7 +70,7 @@ impl Likeness {
     fn of(op: &DeltaOp) -> Self {
         let (class, op) = (op.class(), op.as_op());
         let low_rank = op.rank().zip(op.scaling().map(f32::to_bits));
-        Self { class, after_bias: op.after_bias(), low_rank }
+        Self { class, after_bias: op.after_bias(), replaces: op.replaces(), low_rank }
     }
 }
 
@@ -115,6 +123,7 @@ pub(super) fn group(program: &DeltaProgram) -> Vec<OpGroup> {
         rank: likeness.low_rank.map(|(rank, _)| rank),
         scaling: likeness.low_rank.map(|(_, bits)| f32::from_bits(bits)),
         after_bias: likeness.after_bias,
+        replaces: likeness.replaces,
         parameters,
     };
     places.into_iter().map(named).collect()

@@ -38,9 +38,25 @@ impl Golden {
         inspect(self.base(), plain(&self.adapter(name)), &limits())
     }
 
+    /// `lora_r4` with a field that nobody serves.
+    fn refused(&self) -> Result<Inspection, InspectError> {
+        let copy = tempfile::tempdir().unwrap();
+        let of = self.adapter("lora_r4");
+        fs::copy(of.join("adapter_model.safetensors"), copy.path().join("adapter_model.safetensors")).unwrap();
+        let config = fs::read_to_string(of.join("adapter_config.json")).unwrap();
+        let changed = config.replace("\"use_qalora\": false", "\"use_qalora\": true");
+        assert_ne!(changed, config);
+        fs::write(copy.path().join("adapter_config.json"), changed).unwrap();
+        inspect(self.base(), plain(copy.path()), &limits())
+    }
+
     fn text(&self, name: &str) -> String {
+        self.text_of(&self.inspect(name))
+    }
+
+    fn text_of(&self, inspected: &Result<Inspection, InspectError>) -> String {
         let mut out = Vec::new();
-        write_text(&self.inspect(name), self.base(), &mut out).unwrap();
+        write_text(inspected, self.base(), &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -70,11 +86,13 @@ fn assert_reads(text: &str, expected: &str) {
 #[test]
 fn text_says_what_a_person_wants_to_know() {
     let llama = Golden::open("llama");
-    let texts: Vec<_> = ["patterns", "prefix_tuning", "save_lm_head"].iter().map(|name| llama.text(name)).collect();
+    let mut texts: Vec<_> = ["patterns", "prefix_tuning"].iter().map(|name| llama.text(name)).collect();
+    texts.push(llama.text_of(&llama.refused()));
     assert_reads(
         &texts.join("\n"),
         r"
     kind            LoRA
+    group           reparameterization
     version         45f9cdd24b74e665d1ca36ed334e6e39ddd6d74c15d22bd72f915048a9b08a1f
     base            golden/llama (llama, 2 layers, hidden 32, 4 heads of 8, 2 KV, inner 72, vocabulary 100, untied)
     trained on      golden/llama
@@ -90,6 +108,7 @@ fn text_says_what_a_person_wants_to_know() {
                     LowRank v layers 0-1 rank 7 scaling 1.1428572
 
     kind            prefix tuning
+    group           addition
     version         3a0d35b1ac69a40df773692fbc8ee4e1f3c7475565ebcf0b915936226a6a33f7
     base            golden/llama (llama, 2 layers, hidden 32, 4 heads of 8, 2 KV, inner 72, vocabulary 100, untied)
     trained on      golden/llama
@@ -100,9 +119,35 @@ fn text_says_what_a_person_wants_to_know() {
     ops             Prefix virtual tokens
 
     base            golden/llama (llama, 2 layers, hidden 32, 4 heads of 8, 2 KV, inner 72, vocabulary 100, untied)
-    refused         adapter_config.json: `modules_to_save` = a list of 1 is not supported yet: merge the adapter into its base and serve that as --model, or train without it
+    refused         adapter_config.json: `use_qalora` = true is not supported
     ",
     );
+}
+
+#[test]
+fn what_activates_an_adapter_and_whose_kv_it_has_is_said_where_it_is_not_as_usual() {
+    let llama = Golden::open("llama");
+    let said = |name: &str| {
+        let text = llama.text(name);
+        let lines = text.lines().filter(|line| line.starts_with("activated by") || line.starts_with("KV cache"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(said("alora"), ["activated by    tokens 17 42 8"]);
+    assert_eq!(said("behind_kv"), ["KV cache        the base's, shared whole"]);
+    assert_eq!(said("lora_r4"), [""; 0]);
+}
+
+#[test]
+fn a_base_with_experts_says_what_they_are() {
+    let line = |family: &str| {
+        let text = Golden::open(family).text("lora_experts");
+        text.lines().next().unwrap_or_default().split("KV, ").nth(1).unwrap_or_default().to_owned()
+    };
+    assert_eq!(line("mixtral"), "6 experts of 40 in 2 layers, 2 per token, vocabulary 100, untied)");
+    assert_eq!(line("qwen3_moe"), "inner 72, 8 experts of 24 in 2 layers, 3 per token, vocabulary 100, untied)");
+    let json = serde_json::to_value(BaseShape::of(Golden::open("mixtral").base())).unwrap();
+    assert_eq!(json["experts"]["per_token"], 2);
+    assert!(serde_json::to_value(BaseShape::of(Golden::open("llama").base())).unwrap().get("experts").is_none());
 }
 
 #[test]
@@ -158,20 +203,20 @@ fn groups_account_for_every_op_and_number() {
 #[test]
 fn json_is_one_document_either_way() {
     let golden = Golden::open("llama");
-    let json = |name: &str| {
+    let json = |inspected: Result<Inspection, InspectError>| {
         let mut out = Vec::new();
-        write_json(&golden.inspect(name), golden.base(), &mut out).unwrap();
+        write_json(&inspected, golden.base(), &mut out).unwrap();
         serde_json::from_slice::<serde_json::Value>(&out).unwrap()
     };
-    let accepted = json("lora_r4");
+    let accepted = json(golden.inspect("lora_r4"));
     assert_eq!(accepted["kind"], "LoRA");
     assert_eq!(accepted["base"]["family"], "llama");
     assert_eq!(accepted["sites"][0]["rank"], 4);
     assert_eq!(accepted["version"].as_str().unwrap().len(), 64);
     assert_eq!(accepted["ops"]["LowRank"], accepted["sites"][0]["count"]);
-    let refused = json("save_lm_head");
+    let refused = json(golden.refused());
     assert_eq!(refused["base"]["layers"], 2);
-    assert!(refused["refused"][0].as_str().unwrap().contains("modules_to_save"), "{refused}");
+    assert!(refused["refused"][0].as_str().unwrap().contains("use_qalora"), "{refused}");
 }
 
 #[test]
@@ -194,7 +239,7 @@ fn every_way_to_fail_has_its_exit_code() {
     assert_eq!(exit(&with(|limits| limits.compile.max_rank = 3)), Exit::Rejected);
     assert_eq!(exit(&with(|limits| limits.files.max_config_bytes = 100)), Exit::Rejected);
     assert_eq!(exit(&with(|limits| limits.files.max_adapter_bytes = 2000)), Exit::Rejected);
-    assert_eq!(golden.inspect("save_lm_head").unwrap_err().exit(), Exit::Rejected);
+    assert_eq!(golden.refused().unwrap_err().exit(), Exit::Rejected);
     fs::write(copy.path().join("adapter_model.safetensors"), b"").unwrap();
     assert_eq!(exit(&limits()), Exit::Rejected);
     fs::remove_file(copy.path().join("adapter_model.safetensors")).unwrap();

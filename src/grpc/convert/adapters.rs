@@ -103,6 +103,9 @@ fn described(adapter: pb::Adapter, facts: Option<&AdapterFacts>) -> pb::Adapter 
     };
     pb::Adapter {
         kind: facts.kind.clone(),
+        group: facts.group.map_or_else(String::new, |group| group.as_str().to_owned()),
+        task: facts.task.as_str().to_owned(),
+        labels: facts.task.labels(),
         min_rank: facts.min_rank,
         max_rank: facts.max_rank,
         targets: facts.targets.clone(),
@@ -111,6 +114,8 @@ fn described(adapter: pb::Adapter, facts: Option<&AdapterFacts>) -> pb::Adapter 
         parameters: facts.parameters,
         device_bytes: facts.device_bytes,
         virtual_tokens: facts.virtual_tokens.map_or(0, |virtual_tokens| virtual_tokens.count),
+        invocation_tokens: facts.invocation_tokens.clone(),
+        keeps_base_kv: facts.keeps_base_kv,
         ..adapter
     }
 }

@@ -1,13 +1,15 @@
 //! Requests to generate, and what becomes of them.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::super::pb;
 use super::template_json::template_variables;
-use super::{BadMessage, adapter_name, adapter_version, milliseconds};
+use super::{BadMessage, adapter_name, adapter_version, milliseconds, request_id};
+use crate::adapters::AdapterBytes;
 use crate::admission::{
-    AdapterChoice, AdmissionRequest, ChoiceDelta, GenerationInfo, OutputLogprob, OutputToken, StopMatch, Timings,
-    TopToken,
+    AdapterChoice, AdmissionRequest, ChoiceDelta, DeltaChoice, GenerationInfo, OutputLogprob, OutputToken, PartChoice,
+    ServingDelta, ServingPart, StopMatch, Timings, TopToken,
 };
 use crate::types::generate::{
     Chat, ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput, TemplateValue,
@@ -16,9 +18,8 @@ use crate::types::{FinishReason, Usage};
 
 /// Without the transport's part: id, arrival, deadline and the limit of an answer are the handler's to add.
 pub(in crate::grpc) fn generate_request(request: pb::GenerateRequest) -> Result<AdmissionRequest, BadMessage> {
-    use pb::generate_request::Input;
     let pb::GenerateRequest {
-        request_id,
+        request_id: id,
         adapter,
         adapter_version: version,
         input,
@@ -28,18 +29,14 @@ pub(in crate::grpc) fn generate_request(request: pb::GenerateRequest) -> Result<
         n,
         priority,
         cache_salt,
+        mix,
+        inline_adapter,
     } = request;
-    if !request_id.is_empty() && !crate::wire::is_valid(&request_id) {
-        return Err(BadMessage::RequestId);
-    }
-    let prompt = match input.ok_or(BadMessage::Missing { field: "input" })? {
-        Input::Prompt(text) => PromptInput::Text(text),
-        Input::TokenIds(pb::TokenIds { ids }) => PromptInput::TokenIds(ids),
-        Input::Chat(messages) => PromptInput::Chat(chat(messages)?),
-    };
+    let request_id = request_id(id)?;
+    let prompt = prompt_input(input.ok_or(BadMessage::Missing { field: "input" })?)?;
     Ok(AdmissionRequest {
         request_id,
-        adapter: adapter_choice(&adapter, &version)?,
+        delta: with_inline(delta_choice(&adapter, &version, &mix)?, inline_adapter)?,
         input: GenerateInput {
             prompt,
             sampling: sampling_input(sampling.unwrap_or_default()),
@@ -53,15 +50,47 @@ pub(in crate::grpc) fn generate_request(request: pb::GenerateRequest) -> Result<
     })
 }
 
-fn adapter_choice(name: &str, version: &str) -> Result<Option<AdapterChoice>, BadMessage> {
-    match (name, version) {
-        ("", "") => Ok(None),
-        ("", _) => Err(BadMessage::VersionWithoutAdapter),
-        (name, version) => Ok(Some(AdapterChoice {
-            name: adapter_name("adapter", name)?,
-            version: (!version.is_empty()).then(|| adapter_version("adapter_version", version)).transpose()?,
-        })),
+/// A text in whichever form it came.
+pub(super) fn prompt_input(input: pb::generate_request::Input) -> Result<PromptInput, BadMessage> {
+    use pb::generate_request::Input;
+    Ok(match input {
+        Input::Prompt(text) => PromptInput::Text(text),
+        Input::TokenIds(pb::TokenIds { ids }) => PromptInput::TokenIds(ids),
+        Input::Chat(messages) => PromptInput::Chat(chat(messages)?),
+    })
+}
+
+pub(super) fn delta_choice(name: &str, version: &str, mix: &[pb::MixPart]) -> Result<DeltaChoice, BadMessage> {
+    match (name, version, mix) {
+        ("", "", []) => Ok(DeltaChoice::Base),
+        ("", _, []) => Err(BadMessage::VersionWithoutAdapter),
+        (name, version, []) => Ok(DeltaChoice::Adapter(adapter_choice(["adapter", "adapter_version"], name, version)?)),
+        ("", "", parts) => Ok(DeltaChoice::Mix(parts.iter().map(part_choice).collect::<Result<_, _>>()?)),
+        _ => Err(BadMessage::Together { field: "mix", other: "adapter" }),
     }
+}
+
+fn with_inline(delta: DeltaChoice, inline: Option<pb::InlineAdapter>) -> Result<DeltaChoice, BadMessage> {
+    match (delta, inline) {
+        (delta, None) => Ok(delta),
+        (DeltaChoice::Base, Some(pb::InlineAdapter { config, weights })) => {
+            Ok(DeltaChoice::Sent(Arc::new(AdapterBytes { config, weights })))
+        }
+        (_, Some(_)) => Err(BadMessage::Together { field: "inline_adapter", other: "adapter or mix" }),
+    }
+}
+
+fn part_choice(part: &pb::MixPart) -> Result<PartChoice, BadMessage> {
+    let fields = ["mix.adapter", "mix.adapter_version"];
+    let adapter = adapter_choice(fields, &part.adapter, &part.adapter_version)?;
+    Ok(PartChoice { adapter, weight: part.weight })
+}
+
+fn adapter_choice(fields: [&'static str; 2], name: &str, version: &str) -> Result<AdapterChoice, BadMessage> {
+    Ok(AdapterChoice {
+        name: adapter_name(fields[0], name)?,
+        version: (!version.is_empty()).then(|| adapter_version(fields[1], version)).transpose()?,
+    })
 }
 
 fn chat(chat: pb::Chat) -> Result<Chat, BadMessage> {
@@ -136,21 +165,29 @@ fn output_options(options: pb::OutputOptions) -> OutputOptions {
 }
 
 /// What to tokenize, and for which adapter.
-pub(in crate::grpc) fn tokenize_input(
-    request: pb::TokenizeRequest,
-) -> Result<(PromptInput, Option<AdapterChoice>), BadMessage> {
+pub(in crate::grpc) fn tokenize_input(request: pb::TokenizeRequest) -> Result<(PromptInput, DeltaChoice), BadMessage> {
     use pb::tokenize_request::Input;
-    let pb::TokenizeRequest { input, adapter, adapter_version } = request;
+    let pb::TokenizeRequest { input, adapter, adapter_version, mix } = request;
     let input = match input.ok_or(BadMessage::Missing { field: "input" })? {
         Input::Prompt(text) => PromptInput::Text(text),
         Input::Chat(messages) => PromptInput::Chat(chat(messages)?),
     };
-    Ok((input, adapter_choice(&adapter, &adapter_version)?))
+    Ok((input, delta_choice(&adapter, &adapter_version, &mix)?))
 }
 
-fn adapter_strings(info: &GenerationInfo) -> (String, String) {
-    let strings = info.adapter.as_ref().map(|(name, version)| (name.to_string(), version.to_string()));
-    strings.unwrap_or_default()
+/// Name, version and parts, as messages have them.
+pub(super) fn serving(delta: &ServingDelta) -> (String, String, Vec<pb::MixPart>) {
+    let part = |part: &ServingPart| pb::MixPart {
+        adapter: part.name.to_string(),
+        weight: part.weight,
+        adapter_version: part.version.to_string(),
+    };
+    match delta {
+        ServingDelta::Base => (String::new(), String::new(), Vec::new()),
+        ServingDelta::Adapter { name, version } => (name.to_string(), version.to_string(), Vec::new()),
+        ServingDelta::Mix { version, parts } => (String::new(), version.to_string(), parts.iter().map(part).collect()),
+        ServingDelta::Sent { version } => (String::new(), version.to_string(), Vec::new()),
+    }
 }
 
 fn event(event: pb::generate_stream_response::Event) -> pb::GenerateStreamResponse {
@@ -158,9 +195,10 @@ fn event(event: pb::generate_stream_response::Event) -> pb::GenerateStreamRespon
 }
 
 pub(in crate::grpc) fn started(info: &GenerationInfo) -> pb::GenerateStreamResponse {
-    let (adapter, adapter_version) = adapter_strings(info);
-    let request_id = info.request_id.clone();
-    event(pb::generate_stream_response::Event::Started(pb::Started { request_id, adapter, adapter_version }))
+    let (adapter, adapter_version, mix) = serving(&info.delta);
+    let (request_id, active_from) = (info.request_id.clone(), info.active_from);
+    let started = pb::Started { request_id, adapter, adapter_version, mix, active_from };
+    event(pb::generate_stream_response::Event::Started(started))
 }
 
 /// `token_ids` says whether the client wants them.
@@ -246,7 +284,7 @@ pub(in crate::grpc) struct Collected {
 
 impl Collected {
     pub(in crate::grpc) fn new(info: &GenerationInfo, token_ids: bool) -> Self {
-        let (adapter, adapter_version) = adapter_strings(info);
+        let (adapter, adapter_version, mix) = serving(&info.delta);
         let choice = |index| pb::Choice { index, ..pb::Choice::default() };
         let response = pb::GenerateResponse {
             request_id: info.request_id.clone(),
@@ -256,6 +294,8 @@ impl Collected {
             usage: None,
             timings: None,
             prompt_logprobs: Vec::new(),
+            mix,
+            active_from: info.active_from,
         };
         Self { response, token_ids }
     }

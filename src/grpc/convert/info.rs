@@ -50,6 +50,8 @@ fn limits(limits: &ServerLimits) -> pb::Limits {
         max_stop_strings: limits.max_stop_strings,
         max_stop_bytes: limits.max_stop_bytes,
         max_request_tokens: limits.max_request_tokens,
+        max_inputs: limits.max_inputs,
+        max_inline_adapter_bytes: limits.max_inline_adapter_bytes,
     }
 }
 

@@ -1,3 +1,5 @@
+mod mixes;
+
 use proptest::prelude::*;
 use prost::Message;
 
@@ -6,14 +8,16 @@ use super::super::server_info::{ModelInfo, ServerInfo, ServerLimits};
 use super::*;
 use crate::adapters::{AdapterInfo, AdapterState, Expected, ResidencyStats, StoredAdapter, VersionStatus};
 use crate::admission::{
-    AdapterChoice, ChoiceDelta, GenerationDefaults, GenerationInfo, Limits, OutputLogprob, OutputToken, StopMatch,
-    Timings, TopToken,
+    AdapterChoice, ChoiceDelta, DeltaChoice, GenerationDefaults, GenerationInfo, Limits, OutputLogprob, OutputToken,
+    ServingDelta, StopMatch, Timings, TopToken,
 };
 use crate::engine::EngineStats;
 use crate::types::generate::{ChatMessage, OutputOptions, PromptInput, SamplingInput, StoppingInput, TemplateValue};
-use crate::types::{AdapterFacts, ClientKey, FinishReason, OpClass, Usage, VirtualTokens};
+use crate::types::{AdapterFacts, AdapterTask, ClientKey, DeltaGroup, FinishReason, OpClass, Usage, VirtualTokens};
 use pb::generate_request::Input;
 use pb::generate_stream_response::Event;
+
+mod deltas;
 
 const DIGEST: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -54,6 +58,8 @@ fn full() -> pb::GenerateRequest {
         n: 3,
         priority: -4,
         cache_salt: "team".into(),
+        mix: Vec::new(),
+        inline_adapter: None,
     }
 }
 
@@ -62,7 +68,7 @@ fn every_field_of_a_request_arrives() {
     let request = generate_request(full()).unwrap();
     assert_eq!(request.request_id, "trace-7");
     let adapter = AdapterChoice { name: "sql".parse().unwrap(), version: Some(version()) };
-    assert_eq!(request.adapter, Some(adapter));
+    assert_eq!(request.delta, DeltaChoice::Adapter(adapter));
     let input = request.input;
     assert_eq!(input.prompt, PromptInput::TokenIds(vec![1, 2, 3]));
     let sampling = SamplingInput {
@@ -114,12 +120,13 @@ fn the_forms_of_an_input_are_kept_apart() {
     let request = pb::GenerateRequest { input: Some(Input::Chat(chat.clone())), ..Default::default() };
     assert_eq!(generate_request(request).unwrap().input.prompt, expected);
     let tokenize = |input| tokenize_input(pb::TokenizeRequest { input, ..Default::default() });
-    assert_eq!(tokenize(Some(pb::tokenize_request::Input::Chat(chat))), Ok((expected, None)));
+    assert_eq!(tokenize(Some(pb::tokenize_request::Input::Chat(chat))), Ok((expected, DeltaChoice::Base)));
     let text = tokenize(Some(pb::tokenize_request::Input::Prompt("hi".into())));
-    assert_eq!(text, Ok((PromptInput::Text("hi".into()), None)));
+    assert_eq!(text, Ok((PromptInput::Text("hi".into()), DeltaChoice::Base)));
     let input = Some(pb::tokenize_request::Input::Prompt("hi".into()));
     let named = pb::TokenizeRequest { input: input.clone(), adapter: "sql".into(), ..Default::default() };
-    assert_eq!(tokenize_input(named).unwrap().1.unwrap().name.as_str(), "sql");
+    let sql = AdapterChoice { name: "sql".parse().unwrap(), version: None };
+    assert_eq!(tokenize_input(named).unwrap().1, DeltaChoice::Adapter(sql));
     let nameless = pb::TokenizeRequest { input, adapter_version: "0".repeat(64), ..Default::default() };
     assert_eq!(tokenize_input(nameless), Err(BadMessage::VersionWithoutAdapter));
     assert_eq!(tokenize(None), Err(BadMessage::Missing { field: "input" }));
@@ -142,7 +149,8 @@ fn the_variables_of_a_template_are_kept_with_their_kinds() {
     ]);
     let chat = pb::Chat { template_kwargs: Some(template_kwargs), allow_special_tokens: true, ..Default::default() };
     let input = Some(pb::tokenize_request::Input::Chat(chat));
-    let Ok((PromptInput::Chat(chat), None)) = tokenize_input(pb::TokenizeRequest { input, ..Default::default() })
+    let Ok((PromptInput::Chat(chat), DeltaChoice::Base)) =
+        tokenize_input(pb::TokenizeRequest { input, ..Default::default() })
     else {
         panic!("a chat")
     };
@@ -186,8 +194,11 @@ fn a_refused_name_is_not_repeated_at_length() {
 }
 
 fn info(adapter: bool) -> GenerationInfo {
-    let adapter = adapter.then(|| ("sql".parse().unwrap(), version()));
-    GenerationInfo { request_id: "r".into(), adapter, choices: 2 }
+    let delta = match adapter {
+        true => ServingDelta::Adapter { name: "sql".parse().unwrap(), version: version() },
+        false => ServingDelta::Base,
+    };
+    GenerationInfo { request_id: "r".into(), active_from: adapter.then_some(3), delta, choices: 2 }
 }
 
 fn token(id: u32, logprob: Option<f32>) -> OutputToken {
@@ -206,6 +217,7 @@ fn a_stream_begins_with_who_serves_it() {
     assert_eq!((with.request_id.as_str(), with.adapter.as_str(), with.adapter_version.as_str()), ("r", "sql", DIGEST));
     let Some(Event::Started(base)) = started(&info(false)).event else { panic!("started") };
     assert_eq!((base.adapter.as_str(), base.adapter_version.as_str()), ("", ""));
+    assert_eq!((with.active_from, base.active_from), (Some(3), None));
 }
 
 #[test]
@@ -327,6 +339,8 @@ fn an_adapter_is_described_in_full_once_it_is_compiled() {
     };
     let facts = AdapterFacts {
         kind: "prefix tuning".into(),
+        group: Some(DeltaGroup::Addition),
+        task: AdapterTask::Generation,
         min_rank: 4,
         max_rank: 8,
         targets: vec!["q".into(), "v".into()],
@@ -335,6 +349,8 @@ fn an_adapter_is_described_in_full_once_it_is_compiled() {
         device_bytes: 1000,
         parameters: 500,
         virtual_tokens: Some(VirtualTokens { count: 20, saved_kv: true }),
+        invocation_tokens: vec![7, 8],
+        keeps_base_kv: true,
     };
     let info = |state, facts: Option<AdapterFacts>| AdapterInfo {
         stored: stored.clone(),
@@ -350,15 +366,15 @@ fn an_adapter_is_described_in_full_once_it_is_compiled() {
     };
     let message = adapter(&info(AdapterState::Resident, Some(facts)));
     assert_eq!(
-        (message.name.as_str(), message.version.as_str(), message.kind.as_str()),
-        ("sql", DIGEST, "prefix tuning")
+        (message.name.as_str(), message.version.as_str(), message.kind.as_str(), message.group.as_str()),
+        ("sql", DIGEST, "prefix tuning", "addition")
     );
     assert_eq!((message.state(), message.pinned, message.active_requests), (pb::AdapterState::Resident, true, 3));
     assert_eq!(
         (message.max_rank, message.parameters, message.device_bytes, message.virtual_tokens),
         (8, 500, 1000, 20)
     );
-    assert_eq!(message.min_rank, 4);
+    assert_eq!((message.min_rank, &message.invocation_tokens[..], message.keeps_base_kv), (4, &[7, 8][..], true));
     assert_eq!(
         (message.targets.as_slice(), message.unknown_fields.len()),
         (["q".to_owned(), "v".to_owned()].as_slice(), 1)
@@ -460,6 +476,7 @@ fn limits() -> Limits {
     Limits {
         context_length: 100,
         vocab_size: 10,
+        hidden_size: 8,
         default_max_tokens: 10,
         max_choices: 4,
         max_prompt_bytes: 100,
@@ -467,6 +484,7 @@ fn limits() -> Limits {
         max_stop_bytes: 10,
         max_logprobs: 5,
         max_priority: 10,
+        max_inline_adapter_bytes: 0,
         defaults: GenerationDefaults::default(),
     }
 }

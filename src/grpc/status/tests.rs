@@ -253,7 +253,7 @@ fn texts_of_a_client_come_back_short() {
     let statuses = [
         of(&AdmissionError::Chat { adapter: None, source: ChatError::Refused { message: long.clone() } }),
         of(&DeltaError::UnknownTensor { tensor: long.clone(), kind: "LoRA", nearest: long.clone() }),
-        of(&DeltaError::UnsupportedField { field: long.clone(), found: long.clone(), hint: "" }),
+        of(&DeltaError::UnsupportedField { field: long.clone(), found: long.clone(), hint: "".into() }),
         of(&DeltaError::MissingTensor { module: long.clone(), missing: "lora_A.weight", found: long }),
     ];
     for status in statuses {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::super::names;
 use super::Metrics;
+use crate::types::RowsByClass;
 
 /// What the engine holds now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub struct StepFacts {
     pub sequences: usize,
     /// Distinct adapters in the batch, the base not counted.
     pub distinct_adapters: usize,
+    /// Rows by the op classes of their adapters.
+    pub rows_by_class: RowsByClass,
     /// How long it took.
     pub duration: Duration,
     /// After it.
@@ -81,6 +84,9 @@ impl Metrics {
         series.sequences.record(facts.sequences as f64);
         series.distinct_adapters.record(facts.distinct_adapters as f64);
         series.seconds.record(facts.duration.as_secs_f64());
+        for (class, rows) in &series.rows_by_class {
+            rows.increment(facts.rows_by_class.of(*class));
+        }
     }
 
     /// What the engine holds has changed.

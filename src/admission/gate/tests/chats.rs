@@ -9,10 +9,10 @@ async fn a_chat_is_rendered_with_its_adapters_own_template_where_that_has_one() 
     house.adapter("plain", 1);
     let version = house.adapter("own", 2);
     let chat = || PromptInput::Chat(vec![ChatMessage { role: "user".into(), content: "hi".into() }].into());
-    let choice = |name: &str| AdapterChoice { name: name.parse().unwrap(), version: None };
+    let choice = |name: &str| with_adapter(name, None).delta;
     let text = async |name: Option<&str>| {
-        let choice = name.map(choice);
-        house.gate.tokenize(chat(), choice.as_ref(), ClientKey::LOCAL).await.unwrap().text
+        let choice = name.map(choice).unwrap_or_default();
+        house.gate.tokenize(chat(), &choice, ClientKey::LOCAL).await.unwrap().text
     };
     assert_eq!(text(None).await, "base:hi");
     assert_eq!(text(Some("plain")).await, "base:hi");
@@ -28,7 +28,7 @@ async fn a_chat_is_rendered_with_its_adapters_own_template_where_that_has_one() 
     assert_eq!(text(Some("own")).await, "4hi");
     house.adapter("own", 3);
     assert_eq!(text(Some("own")).await, "base:hi");
-    let none = house.gate.tokenize(chat(), Some(&choice("none")), ClientKey::LOCAL).await;
+    let none = house.gate.tokenize(chat(), &choice("none"), ClientKey::LOCAL).await;
     assert!(matches!(none, Err(AdmissionError::Adapter(AdapterError::NotFound { .. }))));
     assert_eq!((house.gate.free_places(), house.registry.leases()), (2, 0));
 }
@@ -37,17 +37,14 @@ async fn a_chat_is_rendered_with_its_adapters_own_template_where_that_has_one() 
 async fn a_model_without_a_template_chats_for_an_adapter_that_brings_one() {
     let house = House::new();
     house.adapter("own", 2);
-    let choice = AdapterChoice { name: "own".parse().unwrap(), version: None };
+    let choice = with_adapter("own", None).delta;
     let chat = |messages: Vec<ChatMessage>| PromptInput::Chat(messages.into());
     let user = ChatMessage { role: "user".into(), content: "hi".into() };
-    assert_eq!(
-        house.gate.tokenize(chat(vec![user.clone()]), Some(&choice), ClientKey::LOCAL).await.unwrap().text,
-        "2hi"
-    );
+    assert_eq!(house.gate.tokenize(chat(vec![user.clone()]), &choice, ClientKey::LOCAL).await.unwrap().text, "2hi");
     let mut files = contents(2);
     files[2].1 = b"{{ messages.nothing() }}".to_vec();
     house.adapter_of("own", &files);
-    let failed = house.gate.tokenize(chat(vec![user]), Some(&choice), ClientKey::LOCAL).await.unwrap_err();
+    let failed = house.gate.tokenize(chat(vec![user]), &choice, ClientKey::LOCAL).await.unwrap_err();
     assert!(
         matches!(&failed, AdmissionError::Chat { adapter: Some(name), .. } if name.as_str() == "own"),
         "{failed:?}"

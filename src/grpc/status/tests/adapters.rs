@@ -177,7 +177,7 @@ fn adapters_that_do_not_compile() {
     let cases = [
         (E::Json { reason: "line 1".into() }, "INVALID_CONFIG", "adapter_config.json"),
         (E::BadField { field: "r".into(), found: "0".into(), expected: "at least 1" }, "INVALID_CONFIG", "r"),
-        (E::UnsupportedField { field: "x".into(), found: "1".into(), hint: "" }, "UNSUPPORTED_CONFIG", "x"),
+        (E::UnsupportedField { field: "x".into(), found: "1".into(), hint: "".into() }, "UNSUPPORTED_CONFIG", "x"),
         (E::Regex { field: "target_modules".into(), reason: "(".into() }, "INVALID_CONFIG", "target_modules"),
         (E::UnknownTensor { tensor: "t".into(), kind: "LoRA", nearest: "n".into() }, "UNKNOWN_TENSOR", "t"),
         (E::UnknownField { field: "x".into(), found: "1".into() }, "UNSUPPORTED_CONFIG", "x"),
@@ -187,6 +187,8 @@ fn adapters_that_do_not_compile() {
         (E::UnsupportedTensor { tensor: "t".into(), feature: "f" }, "UNSUPPORTED_TENSOR", "t"),
         (E::NotTargeted { tensor: "t".into() }, "TENSOR_NOT_TARGETED", "t"),
         (E::MissingTensor { module: "m".into(), missing: "lora_A.weight", found: "`f`".into() }, "MISSING_TENSOR", "m"),
+        (E::NotReproducible { module: "m".into(), missing: "shira_indices" }, "MISSING_TENSOR", "m"),
+        (E::Group { module: "m".into(), outputs: 6, group: 4 }, "INVALID_CONFIG", "group_size"),
         (E::WrongModule { module: "m".into(), kind: "LoRA" }, "WRONG_MODULE", "m"),
         (E::Shape { tensor: "t".into(), found: vec![1], expected: vec![2, 3] }, "SHAPE_MISMATCH", "t"),
         (E::Rank { module: "m".into(), rank: 9, max: 8 }, "RANK_OUT_OF_RANGE", "m"),
