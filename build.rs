@@ -9,8 +9,9 @@ use std::{env, fs, io};
 use prost::Message;
 use tonic_prost_build::{Config, FileDescriptorSet};
 
-const PROTOS: [&str; 3] = [
+const PROTOS: [&str; 4] = [
     "polydelta/v1/generation_service.proto",
+    "polydelta/v1/pooling_service.proto",
     "polydelta/v1/adapter_service.proto",
     "polydelta/v1/server_service.proto",
 ];

@@ -44,7 +44,7 @@ async fn upload(victim: &Victim, frames: Vec<Frame>) -> Result<(), Status> {
 async fn chat(channel: Channel, adapter: String) -> Code {
     let messages = vec![pb::ChatMessage { role: "user".into(), content: "hi".into() }];
     let input = Some(pb::tokenize_request::Input::Chat(pb::Chat { messages, ..Default::default() }));
-    let request = pb::TokenizeRequest { input, adapter, adapter_version: String::new() };
+    let request = pb::TokenizeRequest { input, adapter, ..Default::default() };
     GenerationServiceClient::new(channel).tokenize(request).await.map_or_else(|status| status.code(), |_| Code::Ok)
 }
 

@@ -116,7 +116,7 @@ async fn a_chat_for_an_adapter_is_what_transformers_makes_of_the_tokenizer_saved
         assert_eq!(kept.is_file(), case.own, "{}", case.name);
         for chat in &case.chats {
             let input = Some(pb::tokenize_request::Input::Chat(chat.message()));
-            let request = pb::TokenizeRequest { input, adapter: name.clone(), adapter_version: String::new() };
+            let request = pb::TokenizeRequest { input, adapter: name.clone(), ..Default::default() };
             let found = client.tokenize(request).await.unwrap().into_inner();
             assert_eq!((found.token_ids, found.text), (chat.ids.clone(), chat.text.clone()), "{}", case.name);
         }
@@ -136,7 +136,7 @@ async fn text(server: &FakeServer, adapter: &str, version: &str) -> Result<Strin
     let messages = vec![pb::ChatMessage { role: "user".into(), content: "hi".into() }];
     let input = Some(pb::tokenize_request::Input::Chat(pb::Chat { messages, ..Default::default() }));
     let (adapter, adapter_version) = (adapter.to_owned(), version.to_owned());
-    let request = pb::TokenizeRequest { input, adapter, adapter_version };
+    let request = pb::TokenizeRequest { input, adapter, adapter_version, ..Default::default() };
     server.generation().await.tokenize(request).await.map(|answer| answer.into_inner().text)
 }
 

@@ -15,7 +15,8 @@ use polydelta::engine::{
 };
 use polydelta::text::{Tokenizer, TokenizerSettings};
 use polydelta::types::{
-    AdapterFacts, EngineRequest, FinishReason, OpClass, RequestFailure, RequestId, SequenceEvent, TokenLogprob,
+    AdapterFacts, AdapterTask, DeltaGroup, EngineRequest, FinishReason, OpClass, RequestFailure, RequestId,
+    SequenceEvent, TokenLogprob,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -207,6 +208,8 @@ impl FakeInstaller {
 fn facts() -> AdapterFacts {
     AdapterFacts {
         kind: "LoRA".to_owned(),
+        group: Some(DeltaGroup::Reparameterization),
+        task: AdapterTask::Generation,
         min_rank: 8,
         max_rank: 8,
         ops: BTreeMap::from([(OpClass::LowRank, 14)]),
@@ -214,6 +217,8 @@ fn facts() -> AdapterFacts {
         device_bytes: 4096,
         parameters: 1024,
         virtual_tokens: None,
+        invocation_tokens: Vec::new(),
+        keeps_base_kv: false,
         unknown_fields: Vec::new(),
     }
 }
@@ -264,7 +269,8 @@ impl FakeServer {
         let engine = Arc::new(FakeEngine::new());
         let installer = Arc::new(FakeInstaller);
         let vocab_size = u32::try_from(tokenizer.vocab_size()).unwrap();
-        let model = Model { tokenizer, settings, vocab_size, context: 4096, defaults: GenerationDefaults::default() };
+        let (hidden_size, context, defaults) = (8, 4096, GenerationDefaults::default());
+        let model = Model { tokenizer, settings, vocab_size, hidden_size, context, defaults };
         let server = Server::start(options, model, registry, Arc::clone(&engine) as _, installer).await;
         Self { server, engine }
     }

@@ -30,8 +30,8 @@ pub(crate) fn collect(events: &[Event]) -> pb::GenerateResponse {
         match event {
             Event::Started(started) => {
                 assert_eq!(position, 0, "started comes first");
-                let pb::Started { request_id, adapter, adapter_version } = started.clone();
-                response = pb::GenerateResponse { request_id, adapter, adapter_version, ..response };
+                let pb::Started { request_id, adapter, adapter_version, mix, active_from } = started.clone();
+                response = pb::GenerateResponse { request_id, adapter, adapter_version, mix, active_from, ..response };
             }
             Event::Delta(delta) => {
                 let index = delta.index as usize;
@@ -73,7 +73,7 @@ pub(crate) fn without_times(response: pb::GenerateResponse) -> pb::GenerateRespo
 }
 
 /// The ids of transformers and peft, and their log-probabilities.
-fn check(case: &Case, choice: &pb::Choice) {
+pub(crate) fn check(case: &Case, choice: &pb::Choice) {
     assert_eq!(choice.token_ids, case.ids, "{case:?}");
     assert_eq!(choice.finish_reason(), pb::FinishReason::Length);
     assert_eq!(choice.logprobs.len(), case.ids.len());

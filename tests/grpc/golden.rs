@@ -18,7 +18,7 @@ use polydelta::ops::cpu::{CpuBackend, CpuOptions};
 use polydelta::scheduler::{SchedulerConfig, ShareConfig};
 use polydelta::telemetry::Metrics;
 use polydelta::text::{Tokenizer, TokenizerSettings};
-use polydelta::types::{AdapterSlot, EngineRequest, RequestId, StepOutput};
+use polydelta::types::{AdapterSlot, EngineRequest, OpClasses, RequestId, StepOutput};
 use serde::Deserialize;
 use tokio::sync::watch;
 
@@ -33,6 +33,9 @@ pub(crate) const CONTEXT: u32 = 256;
 pub(crate) struct Case {
     name: String,
     pub(crate) adapter: Option<String>,
+    /// What the adapter is the mix of, where it is one.
+    #[serde(default)]
+    mix: Vec<(String, f32)>,
     pub(crate) prompt: Vec<u32>,
     pub(crate) ids: Vec<u32>,
     pub(crate) logprobs: Vec<f32>,
@@ -50,11 +53,17 @@ pub(crate) fn case(name: &str) -> Case {
 }
 
 impl Case {
-    /// The request that must give this case's ids, from an adapter of this case's name.
+    /// The request that must give this case's ids, from an adapter of this case's name or from adapters of its parts'.
     pub(crate) fn request(&self) -> pb::GenerateRequest {
         let max_tokens = Some(self.ids.len() as u32);
+        let part = |(adapter, weight): &(String, f32)| pb::MixPart {
+            adapter: adapter.clone(),
+            weight: *weight,
+            adapter_version: String::new(),
+        };
         pb::GenerateRequest {
-            adapter: self.adapter.clone().unwrap_or_default(),
+            adapter: self.adapter.clone().filter(|_| self.mix.is_empty()).unwrap_or_default(),
+            mix: self.mix.iter().map(part).collect(),
             input: Some(pb::generate_request::Input::TokenIds(pb::TokenIds { ids: self.prompt.clone() })),
             stopping: Some(pb::StoppingParams { max_tokens, ignore_eos: Some(true), ..Default::default() }),
             options: Some(pb::OutputOptions { token_ids: true, logprobs: Some(5), ..Default::default() }),
@@ -131,6 +140,10 @@ impl<E: StepExecutor> StepExecutor for Held<E> {
 
     fn remove(&mut self, slot: AdapterSlot) -> Leftover {
         self.inner.remove(slot)
+    }
+
+    fn classes(&self, slot: AdapterSlot) -> OpClasses {
+        self.inner.classes(slot)
     }
 }
 
@@ -251,6 +264,7 @@ impl GoldenServer {
             max_rows: config.max_num_batched_tokens,
             kv_blocks: config.num_blocks as usize,
             block_size: config.block_size as usize,
+            adapter_slots: 64,
         };
         let decoder = Decoder::new(Arc::clone(&backend), spec.clone(), base, limits).unwrap();
         let executor = ModelExecutor::new(decoder, config.block_size);
@@ -268,14 +282,15 @@ impl GoldenServer {
             EngineInstaller::start(loader, Arc::clone(&registry), installs, loaders, memory, Metrics::disabled());
         let engine = Arc::new(WatchedEngine::new(handle));
         let tokenizer = ascii();
-        let vocab_size = spec.vocab_size as u32;
+        let (vocab_size, hidden_size) = (spec.vocab_size as u32, spec.hidden_size as u32);
         let read = |file| fs::read(golden_dir().join("base").join(file)).unwrap();
         let generation_config = read("generation_config.json");
         let config = serde_json::from_slice(&read("config.json")).unwrap();
         let defaults = GenerationDefaults::read(Some(&generation_config), &config, vocab_size).unwrap();
         assert_eq!(defaults.eos_token_ids, [EOS]);
         let settings = TokenizerSettings::default();
-        let model = Model { tokenizer: Arc::clone(&tokenizer), settings, vocab_size, context: CONTEXT, defaults };
+        let (context, settings) = (CONTEXT, settings);
+        let model = Model { tokenizer: Arc::clone(&tokenizer), settings, vocab_size, hidden_size, context, defaults };
         let server = Server::start(options, model, registry, Arc::clone(&engine) as _, Arc::new(installer)).await;
         Self { server, steps, engine, tokenizer }
     }

@@ -11,13 +11,15 @@ use clap::Parser;
 use polydelta::adapters::{
     AdapterRegistry, DiskFs, FolderStore, RegistryLimits, ResidencyLimits, StoreFs, StoreLimits, StoreOptions,
 };
-use polydelta::admission::{AdapterTemplates, Gate, GateParts, GenerationDefaults, Intake, Limits, PrefixSalting};
+use polydelta::admission::{
+    AdapterTemplates, Gate, GateParts, GenerationDefaults, Intake, Limits, ModelSizes, PrefixSalting,
+};
 use polydelta::config::{Args, Command, Environment, ServeConfig, TransportConfig};
 use polydelta::engine::{AdapterInstaller, GenerationEngine};
 use polydelta::grpc::pb::adapter_service_client::AdapterServiceClient;
 use polydelta::grpc::pb::generation_service_client::GenerationServiceClient;
 use polydelta::grpc::pb::server_service_client::ServerServiceClient;
-use polydelta::grpc::{Adapters, Generator, Informer, ModelInfo, ServerInfo, Services, pb, serve};
+use polydelta::grpc::{Adapters, Generator, Informer, ModelInfo, Pooler, ServerInfo, Services, pb, serve};
 use polydelta::telemetry::Metrics;
 use polydelta::text::{ChatTemplate, Tokenizer, TokenizerSettings};
 use polydelta::wire::{ClientIdentity, Lifecycle};
@@ -58,6 +60,8 @@ pub(crate) struct Options {
     pub(crate) event_history: usize,
     /// Let fields of configs pass that are not known here.
     pub(crate) allow_unknown_fields: bool,
+    /// Bytes of adapters within requests.
+    pub(crate) max_inline_adapter_bytes: u64,
     /// Where adapters are kept.
     pub(crate) folder: Arc<TempDir>,
     /// The disk it lies on.
@@ -80,6 +84,7 @@ impl Default for Options {
             chat_template: Some(CHAT.into()),
             event_history: 256,
             allow_unknown_fields: false,
+            max_inline_adapter_bytes: 0,
             folder: Arc::new(tempfile::tempdir().unwrap()),
             disk: Arc::new(DiskFs),
         }
@@ -91,6 +96,7 @@ pub(crate) struct Model {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) settings: TokenizerSettings,
     pub(crate) vocab_size: u32,
+    pub(crate) hidden_size: u32,
     pub(crate) context: u32,
     pub(crate) defaults: GenerationDefaults,
 }
@@ -125,7 +131,8 @@ impl Server {
         engine: Arc<dyn GenerationEngine>,
         installer: Arc<dyn AdapterInstaller>,
     ) -> Self {
-        let Model { tokenizer, settings, vocab_size, context, defaults: generation } = model;
+        let Model { tokenizer, settings, vocab_size, hidden_size, context, defaults: generation } = model;
+        let sizes = ModelSizes { context_length: context, vocab_size, hidden_size };
         let template =
             options.chat_template.map(|template| ChatTemplate::new(&template, &settings, &tokenizer).unwrap());
         let templates = Arc::new(AdapterTemplates::new(Arc::clone(&tokenizer), settings));
@@ -136,7 +143,10 @@ impl Server {
             tokenizer,
             chat_template: template.map(Arc::new),
             adapter_templates: Arc::clone(&templates),
-            limits: Limits::new(&defaults().request_limits, context, vocab_size, generation),
+            limits: Limits {
+                max_inline_adapter_bytes: options.max_inline_adapter_bytes,
+                ..Limits::new(&defaults().request_limits, sizes, generation)
+            },
             metrics: Metrics::disabled(),
             max_concurrent: options.max_concurrent,
             tokenize_threads: 2,
@@ -154,6 +164,7 @@ impl Server {
                 options.transport.stream_stall_timeout,
                 options.transport.max_message_bytes,
             ),
+            pooling: Pooler::new(Arc::clone(&gate), options.transport.max_message_bytes),
             adapters: Adapters::new(Arc::clone(&registry), intake, options.transport.upload_idle_timeout),
             info: Informer::new(info, engine, Arc::clone(&registry), Instant::now()),
             reflection: true,

@@ -18,8 +18,12 @@ use super::raw::{GOAWAY, INITIAL_WINDOW_SIZE, NO_ERROR, PING, PREFACE, Raw, fram
 
 const STREAM: &str = "/polydelta.v1.GenerationService/GenerateStream";
 
-const SERVICES: [&str; 3] =
-    ["polydelta.v1.AdapterService", "polydelta.v1.GenerationService", "polydelta.v1.ServerService"];
+const SERVICES: [&str; 4] = [
+    "polydelta.v1.AdapterService",
+    "polydelta.v1.GenerationService",
+    "polydelta.v1.PoolingService",
+    "polydelta.v1.ServerService",
+];
 
 async fn health(server: &Server) -> HealthClient<Channel> {
     HealthClient::new(server.channel().await)

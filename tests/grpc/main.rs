@@ -2,17 +2,22 @@
 //! test says.
 #![allow(clippy::unwrap_used)] // A failed unwrap is a failed test; clippy sees only functions marked as tests.
 
+mod activated;
 mod adapters;
 mod chat_templates;
 mod clock;
 mod disk;
+mod exports;
 mod fakes;
 mod files;
 mod generation;
 mod golden;
 mod harness;
+mod inline;
 mod lifecycle;
+mod mixes;
 mod plain;
+mod pooling;
 mod raw;
 mod refusals;
 mod requests;

@@ -53,9 +53,10 @@ fn bits(logprobs: &[pb::TokenLogprob]) -> Vec<(Bits, Vec<Bits>)> {
 #[tokio::test]
 async fn a_prompt_is_scored_without_generating_and_a_stream_adds_up_to_the_answer() {
     let server = GoldenServer::start().await;
-    server.upload_golden(&["lora_all_r8", "prefix_tuning"]).await;
+    let uploaded = ["lora_all_r8", "prefix_tuning", "lora_tokens"];
+    server.upload_golden(&uploaded).await;
     let scored: Vec<Scored> = serde_json::from_slice(&fs::read(golden_dir().join("scores.json")).unwrap()).unwrap();
-    let known = |one: &&Scored| one.adapter.as_deref().is_none_or(|name| name != "dora" && name != "prompt_tuning");
+    let known = |one: &&Scored| one.adapter.as_deref().is_none_or(|name| uploaded.contains(&name));
     for scored in scored.iter().filter(known) {
         let adapter = scored.adapter.clone().unwrap_or_default();
         let request = pb::GenerateRequest { adapter, ..scoring(scored.tokens.clone(), 2, 0) };

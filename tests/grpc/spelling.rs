@@ -19,7 +19,7 @@ fn respelled(weights: &[u8], spell: impl Fn(&str) -> String) -> Vec<u8> {
 /// The name of the adapter where a plain `state_dict()` has it.
 fn with_adapter_name(key: &str) -> String {
     let within = ["lora_A", "lora_B", "ln_tuning_layers"];
-    let at_end = ["lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "ia3_l"];
+    let at_end = ["lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "ia3_l", "trainable_tokens_delta"];
     match key.rsplit('.').collect::<Vec<_>>()[..] {
         [last, ..] if at_end.contains(&last) => format!("{key}.default"),
         [leaf, module, ..] if within.contains(&module) => {

@@ -469,7 +469,7 @@ async fn content_that_does_not_fit_the_base_is_refused_by_name() {
             "adapter_model.safetensors",
             AdapterFiles { weights: b"PK\x03\x04".to_vec(), ..lora() },
         ),
-        ("UNSUPPORTED_CONFIG", "modules_to_save", AdapterFiles::golden("save_lm_head")),
+        ("UNSUPPORTED_CONFIG", "modules_to_save", lora().set("modules_to_save", json!(["score"]))),
     ];
     for (reason, at, files) in cases {
         let status = server.send(files.frames(with_id(&files, "a", reason))).await.unwrap_err();

@@ -65,6 +65,8 @@ fn examples(name: &str) -> Vec<Example> {
 fn config(store: &Path) -> ServeConfig {
     let mut words = vec!["polydelta".to_owned(), "serve".to_owned(), "--no-metrics".to_owned()];
     words.extend(["--listen".to_owned(), "127.0.0.1:0".to_owned()]);
+    // Not what `auto` finds: a test beside this one may have the emulated driver in the process.
+    words.extend(["--device".to_owned(), "cpu".to_owned()]);
     words.extend(["--store".to_owned(), store.display().to_string()]);
     words.extend(["--model".to_owned(), model().display().to_string()]);
     for entry in entries() {

@@ -89,7 +89,7 @@ fn a_refusal_stays_one_and_says_what_to_do() {
         assert_eq!(code(&output), 5, "{said}");
         assert!(said.contains(words) && !said.contains("--upload-id"), "{said}");
     };
-    refused(&[("modules_to_save", serde_json::json!(["lm_head"]))], "`modules_to_save`");
+    refused(&[("modules_to_save", serde_json::json!(["score"]))], "`modules_to_save`");
     refused(&[("a_field_of_tomorrow", serde_json::json!(1))], "--allow-unknown-adapter-fields");
     refused(&[("target_modules", serde_json::json!(["nothing"]))], "does not target");
 }

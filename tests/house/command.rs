@@ -120,6 +120,55 @@ fn inspect_says_what_an_adapter_compiles_to_or_why_not() {
 }
 
 #[test]
+fn export_writes_a_lora_that_is_shown_or_says_what_a_lora_has_not() {
+    let path = |name: &str| root(name).to_str().unwrap().to_owned();
+    let base = path("tests/fixtures/golden/llama/base");
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("lora");
+    let export = |adapter: &str, to: &Path| {
+        let adapter = path(&format!("tests/fixtures/golden/llama/adapters/{adapter}"));
+        let to = to.to_str().unwrap();
+        run(&["adapter", "export", &adapter, "--as", "lora", "--to", to, "--model", &base, "--json"])
+    };
+    let output = export("loha", &to);
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+    let inspection: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&inspection["kind"], &inspection["trained_on"]), (&"LoRA".into(), &"golden/llama".into()));
+    let again = run(&["adapter", "inspect", to.to_str().unwrap(), "--model", &base, "--json"]);
+    assert_eq!(serde_json::from_slice::<Value>(&again.stdout).unwrap(), inspection);
+    assert_eq!(code(&export("loha", &to)), 1, "the folder is not empty");
+    let other = folder.path().join("other");
+    let refused = export("dora", &other);
+    assert_eq!(code(&refused), 5);
+    assert!(text(&refused.stderr).contains("OutputScale of layer 0 q"), "{}", text(&refused.stderr));
+    assert!(!other.exists(), "nothing is written of what is refused");
+}
+
+#[test]
+fn inspect_takes_folders_of_adapterhub_in_both_forms() {
+    let base = root("tests/fixtures/golden/llama/base");
+    let inspect = |folder: &Path| {
+        run(&["adapter", "inspect", folder.to_str().unwrap(), "--model", base.to_str().unwrap(), "--json"])
+    };
+    let adapters = root("tests/fixtures/adapterhub/llama/adapters");
+    for (adapter, kind) in [("seq_bn", "bottleneck"), ("ln_before", "bottleneck"), ("compacter", "Compacter")] {
+        let output = inspect(&adapters.join(adapter));
+        assert_eq!(code(&output), 0, "{adapter}: {}", text(&output.stderr));
+        let inspection: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(inspection["kind"], kind, "{adapter}");
+    }
+    // As the library saves it when it is not asked to leave the head.
+    let with_head = tempfile::tempdir().unwrap();
+    for file in ["adapter_config.json", "adapter.safetensors"] {
+        std::fs::copy(adapters.join("seq_bn").join(file), with_head.path().join(file)).unwrap();
+    }
+    std::fs::write(with_head.path().join("head_config.json"), r#"{"config": null}"#).unwrap();
+    let output = inspect(with_head.path());
+    assert_eq!(code(&output), 5, "{}", text(&output.stdout));
+    assert!(text(&output.stderr).contains("with_head=False"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn a_server_that_is_not_there_is_unavailable() {
     let output = run(&["adapter", "list", "--server", "http://127.0.0.1:1"]);
     assert_eq!(code(&output), 4, "{}", text(&output.stderr));

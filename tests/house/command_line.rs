@@ -53,7 +53,7 @@ fn everything_wrong_with_a_command_line_is_said_at_once() {
         "there is no --max-num-seq here; is --max-num-seqs meant?",
         "--kv-cache-bytes is \"lots\"",
         "--listen is \"localhost\": it has no port",
-        "--dtype is \"f64\": expected auto, f32 or bf16",
+        "--dtype is \"f64\": expected auto, f32, bf16 or f16",
         "--block-size is \"24\"",
         "--reflection is given more than once",
         "--drain-timeout has no value",

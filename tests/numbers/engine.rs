@@ -14,22 +14,24 @@ use polydelta::model::{BaseModel, Decoder, DecoderLimits, base_layout};
 use polydelta::ops::{Backend, Numerics, WeightFormat, reference::ReferenceBackend};
 use polydelta::scheduler::{SchedulerConfig, ShareConfig};
 use polydelta::types::{
-    AdapterBinding, AdapterSlot, AdapterVersion, ClientKey, ConnectionId, EngineRequest, RequestId, SamplingParams,
-    SequenceEvent, StoppingParams,
+    AdapterBinding, AdapterFacts, AdapterSlot, AdapterVersion, ClientKey, ConnectionId, EngineRequest, RequestId,
+    SamplingParams, SequenceEvent, StoppingParams,
 };
 
 use crate::fixture::{Case, Family, LIMITS};
+use crate::golden::refused;
 
-/// Refused by this server.
+/// Not refused by this server.
 pub(crate) fn served(case: &&Case) -> bool {
-    let adapter = case.adapter.as_deref().unwrap_or_default();
-    !adapter.starts_with("save_") && !adapter.ends_with("_tokens")
+    !case.adapter.as_deref().is_some_and(refused)
 }
 
 pub(crate) struct Hall {
     handle: EngineHandle,
-    bindings: BTreeMap<String, AdapterBinding>,
+    adapters: BTreeMap<String, (AdapterVersion, AdapterSlot, AdapterFacts)>,
     next: u64,
+    /// Of requests from now on: those with another share no KV with them.
+    pub(crate) salt: u64,
 }
 
 pub(crate) fn hall(family: &Family, adapters: &[String], config: SchedulerConfig) -> Hall {
@@ -50,6 +52,7 @@ pub(crate) fn hall_of<B: Backend, E: StepExecutor<Prepared = PreparedDelta<B>>>(
         max_rows: config.max_num_batched_tokens,
         kv_blocks: config.num_blocks as usize,
         block_size: config.block_size as usize,
+        adapter_slots: 256,
     };
     let decoder = Decoder::new(Arc::clone(&backend), family.spec.clone(), base, limits).unwrap();
     let executor = wrap(ModelExecutor::new(decoder, config.block_size));
@@ -57,22 +60,28 @@ pub(crate) fn hall_of<B: Backend, E: StepExecutor<Prepared = PreparedDelta<B>>>(
     let loader = ModelLoader::new(backend, base_layout(&family.spec), checkpoint, LIMITS);
     let StartedEngine { handle, installs, .. } = start(executor, config, usize::MAX, Box::new(|_| {})).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let mut bindings = BTreeMap::new();
+    let mut installed = BTreeMap::new();
     for (index, adapter) in adapters.iter().enumerate() {
         let program = family.compile(adapter).unwrap();
-        let virtual_tokens = program.facts(WeightFormat::F32).virtual_tokens;
+        let facts = program.facts(WeightFormat::F32);
         let slot = AdapterSlot(index as u32);
         runtime.block_on(installs.install(slot, loader.prepare(program).unwrap())).unwrap();
         let version = AdapterVersion([index as u8 + 1; 32]);
-        bindings.insert(adapter.clone(), AdapterBinding { version, slot, virtual_tokens });
+        installed.insert(adapter.clone(), (version, slot, facts));
     }
-    Hall { handle, bindings, next: 0 }
+    Hall { handle, adapters: installed, next: 0, salt: 0 }
 }
 
 impl Hall {
     pub(crate) fn stats(&self) -> EngineStats {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(self.handle.stats()).unwrap()
+    }
+
+    /// What the engine is told of an adapter for a prompt.
+    pub(crate) fn binding(&self, adapter: &str, prompt: &[u32]) -> AdapterBinding {
+        let (version, slot, facts) = &self.adapters[adapter];
+        facts.bind(*version, *slot, prompt)
     }
 
     pub(crate) fn submit(&mut self, case: &Case) -> EventReceiver {
@@ -93,12 +102,12 @@ impl Hall {
             client: ClientKey::LOCAL,
             connection: ConnectionId::default(),
             prompt: prompt.into(),
-            adapter: adapter.map(|adapter| self.bindings[adapter]),
+            adapter: adapter.map(|adapter| self.binding(adapter, prompt)),
             sampling: sampling.into(),
             stopping: StoppingParams { max_tokens: max_tokens as u32, min_tokens: 0, stop_token_ids: vec![] }.into(),
             choices: 1,
             priority: 0,
-            tenant_salt: [].into(),
+            tenant_salt: self.salt.to_le_bytes().into(),
             deadline: None,
             arrived: Instant::now(),
         };

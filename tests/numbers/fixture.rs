@@ -5,13 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use polydelta::delta::convert::pickle_to_safetensors;
 use polydelta::delta::{Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, PreparedDelta, compile};
 use polydelta::model::{
     BaseModel, Checkpoint, Decoder, DecoderLimits, DecoderSpec, EmbedRows, ModelInput, base_layout,
 };
 use polydelta::ops::{Backend, RowPlan, SampledRows, SequencePlan, WeightFormat};
-use polydelta::types::{AdapterSlot, LongRope};
+use polydelta::types::{AdapterBinding, AdapterFacts, AdapterSlot, AdapterVersion, LongRope};
 use serde::Deserialize;
+use serde_json::Value;
 
 pub(crate) const LIMITS: CompileLimits =
     CompileLimits { max_rank: 256, max_virtual_tokens: 64, allow_unknown_fields: false };
@@ -22,6 +24,9 @@ const BLOCKS: usize = 512;
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) adapter: Option<String>,
+    /// Adapters and weights that `adapter` is the mix of.
+    #[serde(default)]
+    pub(crate) mix: Vec<(String, f32)>,
     pub(crate) prompt: Vec<u32>,
     pub(crate) ids: Vec<u32>,
     pub(crate) logprobs: Vec<f32>,
@@ -43,38 +48,60 @@ pub(crate) struct Family {
     pub(crate) cases: Vec<Case>,
 }
 
-pub(crate) const FAMILIES: [&str; 11] = [
+pub(crate) const FAMILIES: [&str; 13] = [
     "gemma2",
     "gemma3",
     "llama",
     "llama3",
     "llama_bias",
     "mistral",
+    "mixtral",
     "phi3",
     "phi3_longrope",
     "qwen2",
     "qwen2_window",
     "qwen3",
+    "qwen3_moe",
 ];
+
+/// Adapters of AdapterHub's library, on bases of [`FAMILIES`].
+pub(crate) const ADAPTERHUB: [&str; 3] = ["../adapterhub/llama", "../adapterhub/mistral", "../adapterhub/qwen2"];
 
 impl Family {
     pub(crate) fn open(name: &str) -> Self {
         Self::open_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(name))
     }
 
-    /// Fixtures of the same form anywhere.
+    /// Fixtures of the same form anywhere; without a base of their own they are for that of the family.
     pub(crate) fn open_dir(dir: PathBuf) -> Self {
         let name = dir.file_name().unwrap().to_str().unwrap().to_owned();
-        let checkpoint = Checkpoint::open(&dir.join("base")).unwrap();
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(&name);
+        let base = [&dir, &golden].map(|dir| dir.join("base")).into_iter().find(|base| base.is_dir()).unwrap();
+        let checkpoint = Checkpoint::open(&base).unwrap();
         let spec = checkpoint.spec().unwrap();
         let cases: Cases = serde_json::from_slice(&fs::read(dir.join("cases.json")).unwrap()).unwrap();
         Self { name, dir, checkpoint, spec, cases: cases.cases }
     }
 
     pub(crate) fn compile(&self, adapter: &str) -> Result<DeltaProgram, DeltaError> {
+        let Some(parts) = self.mix(adapter) else { return self.compile_as(adapter, |_| {}) };
+        let weighted = |(part, weight): &(String, f32)| self.compile(part)?.weighted(*weight);
+        DeltaProgram::sum(parts.iter().map(weighted).collect::<Result<_, _>>()?, LIMITS)
+    }
+
+    /// What a name is the mix of.
+    pub(crate) fn mix(&self, adapter: &str) -> Option<&[(String, f32)]> {
+        let parts = |case: &&Case| case.adapter.as_deref() == Some(adapter) && !case.mix.is_empty();
+        self.cases.iter().find(parts).map(|case| case.mix.as_slice())
+    }
+
+    /// With another config.
+    pub(crate) fn compile_as(&self, adapter: &str, change: impl Fn(&mut Value)) -> Result<DeltaProgram, DeltaError> {
         let dir = self.dir.join("adapters").join(adapter);
-        let config = fs::read(dir.join("adapter_config.json")).unwrap();
-        let weights = fs::read(dir.join("adapter_model.safetensors")).unwrap();
+        let mut config = serde_json::from_slice(&fs::read(dir.join("adapter_config.json")).unwrap()).unwrap();
+        change(&mut config);
+        let config = serde_json::to_vec(&config).unwrap();
+        let weights = weights_in(&dir);
         let layout = base_layout(&self.spec);
         compile(&config, &weights, Base { layout: &layout, weights: &self.checkpoint }, LIMITS)
     }
@@ -92,14 +119,27 @@ impl Family {
     }
 }
 
+/// The weights of an adapter, by any name and in any form that is brought.
+fn weights_in(dir: &Path) -> Vec<u8> {
+    let known = ["adapter_model.safetensors", "adapter.safetensors"].map(|name| dir.join(name));
+    if let Some(file) = known.iter().find(|file| file.is_file()) {
+        return fs::read(file).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let converted = folder.path().join("converted");
+    pickle_to_safetensors(&dir.join("pytorch_adapter.bin"), &converted).unwrap();
+    fs::read(converted).unwrap()
+}
+
 /// A decoder with every served adapter of a family installed.
 pub(crate) struct Runner<B: Backend> {
     backend: Arc<B>,
     layout: BaseLayout,
     pub(crate) decoder: Decoder<B>,
     pub(crate) slots: BTreeMap<String, AdapterSlot>,
-    virtual_tokens: BTreeMap<AdapterSlot, (usize, bool)>,
+    facts: BTreeMap<AdapterSlot, AdapterFacts>,
     next_block: u32,
+    block_size: usize,
     long_rope: Option<LongRope>,
 }
 
@@ -109,6 +149,8 @@ pub(crate) struct Sequence {
     pub(crate) logprobs: Vec<f32>,
     pub(crate) logits: Vec<Vec<f32>>,
     slot: Option<AdapterSlot>,
+    /// First token whose row has the adapter.
+    active_from: usize,
     blocks: Vec<u32>,
     long_from: u32,
     prompt_len: usize,
@@ -124,17 +166,30 @@ impl Sequence {
 
 impl<B: Backend> Runner<B> {
     pub(crate) fn new(backend: B, family: &Family, context: usize, adapters: &[String]) -> Self {
+        Self::with_blocks_of(BLOCK_SIZE, backend, family, context, adapters)
+    }
+
+    /// With blocks of another size.
+    pub(crate) fn with_blocks_of(
+        block_size: usize,
+        backend: B,
+        family: &Family,
+        context: usize,
+        adapters: &[String],
+    ) -> Self {
         let backend = Arc::new(backend);
         let base = BaseModel::load(backend.as_ref(), &family.spec, &family.checkpoint, context, &|_, _| {}).unwrap();
-        let limits = DecoderLimits { max_rows: 4096, kv_blocks: BLOCKS * 8, block_size: BLOCK_SIZE };
+        let (kv_blocks, adapter_slots) = (BLOCKS * 8, 256);
+        let limits = DecoderLimits { max_rows: 4096, kv_blocks, block_size, adapter_slots };
         let decoder = Decoder::new(Arc::clone(&backend), family.spec.clone(), base, limits).unwrap();
         let mut runner = Self {
             backend,
             layout: base_layout(&family.spec),
             decoder,
             slots: BTreeMap::new(),
-            virtual_tokens: BTreeMap::new(),
+            facts: BTreeMap::new(),
             next_block: 0,
+            block_size,
             long_rope: family.spec.long_rope(),
         };
         for adapter in adapters {
@@ -146,20 +201,26 @@ impl<B: Backend> Runner<B> {
     /// Put a program into the next slot.
     pub(crate) fn install(&mut self, name: &str, program: DeltaProgram) {
         let slot = AdapterSlot(self.slots.len() as u32);
-        if let Some(rows) = program.facts(WeightFormat::F32).virtual_tokens {
-            self.virtual_tokens.insert(slot, (rows.count as usize, rows.saved_kv));
-        }
-        self.decoder.install(slot, PreparedDelta::new(self.backend.as_ref(), &self.layout, program).unwrap());
+        self.facts.insert(slot, program.facts(WeightFormat::F32));
+        self.install_at(slot, program);
         self.slots.insert(name.to_owned(), slot);
+    }
+
+    /// Put a program into a slot that is empty.
+    pub(crate) fn install_at(&mut self, slot: AdapterSlot, program: DeltaProgram) {
+        self.decoder.install(slot, PreparedDelta::new(self.backend.as_ref(), &self.layout, program).unwrap());
     }
 
     /// A sequence with its virtual tokens already in its own first blocks.
     pub(crate) fn start(&mut self, case: &Case) -> Sequence {
         let slot = case.adapter.as_ref().map(|adapter| self.slots[adapter]);
-        let (virtual_len, saved) = slot.and_then(|slot| self.virtual_tokens.get(&slot).copied()).unwrap_or((0, false));
+        let bind = |slot| self.facts[&slot].bind(AdapterVersion([0; 32]), slot, &case.prompt);
+        let binding: Option<AdapterBinding> = slot.map(bind);
+        let rows = binding.and_then(|binding| binding.virtual_tokens);
+        let (virtual_len, saved) = rows.map_or((0, false), |rows| (rows.count as usize, rows.saved_kv));
         let known = virtual_len + case.prompt.len();
         let total = known + case.ids.len();
-        let count = total.div_ceil(BLOCK_SIZE) as u32;
+        let count = total.div_ceil(self.block_size) as u32;
         let blocks: Vec<u32> = (self.next_block..self.next_block + count).rev().collect();
         self.next_block += count;
         if virtual_len > 0 && saved {
@@ -170,6 +231,7 @@ impl<B: Backend> Runner<B> {
             logprobs: Vec::new(),
             logits: Vec::new(),
             slot,
+            active_from: binding.map_or(0, |binding| binding.active_from as usize),
             blocks,
             long_from: self.long_rope.map_or(LongRope::NEVER, |rope| rope.first_long(known, virtual_len)),
             prompt_len: case.prompt.len(),
@@ -195,16 +257,16 @@ impl<B: Backend> Runner<B> {
             let end = if sequence.computed < sequence.virtual_len { end.min(sequence.virtual_len) } else { end };
             let first_row = slots.len();
             for position in sequence.computed..end {
-                slots.push(sequence.slot);
-                let id = position.checked_sub(sequence.virtual_len).map(|at| sequence.tokens[at]);
-                input.plan.ids.push(id);
+                let token = position.checked_sub(sequence.virtual_len);
+                slots.push(sequence.slot.filter(|_| token.is_none_or(|token| token >= sequence.active_from)));
+                input.plan.ids.push(token.map(|token| sequence.tokens[token]));
                 input.plan.positions.push(position as u32);
                 if let Some(rope) = self.long_rope {
                     let long = position as u32 >= sequence.long_from;
                     input.plan.rope_rows.push(position as u32 + if long { rope.original_context } else { 0 });
                 }
-                let block = sequence.blocks[position / BLOCK_SIZE];
-                input.plan.kv_slots.push(block * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32);
+                let block = sequence.blocks[position / self.block_size];
+                input.plan.kv_slots.push(block * self.block_size as u32 + (position % self.block_size) as u32);
             }
             let rows = first_row..slots.len();
             if sequence.computed < sequence.virtual_len {
@@ -249,6 +311,18 @@ impl<B: Backend> Runner<B> {
 
     /// Greedy decoding of several cases in one batch.
     pub(crate) fn generate(&mut self, cases: &[&Case], chunk: usize) -> Vec<Sequence> {
+        self.decode(cases, chunk, |_, _| {})
+    }
+
+    /// The same with the oracle's tokens in the place of those chosen, so that one that differs leaves the next comparable.
+    pub(crate) fn follow(&mut self, cases: &[&Case], chunk: usize) -> Vec<Sequence> {
+        self.decode(cases, chunk, |sequence, case| {
+            let output = &mut sequence.tokens[sequence.prompt_len..];
+            output.copy_from_slice(&case.ids[..output.len()]);
+        })
+    }
+
+    fn decode(&mut self, cases: &[&Case], chunk: usize, after: impl Fn(&mut Sequence, &Case)) -> Vec<Sequence> {
         self.free_all();
         let mut sequences: Vec<Sequence> = cases.iter().map(|case| self.start(case)).collect();
         loop {
@@ -262,11 +336,12 @@ impl<B: Backend> Runner<B> {
                 return sequences;
             }
             self.step(&mut open, chunk);
+            sequences.iter_mut().zip(cases).for_each(|(sequence, case)| after(sequence, case));
         }
     }
 }
 
-fn greedy(logits: &[f32]) -> (u32, f32) {
+pub(crate) fn greedy(logits: &[f32]) -> (u32, f32) {
     let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a))).unwrap();
     (best as u32, log_softmax(logits, best))
 }

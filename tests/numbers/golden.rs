@@ -1,20 +1,14 @@
 //! Greedy ids and log-probabilities of every family and adapter against transformers + peft in f32: alone, and all
 //! kinds in one mixed batch.
 
-use polydelta::delta::{DeltaError, SERVED_KINDS};
+use polydelta::delta::DeltaError;
 use polydelta::ops::cpu::{CpuBackend, CpuOptions, Isa};
 use polydelta::ops::{Backend, Numerics, reference::ReferenceBackend};
 
-use crate::fixture::{Case, FAMILIES, Family, Runner, Sequence, log_softmax};
+use crate::fixture::{Case, FAMILIES, Family, Runner, Sequence, greedy, log_softmax};
 
 /// Adapters of the fixtures that PEFT can make and this server refuses, by name.
-const REFUSED: [(&str, &str); 5] = [
-    ("save_embed", "modules_to_save"),
-    ("save_lm_head", "modules_to_save"),
-    ("save_norm", "modules_to_save"),
-    ("lora_tokens", "trainable_token_indices"),
-    ("trainable_tokens", "TRAINABLE_TOKENS"),
-];
+const REFUSED: [(&str, &str); 1] = [("lora_experts", "target_parameters")];
 
 pub(crate) fn refused(adapter: &str) -> bool {
     REFUSED.iter().any(|(name, _)| *name == adapter)
@@ -45,8 +39,8 @@ pub(crate) fn check(family: &Family, case: &Case, sequence: &Sequence) {
     }
 }
 
-fn check_all<B: Backend>(make: impl Fn() -> B) {
-    for name in FAMILIES {
+pub(crate) fn check_all<B: Backend>(families: &[&str], make: impl Fn() -> B) {
+    for name in families {
         let family = Family::open(name);
         for context in family.context_lengths() {
             let cases = served_cases(&family, context);
@@ -63,15 +57,95 @@ fn check_all<B: Backend>(make: impl Fn() -> B) {
     }
 }
 
+/// How far numbers of 16 bits may lie from those of transformers + peft in f32: twice what was measured, of all backends the
+/// most, over all cases of [`dense_families`] (some 3400 tokens of random models, whose two best are mostly within 0.5).
+#[derive(Clone, Copy)]
+pub(crate) struct Narrow {
+    numerics: Numerics,
+    /// Most that any log-probability is off.
+    worst: f32,
+    /// Most that those of a family are off on average.
+    mean: f32,
+    /// Where the oracle's two best are further apart, the choice is the oracle's.
+    margin: f32,
+}
+
+/// Measured: 0.461, 0.0268 and 0.284.
+pub(crate) const BF16: Narrow = Narrow { numerics: Numerics::BF16, worst: 0.9, mean: 0.054, margin: 0.57 };
+/// Measured: 0.0657, 0.0033 and 0.0107.
+pub(crate) const F16: Narrow = Narrow { numerics: Numerics::F16, worst: 0.13, mean: 0.0066, margin: 0.022 };
+
+/// Those without experts: a router whose best are close chooses others in 16 bits, and the output is another one then.
+fn dense_families() -> Vec<&'static str> {
+    let families: Vec<&str> = FAMILIES.into_iter().filter(|name| Family::open(name).spec.experts().is_none()).collect();
+    assert_eq!(families.len(), FAMILIES.len() - 2);
+    families
+}
+
+/// How far numbers are off.
+#[derive(Debug, Default)]
+struct Distances {
+    worst: f32,
+    sum: f32,
+    count: usize,
+    /// The largest margin of the oracle at which another token is chosen.
+    margin: f32,
+}
+
+impl Distances {
+    fn take(&mut self, case: &Case, sequence: &Sequence) {
+        for (step, expected) in case.ids.iter().enumerate() {
+            let logits = &sequence.logits[step];
+            for (id, expected) in case.top[step].iter().chain([&(*expected, case.logprobs[step])]) {
+                let distance = (log_softmax(logits, *id as usize) - expected).abs();
+                assert!(distance.is_finite(), "{}: log-prob of {id} at {step}", case.name);
+                self.worst = self.worst.max(distance);
+                self.sum += distance;
+                self.count += 1;
+            }
+            if greedy(logits).0 != *expected {
+                self.margin = self.margin.max(case.margins[step]);
+            }
+        }
+    }
+}
+
+/// All kinds and the base of each family in one batch, every token after the oracle's own.
+pub(crate) fn check_narrow<B: Backend>(narrow: Narrow, make: impl Fn(Numerics) -> B) {
+    for name in dense_families() {
+        let family = Family::open(name);
+        let mut found = Distances::default();
+        for context in family.context_lengths() {
+            let cases = served_cases(&family, context);
+            let mut runner = Runner::with_blocks_of(16, make(narrow.numerics), &family, context, &adapters(&cases));
+            for (case, sequence) in cases.iter().zip(runner.follow(&cases, 7)) {
+                found.take(case, &sequence);
+            }
+        }
+        let mean = found.sum / found.count as f32;
+        let what = format!("{name} in {}: {found:?}, {mean} on average", narrow.numerics.compute.as_str());
+        println!("{what}");
+        assert!(found.worst < narrow.worst && mean < narrow.mean && found.margin < narrow.margin, "{what}");
+    }
+}
+
+#[test]
+fn every_dense_family_and_adapter_is_near_peft_in_16_bits() {
+    for narrow in [BF16, F16] {
+        check_narrow(narrow, ReferenceBackend::new);
+    }
+    check_narrow(BF16, |numerics| CpuBackend::new(CpuOptions { threads: 2, numerics, isa: None }).unwrap());
+}
+
 #[test]
 fn every_family_and_adapter_agrees_with_peft_on_the_reference_backend() {
-    check_all(|| ReferenceBackend::new(Numerics::F32));
+    check_all(&FAMILIES, || ReferenceBackend::new(Numerics::F32));
 }
 
 #[test]
 fn every_family_and_adapter_agrees_with_peft_on_the_cpu_backend() {
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-        check_all(|| cpu(isa, 2));
+        check_all(&FAMILIES, || cpu(isa, 2));
     }
 }
 
@@ -105,19 +179,4 @@ fn both_spellings_of_a_config_give_one_spec() {
         let config: serde_json::Map<_, _> = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(polydelta::model::read_spec(&config).unwrap(), family.spec, "{name}");
     }
-}
-
-#[test]
-fn every_kind_that_compiles_is_announced() {
-    let mut seen = std::collections::BTreeSet::new();
-    for name in FAMILIES {
-        let family = Family::open(name);
-        let cases: Vec<&Case> = family.cases.iter().collect();
-        for adapter in adapters(&cases).into_iter().filter(|adapter| !refused(adapter)) {
-            let kind = family.compile(&adapter).unwrap().kind;
-            assert!(SERVED_KINDS.contains(&kind.as_str()), "{name} {adapter}: {kind}");
-            seen.insert(kind);
-        }
-    }
-    assert!(seen.len() >= 7, "the fixtures cover most of them: {seen:?}");
 }

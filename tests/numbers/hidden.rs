@@ -4,6 +4,7 @@
 use polydelta::delta::{BaseWeights, Bias, DeltaOp, DeltaProgram, LayerSite, LowRank, Site};
 use polydelta::ops::cpu::{CpuBackend, CpuOptions};
 use polydelta::ops::{Backend, HostTensor, Numerics, reference::ReferenceBackend};
+use polydelta::types::AdapterTask;
 use proptest::prelude::*;
 
 use crate::fixture::{Case, Family, Runner};
@@ -14,12 +15,12 @@ const SITES: [(LayerSite, LayerSite, &str); 2] = [
     (LayerSite::AfterMlp, LayerSite::Down, "mlp.down_proj"),
 ];
 
-fn cpu(numerics: Numerics) -> CpuBackend {
+pub(crate) fn cpu(numerics: Numerics) -> CpuBackend {
     CpuBackend::new(CpuOptions { threads: 2, numerics, isa: None }).unwrap()
 }
 
 /// Numbers in [-scale, scale), a function of the seed (SplitMix64).
-fn numbers(seed: u64, len: usize, scale: f32) -> Vec<f32> {
+pub(crate) fn numbers(seed: u64, len: usize, scale: f32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut next = || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -65,8 +66,15 @@ impl Op {
     }
 }
 
-fn program(ops: Vec<(Site, DeltaOp)>) -> DeltaProgram {
-    DeltaProgram { kind: "test".to_owned(), ops, unknown_fields: Vec::new() }
+pub(crate) fn program(ops: Vec<(Site, DeltaOp)>) -> DeltaProgram {
+    DeltaProgram {
+        kind: "test".to_owned(),
+        task: AdapterTask::default(),
+        ops,
+        invocation_tokens: Vec::new(),
+        keeps_base_kv: false,
+        unknown_fields: Vec::new(),
+    }
 }
 
 fn at_hidden_sites(family: &Family, ops: &[Op]) -> DeltaProgram {
@@ -92,19 +100,19 @@ fn folded(family: &Family, ops: &[Op]) -> DeltaProgram {
 }
 
 /// The logits behind each case's prompt.
-fn logits<B: Backend>(runner: &mut Runner<B>, cases: &[&Case]) -> Vec<Vec<f32>> {
+pub(crate) fn logits<B: Backend>(runner: &mut Runner<B>, cases: &[&Case]) -> Vec<Vec<f32>> {
     let sequences = runner.generate(cases, usize::MAX);
     sequences.into_iter().map(|mut sequence| sequence.logits.swap_remove(0)).collect()
 }
 
 /// A prompt of the family for an adapter, as a case of one token.
-fn case(family: &Family, which: usize, adapter: Option<&str>) -> Case {
+pub(crate) fn case(family: &Family, which: usize, adapter: Option<&str>) -> Case {
     let of_base: Vec<&Case> = family.cases.iter().filter(|case| case.adapter.is_none()).collect();
     let from = of_base[which % of_base.len()];
     Case { adapter: adapter.map(str::to_owned), ids: from.ids[..1].to_vec(), ..from.clone() }
 }
 
-fn furthest(one: &[f32], other: &[f32]) -> f32 {
+pub(crate) fn furthest(one: &[f32], other: &[f32]) -> f32 {
     one.iter().zip(other).map(|(one, other)| (one - other).abs() / (1.0 + other.abs())).fold(0.0, f32::max)
 }
 

@@ -4,15 +4,14 @@
 use polydelta::ops::cpu::{CpuBackend, CpuOptions, Isa};
 use polydelta::ops::{Backend, Numerics, reference::ReferenceBackend};
 
-use crate::fixture::{Case, Family, Runner, Sequence};
+use crate::fixture::{BLOCK_SIZE, Case, Family, Runner, Sequence};
+use crate::golden::refused;
 
-/// Fixtures that together hold every op class and every kind of attention.
-const FAMILIES: [&str; 4] = ["llama", "llama_bias", "phi3", "gemma3"];
+/// Fixtures that together hold every op class, every kind of attention, and dense and sparse layers.
+const FAMILIES: [&str; 6] = ["llama", "llama_bias", "phi3", "gemma3", "mixtral", "qwen3_moe"];
 
-/// Adapters of the fixtures that are refused.
 fn served(case: &&Case) -> bool {
-    let adapter = case.adapter.as_deref().unwrap_or_default();
-    !adapter.starts_with("save_") && !adapter.ends_with("_tokens")
+    !case.adapter.as_deref().is_some_and(refused)
 }
 
 fn bits(sequence: &Sequence) -> Vec<Vec<u32>> {
@@ -20,13 +19,18 @@ fn bits(sequence: &Sequence) -> Vec<Vec<u32>> {
 }
 
 pub(crate) fn check_invariance<B: Backend>(make: impl Fn() -> B) {
-    for name in FAMILIES {
+    check_invariance_in(&FAMILIES, BLOCK_SIZE, make);
+}
+
+pub(crate) fn check_invariance_in<B: Backend>(families: &[&str], block_size: usize, make: impl Fn() -> B) {
+    for name in families {
         let family = Family::open(name);
         let cases: Vec<&Case> = family.cases.iter().filter(served).collect();
         let mut adapters: Vec<String> = cases.iter().filter_map(|case| case.adapter.clone()).collect();
         adapters.sort();
         adapters.dedup();
-        let mut runner = Runner::new(make(), &family, family.spec.context_length, &adapters);
+        let context = family.spec.context_length;
+        let mut runner = Runner::with_blocks_of(block_size, make(), &family, context, &adapters);
         let alone: Vec<_> = cases.iter().map(|case| bits(&runner.generate(&[case], usize::MAX)[0])).collect();
         for chunk in [usize::MAX, 1, 5] {
             for (case, (alone, mixed)) in cases.iter().zip(alone.iter().zip(runner.generate(&cases, chunk))) {
@@ -64,17 +68,19 @@ fn the_cpu_backend_gives_a_request_the_same_bits_in_any_batch_on_every_path() {
 
 #[test]
 fn the_cpu_backend_gives_the_same_bits_with_any_number_of_threads() {
-    let family = Family::open("llama");
-    let cases: Vec<&Case> = family.cases.iter().filter(served).collect();
-    let mut adapters: Vec<String> = cases.iter().filter_map(|case| case.adapter.clone()).collect();
-    adapters.sort();
-    adapters.dedup();
-    let run = |threads| {
-        let backend = CpuBackend::new(CpuOptions { threads, numerics: Numerics::BF16, isa: None }).unwrap();
-        let mut runner = Runner::new(backend, &family, family.spec.context_length, &adapters);
-        runner.generate(&cases, 9).iter().map(bits).collect::<Vec<_>>()
-    };
-    let one = run(1);
-    assert!(one == run(2));
-    assert!(one == run(3));
+    for name in ["llama", "mixtral"] {
+        let family = Family::open(name);
+        let cases: Vec<&Case> = family.cases.iter().filter(served).collect();
+        let mut adapters: Vec<String> = cases.iter().filter_map(|case| case.adapter.clone()).collect();
+        adapters.sort();
+        adapters.dedup();
+        let run = |threads| {
+            let backend = CpuBackend::new(CpuOptions { threads, numerics: Numerics::BF16, isa: None }).unwrap();
+            let mut runner = Runner::new(backend, &family, family.spec.context_length, &adapters);
+            runner.generate(&cases, 9).iter().map(bits).collect::<Vec<_>>()
+        };
+        let one = run(1);
+        assert!(one == run(2), "{name}");
+        assert!(one == run(3), "{name}");
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use polydelta::engine::{EventReceiver, Leftover, StepError, StepExecutor, StepInput};
 use polydelta::ops::Numerics;
 use polydelta::ops::cpu::{CpuBackend, CpuOptions};
-use polydelta::types::{AdapterSlot, RequestFailure, SequenceEvent, StepOutput};
+use polydelta::types::{AdapterSlot, OpClasses, RequestFailure, SequenceEvent, StepOutput};
 
 use crate::engine::{Hall, config, hall_of, served};
 use crate::fixture::{Case, Family};
@@ -47,6 +47,10 @@ impl<E: StepExecutor> StepExecutor for Failing<E> {
 
     fn remove(&mut self, slot: AdapterSlot) -> Leftover {
         self.inner.remove(slot)
+    }
+
+    fn classes(&self, slot: AdapterSlot) -> OpClasses {
+        self.inner.classes(slot)
     }
 }
 

@@ -111,6 +111,32 @@ fn qwen3_agrees_with_candle() {
 }
 
 #[test]
+fn mixtral_agrees_with_candle() {
+    let family = Family::open("mixtral");
+    let mut json = config(&family);
+    json["use_flash_attn"] = json!(false);
+    json["sliding_window"] = json!(1 << 20);
+    let config: models::mixtral::Config = serde_json::from_value(json).unwrap();
+    compare(&family, usize::MAX, || {
+        let mut model = models::mixtral::Model::new(&config, weights(&family)).unwrap();
+        Box::new(move |ids| model.forward(ids, 0))
+    });
+}
+
+#[test]
+fn qwen3_moe_agrees_with_candle() {
+    let family = Family::open("qwen3_moe");
+    let mut json = config(&family);
+    // Files of transformers 4 name it; without a window it says nothing.
+    json["max_window_layers"] = json!(0);
+    let config: models::qwen3_moe::Config = serde_json::from_value(json).unwrap();
+    compare(&family, usize::MAX, || {
+        let mut model = models::qwen3_moe::ModelForCausalLM::new(&config, weights(&family)).unwrap();
+        Box::new(move |ids| model.forward(ids, 0))
+    });
+}
+
+#[test]
 fn phi3_agrees_with_candle() {
     let family = Family::open("phi3");
     let config: models::phi3::Config = serde_json::from_value(config(&family)).unwrap();

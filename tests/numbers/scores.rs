@@ -114,14 +114,24 @@ fn check_bits<B: Backend>(family: &Family, make: impl Fn() -> B) {
     for config in [config(family, 1024), narrow(1024), narrow(40), uncached] {
         let tight = config.num_blocks == 40;
         let mut hall = open(config);
+        let text = |case: &Case, said: &Said| -> Vec<u32> {
+            case.prompt.iter().copied().chain(said.output.iter().map(|(id, _)| *id)).collect()
+        };
         let mut score = |case: &Case, said: &Said| {
-            let text: Vec<u32> = case.prompt.iter().copied().chain(said.output.iter().map(|(id, _)| *id)).collect();
             // Going on makes room scarce while others are still scored.
-            hall.submit_prompt(&text, case.adapter.as_deref(), SamplingParams { logprobs: Some(5), ..scoring(5) }, 16)
+            let sampling = SamplingParams { logprobs: Some(5), ..scoring(5) };
+            hall.submit_prompt(&text(case, said), case.adapter.as_deref(), sampling, 16)
         };
         // Pages of virtual tokens that somebody waits for would leave no room for two at a time.
         let fits = |case: &Case| !tight || !case.adapter.as_deref().unwrap_or_default().starts_with('p');
-        let texts: Vec<(&Case, &Said)> = cases.iter().copied().zip(&generated).filter(|(case, _)| fits(case)).collect();
+        // An invocation that was generated activates nothing, but it does where it is read.
+        let alike = |case: &Case, said: &Said| {
+            let from = |adapter: &str, tokens: &[u32]| plain.binding(adapter, tokens).active_from;
+            let alike = |adapter: &str| from(adapter, &case.prompt) == from(adapter, &text(case, said));
+            case.adapter.as_deref().is_none_or(alike)
+        };
+        let texts: Vec<(&Case, &Said)> = cases.iter().copied().zip(&generated).collect();
+        let texts: Vec<_> = texts.into_iter().filter(|(case, said)| fits(case) && alike(case, said)).collect();
         let receivers: Vec<_> = texts.iter().map(|(case, said)| score(case, said)).collect();
         for ((case, generated), events) in texts.into_iter().zip(receivers) {
             let scored = read(events).prompt;

@@ -15,7 +15,8 @@ use tempfile::TempDir;
 use crate::engine::{config, hall};
 use crate::fixture::{Case, Family, Runner, log_softmax};
 
-const FAMILIES: [&str; 8] = ["gemma2", "gemma3_text", "llama", "llama_tied", "mistral", "phi3", "qwen2", "qwen3"];
+const FAMILIES: [&str; 10] =
+    ["gemma2", "gemma3_text", "llama", "llama_tied", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"];
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
