@@ -14,7 +14,7 @@ use polydelta::delta::rows::StepRows;
 use polydelta::delta::{DeltaTable, PreparedDelta};
 use polydelta::model::base_layout;
 use polydelta::ops::cpu::CpuBackend;
-use polydelta::ops::{Backend, HostMatrix, RowPlan, Rows};
+use polydelta::ops::{Backend, HostMatrix, RowPlan, Rows, SiteSet};
 use polydelta::types::AdapterSlot;
 use support::Failure;
 use support::adapters::lora;
@@ -73,10 +73,10 @@ fn site(criterion: &mut Criterion) -> Result<(), Failure> {
     let mut spec = Shape::Qwen05b.spec()?;
     spec.layers.truncate(1);
     let layout = base_layout(&spec);
-    let (depth, out) = (spec.hidden_size, 2 * spec.mlp.intermediate_size());
+    let (depth, out) = (spec.hidden_size, 2 * spec.dense_size());
     let weight = cpu.weight(&[HostMatrix::bf16(out, depth, &weights(1, depth * out, 0.035))])?;
     for rank in [8, 16, 64] {
-        let mut deltas = DeltaTable::<CpuBackend>::new(cpu, &layout)?;
+        let mut deltas = DeltaTable::<CpuBackend>::new(cpu, &layout, INSTALLED as usize)?;
         for slot in 0..INSTALLED {
             let program = lora(&layout, rank, u64::from(slot) + 1);
             deltas.install(cpu, AdapterSlot(slot), PreparedDelta::new(cpu, &layout, program)?);
@@ -88,6 +88,12 @@ fn site(criterion: &mut Criterion) -> Result<(), Failure> {
                 let mut random = Random::new(7);
                 let plans: Vec<RowPlan> =
                     (0..BATCHES).map(|index| RowPlan::new(popularity.slots(index, rows, &mut random))).collect();
+                let held = plans.iter().map(|plan| {
+                    let mut held = SiteSet::default();
+                    deltas.held(cpu, plan.segments.iter().map(|segment| segment.slot), &mut held);
+                    held
+                });
+                let held: Vec<SiteSet> = held.collect();
                 let steps: Vec<_> = plans.iter().map(|plan| step_of(cpu, plan.clone())).collect::<Result<_, _>>()?;
                 let mut turn = 0;
                 group.throughput(Throughput::Elements(rows as u64));
@@ -95,8 +101,8 @@ fn site(criterion: &mut Criterion) -> Result<(), Failure> {
                     bencher.iter(|| {
                         turn += 1;
                         let base = LinearSite { weight: &weight, bias: None };
-                        let (plan, step) = (&plans[turn % BATCHES], &steps[turn % BATCHES]);
-                        let on = StepRows { backend: cpu, deltas: &deltas, step, rows: Rows::All, plan };
+                        let (held, step) = (&held[turn % BATCHES], &steps[turn % BATCHES]);
+                        let on = StepRows { backend: cpu, deltas: &deltas, step, rows: Rows::All, held };
                         linear(&on, base, &deltas.sites.layers[0].gate_up, &x, &mut scaled, &mut y);
                     });
                 });

@@ -157,7 +157,8 @@ struct Gemm {
 
 impl Gemm {
     fn new(backend: &CpuBackend, spec: &DecoderSpec) -> Result<Self, Failure> {
-        let (depth, out) = (spec.hidden_size, 2 * spec.mlp.intermediate_size());
+        let inner = spec.experts().map_or(spec.dense_size(), |experts| experts.intermediate_size);
+        let (depth, out) = (spec.hidden_size, 2 * inner);
         let numbers = weights(1, depth * out, 0.035);
         let weight = backend.weight(&[HostMatrix::bf16(out, depth, &numbers)])?;
         let inputs: Vec<f32> = weights(2, PREFILL * depth, 1.0).into_iter().map(bf16::to_f32).collect();

@@ -59,6 +59,7 @@ impl Engine {
             max_rows: config.max_num_batched_tokens,
             kv_blocks: config.num_blocks as usize,
             block_size: BLOCK_SIZE,
+            adapter_slots: 256,
         };
         let base = load(shape, &backend, &spec)?;
         let decoder = Decoder::new(Arc::clone(&backend), spec.clone(), base, limits)?;
@@ -87,7 +88,7 @@ impl Engine {
             while let Some(event) = events.blocking_recv() {
                 match event {
                     SequenceEvent::Token { token, .. } => tokens += u32::from(token.is_some()),
-                    SequenceEvent::Started { .. } | SequenceEvent::PromptLogprob { .. } => {}
+                    SequenceEvent::Started { .. } | SequenceEvent::PromptLogprob { .. } | SequenceEvent::Pooled(_) => {}
                     SequenceEvent::Failed(failure) => return Err(failure.into()),
                 }
             }
@@ -120,6 +121,8 @@ fn request(id: u64, adapter: Option<u32>) -> EngineRequest {
         version: AdapterVersion([index as u8 + 1; 32]),
         slot: AdapterSlot(index),
         virtual_tokens: None,
+        active_from: 0,
+        kv_from: 0,
     };
     EngineRequest {
         id: RequestId(id),
