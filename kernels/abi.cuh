@@ -269,6 +269,12 @@ struct CopyRowsArgs {
     u32 pad;
 };
 
+struct KeptRowsArgs {  // keep_rows (y is what is kept), recall_rows (x is)
+    const Step* step;
+    Rows x;
+    Rows y;
+};
+
 struct RowsArgs {  // gather_rows (y from x), add (y += x), gated_activation (y from x), round_rows (the input form of x)
     const RowSet* rows;
     Rows x;

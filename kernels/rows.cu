@@ -20,6 +20,22 @@ KERNEL(gather_rows, 256, RowsArgs) {
     });
 }
 
+// Semantics: for each row r of the step: `y[place of r, :] = x[r, :]`. x and y have the same columns.
+KERNEL(keep_rows, 256, KeptRowsArgs) {
+    each_quad(args.step->rows, args.y.cols, quad_width(args.y.cols), [&](u32 row, u32 column, u32 width) {
+        const Quad quad = load_quad(row_of(args.x, row) + column, width);
+        store_quad(row_of(args.y, args.step->kv_places[row]) + column, quad, width);
+    });
+}
+
+// Semantics: for each row r of the step: `y[r, :] = x[place of r, :]`. x and y have the same columns.
+KERNEL(recall_rows, 256, KeptRowsArgs) {
+    each_quad(args.step->rows, args.y.cols, quad_width(args.y.cols), [&](u32 row, u32 column, u32 width) {
+        const Quad quad = load_quad(row_of(args.x, args.step->kv_places[row]) + column, width);
+        store_quad(row_of(args.y, row) + column, quad, width);
+    });
+}
+
 // Semantics: for each span i: `y[i, :] = ((s + x[r0, :]) + x[r1, :]) + …` over its rows of x, ascending, where s is what it goes on
 // from; without that it begins with `x[r0, :]`. x and y have the same columns.
 KERNEL(pool_rows, 256, PoolArgs) {

@@ -60,6 +60,7 @@ impl Engine {
             kv_blocks: config.num_blocks as usize,
             block_size: BLOCK_SIZE,
             adapter_slots: 256,
+            shared_layers: None,
         };
         let base = load(shape, &backend, &spec)?;
         let decoder = Decoder::new(Arc::clone(&backend), spec.clone(), base, limits)?;
@@ -110,6 +111,7 @@ fn config() -> SchedulerConfig {
         max_model_len: CONTEXT as u32,
         // Every prompt is computed in full.
         prefix_cache: false,
+        shared_layers: None,
         base_digest: [0; 32],
         long_rope: None,
         share: ShareConfig::default(),
@@ -123,6 +125,7 @@ fn request(id: u64, adapter: Option<u32>) -> EngineRequest {
         virtual_tokens: None,
         active_from: 0,
         kv_from: 0,
+        base_layers: 0,
     };
     EngineRequest {
         id: RequestId(id),

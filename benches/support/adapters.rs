@@ -33,6 +33,7 @@ pub(crate) fn lora(layout: &BaseLayout, rank: usize, seed: u64) -> DeltaProgram 
         ops,
         invocation_tokens: Vec::new(),
         keeps_base_kv: false,
+        base_layers: 0,
         unknown_fields: Vec::new(),
     }
 }

@@ -62,6 +62,7 @@ pub(crate) fn decoder<B: Backend>(
         kv_blocks: room.places.div_ceil(BLOCK_SIZE),
         block_size: BLOCK_SIZE,
         adapter_slots: room.slots,
+        shared_layers: None,
     };
     Ok(Decoder::new(Arc::clone(backend), spec, base, limits)?)
 }

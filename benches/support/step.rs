@@ -48,6 +48,7 @@ impl Model {
             kv_blocks: sequences.max(CONTEXT / BLOCK_SIZE / BLOCKS) * BLOCKS,
             block_size: BLOCK_SIZE,
             adapter_slots: 256,
+            shared_layers: None,
         };
         let mut decoder = Decoder::new(Arc::clone(backend), spec.clone(), load(shape, backend, &spec)?, limits)?;
         let layout = base_layout(&spec);
@@ -114,5 +115,5 @@ pub(crate) fn rows_in(slots: &[Option<AdapterSlot>], count: usize, start: usize,
     }
     plan.rows = RowPlan::new(row_slots);
     plan.sampled = SampledRows::groups(&plan.rows, &sampled);
-    ModelInput { plan, embeds: Vec::new() }
+    ModelInput { plan, ..ModelInput::default() }
 }

@@ -376,6 +376,7 @@ pub(crate) fn facts(device_bytes: u64) -> AdapterFacts {
         virtual_tokens: None,
         invocation_tokens: Vec::new(),
         keeps_base_kv: false,
+        base_layers: 0,
         unknown_fields: Vec::new(),
     }
 }

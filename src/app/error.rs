@@ -194,6 +194,14 @@ pub enum AppError {
         /// Of the model.
         context_length: usize,
     },
+    /// Behind the last layer there is nothing to share it with.
+    #[error("--shared-layers is {given}, the model has {layers} layers and adapters change the last ones")]
+    SharedLayers {
+        /// Given.
+        given: u32,
+        /// Of the model.
+        layers: usize,
+    },
     /// The engine thread ended while the server ran.
     #[error("the engine has stopped: {reason}")]
     EngineStopped {
@@ -245,7 +253,8 @@ impl AppError {
             | Self::KvCacheTooSmall { .. }
             | Self::MemoryTooSmall { .. }
             | Self::DeviceTooSmall { .. }
-            | Self::ContextTooLong { .. } => Exit::Usage,
+            | Self::ContextTooLong { .. }
+            | Self::SharedLayers { .. } => Exit::Usage,
             Self::NoModel { reason, .. } => reason.exit(),
             Self::Model(error) => of_model(error),
             Self::Import { source, .. } => of_import(source),

@@ -132,6 +132,8 @@ pub struct Inspection {
     pub invocation_tokens: Vec<u32>,
     /// It changes no KV, and shares all of it with the base.
     pub keeps_base_kv: bool,
+    /// So many layers from the first on it leaves as they are: `serve --shared-layers` shares their work.
+    pub base_layers: u32,
     /// Number of ops by class.
     pub ops: BTreeMap<&'static str, u32>,
     /// Where the ops attach, alike ones together.
@@ -251,6 +253,7 @@ fn describe(base: InspectBase<'_>, program: &DeltaProgram) -> Inspection {
             .map(|tokens| InspectedVirtualTokens { count: tokens.count, saved_kv: tokens.saved_kv }),
         invocation_tokens: facts.invocation_tokens,
         keeps_base_kv: facts.keeps_base_kv,
+        base_layers: facts.base_layers,
         ops: facts.ops.iter().map(|(class, count)| (class.as_str(), *count)).collect(),
         sites: groups::group(program),
         unknown_fields: facts.unknown_fields,
@@ -366,6 +369,9 @@ pub fn write_text(
     }
     if inspection.keeps_base_kv {
         row(out, "KV cache", "the base's, shared whole")?;
+    }
+    if inspection.base_layers > 0 {
+        row(out, "unchanged", &format!("the first {} layers", inspection.base_layers))?;
     }
     row(out, "on disk", &format_bytes(inspection.stored_bytes))?;
     row(out, "on the device", &format!("{} in {}", format_bytes(inspection.device_bytes), inspection.dtype))?;

@@ -83,6 +83,7 @@ impl Parts<'_> {
             kv_blocks: self.sizes.kv_blocks as usize,
             block_size: self.config.cache.block_size as usize,
             adapter_slots: self.config.adapter_limits.max_resident as usize,
+            shared_layers: self.config.cache.shared_layers.map(|layers| layers as usize),
         };
         let decoder = Decoder::new(Arc::clone(&backend), spec.clone(), model, limits)?;
         let executor = ModelExecutor::new(decoder, self.config.cache.block_size);
@@ -129,6 +130,7 @@ impl Parts<'_> {
             max_prefill_chunk: None,
             max_model_len: self.sizes.max_model_len,
             prefix_cache: config.cache.prefix_cache != PrefixCache::Off,
+            shared_layers: config.cache.shared_layers,
             base_digest: self.base.checkpoint.digest(),
             long_rope: self.base.spec.long_rope(),
             share: ShareConfig {

@@ -107,7 +107,10 @@ pub(super) fn decide(demand: &Demand<'_>) -> Result<Sizes, AppError> {
     }
     let available = demand.available.unwrap_or(ASSUMED_MEMORY);
     let defaults = Defaults::new(demand, available)?;
-    let block_bytes = token_bytes(spec, demand.kv) * u64::from(cache.block_size);
+    if let Some(given) = cache.shared_layers.filter(|layers| *layers as usize >= spec.layers.len()) {
+        return Err(AppError::SharedLayers { given, layers: spec.layers.len() });
+    }
+    let block_bytes = token_bytes(spec, demand.kv, cache.shared_layers) * u64::from(cache.block_size);
     let blocks_of = |tokens: u32| u64::from(tokens.div_ceil(cache.block_size));
     let wanted = blocks_of(max_model_len) * u64::from(scheduler.max_num_seqs);
     let budget = cache.kv_cache_bytes.unwrap_or(defaults.kv_bytes) / block_bytes.max(1);
@@ -157,9 +160,10 @@ fn check_memory(demand: &Demand<'_>) -> Result<(), AppError> {
     Err(AppError::MemoryTooSmall { kv_bytes, adapter_bytes, load_bytes, weight_bytes, available })
 }
 
-/// Bytes of K and V of one token in all layers.
-fn token_bytes(spec: &DecoderSpec, kv: KvDtype) -> u64 {
-    (2 * spec.layers.len() * spec.kv_dim() * kv.size()) as u64
+/// Bytes of K and V of one token in all layers, and of what comes out of shared ones.
+fn token_bytes(spec: &DecoderSpec, kv: KvDtype, shared_layers: Option<u32>) -> u64 {
+    let kept = shared_layers.map_or(0, |_| spec.hidden_size * size_of::<f32>());
+    (2 * spec.layers.len() * spec.kv_dim() * kv.size() + kept) as u64
 }
 
 fn saturate(number: u64) -> u32 {
@@ -189,7 +193,12 @@ mod tests {
             kv: KvDtype::Bf16,
             max_model_len: None,
             scheduler: StepLimits { max_num_seqs: 4, max_num_batched_tokens: 64 },
-            cache: CacheConfig { block_size: 16, kv_cache_bytes: None, prefix_cache: PrefixCache::Salted },
+            cache: CacheConfig {
+                block_size: 16,
+                kv_cache_bytes: None,
+                prefix_cache: PrefixCache::Salted,
+                shared_layers: None,
+            },
             adapters: AdapterLimits {
                 max_resident: 4,
                 max_bytes: 1 << 20,

@@ -21,19 +21,34 @@ pub(crate) struct KvCacheManager {
     pool: BlockPool,
     /// `None` where prefix caching is off.
     index: Option<PrefixIndex>,
+    /// Blocks by what the shared layers have computed in them, always as the base: scopes are those of the base. `None`
+    /// where no layers are shared.
+    shared_layers: Option<PrefixIndex>,
 }
 
 impl KvCacheManager {
-    /// `num_blocks` free blocks; an empty prefix index where `prefix_cache`.
+    /// `num_blocks` free blocks; an empty prefix index where `prefix_cache`, and one of shared layers where these are, too.
     #[must_use]
-    pub(crate) fn new(num_blocks: u32, prefix_cache: bool) -> Self {
-        Self { pool: BlockPool::new(num_blocks), index: prefix_cache.then(|| PrefixIndex::new(num_blocks)) }
+    pub(crate) fn new(num_blocks: u32, prefix_cache: bool, shared_layers: bool) -> Self {
+        let index = |wanted: bool| wanted.then(|| PrefixIndex::new(num_blocks));
+        let (index, shared_layers) = (index(prefix_cache), index(prefix_cache && shared_layers));
+        Self { pool: BlockPool::new(num_blocks), index, shared_layers }
     }
 
     /// Whether full blocks are kept findable for reuse.
     #[must_use]
     pub(crate) fn prefix_cache(&self) -> bool {
         self.index.is_some()
+    }
+
+    /// Whether what the first layers compute is kept findable for adapters that leave them as they are.
+    #[must_use]
+    pub(crate) fn shares_layers(&self) -> bool {
+        self.shared_layers.is_some()
+    }
+
+    fn indices(&mut self) -> impl Iterator<Item = &mut PrefixIndex> {
+        self.index.iter_mut().chain(&mut self.shared_layers)
     }
 
     /// Blocks that nobody holds; those still in the prefix index count.
@@ -66,18 +81,16 @@ impl KvCacheManager {
         self.pool.refs(block) == 0
     }
 
-    /// Whether the prefix index can find this block.
+    /// Whether this block can be found.
     #[must_use]
     pub(crate) fn is_indexed(&self, block: BlockId) -> bool {
-        self.index.as_ref().is_some_and(|index| index.contains(block))
+        self.index.iter().chain(&self.shared_layers).any(|index| index.contains(block))
     }
 
     /// Take the block that has been free the longest; it is no longer findable. `None` when all are held.
     pub(crate) fn allocate(&mut self) -> Option<BlockId> {
         let block = self.pool.allocate()?;
-        if let Some(index) = &mut self.index {
-            index.remove(block);
-        }
+        self.indices().for_each(|index| index.remove(block));
         Some(block)
     }
 
@@ -115,10 +128,23 @@ impl KvCacheManager {
         self.index.as_ref().is_some_and(|index| index.still_has(found))
     }
 
+    /// As [`Self::find`], a block in which the shared layers have computed exactly this.
+    #[must_use]
+    pub(crate) fn find_shared_layers(&self, wanted: &PrefixBlock<'_>) -> Option<FoundBlock> {
+        self.shared_layers.as_ref().and_then(|index| index.find(wanted))
+    }
+
     /// Make a block findable. All its places must have been computed in a completed step. Nothing happens where an
     /// equal block is findable already, or prefix caching is off.
     pub(crate) fn publish(&mut self, block: BlockId, contents: &PrefixBlock<'_>) {
         if let Some(index) = &mut self.index {
+            index.insert(block, contents);
+        }
+    }
+
+    /// Make a block findable by what the shared layers have computed in it, as [`Self::publish`] does.
+    pub(crate) fn publish_shared_layers(&mut self, block: BlockId, contents: &PrefixBlock<'_>) {
+        if let Some(index) = &mut self.shared_layers {
             index.insert(block, contents);
         }
     }
@@ -139,22 +165,16 @@ impl KvCacheManager {
 
     /// Remove these blocks from the index, whoever holds them.
     pub(crate) fn forget_blocks(&mut self, blocks: &[BlockId]) {
-        if let Some(index) = &mut self.index {
-            blocks.iter().for_each(|block| index.remove(*block));
-        }
+        self.indices().for_each(|index| blocks.iter().for_each(|block| index.remove(*block)));
     }
 
     /// Remove every block of one scope from the index.
     pub(crate) fn forget_scope(&mut self, scope: &PrefixScope) {
-        if let Some(index) = &mut self.index {
-            index.forget(|other| other == scope);
-        }
+        self.indices().for_each(|index| index.forget(|other| other == scope));
     }
 
     /// Empty the index.
     pub(crate) fn forget_all(&mut self) {
-        if let Some(index) = &mut self.index {
-            index.forget(|_| true);
-        }
+        self.indices().for_each(|index| index.forget(|_| true));
     }
 }

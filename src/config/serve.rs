@@ -78,6 +78,8 @@ pub struct CacheConfig {
     pub kv_cache_bytes: Option<u64>,
     /// Whose equal beginnings share KV.
     pub prefix_cache: PrefixCache,
+    /// Layers whose work is shared between adapters that leave them as they are; needs a prefix cache.
+    pub shared_layers: Option<u32>,
 }
 
 /// Limits on adapters.
@@ -394,7 +396,15 @@ fn cache(checks: &mut Checks, args: &SchedulerArgs) -> CacheConfig {
         checks.range("--kv-cache-bytes", bytes, 1, 1 << 46);
     }
     let prefix_cache = if args.no_prefix_cache { PrefixCache::Off } else { args.prefix_cache };
-    CacheConfig { block_size, kv_cache_bytes: args.kv_cache_bytes, prefix_cache }
+    if let Some(layers) = args.shared_layers {
+        checks.range("--shared-layers", u64::from(layers), 1, 1 << 16);
+        if prefix_cache == PrefixCache::Off {
+            let (value, expected) = (layers.to_string(), "nothing where --prefix-cache is off: it finds equal prompts");
+            checks.report(ConfigProblem::Invalid { flag: "--shared-layers", value, expected });
+        }
+    }
+    let (kv_cache_bytes, shared_layers) = (args.kv_cache_bytes, args.shared_layers);
+    CacheConfig { block_size, kv_cache_bytes, prefix_cache, shared_layers }
 }
 
 fn adapter_limits(checks: &mut Checks, args: &AdapterArgs) -> AdapterLimits {

@@ -257,6 +257,16 @@ impl BaseLayout {
         }
     }
 
+    /// How many of the first layers an op at a site leaves as they are, with the embedding before them.
+    #[must_use]
+    pub fn layers_before(&self, site: Site) -> u32 {
+        match site {
+            Site::Embed | Site::VirtualTokens => 0,
+            Site::Layer(layer, _) => layer,
+            Site::FinalNorm | Site::LmHead | Site::Labels => self.layers as u32,
+        }
+    }
+
     /// All modules, by path.
     pub fn modules(&self) -> impl Iterator<Item = &Module> {
         self.modules.values()

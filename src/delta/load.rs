@@ -60,6 +60,7 @@ mod tests {
             ops,
             invocation_tokens: Vec::new(),
             keeps_base_kv: false,
+            base_layers: 0,
             unknown_fields: Vec::new(),
         }
     }

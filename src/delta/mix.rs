@@ -44,6 +44,7 @@ impl DeltaProgram {
             _ => AdapterTask::default(),
         };
         let keeps_base_kv = parts.iter().all(|part| part.keeps_base_kv);
+        let base_layers = parts.iter().map(|part| part.base_layers).min().unwrap_or(0);
         let (mut ops, mut unknown_fields) = (Vec::new(), Vec::new());
         for part in parts {
             ops.extend(part.ops);
@@ -51,7 +52,15 @@ impl DeltaProgram {
         }
         ops.sort_by_key(|(site, op)| (*site, op.class()));
         check_ranks(&ops, limits.max_rank)?;
-        Ok(Self { kind: "mix".to_owned(), task, ops, invocation_tokens: Vec::new(), keeps_base_kv, unknown_fields })
+        Ok(Self {
+            kind: "mix".to_owned(),
+            task,
+            ops,
+            invocation_tokens: Vec::new(),
+            keeps_base_kv,
+            base_layers,
+            unknown_fields,
+        })
     }
 }
 

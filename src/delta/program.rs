@@ -20,6 +20,8 @@ pub struct DeltaProgram {
     pub invocation_tokens: Vec<u32>,
     /// All ops come behind the last layer's K and V.
     pub keeps_base_kv: bool,
+    /// All ops come behind so many of the first layers.
+    pub base_layers: u32,
     /// Fields of the config that are not known here and were let pass ([`CompileLimits::allow_unknown_fields`]).
     ///
     /// [`CompileLimits::allow_unknown_fields`]: super::CompileLimits::allow_unknown_fields
@@ -44,6 +46,7 @@ impl DeltaProgram {
             virtual_tokens: None,
             invocation_tokens: self.invocation_tokens.clone(),
             keeps_base_kv: self.keeps_base_kv,
+            base_layers: self.base_layers,
             unknown_fields: self.unknown_fields.clone(),
         };
         let ranks = || self.ops.iter().filter_map(|(_, op)| op.as_op().rank()).map(|rank| rank as u32);

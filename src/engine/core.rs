@@ -345,6 +345,7 @@ impl<E: StepExecutor> Engine<E> {
             preemptions: after.preemptions - before.preemptions,
             prefix_queries: after.prefix_queries - before.prefix_queries,
             prefix_hits: after.prefix_hits - before.prefix_hits,
+            shared_layer_hits: after.shared_layer_hits - before.shared_layer_hits,
             held_back: after.held_back - before.held_back,
         }));
         events
@@ -417,6 +418,7 @@ impl<E: StepExecutor> Engine<E> {
             preemptions: scheduler.preemptions,
             prefix_queries: scheduler.prefix_queries,
             prefix_hits: scheduler.prefix_hits,
+            shared_layer_hits: scheduler.shared_layer_hits,
             ..self.stats.clone()
         }
     }

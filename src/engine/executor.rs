@@ -8,7 +8,7 @@ use super::lease::Leftover;
 use super::prepare::{PassInput, hand_out};
 use crate::delta::{self, Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, PreparedDelta};
 use crate::model::{Checkpoint, Decoder};
-use crate::ops::{Backend, OpsError, WeightFormat};
+use crate::ops::{Backend, OpsError, StepOutcomes, WeightFormat};
 use crate::types::{AdapterSlot, OpClasses, StepOutput};
 
 /// Runs steps. Owned by the engine thread; a fake one makes the loop testable without a model.
@@ -16,7 +16,7 @@ pub trait StepExecutor: Send + 'static {
     /// An adapter whose bytes are on the device already, so that installing it moves none.
     type Prepared: Send + 'static;
 
-    /// Apply the step's prefix writes and block copies, run its rows in one pass, sample. The same step may come again,
+    /// Apply the step's prefix writes and block copies, run its rows, sample. The same step may come again,
     /// whole or in parts, where it fails.
     ///
     /// # Errors
@@ -66,10 +66,18 @@ impl<B: Backend> StepExecutor for ModelExecutor<B> {
         if batch.sequences.is_empty() {
             return Ok(StepOutput::default());
         }
-        pass.prepare(step, *block_size, decoder.long_rope_rows());
-        let outcomes = decoder.forward(&pass.input);
-        pass.input.plan.release();
-        Ok(hand_out(step, outcomes?))
+        let mut outcomes = StepOutcomes::default();
+        for from_shared in [true, false] {
+            if batch.sequences.iter().all(|share| share.from_shared != from_shared) {
+                continue;
+            }
+            pass.prepare(step, *block_size, decoder.long_rope_rows(), from_shared);
+            let computed = decoder.forward(&pass.input);
+            pass.input.plan.release();
+            // Of rows that go on from the shared layers nothing is said.
+            outcomes = computed?;
+        }
+        Ok(hand_out(step, outcomes))
     }
 
     fn install(&mut self, slot: AdapterSlot, prepared: PreparedDelta<B>) {

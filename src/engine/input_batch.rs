@@ -107,6 +107,7 @@ impl InputBatch {
             blocks: &sequence.blocks,
             long_from: sequence.long_from,
             request: sequence.request.as_ref(),
+            from_shared: share.from_shared,
             scored: &share.scored,
             pooled: &share.pooled,
             sample: share.sample,
@@ -215,6 +216,8 @@ pub struct SequenceInput<'a> {
     pub blocks: &'a Arc<Vec<u32>>,
     /// First KV index that is rotated by the long frequencies.
     pub long_from: u32,
+    /// Its rows go on from behind the shared layers.
+    pub from_shared: bool,
     request: Option<&'a RequestInput>,
     scored: &'a Range<u32>,
     pooled: &'a Range<u32>,

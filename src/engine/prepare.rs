@@ -17,15 +17,16 @@ pub(super) struct PassInput {
 }
 
 impl PassInput {
-    /// Make it that of a step. `long_rows` is where the long frequencies begin in the rotary tables of a base that has two
-    /// sets of them.
-    pub(super) fn prepare(&mut self, step: &StepInput<'_>, block_size: u32, long_rows: Option<u32>) {
+    /// Make it that of the sequences of a step that are `from_shared`, or of those that are not. `long_rows` is where the long
+    /// frequencies begin in the rotary tables of a base that has two sets of them.
+    pub(super) fn prepare(&mut self, step: &StepInput<'_>, block_size: u32, long_rows: Option<u32>, from_shared: bool) {
         let Self { input, sampled_rows, spans } = self;
+        input.from_shared = from_shared;
         input.plan.clear();
         input.embeds.clear();
         sampled_rows.clear();
         spans.clear();
-        for sequence in step.sequences() {
+        for sequence in step.sequences().filter(|sequence| sequence.from_shared == from_shared) {
             let first = input.plan.rows.slots.len() as u32;
             append(input, &sequence, block_size, long_rows);
             for (row, output) in sequence.scored() {
@@ -94,7 +95,7 @@ fn hand_out_tokens(batch: &ScheduledBatch, outcomes: Vec<Result<SampledToken, Se
 }
 
 fn append(input: &mut ModelInput, sequence: &SequenceInput<'_>, block_size: u32, long_rows: Option<u32>) {
-    let ModelInput { plan, embeds } = input;
+    let ModelInput { plan, embeds, .. } = input;
     let first = plan.rows.slots.len();
     let rows = first..first + sequence.count as usize;
     plan.rows.slots.extend(sequence.slots());
@@ -152,6 +153,7 @@ mod tests {
             id,
             count,
             new_blocks: vec![],
+            from_shared: false,
             scored: 0..0,
             pooled: 0..0,
             sample: id.0 == 1,
@@ -170,7 +172,7 @@ mod tests {
         let mut prepared = PassInput::default();
         // Twice: what a step leaves behind is not in the next one.
         for _ in 0..2 {
-            prepared.prepare(&step, 4, None);
+            prepared.prepare(&step, 4, None, false);
             let plan = &prepared.input.plan;
             assert_eq!(plan.positions, [5, 0, 1, 2, 1]);
             assert_eq!(plan.kv_slots, [5, 0, 1, 2, 9]);
@@ -187,10 +189,10 @@ mod tests {
             assert_eq!((&plan.sampled[0].sources[..], &plan.outputs[..]), (&[3][..], &[Output::Sample(spec)][..]));
             assert!(plan.rope_rows.is_empty());
             assert_eq!(prepared.input.embeds, [EmbedRows { slot: AdapterSlot(2), first: 1, rows: 4..5 }]);
-            prepared.prepare(&step, 4, Some(100));
+            prepared.prepare(&step, 4, Some(100), false);
             assert_eq!(prepared.input.plan.rope_rows, [105, 0, 101, 102, 101]);
         }
-        prepared.prepare(&step.base_alone(), 4, None);
+        prepared.prepare(&step.base_alone(), 4, None, false);
         assert_eq!(prepared.input.plan.rows.slots, [None; 5]);
     }
 
@@ -203,7 +205,7 @@ mod tests {
         sequences.apply(&batch);
         let mut prepared = PassInput::default();
         let mut slots = |batch: &ScheduledBatch, sequences: &InputBatch| {
-            prepared.prepare(&StepInput::new(batch, sequences), 4, None);
+            prepared.prepare(&StepInput::new(batch, sequences), 4, None, false);
             prepared.input.plan.rows.slots.clone()
         };
         assert_eq!(slots(&batch, &sequences), [None, None, Some(AdapterSlot(2))]);
@@ -223,7 +225,7 @@ mod tests {
         let mut sequences = InputBatch::default();
         sequences.apply(&batch);
         let mut prepared = PassInput::default();
-        prepared.prepare(&StepInput::new(&batch, &sequences), 4, None);
+        prepared.prepare(&StepInput::new(&batch, &sequences), 4, None, false);
         let plan = &prepared.input.plan;
         assert_eq!(plan.sampled[0].sources, [1, 2, 3, 4, 5]);
         let scored = [6, 70, 8, 9].map(|target| Output::PromptLogprobs { target, top: 2 });
@@ -261,7 +263,7 @@ mod tests {
         sequences.apply(&batch);
         let span = |rows, onto: Option<&PooledVector>, labels| PooledSpan { rows, onto: onto.cloned(), labels };
         let mut prepared = PassInput::default();
-        prepared.prepare(&StepInput::new(&batch, &sequences), 4, None);
+        prepared.prepare(&StepInput::new(&batch, &sequences), 4, None, false);
         let [group] = &prepared.input.plan.pooled[..] else { panic!() };
         let spans =
             [span(0..2, None, None), span(3..4, None, Some(2)), span(4..5, None, Some(2)), span(6..7, None, None)];
@@ -282,7 +284,7 @@ mod tests {
         let mut next = ScheduledBatch { sequences: batch.sequences[..1].to_vec(), ..ScheduledBatch::default() };
         (next.sequences[0].count, next.sequences[0].pooled) = (1, 0..1);
         for _ in 0..2 {
-            prepared.prepare(&StepInput::new(&next, &sequences), 4, None);
+            prepared.prepare(&StepInput::new(&next, &sequences), 4, None, false);
             assert_eq!(prepared.input.plan.pooled[0].spans, [span(0..1, Some(&vector(3.0)), None)]);
         }
     }

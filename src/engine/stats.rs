@@ -27,6 +27,8 @@ pub struct EngineStats {
     pub prefix_queries: u64,
     /// Prompt tokens found there.
     pub prefix_hits: u64,
+    /// Prompt tokens behind those of which the shared layers were found to be computed.
+    pub shared_layer_hits: u64,
     /// Rows computed since start.
     pub tokens_computed: u64,
     /// How many steps held 0, 1, 2, … distinct adapters (the base not counted).

@@ -32,6 +32,9 @@ pub struct ModelInput {
     pub plan: StepPlan,
     /// Prompt embeddings to write over the token embeddings.
     pub embeds: Vec<EmbedRows>,
+    /// The rows go on from behind the shared layers ([`DecoderLimits::shared_layers`]), whose KV and hidden states lie at their
+    /// places.
+    pub from_shared: bool,
 }
 
 /// Sizes that buffers are allocated for.
@@ -45,6 +48,8 @@ pub struct DecoderLimits {
     pub block_size: usize,
     /// Places for adapters.
     pub adapter_slots: usize,
+    /// Hidden states behind so many layers are kept beside the KV, so that rows can go on from there; `None` keeps none.
+    pub shared_layers: Option<usize>,
 }
 
 /// A base model with its deltas, KV cache and buffers.
@@ -54,6 +59,7 @@ pub struct Decoder<B: Backend> {
     base: BaseModel<B>,
     deltas: DeltaTable<B>,
     kv: B::KvCache,
+    shared_layers: Option<usize>,
     work: Workspace<B>,
 }
 
@@ -74,11 +80,12 @@ impl<B: Backend> Decoder<B> {
             block_size: limits.block_size,
             kv_heads: spec.kv_heads,
             head_dim: spec.head_dim,
+            kept: limits.shared_layers.map_or(0, |_| spec.hidden_size),
         };
         let kv = backend.kv_cache(shape)?;
         let work = Workspace::new(backend.as_ref(), &spec, limits.max_rows)?;
         let deltas = DeltaTable::new(backend.as_ref(), &base_layout(&spec), limits.adapter_slots)?;
-        Ok(Self { backend, spec, base, deltas, kv, work })
+        Ok(Self { backend, spec, base, deltas, kv, shared_layers: limits.shared_layers, work })
     }
 
     /// Where the long frequencies begin in the rotary tables; `None` where there is one set only. Rows of a plan that
@@ -104,7 +111,7 @@ impl<B: Backend> Decoder<B> {
         self.deltas.classes(slot)
     }
 
-    /// Copy one KV block.
+    /// Copy one KV block, with the hidden states that are kept of it.
     pub fn copy_block(&mut self, source: u32, target: u32) {
         self.backend.copy_block(&mut self.kv, source as usize, target as usize);
     }
@@ -122,8 +129,8 @@ impl<B: Backend> Decoder<B> {
     pub fn forward(&mut self, input: &ModelInput) -> Result<StepOutcomes, OpsError> {
         self.upload(input)?;
         let Workspace { step, held, .. } = &mut self.work;
-        // What prompt embeddings are written where is not in the plan.
-        let recordable = input.embeds.is_empty().then_some(&*held);
+        // What prompt embeddings are written where is not in the plan, nor where rows begin.
+        let recordable = (input.embeds.is_empty() && !input.from_shared).then_some(&*held);
         let mut launches = self.backend.begin(step, recordable);
         while launches == Launches::Wanted {
             self.pass(input, |backend, work, group| backend.sample(&mut work.step, group, &work.logits));
@@ -159,8 +166,11 @@ impl<B: Backend> Decoder<B> {
 
     /// Launch one pass; `use_logits` is called with each group of sampled rows when their logits are there.
     fn pass(&mut self, input: &ModelInput, mut use_logits: impl FnMut(&B, &mut Workspace<B>, usize)) {
-        self.embed(input);
-        for layer in 0..self.spec.layers.len() {
+        let first = self.begin(input);
+        for layer in first..self.spec.layers.len() {
+            if self.shared_layers == Some(layer) && !input.from_shared {
+                self.backend.keep_rows(&self.work.step, &self.work.residual, &mut self.kv);
+            }
             self.attention_block(layer);
             self.mlp_block(layer);
         }
@@ -186,6 +196,20 @@ impl<B: Backend> Decoder<B> {
             let on = StepRows { backend: backend.as_ref(), deltas, step, rows: Rows::Pooled(group), held };
             head::apply(&on, &deltas.sites.labels, last, head_logits);
             backend.collect(step, group, last, head_logits);
+        }
+    }
+
+    /// What the first layer reads, which is the answer.
+    fn begin(&mut self, input: &ModelInput) -> usize {
+        match self.shared_layers.filter(|_| input.from_shared) {
+            Some(layers) => {
+                self.backend.recall_rows(&self.work.step, &self.kv, &mut self.work.residual);
+                layers
+            }
+            None => {
+                self.embed(input);
+                0
+            }
         }
     }
 

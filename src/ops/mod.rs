@@ -306,7 +306,15 @@ pub trait Backend: DeltaMemory {
         y: &mut Self::Buffer,
     );
 
-    /// Copy one block, all layers.
+    /// Semantics: for each row r of the step: `kept[place of r, :] = x[r, :]`, where kept is what the cache keeps of a place
+    /// beside K and V ([`KvShape::kept`] numbers, as many as x has columns).
+    fn keep_rows(&self, step: &Self::Step, x: &Self::Buffer, kv: &mut Self::KvCache);
+
+    /// Semantics: for each row r of the step: `y[r, :] = kept[place of r, :]`, to the bit what [`Backend::keep_rows`] was
+    /// given.
+    fn recall_rows(&self, step: &Self::Step, kv: &Self::KvCache, y: &mut Self::Buffer);
+
+    /// Copy one block: K and V of all layers, and what is kept beside them.
     fn copy_block(&self, kv: &mut Self::KvCache, source: usize, target: usize);
 
     /// Store saved K and V as they are (no rope, no norm): row i of both, for each i below `count`, at KV index i of a

@@ -16,6 +16,8 @@ pub struct KvShape {
     pub kv_heads: usize,
     /// Numbers per head.
     pub head_dim: usize,
+    /// Numbers of a hidden state that are kept of each place beside its K and V, as activations are; 0 keeps none.
+    pub kept: usize,
 }
 
 impl KvShape {

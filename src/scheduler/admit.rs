@@ -122,7 +122,12 @@ impl Scheduler {
         }
         let missing = if set.is_none() { pages } else { None };
         let reused = self.find_reusable(id);
-        if let Err(missing) = self.fit(rank, &reused, missing) {
+        let mut sources = self.find_shared_layers(id, reused.len());
+        // Those that are copied from are held beside the copies: where there is no room for both, it computes them itself.
+        if !sources.is_empty() && self.fit(rank, [&reused, &sources], missing).is_err() {
+            sources.clear();
+        }
+        if let Err(missing) = self.fit(rank, [&reused, &sources], missing) {
             self.blocked = Some(Blocked { rank, missing });
             return Admission::NoRoom;
         }
@@ -133,13 +138,14 @@ impl Scheduler {
             return Admission::NotYet;
         }
         // Reused blocks are taken before any is allocated, or an allocation could overwrite one.
-        for block in &reused {
+        for block in reused.iter().chain(&sources) {
             self.cache.share(*block);
         }
         if let Some((key, slot)) = missing {
             self.make_pages(key, slot, step);
         }
-        self.start(rank, &reused, step);
+        self.start(rank, [&reused, &sources], step);
+        self.copied.append(&mut sources);
         self.note_start(id, now, &mut step.events);
         self.push_sequence(rank, Taker::Waiting(self.sequences[id].party), step);
         Admission::Started
@@ -173,13 +179,25 @@ impl Scheduler {
         blocks
     }
 
+    /// Behind the first `reused` blocks, those in which somebody has computed what the shared layers make of the same tokens.
+    fn find_shared_layers(&mut self, id: SequenceId, reused: usize) -> Vec<BlockId> {
+        let Self { cache, sequences, .. } = self;
+        let mut sources = Vec::new();
+        sequences[id].walk_shared_layers(reused, |contents| {
+            let found = cache.find_shared_layers(contents);
+            sources.extend(found.map(|found| found.block));
+            found.is_some()
+        });
+        sources
+    }
+
     /// Make sure the blocks of a start are free, reclaiming pages if that is what it takes; the error is how many are
     /// missing. All blocks for the known tokens are counted, not only the first chunk's: a prefill under way never runs
     /// out.
-    fn fit(&mut self, rank: Rank, reused: &[BlockId], missing: Option<PagesKey>) -> Result<(), usize> {
+    fn fit(&mut self, rank: Rank, [reused, sources]: [&[BlockId]; 2], missing: Option<PagesKey>) -> Result<(), usize> {
         let sequence = &self.sequences[rank.id()];
         let own = sequence.blocks_for(sequence.tokens.len()) - sequence.first_block() - reused.len();
-        let revived = reused.iter().filter(|block| self.cache.is_free(**block)).count();
+        let revived = reused.iter().chain(sources).filter(|block| self.cache.is_free(**block)).count();
         let pages = missing.map_or(0, |key| Self::blocks_for_pages(self.block_size, key));
         // Running decodes take a new block once per block size; without that headroom what starts now is preempted
         // at once.
@@ -218,9 +236,9 @@ impl Scheduler {
         self.pages.insert(key, PageSet { blocks, prefill, last_used: self.counters.steps });
     }
 
-    /// Give a waiting sequence its table: its adapter's pages, the `reused` blocks it holds already, new ones. `fit`
-    /// has made sure of the blocks.
-    fn start(&mut self, rank: Rank, reused: &[BlockId], step: &mut NextStep) {
+    /// Give a waiting sequence its table: its adapter's pages, the `reused` blocks it holds already, copies of the `sources`
+    /// ones, new ones. `fit` has made sure of the blocks.
+    fn start(&mut self, rank: Rank, [reused, sources]: [&[BlockId]; 2], step: &mut NextStep) {
         let sequence = &mut self.sequences[rank.id()];
         let pages = sequence.pages.and_then(|key| {
             self.pages.touch(key, self.counters.steps);
@@ -247,10 +265,13 @@ impl Scheduler {
             {
                 step.batch.block_copies.push(BlockCopy { source: *tail, target: block });
             }
+            if let Some(source) = sources.get(table.len() - sequence.first_block() - reused.len()) {
+                step.batch.block_copies.push(BlockCopy { source: *source, target: block });
+            }
             table.push(block);
         }
         assert_eq!(table.len(), total, "blocks ran out in a start that was checked to fit");
-        sequence.start(table, reused.len());
+        sequence.start(table, reused.len(), sources.len());
         let flow = sequence.flow();
         self.waiting.remove(flow, rank);
         self.waiting.started(flow);
@@ -267,6 +288,7 @@ impl Scheduler {
         if !std::mem::replace(&mut sequence.counted, true) && looked {
             self.counters.prefix_queries += sequence.tokens.prompt().len() as u64;
             self.counters.prefix_hits += cached as u64;
+            self.counters.shared_layer_hits += sequence.num_from_shared().unwrap_or(0) as u64;
         }
         if let Some(request) = self.requests.get_mut(&sequence.request)
             && !std::mem::replace(&mut request.started, true)

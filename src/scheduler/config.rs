@@ -20,6 +20,9 @@ pub struct SchedulerConfig {
     pub max_model_len: u32,
     /// Whether full blocks are kept for requests with the same beginning.
     pub prefix_cache: bool,
+    /// The first so many layers are computed once for all whose adapters leave them as they are; `None` shares none. Needs
+    /// `prefix_cache`.
+    pub shared_layers: Option<u32>,
     /// Digest of the base model; part of the prefix cache's key.
     pub base_digest: [u8; 32],
     /// Set for a base with two sets of rotary frequencies.

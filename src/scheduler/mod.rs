@@ -31,6 +31,7 @@ mod queue;
 mod request;
 mod requests;
 mod sequence;
+mod shared_layers;
 mod step;
 mod update;
 mod virtual_pages;
@@ -48,7 +49,7 @@ pub use fair_share::ShareConfig;
 pub use sequence::SequenceState;
 
 use crate::cache::{BlockSize, KvCacheManager};
-use crate::types::{AdapterVersion, RequestId, ScheduledBatch, SequenceEvent, SequenceId};
+use crate::types::{AdapterVersion, BlockId, RequestId, ScheduledBatch, SequenceEvent, SequenceId};
 use blocked::Blocked;
 use fair_share::FairShare;
 use prompt_rows::StepCosts;
@@ -87,10 +88,12 @@ pub struct SchedulerStats {
     pub kv_blocks_total: usize,
     /// Preemptions since start, of sequences and of virtual-token prefills.
     pub preemptions: u64,
-    /// Prompt tokens looked up in the prefix index since start; a resumed sequence is not counted again.
+    /// Prompt tokens looked up in the prefix index since start; one that comes back after a preemption is not counted again.
     pub prefix_queries: u64,
     /// Prompt tokens found there.
     pub prefix_hits: u64,
+    /// Prompt tokens behind those of which the shared layers were found to be computed.
+    pub shared_layer_hits: u64,
     /// Clients and adapters, by pairs, that have live sequences.
     pub parties: usize,
     /// Rows that running sequences did not get since start, because others had had less.
@@ -103,6 +106,7 @@ struct Counters {
     preemptions: u64,
     prefix_queries: u64,
     prefix_hits: u64,
+    shared_layer_hits: u64,
     held_back: u64,
 }
 
@@ -124,6 +128,8 @@ pub struct Scheduler {
     blocked: Option<Blocked>,
     /// To be told with the next step: sequences that had joined and have no rows any more.
     left: Vec<SequenceId>,
+    /// Blocks that the step under way copies from, held until it is over.
+    copied: Vec<BlockId>,
     next_sequence: u64,
     num_parked: usize,
     draining: bool,
@@ -140,7 +146,7 @@ impl Scheduler {
         let block_size =
             BlockSize::new(config.block_size).ok_or(SchedulerError::ZeroSetting { setting: "block_size" })?;
         Ok(Self {
-            cache: KvCacheManager::new(config.num_blocks, config.prefix_cache),
+            cache: KvCacheManager::new(config.num_blocks, config.prefix_cache, config.shared_layers.is_some()),
             block_size,
             pages: VirtualPages::default(),
             requests: BTreeMap::new(),
@@ -152,6 +158,7 @@ impl Scheduler {
             deadlines: BTreeSet::new(),
             blocked: None,
             left: Vec::new(),
+            copied: Vec::new(),
             next_sequence: 0,
             num_parked: 0,
             draining: false,
@@ -202,6 +209,7 @@ impl Scheduler {
             preemptions: self.counters.preemptions,
             prefix_queries: self.counters.prefix_queries,
             prefix_hits: self.counters.prefix_hits,
+            shared_layer_hits: self.counters.shared_layer_hits,
             parties: self.fair.num_parties(),
             held_back: self.counters.held_back,
         }

@@ -102,14 +102,18 @@ impl Scheduler {
             virtual_tokens: num_virtual(&request) as u32,
             long_rope: self.config.long_rope.is_some_and(|rope| rope.is_long(known)),
         });
+        let shares_layers = self.config.shared_layers.is_some_and(|layers| {
+            self.cache.shares_layers() && request.adapter.is_none_or(|adapter| adapter.base_layers >= layers)
+        });
         let max_output = self.max_output(&request);
         let party = self.fair.join(request.party(), request.choices as usize);
         let mut live = Vec::with_capacity(request.choices as usize);
         for choice in 0..request.choices {
             let id = self.new_sequence_id();
             let (block_size, long_rope) = (self.block_size, self.config.long_rope);
+            let (request, scope) = (&request, &scope);
             let seed =
-                SequenceSeed { request: &request, id, party, choice, scope: &scope, max_output, block_size, long_rope };
+                SequenceSeed { request, id, party, choice, scope, max_output, block_size, long_rope, shares_layers };
             let sequence = Sequence::new(seed);
             if let (Some(pages), Some(slot)) = (sequence.pages, sequence.slot) {
                 self.pages.join(pages, sequence.rank, slot);
@@ -237,6 +241,7 @@ impl Scheduler {
         for id in ids {
             self.fail_request(id, failure, &mut events);
         }
+        self.release_copied();
         let pages = self.pages.remove_all();
         self.release_pages(pages);
         self.cache.forget_all();

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::fair_share::PartyId;
 use super::policy::Rank;
 use super::queue::Flow;
+use super::shared_layers::SharedLayers;
 use super::virtual_pages::PagesKey;
 use crate::cache::{BlockKey, BlockSize, BlockTable, FoundBlock, PrefixBlock, PrefixScope};
 use crate::types::{
@@ -77,6 +78,8 @@ pub(super) struct Sequence {
     num_published_blocks: usize,
     /// Keys of the full blocks from `first_block` on; they stay true through a preemption.
     keys: Vec<BlockKey>,
+    /// `None` where its adapter changes what the shared layers compute, or none are shared.
+    pub(super) shared: Option<SharedLayers>,
     /// Blocks that its start could reuse, as far as they were found when it was last tried.
     pub(super) reusable: Vec<FoundBlock>,
     block_size: BlockSize,
@@ -96,11 +99,12 @@ pub(super) struct SequenceSeed<'a> {
     pub(super) max_output: usize,
     pub(super) block_size: BlockSize,
     pub(super) long_rope: Option<LongRope>,
+    pub(super) shares_layers: bool,
 }
 
 impl Sequence {
     pub(super) fn new(seed: SequenceSeed<'_>) -> Self {
-        let SequenceSeed { request, id, party, choice, scope, max_output, block_size, long_rope } = seed;
+        let SequenceSeed { request, id, party, choice, scope, max_output, block_size, long_rope, shares_layers } = seed;
         let virtual_tokens = scope.virtual_tokens as usize;
         let first_long = |rope: LongRope| rope.first_long(virtual_tokens + request.prompt.len(), virtual_tokens);
         let recomputes = |rope: &LongRope| !scope.long_rope && rope.recomputes(virtual_tokens);
@@ -128,6 +132,7 @@ impl Sequence {
             last_step: 0,
             num_published_blocks: 0,
             keys: Vec::new(),
+            shared: shares_layers.then(SharedLayers::default),
             reusable: Vec::new(),
             block_size,
             long_from: long_rope.map_or(LongRope::NEVER, first_long),
@@ -160,7 +165,7 @@ impl Sequence {
     }
 
     /// The real tokens in block `block` of the table; the block must be full.
-    fn block_tokens(&self, block: usize) -> Vec<u32> {
+    pub(super) fn block_tokens(&self, block: usize) -> Vec<u32> {
         let size = self.block_size.get();
         let token = |place: usize| place.saturating_sub(self.num_virtual());
         self.tokens.slices(token(block * size)..token((block + 1) * size)).concat()
@@ -215,27 +220,37 @@ impl Sequence {
     }
 
     /// Rows that it would have in a step without other bounds: those that remain, as far as something may be said of each at
-    /// once.
+    /// once, and as far as their shared layers are all there or all not.
     pub(super) fn num_wanted(&self) -> usize {
         let each = self.sampling.pool.is_some_and(|pool| pool.rows == PoolRows::Each);
         let says_each = !self.rows_to_score().is_empty() || each && !self.rows_to_pool().is_empty();
         let most = if says_each { self.num_said - self.num_computed_tokens + MAX_SCORED_ROWS } else { usize::MAX };
-        self.num_remaining().min(most)
+        self.num_remaining().min(most).min(self.num_from_shared().unwrap_or(usize::MAX))
     }
 
     /// Visit the blocks that a new start could reuse, in order, until `visit` returns false. The first `known` of them
     /// have been visited before and are passed over. Rows are left out that are needed: those of which something is to be
     /// said, and the last known one.
     pub(super) fn walk_reusable(&mut self, known: usize, mut visit: impl FnMut(&PrefixBlock<'_>) -> bool) {
-        let needed_from = self.first_to_say().unwrap_or(usize::MAX).min(self.tokens.len() - 1);
-        let end = self.block_size.full_blocks(self.num_virtual() + needed_from);
+        let end = self.end_of_reusable();
         self.walk_blocks(self.first_block() + known..end, |_, contents| visit(contents));
+    }
+
+    /// Blocks before this one hold no row that is needed.
+    pub(super) fn end_of_reusable(&self) -> usize {
+        let needed_from = self.first_to_say().unwrap_or(usize::MAX).min(self.tokens.len() - 1);
+        self.block_size.full_blocks(self.num_virtual() + needed_from)
+    }
+
+    /// Blocks that have become full since the last call of [`Self::walk_new_full_blocks`].
+    pub(super) fn new_full_blocks(&self) -> Range<usize> {
+        let end = self.block_size.full_blocks(self.num_virtual() + self.num_computed_tokens);
+        self.num_published_blocks.max(self.first_block())..end
     }
 
     /// Visit the blocks that have become full since the last call.
     pub(super) fn walk_new_full_blocks(&mut self, mut visit: impl FnMut(BlockId, &PrefixBlock<'_>)) {
-        let end = self.block_size.full_blocks(self.num_virtual() + self.num_computed_tokens);
-        let start = self.num_published_blocks.max(self.first_block());
+        let Range { start, end } = self.new_full_blocks();
         if start >= end {
             return;
         }
@@ -248,8 +263,9 @@ impl Sequence {
         self.num_published_blocks = end;
     }
 
-    /// Begin to run with a table whose blocks after the virtual ones hold `num_reused` reused blocks.
-    pub(super) fn start(&mut self, table: BlockTable, num_reused: usize) {
+    /// Begin to run with a table whose blocks after the virtual ones hold `num_reused` reused blocks and behind them
+    /// `num_from_shared` in which the shared layers are computed.
+    pub(super) fn start(&mut self, table: BlockTable, num_reused: usize, num_from_shared: usize) {
         self.state = SequenceState::Running;
         self.reusable = Vec::new();
         self.table = table;
@@ -258,6 +274,7 @@ impl Sequence {
             0 => 0,
             _ => self.num_published_blocks * self.block_size.get() - self.num_virtual(),
         };
+        self.set_shared_until((num_reused + num_from_shared) * self.block_size.get());
     }
 
     /// Give up its KV: the blocks to release. It has to leave before.
@@ -266,6 +283,7 @@ impl Sequence {
         self.state = SequenceState::Preempted;
         self.num_computed_tokens = 0;
         self.num_published_blocks = 0;
+        self.set_shared_until(0);
         std::mem::take(&mut self.table)
     }
 
@@ -287,6 +305,7 @@ impl Sequence {
         debug_assert_eq!(self.num_computed_tokens, 0);
         self.scope = Arc::new(PrefixScope { long_rope: true, ..PrefixScope::clone(&self.scope) });
         self.keys.clear();
+        self.shared = self.shared.take().map(|_| SharedLayers::default());
         self.long_from = 0;
         self.short_context = None;
     }
@@ -324,6 +343,7 @@ impl Sequence {
             id: self.rank.id(),
             count: count as u32,
             new_blocks: self.table.blocks()[told..].to_vec(),
+            from_shared: self.num_from_shared().is_some(),
             scored: within(&self.rows_to_score(), &rows),
             pooled: within(&self.rows_to_pool(), &rows),
             sample: rows.end == self.tokens.len() && self.max_output > 0,

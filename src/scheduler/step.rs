@@ -369,7 +369,15 @@ impl Scheduler {
             long_from: key.long_from(),
         });
         let (count, new_blocks) = (count as u32, Vec::new());
-        step.push(ScheduledSequence { id, count, new_blocks, scored: 0..0, pooled: 0..0, sample: false });
+        step.push(ScheduledSequence {
+            id,
+            count,
+            new_blocks,
+            from_shared: false,
+            scored: 0..0,
+            pooled: 0..0,
+            sample: false,
+        });
     }
 
     // --- blocks ---------------------------------------------------------------------------------------------------

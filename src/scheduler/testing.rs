@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::{Deref, Range};
 
+use crate::scheduler::SchedulerConfig;
 use crate::types::{
     AdapterBinding, AdapterSlot, AdapterVersion, BlockId, EngineRequest, FinishReason, JoinedSequence, PoolRows,
     PoolSpec, PooledVector, RowSource, SampleSpec, SampledToken, ScheduledBatch, ScheduledSequence, SequenceFailure,
@@ -42,6 +43,7 @@ pub(crate) struct Share {
     /// The whole table.
     pub(crate) blocks: Vec<BlockId>,
     pub(crate) long_from: u32,
+    pub(crate) from_shared: bool,
     pub(crate) scored: Range<u32>,
     /// The token behind each scored row.
     pub(crate) targets: Vec<u32>,
@@ -110,7 +112,22 @@ impl Told {
         };
         let (blocks, sample) = (blocks.clone(), sample.filter(|_| share.sample));
         let sum = self.1.get(&id).cloned();
-        Share { id, slot, active_from, start, rows, blocks, long_from, scored, targets, pooled, sum, sample }
+        let from_shared = share.from_shared;
+        Share {
+            id,
+            slot,
+            active_from,
+            start,
+            rows,
+            blocks,
+            long_from,
+            from_shared,
+            scored,
+            targets,
+            pooled,
+            sum,
+            sample,
+        }
     }
 
     pub(crate) fn advance(&mut self, batch: &ScheduledBatch, output: &StepOutput) {
@@ -144,6 +161,8 @@ struct Place {
     tenant: Option<Vec<u8>>,
     /// Of this and everything before it.
     digest: u64,
+    /// What comes out of the shared layers, of this and everything before it.
+    shared: u64,
 }
 
 fn digest(previous: u64, version: Option<AdapterVersion>, token: Option<u32>, index: u32) -> u64 {
@@ -195,6 +214,11 @@ fn virtual_count(adapter: Option<AdapterBinding>) -> u32 {
 /// Whose KV lies at an index.
 fn version_at(adapter: Option<AdapterBinding>, index: u32) -> Option<AdapterVersion> {
     adapter.filter(|adapter| index >= adapter.kv_from).map(|adapter| adapter.version)
+}
+
+/// Who has changed what comes out of so many layers at an index.
+fn changed_by(adapter: Option<AdapterBinding>, index: u32, layers: u32) -> Option<AdapterVersion> {
+    version_at(adapter.filter(|adapter| adapter.base_layers < layers), index)
 }
 
 /// The histories of a request's prompt, token by token: computed alone.
@@ -269,6 +293,7 @@ pub(crate) fn oracle(
 /// Executes batches against a KV cache of [`Place`]s; `None` is poison.
 pub(crate) struct FakeExecutor {
     block_size: usize,
+    shared_layers: u32,
     blocks: Vec<Vec<Option<Place>>>,
     adapters: HashMap<AdapterSlot, AdapterBinding>,
     /// As the requests of sequences have them: prompts say from where on they are active.
@@ -277,19 +302,23 @@ pub(crate) struct FakeExecutor {
     /// Versions whose prompt embeddings turn non-finite.
     pub(crate) poisoned_embeds: BTreeSet<AdapterVersion>,
     pub(crate) rows: usize,
+    /// Of them, those that went on from behind the shared layers.
+    pub(crate) from_shared: usize,
 }
 
 impl FakeExecutor {
-    pub(crate) fn new(block_size: u32, num_blocks: u32) -> Self {
-        let block_size = block_size as usize;
+    pub(crate) fn new(config: &SchedulerConfig) -> Self {
+        let block_size = config.block_size as usize;
         Self {
             block_size,
-            blocks: vec![vec![None; block_size]; num_blocks as usize],
+            shared_layers: config.shared_layers.unwrap_or(u32::MAX),
+            blocks: vec![vec![None; block_size]; config.num_blocks as usize],
             adapters: HashMap::new(),
             bindings: HashMap::new(),
             tenants: HashMap::new(),
             poisoned_embeds: BTreeSet::new(),
             rows: 0,
+            from_shared: 0,
         }
     }
 
@@ -315,7 +344,8 @@ impl FakeExecutor {
             let mut history = 0;
             for index in 0..tokens.count {
                 history = digest(history, Some(adapter.version), None, index);
-                let place = Place { index, version: Some(adapter.version), token: None, tenant: None, digest: history };
+                let (version, shared) = (Some(adapter.version), history);
+                let place = Place { index, version, token: None, tenant: None, digest: history, shared };
                 let block = write.blocks[index as usize / self.block_size];
                 self.blocks[block.index()][index as usize % self.block_size] = Some(place);
             }
@@ -329,6 +359,7 @@ impl FakeExecutor {
         for sequence in &batch.sequences {
             let states = self.rows_of(sequence, &mut writes);
             self.rows += sequence.rows.len();
+            self.from_shared += if sequence.from_shared { sequence.rows.len() } else { 0 };
             if !sequence.scored.is_empty() {
                 let rows = states[sequence.scored.start as usize..].iter().zip(&sequence.targets);
                 let scores = rows.map(|(state, token)| score(*state, *token)).collect();
@@ -371,15 +402,16 @@ impl FakeExecutor {
         let distinct: BTreeSet<_> = sequence.blocks.iter().collect();
         assert_eq!(distinct.len(), sequence.blocks.len(), "a block is twice in one table");
 
-        let mut history = 0;
+        let (mut history, mut shared) = (0, 0);
+        let through_shared =
+            |before, token, index| digest(before, changed_by(adapter, index, self.shared_layers), token, index);
         for index in 0..sequence.start {
-            let (block, offset) = (sequence.blocks[index as usize / self.block_size], index as usize % self.block_size);
-            let Some(place) = &self.blocks[block.index()][offset] else {
-                panic!("{:?} reads poison at KV index {index} in {block:?}", sequence.id);
-            };
+            let place = self.place(sequence, index);
             let version = version_at(adapter, index);
             history = digest(history, version, place.token, index);
+            shared = through_shared(shared, place.token, index);
             assert_eq!((place.index, place.version, place.digest), (index, version, history), "{place:?}");
+            assert_eq!(place.shared, shared, "{place:?}");
             assert_eq!(place.token.is_none(), index < count, "virtual tokens come first: {place:?}");
             assert!(place.token.is_none() || place.tenant.as_ref() == tenant, "another tenant's KV: {place:?}");
         }
@@ -405,13 +437,26 @@ impl FakeExecutor {
         for (index, token) in (sequence.start..).zip(tokens) {
             let version = version_at(adapter, index);
             history = digest(history, version, token, index);
+            shared = through_shared(shared, token, index);
             let tenant = if token.is_some() { tenant.cloned() } else { None };
-            let place = Place { index, version, token, tenant, digest: history };
+            if sequence.from_shared {
+                let found = self.place(sequence, index);
+                let expected = (index, token, &tenant, shared);
+                assert_eq!((found.index, found.token, &found.tenant, found.shared), expected, "{found:?}");
+            }
+            let place = Place { index, version, token, tenant, digest: history, shared };
             let at = (sequence.blocks[index as usize / self.block_size], index as usize % self.block_size);
             assert!(writes.insert(at, (sequence.id, place)).is_none(), "{at:?} is written twice in a step");
             states.push(history);
         }
         states
+    }
+
+    /// What lies at an index of a sequence.
+    fn place(&self, sequence: &Share, index: u32) -> &Place {
+        let (block, offset) = (sequence.blocks[index as usize / self.block_size], index as usize % self.block_size);
+        let place = self.blocks[block.index()][offset].as_ref();
+        place.unwrap_or_else(|| panic!("{:?} reads poison at KV index {index} in {block:?}", sequence.id))
     }
 
     fn sample(&self, sequence: &Share, state: u64) -> Option<Result<SampledToken, SequenceFailure>> {

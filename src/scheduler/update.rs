@@ -40,6 +40,7 @@ impl Scheduler {
     /// request alone and takes the KV of its adapter version out of the prefix index. A sequence that was to be
     /// sampled, scored or pooled and has no result ends its request with `EngineFailed`.
     pub fn update(&mut self, batch: &ScheduledBatch, output: &StepOutput, now: Instant) -> Events {
+        self.release_copied();
         let sampled: HashMap<_, _> = output.sampled.iter().map(|(id, result)| (*id, result)).collect();
         let scored: HashMap<_, _> = output.prompt_logprobs.iter().map(|(id, result)| (*id, result)).collect();
         let pooled: HashMap<_, _> = output.pooled.iter().map(|(id, result)| (*id, result)).collect();
@@ -54,6 +55,13 @@ impl Scheduler {
         events
     }
 
+    /// A step is over: nothing copies from these blocks any more.
+    pub(super) fn release_copied(&mut self) {
+        for block in std::mem::take(&mut self.copied) {
+            self.cache.release(block);
+        }
+    }
+
     fn advance(&mut self, scheduled: &ScheduledSequence, results: Results<'_>, now: Instant, events: &mut Events) {
         let id = scheduled.id;
         if self.sequences.get(id).is_none() {
@@ -66,6 +74,7 @@ impl Scheduler {
         let sequence = &mut self.sequences[id];
         sequence.num_computed_tokens += scheduled.count as usize;
         if self.cache.prefix_cache() {
+            sequence.walk_new_shared_layers(|block, contents| self.cache.publish_shared_layers(block, contents));
             sequence.walk_new_full_blocks(|block, contents| self.cache.publish(block, contents));
         }
         let request = sequence.request;
@@ -189,12 +198,21 @@ impl Scheduler {
             long_from: LongRope::NEVER,
         };
         let new_blocks = Vec::new();
-        let share = ScheduledSequence { id: PROBE, count: 1, new_blocks, scored: 0..0, pooled: 0..0, sample: true };
+        let share = ScheduledSequence {
+            id: PROBE,
+            count: 1,
+            new_blocks,
+            from_shared: false,
+            scored: 0..0,
+            pooled: 0..0,
+            sample: true,
+        };
         Some(ScheduledBatch { joined: vec![row], sequences: vec![share], ..ScheduledBatch::default() })
     }
 
     /// The step failed as a whole: every request with a part in it ends with `failure`; the others go on.
     pub fn fail_step(&mut self, batch: &ScheduledBatch, failure: RequestFailure) -> Events {
+        self.release_copied();
         let mut events = Events::new();
         for scheduled in &batch.sequences {
             for request in self.requests_behind(scheduled.id) {

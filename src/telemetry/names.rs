@@ -166,6 +166,11 @@ pub const UPLOADS: Metric = counter("polydelta_uploads_total", "Uploads by outco
 pub const REJECTED: Metric = counter("polydelta_queue_rejected_total", "Requests not admitted, by reason.");
 /// KV blocks in use.
 pub const KV_BLOCKS_USED: Metric = gauge("polydelta_kv_blocks_used", "KV blocks in use.");
+/// Prompt tokens that `--shared-layers` saved the first layers of.
+pub const SHARED_LAYER_HITS: Metric = counter(
+    "polydelta_shared_layer_hits_total",
+    "Prompt tokens that were not in the prefix cache, but what the shared layers make of them.",
+);
 /// KV blocks in all.
 pub const KV_BLOCKS_TOTAL: Metric = gauge("polydelta_kv_blocks_total", "KV blocks in all.");
 /// 1, with the version as a label.
@@ -197,6 +202,7 @@ pub const ALL: &[Metric] = &[
     VLLM_GENERATION_TOKENS,
     VLLM_PREFIX_QUERIES,
     VLLM_PREFIX_HITS,
+    SHARED_LAYER_HITS,
     VLLM_SUCCESS,
     VLLM_TTFT,
     VLLM_ITL,

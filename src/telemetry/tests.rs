@@ -63,11 +63,13 @@ fn vllms_names_keep_their_colon_and_labels() {
         preemptions: 2,
         prefix_queries: 40,
         prefix_hits: 30,
+        shared_layer_hits: 7,
         held_back: 5,
     });
     metrics.record_request(&request(None));
     let text = page.render();
     for line in [
+        "polydelta_shared_layer_hits_total 7",
         "vllm:num_requests_running{model_name=\"tiny\",engine=\"0\"} 3",
         "vllm:num_requests_waiting{model_name=\"tiny\",engine=\"0\"} 1",
         "vllm:kv_cache_usage_perc{model_name=\"tiny\",engine=\"0\"} 0.25",

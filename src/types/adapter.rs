@@ -200,6 +200,11 @@ pub struct AdapterFacts {
     /// layer's K and V.
     #[serde(default)]
     pub keeps_base_kv: bool,
+    /// So many layers from the first on, and the embedding before them, are the base's for every row that it works on: what
+    /// they compute is shared with the base ([`AdapterBinding::base_layers`]). 0 where it has virtual tokens, and of adapters
+    /// that an earlier server compiled.
+    #[serde(default)]
+    pub base_layers: u32,
     /// Fields of its config that nobody here knows and that the operator has let pass.
     #[serde(default)]
     pub unknown_fields: Vec<String>,
@@ -211,7 +216,8 @@ impl AdapterFacts {
     pub fn bind(&self, version: AdapterVersion, slot: AdapterSlot, prompt: &[u32]) -> AdapterBinding {
         let active_from = self.active_from(prompt);
         let kv_from = if self.keeps_base_kv { AdapterBinding::NEVER } else { active_from };
-        AdapterBinding { version, slot, virtual_tokens: self.virtual_tokens, active_from, kv_from }
+        let (virtual_tokens, base_layers) = (self.virtual_tokens, self.base_layers);
+        AdapterBinding { version, slot, virtual_tokens, active_from, kv_from, base_layers }
     }
 
     /// The first token of a prompt that it works on; [`AdapterBinding::NEVER`] where there is none.
@@ -256,6 +262,7 @@ mod tests {
             virtual_tokens: None,
             invocation_tokens: invocation_tokens.to_vec(),
             keeps_base_kv,
+            base_layers: 0,
             unknown_fields: Vec::new(),
         }
     }

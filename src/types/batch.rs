@@ -126,6 +126,9 @@ pub struct ScheduledSequence {
     /// Blocks that have been appended to its table since its last share, or since it joined. With them the table covers
     /// all its rows.
     pub new_blocks: Vec<BlockId>,
+    /// What the shared layers compute of these rows lies at their places already, KV and hidden states: they are computed
+    /// from there on. Nothing is scored, pooled or sampled then.
+    pub from_shared: bool,
     /// Rows of the prompt that are to be scored by the token that follows, counted from the first row of the share; no more
     /// than [`MAX_SCORED_ROWS`], all before the one that is sampled. Empty where none is.
     pub scored: Range<u32>,
@@ -136,7 +139,8 @@ pub struct ScheduledSequence {
     pub sample: bool,
 }
 
-/// Copy all layers of one KV block: a shared partial block becomes the first own block of a sequence.
+/// Copy all that one KV block holds: a shared partial block becomes the first own block of a sequence, a block with the
+/// shared layers of others' rows one in which a sequence computes the rest of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockCopy {
     /// Read from.
@@ -155,7 +159,8 @@ pub struct PrefixWrite {
 }
 
 /// One step's work, as what has changed since the last one. First sequences leave, then others join, under the same id
-/// perhaps; then the executor applies `prefix_writes`, then `block_copies`, then runs all sequences in one pass.
+/// perhaps; then the executor applies `prefix_writes`, then `block_copies`, then runs all sequences: in one pass, and those that
+/// go on from the shared layers in another one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ScheduledBatch {
     /// Sequences that had joined and have no rows any more: ended, preempted or laid aside.

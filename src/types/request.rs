@@ -34,6 +34,8 @@ pub struct AdapterBinding {
     pub active_from: u32,
     /// The first token whose KV is its own: that of tokens before is the base's, and shared with it.
     pub kv_from: u32,
+    /// So many layers from the first on compute what the base's compute, for each of its rows.
+    pub base_layers: u32,
 }
 
 impl AdapterBinding {

@@ -427,7 +427,7 @@ impl Attention {
         let plan = self.plan();
         let (rows, blocks) = (plan.positions.len(), (0..self.sequences.len()).flat_map(|at| self.blocks_of(at)).max());
         let blocks = blocks.map_or(0, |block| block as usize + 1);
-        let shape = KvShape { layers: 1, blocks, block_size: BLOCK_SIZE, kv_heads, head_dim };
+        let shape = KvShape { layers: 1, blocks, block_size: BLOCK_SIZE, kv_heads, head_dim, kept: 0 };
         let mut kv = backend.kv_cache(shape).unwrap();
         let (all, places) = ((0..blocks as u32).collect::<Vec<_>>(), blocks * BLOCK_SIZE);
         let stale = || not_numbers(backend, places, kv_dim);

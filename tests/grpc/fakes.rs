@@ -219,6 +219,7 @@ fn facts() -> AdapterFacts {
         virtual_tokens: None,
         invocation_tokens: Vec::new(),
         keeps_base_kv: false,
+        base_layers: 0,
         unknown_fields: Vec::new(),
     }
 }

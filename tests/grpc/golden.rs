@@ -234,6 +234,7 @@ fn scheduler() -> SchedulerConfig {
         max_prefill_chunk: None,
         max_model_len: CONTEXT,
         prefix_cache: true,
+        shared_layers: None,
         base_digest: [0; 32],
         long_rope: None,
         share: ShareConfig::default(),
@@ -265,6 +266,7 @@ impl GoldenServer {
             kv_blocks: config.num_blocks as usize,
             block_size: config.block_size as usize,
             adapter_slots: 64,
+            shared_layers: None,
         };
         let decoder = Decoder::new(Arc::clone(&backend), spec.clone(), base, limits).unwrap();
         let executor = ModelExecutor::new(decoder, config.block_size);

@@ -80,6 +80,7 @@ fn rows_of_the_vocabulary_cost_two_launches_and_are_read_once_for_an_adapter() {
         ops: vec![(Site::Embed, own.into())],
         invocation_tokens: Vec::new(),
         keeps_base_kv: false,
+        base_layers: 0,
         unknown_fields: Vec::new(),
     };
     for slot in 0..2 {

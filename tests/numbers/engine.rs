@@ -53,6 +53,7 @@ pub(crate) fn hall_of<B: Backend, E: StepExecutor<Prepared = PreparedDelta<B>>>(
         kv_blocks: config.num_blocks as usize,
         block_size: config.block_size as usize,
         adapter_slots: 256,
+        shared_layers: config.shared_layers.map(|layers| layers as usize),
     };
     let decoder = Decoder::new(Arc::clone(&backend), family.spec.clone(), base, limits).unwrap();
     let executor = wrap(ModelExecutor::new(decoder, config.block_size));
@@ -146,6 +147,7 @@ pub(crate) fn config(family: &Family, num_blocks: u32) -> SchedulerConfig {
         max_prefill_chunk: None,
         max_model_len: family.spec.context_length as u32,
         prefix_cache: true,
+        shared_layers: None,
         base_digest: [0; 32],
         long_rope: family.spec.long_rope(),
         share: ShareConfig::default(),

@@ -180,7 +180,7 @@ impl<B: Backend> Runner<B> {
         let backend = Arc::new(backend);
         let base = BaseModel::load(backend.as_ref(), &family.spec, &family.checkpoint, context, &|_, _| {}).unwrap();
         let (kv_blocks, adapter_slots) = (BLOCKS * 8, 256);
-        let limits = DecoderLimits { max_rows: 4096, kv_blocks, block_size, adapter_slots };
+        let limits = DecoderLimits { max_rows: 4096, kv_blocks, block_size, adapter_slots, shared_layers: None };
         let decoder = Decoder::new(Arc::clone(&backend), family.spec.clone(), base, limits).unwrap();
         let mut runner = Self {
             backend,

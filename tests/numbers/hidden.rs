@@ -73,6 +73,7 @@ pub(crate) fn program(ops: Vec<(Site, DeltaOp)>) -> DeltaProgram {
         ops,
         invocation_tokens: Vec::new(),
         keeps_base_kv: false,
+        base_layers: 0,
         unknown_fields: Vec::new(),
     }
 }

@@ -21,5 +21,6 @@ mod mixes;
 mod oracle;
 mod scores;
 mod shared_kv;
+mod shared_layers;
 mod spellings;
 mod turned;

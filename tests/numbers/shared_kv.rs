@@ -20,9 +20,9 @@ const TOKENS: usize = 6;
 
 /// A request's tokens with the bits of their log-probabilities, and how much of its prompt the cache had.
 #[derive(Debug, PartialEq)]
-struct Outcome {
-    tokens: Vec<(u32, Vec<u32>)>,
-    cached: usize,
+pub(crate) struct Outcome {
+    pub(crate) tokens: Vec<(u32, Vec<u32>)>,
+    pub(crate) cached: usize,
 }
 
 fn bits(logprob: &TokenLogprob) -> Vec<u32> {
@@ -43,7 +43,7 @@ fn read(mut events: EventReceiver) -> Outcome {
     outcome
 }
 
-fn run(hall: &mut Hall, prompt: &[u32], adapter: Option<&str>) -> Outcome {
+pub(crate) fn run(hall: &mut Hall, prompt: &[u32], adapter: Option<&str>) -> Outcome {
     let sampling = SamplingParams { logprobs: Some(5), ..SamplingParams::greedy() };
     read(hall.submit_prompt(prompt, adapter, sampling, TOKENS))
 }

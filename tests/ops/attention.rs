@@ -41,7 +41,7 @@ impl Scene {
 
     pub(crate) fn shape(&self) -> KvShape {
         let Self { kv_heads, head_dim, block_size, .. } = *self;
-        KvShape { layers: 2, blocks: BLOCKS, block_size, kv_heads, head_dim }
+        KvShape { layers: 2, blocks: BLOCKS, block_size, kv_heads, head_dim, kept: 0 }
     }
 
     /// Of q, k and v.

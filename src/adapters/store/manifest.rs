@@ -225,6 +225,7 @@ pub(super) mod tests {
             virtual_tokens: Some(VirtualTokens { count: 16, saved_kv: true }),
             invocation_tokens: vec![5, 6],
             keeps_base_kv: true,
+            base_layers: 3,
             unknown_fields: vec!["later".into()],
         };
         Compiled { base: BaseDigest([7; 32]), weight_bytes: 2, facts: Arc::new(facts) }

@@ -213,6 +213,7 @@ pub fn compile(
         task: config.task.of(&ops),
         invocation_tokens: config.method.invocation_tokens().to_vec(),
         keeps_base_kv: ops.iter().all(|(site, _)| base.layout.is_behind_kv(*site)),
+        base_layers: ops.iter().map(|(site, _)| base.layout.layers_before(*site)).min().unwrap_or(0),
         ops,
         unknown_fields,
     })

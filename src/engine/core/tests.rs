@@ -106,6 +106,7 @@ fn bench_config() -> SchedulerConfig {
         max_prefill_chunk: None,
         max_model_len: 64,
         prefix_cache: true,
+        shared_layers: None,
         base_digest: [0; 32],
         long_rope: None,
         share: ShareConfig::default(),
@@ -198,7 +199,8 @@ fn what_a_request_shows_of_its_adapter_is_told_before_the_lease_goes() {
     let (flag, said) = mpsc::channel();
     let run = |id, orders: Vec<Order>| {
         let (version, slot) = (AdapterVersion([1; 32]), AdapterSlot(1));
-        let binding = AdapterBinding { version, slot, virtual_tokens: None, active_from: 0, kv_from: 0 };
+        let binding =
+            AdapterBinding { version, slot, virtual_tokens: None, active_from: 0, kv_from: 0, base_layers: 0 };
         let request = EngineRequest { adapter: Some(binding), ..request(id, 2) };
         let mut events = bench.engine.handle.submit(request, Some(Box::new(Flag(flag.clone())))).unwrap();
         orders.into_iter().for_each(|order| bench.orders.send(order).unwrap());

@@ -24,7 +24,7 @@ fn joined(id: SequenceId, prompt: &[u32], sampling: SamplingParams) -> JoinedSeq
 
 fn share(id: SequenceId, count: u32, new_blocks: &[u32], sample: bool) -> ScheduledSequence {
     let new_blocks = new_blocks.iter().copied().map(BlockId).collect();
-    ScheduledSequence { id, count, new_blocks, scored: 0..0, pooled: 0..0, sample }
+    ScheduledSequence { id, count, new_blocks, from_shared: false, scored: 0..0, pooled: 0..0, sample }
 }
 
 fn step(sequences: Vec<ScheduledSequence>) -> ScheduledBatch {

@@ -116,6 +116,7 @@ fn described(adapter: pb::Adapter, facts: Option<&AdapterFacts>) -> pb::Adapter 
         virtual_tokens: facts.virtual_tokens.map_or(0, |virtual_tokens| virtual_tokens.count),
         invocation_tokens: facts.invocation_tokens.clone(),
         keeps_base_kv: facts.keeps_base_kv,
+        base_layers: facts.base_layers,
         ..adapter
     }
 }

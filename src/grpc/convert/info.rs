@@ -76,6 +76,7 @@ pub(in crate::grpc) fn stats(
         preemptions: engine.preemptions,
         prefix_queries: engine.prefix_queries,
         prefix_hits: engine.prefix_hits,
+        shared_layer_hits: engine.shared_layer_hits,
         tokens_computed: engine.tokens_computed,
         max_distinct_adapters: saturate(most),
         steps_by_distinct_adapters: engine.steps_by_distinct_adapters,

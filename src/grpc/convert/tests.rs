@@ -351,6 +351,7 @@ fn an_adapter_is_described_in_full_once_it_is_compiled() {
         virtual_tokens: Some(VirtualTokens { count: 20, saved_kv: true }),
         invocation_tokens: vec![7, 8],
         keeps_base_kv: true,
+        base_layers: 3,
     };
     let info = |state, facts: Option<AdapterFacts>| AdapterInfo {
         stored: stored.clone(),
@@ -409,6 +410,7 @@ fn statistics_and_limits_arrive_field_by_field() {
         preemptions: 7,
         prefix_queries: 8,
         prefix_hits: 9,
+        shared_layer_hits: 19,
         tokens_computed: 10,
         steps_by_distinct_adapters: vec![1, 0, 4, 0],
     };
@@ -427,6 +429,7 @@ fn statistics_and_limits_arrive_field_by_field() {
         preemptions: 7,
         prefix_queries: 8,
         prefix_hits: 9,
+        shared_layer_hits: 19,
         tokens_computed: 10,
         max_distinct_adapters: 2,
         steps_by_distinct_adapters: vec![1, 0, 4, 0],

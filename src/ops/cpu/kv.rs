@@ -79,6 +79,8 @@ struct Plane {
 pub struct KvCache {
     layout: KvLayout,
     planes: Vec<Plane>,
+    /// Bits of the hidden states of all places, `[blocks * block_size, kept]`.
+    kept: Vec<u32>,
 }
 
 impl KvCache {
@@ -91,7 +93,24 @@ impl KvCache {
             Ok(Plane { words, skip })
         };
         let planes = (0..shape.layers).map(|_| plane()).collect::<Result<_, OpsError>>()?;
-        Ok(Self { layout, planes })
+        let kept = shape.blocks.saturating_mul(shape.block_size).saturating_mul(shape.kept);
+        Ok(Self { layout, planes, kept: untouched("hidden states beside the KV cache", kept)? })
+    }
+
+    fn kept_at(&self, place: u32) -> Range<usize> {
+        let width = self.layout.shape.kept;
+        place as usize * width..(place as usize + 1) * width
+    }
+
+    /// Keep the hidden state of a place.
+    pub(super) fn keep(&mut self, place: u32, row: &[f32]) {
+        let at = self.kept_at(place);
+        self.kept[at].iter_mut().zip(row).for_each(|(kept, number)| *kept = number.to_bits());
+    }
+
+    /// What was kept of a place.
+    pub(super) fn recall(&self, place: u32, row: &mut [f32]) {
+        row.iter_mut().zip(&self.kept[self.kept_at(place)]).for_each(|(number, kept)| *number = f32::from_bits(*kept));
     }
 
     pub(super) fn layout(&self) -> KvLayout {
@@ -121,13 +140,15 @@ impl KvCache {
         }
     }
 
-    /// Copy one block of every layer.
+    /// Copy one block of every layer, with the hidden states of its places.
     pub(super) fn copy_block(&mut self, source: usize, target: usize) {
         let len = self.layout.block_words();
         for plane in &mut self.planes {
             let words = &mut plane.words[plane.skip..];
             words.copy_within(source * len..(source + 1) * len, target * len);
         }
+        let len = self.layout.shape.block_size * self.layout.shape.kept;
+        self.kept.copy_within(source * len..(source + 1) * len, target * len);
     }
 }
 
@@ -198,7 +219,7 @@ mod tests {
     use super::*;
 
     fn shape() -> KvShape {
-        KvShape { layers: 2, blocks: 3, block_size: 20, kv_heads: 2, head_dim: 19 }
+        KvShape { layers: 2, blocks: 3, block_size: 20, kv_heads: 2, head_dim: 19, kept: 0 }
     }
 
     fn read(cache: &KvCache, layer: usize, place: usize, head: usize, dim: usize) -> (f32, f32) {

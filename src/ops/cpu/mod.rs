@@ -342,6 +342,14 @@ impl Backend for CpuBackend {
         self.attend_rows(&step.plan, spec, layer, qkv, kv, y);
     }
 
+    fn keep_rows(&self, step: &Step, x: &Buffer, kv: &mut KvCache) {
+        step.plan.kv_slots.iter().enumerate().for_each(|(row, place)| kv.keep(*place, x.row(row)));
+    }
+
+    fn recall_rows(&self, step: &Step, kv: &KvCache, y: &mut Buffer) {
+        self.for_rows(step.plan.kv_slots.len(), 1, y, |row, y| kv.recall(step.plan.kv_slots[row], y));
+    }
+
     fn copy_block(&self, kv: &mut KvCache, source: usize, target: usize) {
         kv.copy_block(source, target);
     }

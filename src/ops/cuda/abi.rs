@@ -223,6 +223,12 @@ plain! {
         pad: u32,
     }
 
+    struct KeptRowsArgs {
+        step: Address<StepHead>,
+        x: RowsView,
+        y: RowsView,
+    }
+
     struct RowsArgs {
         rows: Address<RowSet>,
         x: RowsView,

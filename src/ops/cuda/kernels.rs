@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::abi::{
     AttentionArgs, BlendArgs, CopyBlockArgs, CopyRowsArgs, DenseArgs, EmbedArgs, EmbedLowRankArgs, ExpertsArgs,
-    GemmArgs, LowRankArgs, NormArgs, Plain, PoolArgs, ReplaceColumnsArgs, RopeArgs, RotateArgs, RowsArgs, SampleArgs,
-    SparseArgs, VectorArgs, WritePagesArgs,
+    GemmArgs, KeptRowsArgs, LowRankArgs, NormArgs, Plain, PoolArgs, ReplaceColumnsArgs, RopeArgs, RotateArgs, RowsArgs,
+    SampleArgs, SparseArgs, VectorArgs, WritePagesArgs,
 };
 use super::driver::{Device, Kernel, Module};
 use super::kernel_cache::KernelCache;
@@ -101,6 +101,8 @@ kernels! {
     one_form {
         copy_rows: CopyRowsArgs,
         gather_rows: RowsArgs,
+        keep_rows: KeptRowsArgs,
+        recall_rows: KeptRowsArgs,
         pool_rows: PoolArgs,
         add: RowsArgs,
         bend_shrunk: LowRankArgs,

@@ -1,9 +1,9 @@
 //! From ops to launches: arguments and grids. Kernels say in their own files what grids they take.
 
 use super::abi::{
-    Address, AttentionArgs, BlendArgs, DenseArgs, EmbedArgs, EmbedLowRankArgs, GemmArgs, LowRankArgs, MatrixView,
-    NormArgs, PoolArgs, ReplaceColumnsArgs, RopeArgs, RotateArgs, RowsArgs, RowsView, SampleArgs, SiteView, SparseArgs,
-    VectorArgs,
+    Address, AttentionArgs, BlendArgs, CopyRowsArgs, DenseArgs, EmbedArgs, EmbedLowRankArgs, GemmArgs, KeptRowsArgs,
+    LowRankArgs, MatrixView, NormArgs, PoolArgs, ReplaceColumnsArgs, RopeArgs, RotateArgs, RowsArgs, RowsView,
+    SampleArgs, SiteView, SparseArgs, VectorArgs,
 };
 use super::activations::number_of;
 use super::backend::{CudaBackend, Scratch};
@@ -35,6 +35,21 @@ impl CudaBackend {
     pub(super) fn launch_embed(&self, step: &Step, table: &Weight, scale: f32, y: &Buffer) {
         let arguments = EmbedArgs { step: step.head(), table: table.view(), y: y.view(), scale, pad: 0 };
         self.launch(&self.kernels.embed, self.spread(step.set(Rows::All).count * y.cols()), &arguments);
+    }
+
+    /// A kernel between the rows of a step and what is kept of their places.
+    pub(super) fn launch_kept_rows(&self, kernel: &Kernel<KeptRowsArgs>, step: &Step, x: &Buffer, y: &Buffer) {
+        let arguments = KeptRowsArgs { step: step.head(), x: x.view(), y: y.view() };
+        self.launch(kernel, self.spread(step.set(Rows::All).count * y.cols()), &arguments);
+    }
+
+    /// What is kept of the places of a block, to those of another one.
+    pub(super) fn launch_copy_kept(&self, kv: &KvCache, source: u32, target: u32) {
+        let Some(kept) = &kv.kept else { return };
+        let (count, view) = (kv.shape.block_size as u32, kept.view());
+        let (first, start) = (source * count, target * count);
+        let arguments = CopyRowsArgs { x: view, y: view, first, start, count, pad: 0 };
+        self.launch(&self.kernels.copy_rows, self.spread(count as usize * kept.cols()), &arguments);
     }
 
     /// A kernel that changes embeddings by what adapters have for their tokens.

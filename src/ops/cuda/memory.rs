@@ -256,6 +256,8 @@ pub struct KvCache {
     v: DeviceMemory,
     pub(super) shape: KvShape,
     layer_bytes: usize,
+    /// Hidden states by place, where any are kept.
+    pub(super) kept: Option<Buffer>,
 }
 
 impl KvCache {
@@ -266,7 +268,9 @@ impl KvCache {
         let too_large = OpsError::OutOfMemory { what: "the KV cache", bytes: u64::MAX };
         let (Some(layer_bytes), Some(bytes)) = (layer_bytes, bytes) else { return Err(too_large) };
         let plane = || DeviceMemory::new(device, &device.compute, "the KV cache", bytes);
-        Ok(Self { k: plane()?, v: plane()?, shape, layer_bytes })
+        let places = shape.blocks * shape.block_size;
+        let kept = (shape.kept > 0).then(|| Buffer::new(device, places, shape.kept, None)).transpose()?;
+        Ok(Self { k: plane()?, v: plane()?, shape, layer_bytes, kept })
     }
 
     pub(super) fn layer(&self, layer: usize) -> KvLayer {

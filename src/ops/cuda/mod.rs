@@ -288,12 +288,25 @@ impl Backend for CudaBackend {
         self.launch_attention(step, spec, qkv, (kv, layer), y);
     }
 
+    fn keep_rows(&self, step: &Step, x: &Buffer, kv: &mut KvCache) {
+        if let Some(kept) = &kv.kept {
+            self.launch_kept_rows(&self.kernels.keep_rows, step, x, kept);
+        }
+    }
+
+    fn recall_rows(&self, step: &Step, kv: &KvCache, y: &mut Buffer) {
+        if let Some(kept) = &kv.kept {
+            self.launch_kept_rows(&self.kernels.recall_rows, step, kept, y);
+        }
+    }
+
     fn copy_block(&self, kv: &mut KvCache, source: usize, target: usize) {
         let (k, v, layer_bytes) = kv.planes();
         let (block_bytes, source, target) = (kv.block_bytes(), source as u32, target as u32);
         let arguments = CopyBlockArgs { k, v, layer_bytes, block_bytes, source, target };
         let blocks = (block_bytes as usize).div_ceil(16 * 256).min(64);
         self.launch(&self.kernels.copy_block, Grid::plane(blocks, kv.shape.layers), &arguments);
+        self.launch_copy_kept(kv, source, target);
     }
 
     fn write_pages(&self, kv: &mut KvCache, blocks: &[u32], count: usize, layers: &[(Buffer, Buffer)]) {

@@ -1,6 +1,6 @@
 //! Where the reference backend keeps numbers.
 
-use crate::ops::{KvShape, StepOutcomes, StepPlan};
+use crate::ops::{KvDtype, KvShape, StepOutcomes, StepPlan};
 
 /// Row-major f32 `[rows, cols]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,4 +40,42 @@ pub struct PagedKv {
     pub(super) shape: KvShape,
     pub(super) k: Vec<Vec<f32>>,
     pub(super) v: Vec<Vec<f32>>,
+    /// `[blocks * block_size, kept]`.
+    pub(super) kept: Matrix,
+}
+
+impl PagedKv {
+    pub(super) fn keep(&mut self, places: &[u32], x: &Matrix) {
+        for (row, place) in places.iter().enumerate() {
+            self.kept.row_mut(*place as usize).copy_from_slice(x.row(row));
+        }
+    }
+
+    pub(super) fn recall(&self, places: &[u32], y: &mut Matrix) {
+        for (row, place) in places.iter().enumerate() {
+            y.row_mut(row).copy_from_slice(self.kept.row(*place as usize));
+        }
+    }
+
+    pub(super) fn copy_block(&mut self, source: usize, target: usize) {
+        let copy = |numbers: &mut [f32], width: usize| {
+            let len = self.shape.block_size * width;
+            numbers.copy_within(source * len..(source + 1) * len, target * len);
+        };
+        self.k.iter_mut().chain(&mut self.v).for_each(|plane| copy(plane, self.shape.kv_dim()));
+        copy(&mut self.kept.data, self.shape.kept);
+    }
+
+    pub(super) fn write_pages(&mut self, dtype: KvDtype, blocks: &[u32], count: usize, layers: &[(Matrix, Matrix)]) {
+        let (size, dim) = (self.shape.block_size, self.shape.kv_dim());
+        for (layer, (k, v)) in layers.iter().enumerate() {
+            for index in 0..count {
+                let at = (blocks[index / size] as usize * size + index % size) * dim;
+                for column in 0..dim {
+                    self.k[layer][at + column] = dtype.round(k.row(index)[column]);
+                    self.v[layer][at + column] = dtype.round(v.row(index)[column]);
+                }
+            }
+        }
+    }
 }

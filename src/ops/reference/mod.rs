@@ -119,7 +119,8 @@ impl Backend for ReferenceBackend {
 
     fn kv_cache(&self, shape: KvShape) -> Result<PagedKv, OpsError> {
         let places = vec![0.0; shape.blocks * shape.block_size * shape.kv_dim()];
-        Ok(PagedKv { shape, k: vec![places.clone(); shape.layers], v: vec![places; shape.layers] })
+        let kept = Matrix { cols: shape.kept, data: vec![0.0; shape.blocks * shape.block_size * shape.kept] };
+        Ok(PagedKv { shape, k: vec![places.clone(); shape.layers], v: vec![places; shape.layers], kept })
     }
 
     fn step(&self) -> Step {
@@ -289,24 +290,20 @@ impl Backend for ReferenceBackend {
         attention::attention(&step.plan, spec, layer, qkv, kv, y);
     }
 
+    fn keep_rows(&self, step: &Step, x: &Matrix, kv: &mut PagedKv) {
+        kv.keep(&step.plan.kv_slots, x);
+    }
+
+    fn recall_rows(&self, step: &Step, kv: &PagedKv, y: &mut Matrix) {
+        kv.recall(&step.plan.kv_slots, y);
+    }
+
     fn copy_block(&self, kv: &mut PagedKv, source: usize, target: usize) {
-        let len = kv.shape.block_size * kv.shape.kv_dim();
-        for plane in kv.k.iter_mut().chain(&mut kv.v) {
-            plane.copy_within(source * len..(source + 1) * len, target * len);
-        }
+        kv.copy_block(source, target);
     }
 
     fn write_pages(&self, kv: &mut PagedKv, blocks: &[u32], count: usize, layers: &[(Matrix, Matrix)]) {
-        let (size, dim) = (kv.shape.block_size, kv.shape.kv_dim());
-        for (layer, (k, v)) in layers.iter().enumerate() {
-            for index in 0..count {
-                let at = (blocks[index / size] as usize * size + index % size) * dim;
-                for column in 0..dim {
-                    kv.k[layer][at + column] = self.numerics.kv.round(k.row(index)[column]);
-                    kv.v[layer][at + column] = self.numerics.kv.round(v.row(index)[column]);
-                }
-            }
-        }
+        kv.write_pages(self.numerics.kv, blocks, count, layers);
     }
 
     fn low_rank(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Matrix, y: &mut Matrix) {

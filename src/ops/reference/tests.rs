@@ -93,7 +93,7 @@ fn low_rank_touches_only_its_columns_and_rows() {
 #[test]
 fn attention_reads_only_visible_places_through_the_block_table() {
     let backend = ReferenceBackend::new(Numerics::F32);
-    let shape = KvShape { layers: 1, blocks: 3, block_size: 2, kv_heads: 1, head_dim: 1 };
+    let shape = KvShape { layers: 1, blocks: 3, block_size: 2, kv_heads: 1, head_dim: 1, kept: 0 };
     let mut kv = backend.kv_cache(shape).unwrap();
     // Indices 0 and 1 lie in block 2, index 2 in block 0.
     backend.write_pages(&mut kv, &[2, 0], 3, &[(matrix(1, &[0.0; 3]), matrix(1, &[1.0, 2.0, 6.0]))]);

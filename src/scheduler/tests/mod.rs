@@ -8,6 +8,7 @@ mod prompts;
 mod properties;
 mod rules;
 mod scores;
+mod shared_layers;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -49,6 +50,7 @@ fn config() -> SchedulerConfig {
         max_prefill_chunk: None,
         max_model_len: 64,
         prefix_cache: true,
+        shared_layers: None,
         base_digest: [3; 32],
         long_rope: None,
         share: ShareConfig::default(),
@@ -81,12 +83,17 @@ fn prompt_logprobs(request: &EngineRequest) -> Vec<(u32, TokenLogprob)> {
 fn adapter(n: u8, virtual_tokens: Option<(u32, bool)>) -> Option<AdapterBinding> {
     let virtual_tokens = virtual_tokens.map(|(count, saved_kv)| VirtualTokens { count, saved_kv });
     let (version, slot) = (AdapterVersion([n; 32]), AdapterSlot(u32::from(n)));
-    Some(AdapterBinding { version, slot, virtual_tokens, active_from: 0, kv_from: 0 })
+    Some(AdapterBinding { version, slot, virtual_tokens, active_from: 0, kv_from: 0, base_layers: 0 })
 }
 
 /// Adapter number `n`, active from a token of the prompt on.
 fn active_from(n: u8, token: u32) -> Option<AdapterBinding> {
     adapter(n, None).map(|adapter| AdapterBinding { active_from: token, kv_from: token, ..adapter })
+}
+
+/// Adapter number `n`, which leaves so many layers as they are.
+fn leaves(n: u8, base_layers: u32) -> Option<AdapterBinding> {
+    adapter(n, None).map(|adapter| AdapterBinding { base_layers, ..adapter })
 }
 
 /// Adapter number `n`, which leaves KV as it is.
@@ -97,7 +104,7 @@ fn behind_kv(n: u8) -> Option<AdapterBinding> {
 impl Harness {
     fn new(config: SchedulerConfig) -> Self {
         Self {
-            fake: FakeExecutor::new(config.block_size, config.num_blocks),
+            fake: FakeExecutor::new(&config),
             told: Told::default(),
             scheduler: Scheduler::new(config).unwrap(),
             now: Instant::now(),
@@ -240,7 +247,7 @@ impl Harness {
         assert_eq!(scheduler.num_parked, parked);
         let queued = scheduler.running.len() + scheduler.waiting.len();
         assert_eq!(queued + parked, scheduler.sequences.len(), "a sequence runs, waits or is parked");
-        for block in scheduler.pages.blocks() {
+        for block in scheduler.pages.blocks().chain(scheduler.copied.iter().copied()) {
             owners[block.index()] += 1;
         }
         for (index, owners) in owners.into_iter().enumerate() {

@@ -51,7 +51,7 @@ enum Op {
 }
 
 fn wishes() -> impl Strategy<Value = Wish> {
-    let prompt = (0u8..9, 0usize..12, prop::collection::vec(0u32..2, 1..6));
+    let prompt = (0u8..13, 0usize..12, prop::collection::vec(0u32..2, 1..6));
     let stopping = (1u32..9, 0u32..4, any::<bool>());
     let identity = (1u32..4, -1i32..2, 0u8..2, 0u8..3);
     let seed = prop_oneof![9 => 0u64..3, 1 => Just(NON_FINITE_SEED)];
@@ -105,18 +105,24 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 
 fn configs() -> impl Strategy<Value = SchedulerConfig> {
     let chunk = prop::option::of(1usize..6);
-    (1u32..6, 5u32..24, 1usize..6, 0usize..10, chunk, any::<bool>(), 1usize..8).prop_map(
-        |(block_size, num_blocks, max_num_seqs, extra, max_prefill_chunk, prefix_cache, step_tokens)| SchedulerConfig {
-            block_size,
-            num_blocks,
-            max_num_seqs,
-            max_num_batched_tokens: max_num_seqs + extra,
-            max_prefill_chunk,
-            max_model_len: 28,
-            prefix_cache,
-            base_digest: [3; 32],
-            long_rope: None,
-            share: ShareConfig { step_tokens, ..ShareConfig::default() },
+    let layers = prop::option::of(Just(2u32));
+    let cache = (1u32..6, 5u32..24, any::<bool>(), layers);
+    (cache, 1usize..6, 0usize..10, chunk, 1usize..8).prop_map(
+        |(cache, max_num_seqs, extra, max_prefill_chunk, step_tokens)| {
+            let (block_size, num_blocks, prefix_cache, shared_layers) = cache;
+            SchedulerConfig {
+                block_size,
+                num_blocks,
+                max_num_seqs,
+                max_num_batched_tokens: max_num_seqs + extra,
+                max_prefill_chunk,
+                max_model_len: 28,
+                prefix_cache,
+                shared_layers,
+                base_digest: [3; 32],
+                long_rope: None,
+                share: ShareConfig { step_tokens, ..ShareConfig::default() },
+            }
         },
     )
 }
@@ -125,7 +131,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
 const POISONED: AdapterVersion = AdapterVersion([5; 32]);
 
 /// Adapters 2 to 5 have virtual tokens: 2 and 3 saved, 4 and 5 to be prefilled. 6 and 7 are activated by the last of these in
-/// the prompt, 8 leaves KV alone.
+/// the prompt, 8 leaves KV alone. 10 to 12 leave the shared layers as they are, 9 does not.
 fn bind(n: u8, counts: [u32; 4], prompt: &[u32]) -> Option<AdapterBinding> {
     let last = |tokens: &[u32]| prompt.windows(tokens.len()).rposition(|window| window == tokens);
     let activated = |tokens| last(tokens).map_or(AdapterBinding::NEVER, |at| at as u32);
@@ -135,6 +141,10 @@ fn bind(n: u8, counts: [u32; 4], prompt: &[u32]) -> Option<AdapterBinding> {
         6 => active_from(6, activated(&[1, 0, 1])),
         7 => active_from(7, activated(&[0])),
         8 => behind_kv(8),
+        9 => leaves(9, 1),
+        10 => leaves(10, 2),
+        11 => leaves(11, 5),
+        12 => active_from(12, activated(&[1, 0])).map(|adapter| AdapterBinding { base_layers: 2, ..adapter }),
         n => adapter(n, Some((counts[n as usize - 2], n < 4))),
     }
 }

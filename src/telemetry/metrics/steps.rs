@@ -44,6 +44,8 @@ pub struct StepFacts {
     pub prefix_queries: u64,
     /// Prompt tokens found there.
     pub prefix_hits: u64,
+    /// Prompt tokens behind those of which the shared layers were found to be computed, since the last step.
+    pub shared_layer_hits: u64,
     /// Running sequences that got no row of it because others had had less.
     pub held_back: u64,
 }
@@ -79,6 +81,7 @@ impl Metrics {
         series.preemptions.increment(facts.preemptions);
         series.prefix_queries.increment(facts.prefix_queries);
         series.prefix_hits.increment(facts.prefix_hits);
+        series.shared_layer_hits.increment(facts.shared_layer_hits);
         series.held_back.increment(facts.held_back);
         series.tokens.record(facts.tokens as f64);
         series.sequences.record(facts.sequences as f64);

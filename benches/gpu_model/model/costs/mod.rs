@@ -97,6 +97,8 @@ const FORMULAS: &[(&str, &str, Formula)] = &[
     ("replace_embeddings", "EmbedLowRankArgs", lora::replace_embeddings),
     ("copy_rows", "CopyRowsArgs", rows::copy_rows),
     ("gather_rows", "RowsArgs", rows::gather_rows),
+    ("keep_rows", "KeptRowsArgs", rows::kept_rows),
+    ("recall_rows", "KeptRowsArgs", rows::kept_rows),
     ("pool_rows", "PoolArgs", rows::pool_rows),
     ("add", "RowsArgs", rows::add),
     ("gated_activation", "RowsArgs", rows::gated_activation),

@@ -18,6 +18,11 @@ pub(super) fn gather_rows(launch: &Seen<'_>) -> Result<Cost, Failure> {
     Ok(Cost::default().once(Activations, 8.0 * launch.rows()? * launch.get("y.cols")?))
 }
 
+pub(super) fn kept_rows(launch: &Seen<'_>) -> Result<Cost, Failure> {
+    let rows = launch.args.follow("step")?.get("rows")? as f64;
+    Ok(Cost::default().once(Activations, 8.0 * rows * launch.get("y.cols")?))
+}
+
 /// Every row of every span is read once, and one is written of each.
 pub(super) fn pool_rows(launch: &Seen<'_>) -> Result<Cost, Failure> {
     let (count, cols) = (launch.args.follow("rows")?.get("count")?, launch.get("y.cols")?);

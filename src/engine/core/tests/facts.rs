@@ -11,6 +11,7 @@ fn a_step_says_how_many_rows_had_which_op_classes() {
         virtual_tokens: None,
         active_from,
         kv_from: active_from,
+        base_layers: 0,
     };
     for (adapter, of_class) in [(None, 0), (Some(binding(0)), 3), (Some(binding(2)), 1)] {
         let mut events = bench.engine.handle.submit(EngineRequest { adapter, ..request(1, 1) }, None).unwrap();

@@ -28,7 +28,7 @@ fn binding(slot: u32) -> Option<AdapterBinding> {
     let (_, virtual_tokens) = ADAPTERS.into_iter().find(|(number, _)| *number == slot)?;
     let virtual_tokens = virtual_tokens.map(|(count, saved_kv)| VirtualTokens { count, saved_kv });
     let (version, slot) = (AdapterVersion([slot as u8; 32]), AdapterSlot(slot));
-    Some(AdapterBinding { version, slot, virtual_tokens, active_from: 0, kv_from: 0 })
+    Some(AdapterBinding { version, slot, virtual_tokens, active_from: 0, kv_from: 0, base_layers: 0 })
 }
 
 fn share(sequence: SequenceInput<'_>) -> Share {
@@ -51,6 +51,7 @@ fn share(sequence: SequenceInput<'_>) -> Share {
         rows: sequence.ids().map_or(embeds, |ids| Rows::Ids(ids.collect())),
         blocks: sequence.blocks.iter().copied().map(BlockId).collect(),
         long_from: sequence.long_from,
+        from_shared: sequence.from_shared,
         sample: sequence.sample(),
     }
 }
@@ -67,7 +68,7 @@ struct Brittle {
 
 impl Brittle {
     fn new(config: &SchedulerConfig, glitches: BTreeSet<u64>) -> Self {
-        let mut fake = FakeExecutor::new(config.block_size, config.num_blocks);
+        let mut fake = FakeExecutor::new(config);
         for (slot, _) in ADAPTERS {
             fake.introduce(&EngineRequest { adapter: binding(slot), ..request(0, 1) }, &[]);
         }
@@ -322,6 +323,7 @@ proptest! {
             max_num_batched_tokens: max_num_seqs + extra,
             max_model_len: MAX_MODEL_LEN,
             prefix_cache,
+            shared_layers: None,
             ..bench_config()
         };
         run(&config, window, glitches, ops)?;

@@ -15,7 +15,7 @@ const BLOCK_SIZE: u32 = 16;
 fn step(scheduler: &mut Scheduler, sequences: &mut InputBatch, pass: &mut PassInput, uploaded: &mut StepPlan) -> usize {
     let batch = scheduler.schedule(Instant::now()).batch;
     sequences.apply(&batch);
-    pass.prepare(&StepInput::new(&batch, sequences), BLOCK_SIZE, None);
+    pass.prepare(&StepInput::new(&batch, sequences), BLOCK_SIZE, None, false);
     uploaded.clone_from(&pass.input.plan);
     uploaded.release();
     pass.input.plan.release();

@@ -104,7 +104,7 @@ fn report_low_rank(threads: usize) {
 
 fn report_attention(threads: usize, (heads, kv_heads, head_dim): (usize, usize, usize)) {
     let cpu = CpuBackend::new(CpuOptions { threads, numerics: Numerics::BF16, isa: None }).unwrap();
-    let shape = KvShape { layers: 1, blocks: 64, block_size: 16, kv_heads, head_dim };
+    let shape = KvShape { layers: 1, blocks: 64, block_size: 16, kv_heads, head_dim, kept: 0 };
     let spec = AttentionSpec { heads, kv_heads, head_dim, scale: 0.1, softcap: None, window: None };
     let kv = cpu.kv_cache(shape).unwrap();
     for (rows, start) in [(1, 1000), (512, 0)] {
