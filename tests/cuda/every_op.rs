@@ -9,7 +9,7 @@ use polydelta::ops::{
 };
 use polydelta::types::AdapterSlot;
 
-use crate::scene::{Turn, numbers, plan_of, rows_of, sparse, step_of};
+use crate::scene::{Turn, kept_and_recalled, numbers, plan_of, rows_of, sparse, step_of};
 
 /// Rows of the embedding table.
 const VOCAB: usize = 31;
@@ -364,7 +364,8 @@ impl<B: Backend> On<'_, B> {
         let of_first = last.len().min(SampledRows::MOST);
         let mut gathered = not_numbers(*backend, of_first, op.width);
         backend.gather_rows(&step, Rows::Sampled(0), &x, &mut gathered);
-        [self.rows_of(&x), rows_of(*backend, &gathered, of_first)].concat()
+        let kept = kept_and_recalled(*backend, op.rows(), op.width);
+        [self.rows_of(&x), rows_of(*backend, &gathered, of_first), kept].concat()
     }
 
     fn gated(&self) -> [(&'static str, Vec<f32>); 2] {

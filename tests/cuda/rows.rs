@@ -10,7 +10,8 @@ use polydelta::ops::{
 
 use crate::device::{NUMERICS, cuda};
 use crate::scene::{
-    Pair, SITE, Turn, assert_close, assert_same, at, numbers, plan_of, rows_of, slots, step_of, turns_of, vectors_of,
+    Pair, SITE, Turn, assert_close, assert_same, at, kept_and_recalled, numbers, plan_of, rows_of, slots, step_of,
+    turns_of, vectors_of,
 };
 
 /// Slots 0 and 1 have vectors, slot 2 is empty, 99 is the base.
@@ -153,7 +154,8 @@ impl<B: Backend> Run for On<B> {
         backend.copy_rows(&y, 3, 5..8, &mut x);
         let mut last = backend.buffer(3, width).unwrap();
         backend.gather_rows(&step, Rows::Sampled(0), &x, &mut last);
-        [rows_of(backend, &x, PATTERN.len()), rows_of(backend, &last, 3)].concat()
+        let kept = kept_and_recalled(backend, PATTERN.len(), width);
+        [rows_of(backend, &x, PATTERN.len()), rows_of(backend, &last, 3), kept].concat()
     }
 }
 

@@ -15,6 +15,7 @@ use crate::heads;
 use crate::invariance::check_invariance_in;
 use crate::mixes::{Scene, check_mix};
 use crate::shared_kv::check_shared_kv;
+use crate::shared_layers::check_shared_layers;
 
 /// The device is one, and so is what is counted of it: tests take turns.
 static DEVICE: Mutex<()> = Mutex::new(());
@@ -77,6 +78,14 @@ fn a_mix_of_random_programs_is_the_weighted_sum_of_what_they_are_on_the_cuda_bac
 fn kv_that_is_the_bases_is_shared_with_it_to_the_bit_on_the_cuda_backend() {
     let _turn = alone();
     check_shared_kv(cuda(Numerics::F32));
+}
+
+#[test]
+fn layers_are_shared_to_the_bit_on_the_cuda_backend() {
+    let _turn = alone();
+    for numerics in [Numerics::F32, Numerics::BF16] {
+        check_shared_layers(cuda(numerics), &["layers_to_transform", "lora_r4"]);
+    }
 }
 
 #[test]

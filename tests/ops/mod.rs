@@ -13,8 +13,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use polydelta::ops::{
-    Backend, ColumnRotation, ColumnVector, DenseMatrix, HostMatrix, HostSparse, LowRankPair, ReplacedRows, Rotation,
-    RowPlan, Rows, SiteId, SiteTable, SlotDelta, SlotEntries, SparseColumns, StepPlan,
+    Backend, ColumnRotation, ColumnVector, DenseMatrix, HostMatrix, HostSparse, KvShape, LowRankPair, ReplacedRows,
+    Rotation, RowPlan, Rows, SiteId, SiteTable, SlotDelta, SlotEntries, SparseColumns, StepPlan,
 };
 use polydelta::types::AdapterSlot;
 
@@ -56,6 +56,27 @@ pub(crate) fn step_of<B: Backend>(backend: &B, slots: Vec<Option<AdapterSlot>>) 
     let mut step = backend.step();
     backend.upload(&plan_of(slots), &mut step).unwrap();
     step
+}
+
+/// Rows that were kept at their places, in no order, as they are recalled from copies of the blocks.
+pub(crate) fn kept_and_recalled<B: Backend>(backend: &B, rows: usize, width: usize) -> Vec<f32> {
+    const BLOCK_SIZE: usize = 16;
+    let blocks = rows.div_ceil(BLOCK_SIZE);
+    let shape =
+        KvShape { layers: 1, blocks: 2 * blocks, block_size: BLOCK_SIZE, kv_heads: 1, head_dim: 8, kept: width };
+    let mut kv = backend.kv_cache(shape).unwrap();
+    let at = |block: usize| {
+        let kv_slots = (0..rows).rev().map(|place| (block * BLOCK_SIZE + place) as u32).collect();
+        let mut step = backend.step();
+        backend.upload(&StepPlan { kv_slots, ..plan_of(vec![None; rows]) }, &mut step).unwrap();
+        step
+    };
+    let x = backend.buffer_of(width, &numbers(11, rows * width)).unwrap();
+    backend.keep_rows(&at(0), &x, &mut kv);
+    (0..blocks).for_each(|block| backend.copy_block(&mut kv, block, blocks + block));
+    let mut y = backend.buffer(rows, width).unwrap();
+    backend.recall_rows(&at(blocks), &kv, &mut y);
+    rows_of(backend, &y, rows)
 }
 
 /// The first rows of a buffer.

@@ -83,12 +83,17 @@ impl Results {
             AttentionSpec { heads: HEADS, kv_heads: KV_HEADS, head_dim: HEAD_DIM, scale, softcap: None, window: None };
         let (cos, sin) = spread(4, ROWS * HEAD_DIM / 2).iter().map(|angle| (angle.cos(), angle.sin())).unzip();
         let rope = backend.rope(&RopeTable { rotary_dim: HEAD_DIM, cos, sin })?;
-        let shape = KvShape { layers: 1, blocks: 8, block_size: 16, kv_heads: KV_HEADS, head_dim: HEAD_DIM, kept: 0 };
+        let shape =
+            KvShape { layers: 1, blocks: 8, block_size: 16, kv_heads: KV_HEADS, head_dim: HEAD_DIM, kept: WIDTH };
         let mut kv = backend.kv_cache(shape)?;
         backend.rope_and_cache(&step, &spec, &rope, 0, &mut y, &mut kv);
         let mut attended = backend.input_buffer(ROWS, HEADS * HEAD_DIM)?;
         backend.attention(&step, &spec, 0, &y, &kv, &mut attended);
         keep("attention", &attended, ROWS);
+        let mut recalled = backend.buffer(ROWS, WIDTH)?;
+        backend.keep_rows(&step, &normed, &mut kv);
+        backend.recall_rows(&step, &kv, &mut recalled);
+        keep("recall_rows", &recalled, ROWS);
 
         for (op, experts) in [("experts", 8), ("experts of many rows", 2)] {
             keep(op, &run_experts(backend, &step, experts, &normed)?, ROWS);

@@ -16,7 +16,7 @@ mod sample;
 mod scene;
 mod sparse;
 
-use scene::{Turn, assert_close, assert_same, at, numbers, plan_of, step_of, table_of, turns_of};
+use scene::{Turn, assert_close, assert_same, at, kept_and_recalled, numbers, plan_of, step_of, table_of, turns_of};
 
 use super::*;
 use crate::ops::reference::{Matrix, ReferenceBackend};

@@ -153,6 +153,15 @@ fn small_ops_agree_with_the_definition() {
 }
 
 #[test]
+fn rows_are_kept_at_their_places_and_copied_with_their_blocks() {
+    for cpu in backends(2) {
+        assert_eq!(kept_and_recalled(&cpu, 21, 37), numbers(11, 21 * 37), "{}", name(&cpu));
+    }
+    let reference = ReferenceBackend::new(Numerics::F32);
+    assert_eq!(kept_and_recalled(&reference, 21, 37), numbers(11, 21 * 37));
+}
+
+#[test]
 fn sampled_rows_are_gathered_with_their_adapters() {
     let mut plan = plan_of(vec![None, slot(1), None, slot(0), slot(1)]);
     plan.sampled = SampledRows::groups(&plan.rows, &[1, 2, 4]);
