@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use polydelta::delta::PreparedDelta;
+use polydelta::delta::{DeltaProgram, PreparedDelta};
 use polydelta::engine::{EngineHandle, GenerationEngine, ModelExecutor, StartedEngine, start};
 use polydelta::model::{Decoder, DecoderLimits, base_layout};
 use polydelta::scheduler::{SchedulerConfig, ShareConfig};
@@ -29,13 +29,23 @@ const CONTEXT: usize = 1024;
 
 /// Tokens per second with one request, with eight of the base, and with eight of different adapters.
 pub(crate) fn report(shape: Shape, threads: usize, rank: usize, rounds: usize) -> Result<(), Failure> {
-    let mut engine = Engine::new(shape, threads, rank)?;
+    let layout = base_layout(&shape.spec()?);
+    let programs = (1..=BATCH as u64).map(|seed| lora(&layout, rank, seed)).collect();
+    let engine = Engine::new(shape, threads, config(), programs)?;
+    let mut next = 0;
+    let mut requests = |count: usize, adapters: bool| {
+        let request = |index: u32| {
+            next += 1;
+            request(next, adapters.then_some(index))
+        };
+        engine.answer((0..count as u32).map(request).collect())
+    };
     let [one, base, mixed] = take_turns(rounds, |index| match index {
-        0 => engine.answer(1, false),
-        1 => engine.answer(BATCH, false),
-        _ => engine.answer(BATCH, true),
+        0 => requests(1, false),
+        1 => requests(BATCH, false),
+        _ => requests(BATCH, true),
     })?;
-    engine.handle.stop();
+    engine.stop();
     let rate = |requests: usize, times: &[f64]| (requests * ANSWER as usize) as f64 / median(times.to_vec());
     println!("\n{}, bf16, {threads} threads, the engine: {PROMPT} prompt and {ANSWER} greedy tokens", shape.name());
     println!("  tokens/s, 1 request                {:.0}", rate(1, &one));
@@ -45,22 +55,24 @@ pub(crate) fn report(shape: Shape, threads: usize, rank: usize, rounds: usize) -
     Ok(())
 }
 
-struct Engine {
-    handle: EngineHandle,
-    next: u64,
-}
+pub(crate) struct Engine(EngineHandle);
 
 impl Engine {
-    fn new(shape: Shape, threads: usize, rank: usize) -> Result<Self, Failure> {
+    /// An engine with a program in each of its first slots.
+    pub(crate) fn new(
+        shape: Shape,
+        threads: usize,
+        config: SchedulerConfig,
+        programs: Vec<DeltaProgram>,
+    ) -> Result<Self, Failure> {
         let backend = backend(threads)?;
         let spec = shape.spec()?;
-        let config = config();
         let limits = DecoderLimits {
             max_rows: config.max_num_batched_tokens,
             kv_blocks: config.num_blocks as usize,
             block_size: BLOCK_SIZE,
             adapter_slots: 256,
-            shared_layers: None,
+            shared_layers: config.shared_layers.map(|layers| layers as usize),
         };
         let base = load(shape, &backend, &spec)?;
         let decoder = Decoder::new(Arc::clone(&backend), spec.clone(), base, limits)?;
@@ -68,23 +80,25 @@ impl Engine {
         let StartedEngine { handle, installs, .. } = start(executor, config, BATCH * 2, Box::new(|_| {}))?;
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         let layout = base_layout(&spec);
-        for slot in 0..BATCH as u32 {
-            let program = lora(&layout, rank, u64::from(slot) + 1);
+        for (slot, program) in (0..).map(AdapterSlot).zip(programs) {
             let prepared = PreparedDelta::new(backend.as_ref(), &layout, program)?;
-            runtime.block_on(installs.install(AdapterSlot(slot), prepared))?;
+            runtime.block_on(installs.install(slot, prepared))?;
         }
-        Ok(Self { handle, next: 0 })
+        Ok(Self(handle))
+    }
+
+    pub(crate) fn stop(&self) {
+        self.0.stop();
     }
 
     /// Submit requests at once and read every token of theirs.
-    fn answer(&mut self, requests: usize, adapters: bool) -> Result<(), Failure> {
-        let receivers = (0..requests as u32)
-            .map(|index| {
-                self.next += 1;
-                Ok(self.handle.submit(request(self.next, adapters.then_some(index)), None)?)
-            })
-            .collect::<Result<Vec<_>, Failure>>()?;
-        for mut events in receivers {
+    pub(crate) fn answer(&self, requests: Vec<EngineRequest>) -> Result<(), Failure> {
+        let submit = |request: EngineRequest| {
+            let wanted = request.stopping.max_tokens;
+            Ok((wanted, self.0.submit(request, None)?))
+        };
+        let receivers = requests.into_iter().map(submit).collect::<Result<Vec<_>, Failure>>()?;
+        for (wanted, mut events) in receivers {
             let mut tokens = 0;
             while let Some(event) = events.blocking_recv() {
                 match event {
@@ -93,15 +107,15 @@ impl Engine {
                     SequenceEvent::Failed(failure) => return Err(failure.into()),
                 }
             }
-            if tokens != ANSWER {
-                return Err(format!("{tokens} tokens instead of {ANSWER}").into());
+            if tokens != wanted {
+                return Err(format!("{tokens} tokens instead of {wanted}").into());
             }
         }
         Ok(())
     }
 }
 
-fn config() -> SchedulerConfig {
+pub(crate) fn config() -> SchedulerConfig {
     SchedulerConfig {
         block_size: BLOCK_SIZE as u32,
         num_blocks: (BATCH * CONTEXT / BLOCK_SIZE) as u32,
@@ -118,7 +132,7 @@ fn config() -> SchedulerConfig {
     }
 }
 
-fn request(id: u64, adapter: Option<u32>) -> EngineRequest {
+pub(crate) fn request(id: u64, adapter: Option<u32>) -> EngineRequest {
     let binding = |index: u32| AdapterBinding {
         version: AdapterVersion([index as u8 + 1; 32]),
         slot: AdapterSlot(index),

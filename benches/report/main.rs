@@ -9,6 +9,7 @@ mod support;
 mod decoder;
 mod engine;
 mod scaling;
+mod shared;
 mod timing;
 
 use clap::Parser;
@@ -51,6 +52,7 @@ enum Part {
     Rows,
     Contexts,
     Engine,
+    Shared,
 }
 
 fn main() -> Result<(), Failure> {
@@ -79,6 +81,9 @@ fn main() -> Result<(), Failure> {
     }
     if wanted(Part::Engine) {
         engine::report(flags.engine_shape, flags.threads, flags.rank, rounds.div_ceil(6))?;
+    }
+    if wanted(Part::Shared) {
+        shared::report(flags.engine_shape, flags.threads, flags.rank, rounds.div_ceil(20))?;
     }
     Ok(())
 }

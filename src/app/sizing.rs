@@ -253,6 +253,18 @@ mod tests {
         assert!(matches!(error, Err(AppError::KvCacheTooSmall { tokens: 0, .. })));
         let error = decide_with(|demand| demand.max_model_len = Some(101));
         assert!(matches!(error, Err(AppError::ContextTooLong { given: 101, context_length: 100 })));
+        let error = decide_with(|demand| demand.cache.shared_layers = Some(3));
+        assert!(matches!(error, Err(AppError::SharedLayers { given: 3, layers: 3 })));
+    }
+
+    /// 16 hidden numbers of 4 bytes for each of the 16 tokens of a block: 2,560 bytes.
+    #[test]
+    fn hidden_states_behind_shared_layers_are_part_of_the_cache() {
+        let sizes = decide_with(|demand| {
+            demand.cache.kv_cache_bytes = Some(1_000_000);
+            demand.cache.shared_layers = Some(2);
+        });
+        assert_eq!(sizes.unwrap().kv_blocks, 390);
     }
 
     #[test]

@@ -96,6 +96,16 @@ fn the_prefix_cache_is_shared_only_where_that_was_asked_for() {
 }
 
 #[test]
+fn layers_are_shared_where_equal_prompts_are_found() {
+    let layers = |flags: &[&str]| serve(&[&["--model", "/", "--shared-layers"], flags].concat());
+    assert_eq!(layers(&["9"]).unwrap().cache.shared_layers, Some(9));
+    for wrong in [&["9", "--prefix-cache", "off"][..], &["0"]] {
+        let problems = layers(wrong).unwrap_err().to_string();
+        assert!(problems.contains("--shared-layers"), "{problems}");
+    }
+}
+
+#[test]
 fn assembled_kernels_are_kept_in_the_users_cache_unless_another_folder_or_none_is_named() {
     let kept = |flags: &[&str]| serve(&[&["--model", "/"], flags].concat()).map(|config| config.kernel_cache);
     assert_eq!(kept(&[]), Ok(KernelCacheLocation::Dir("/home/someone/.cache/polydelta/kernels".into())));
