@@ -52,6 +52,14 @@ def ia3(name: str, targets: list[str], feedforward: list[str]) -> Adapter:
     )
 
 
+def rslora() -> Adapter:
+    return lora("rslora", LINEARS, r=6, alpha=6, use_rslora=True)
+
+
+def dora_of_q() -> Adapter:
+    return lora("dora_rslora_q_only", ["q_proj"], r=3, alpha=5, use_dora=True, use_rslora=True)
+
+
 def norms(name: str, targets: list[str]) -> Adapter:
     return Adapter(name, lambda: peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=targets))
 
@@ -116,9 +124,9 @@ def llama_adapters() -> list[Adapter]:
         lora("lora_odd_r3", ["k_proj", "o_proj", "up_proj"], r=3, alpha=7),
         lora("lora_r5_o_down", ["o_proj", "down_proj"], r=5, alpha=5),
         lora("lora_r1", ["v_proj"], r=1, alpha=4),
-        lora("rslora", LINEARS, r=6, alpha=6, use_rslora=True),
+        rslora(),
         lora("dora", LINEARS, use_dora=True),
-        lora("dora_rslora_q_only", ["q_proj"], r=3, alpha=5, use_dora=True, use_rslora=True),
+        dora_of_q(),
         # One key is a suffix, one a full path, one a regular expression.
         lora(
             "patterns",
@@ -167,6 +175,8 @@ def llama_adapters() -> list[Adapter]:
         *sparse(),
         *rotated(),
         *activated(),
+        *dense(),
+        *saved(),
     ]
 
 
@@ -176,8 +186,6 @@ def activated() -> list[Adapter]:
         lora("alora", LINEARS, r=8, alpha=16, alora_invocation_tokens=[17, 42, 8]),
         lora("alora_bias", ["k_proj", "v_proj", "down_proj"], lora_bias=True, alora_invocation_tokens=[61, 61]),
         lora("alora_head", ["q_proj", "lm_head"], r=3, alpha=5, use_rslora=True, alora_invocation_tokens=[23]),
-        *dense(),
-        *saved(),
     ]
 
 
@@ -287,6 +295,8 @@ def rotated() -> list[Adapter]:
             boft_block_num=8,
             boft_n_butterfly_factor=4,
         ),
+    ]
+
 
 def dense() -> list[Adapter]:
     """Methods whose change of a weight is no small product."""
@@ -346,6 +356,20 @@ def common(
     if all_norms:
         out.append(norms("ln_tuning_all", all_norms))
     return out
+
+
+def classes(linears: list[str] = LINEARS, but: tuple[str, ...] = ()) -> list[Adapter]:
+    """Of the op classes that `common` has not, one adapter each, so that every family meets them. The large ones are on a
+    family's first and last linear alone."""
+    ends = [linears[0], linears[-1]]
+    out = [
+        of_task(peft.OFTConfig, "oft", linears, oft_block_size=8),
+        of_task(peft.ShiraConfig, "shira", ends, r=2, random_seed=3),
+        of_task(peft.RoadConfig, "road_1", linears, variant="road_1", group_size=8),
+        of_task(peft.C3AConfig, "c3a", ends, block_size=8),
+        of_task(peft.BeftConfig, "beft", linears),
+    ]
+    return [adapter for adapter in out if adapter.name not in but]
 
 
 def beside_experts(all_norms: list[str] | None = None) -> list[Adapter]:
@@ -408,6 +432,7 @@ def of(family: Family) -> list[Adapter]:
                 lora("lora_bias", LINEARS, lora_bias=True),
                 lora("dora_bias_all", ["q_proj", "o_proj", "up_proj"], use_dora=True, bias="all"),
                 ia3("ia3_outputs", ["q_proj", "o_proj", "gate_proj"], []),
+                *classes(),
             ]
         case "llama3":
             return [
@@ -415,6 +440,7 @@ def of(family: Family) -> list[Adapter]:
                 *tied(),
                 lora("save_lm_head", ["q_proj"], modules_to_save=["lm_head"]),
                 *tied_rows(),
+                *classes(),
             ]
         case "qwen2":
             return [
@@ -436,32 +462,41 @@ def of(family: Family) -> list[Adapter]:
                 *rotated(),
                 of_task(peft.OFTConfig, "oft_biases", ["q_proj", "o_proj"], oft_block_size=8, bias="all"),
                 of_task(peft.BOFTConfig, "boft_biases", ["k_proj", "v_proj"], boft_block_size=8, bias="boft_only"),
+                # What llama has besides, so that both have every method.
+                rslora(),
+                dora_of_q(),
+                p_tuning(),
             ]
         case "qwen3":
-            return common(LINEARS, IA3, NORMS, NORMS + HEAD_NORMS)
+            return [*common(LINEARS, IA3, NORMS, NORMS + HEAD_NORMS), *classes()]
         case "mixtral":
-            return beside_experts()
+            return [*beside_experts(), *classes(ATTENTION)]
         case "qwen3_moe":
-            return [*beside_experts(NORMS + HEAD_NORMS), ia3("ia3_dense", ["v_proj", "down_proj"], ["down_proj"])]
+            dense_layers = ia3("ia3_dense", ["v_proj", "down_proj"], ["down_proj"])
+            return [*beside_experts(NORMS + HEAD_NORMS), dense_layers, *classes(ATTENTION)]
         case "phi3" | "phi3_longrope":
             out = common(PHI3_LINEARS, ["qkv_proj", "down_proj"], NORMS)
-            out.append(ia3("ia3_gate_up", ["gate_up_proj", "o_proj"], ["gate_up_proj"]))
-            return [*out, *fused()] if family.name == "phi3" else out
-        case "gemma2":
-            return [*common(LINEARS, IA3, GEMMA_NORMS), *tied()[:2], *tied_rows()[:2], tied_rows()[-2]]
-            if family.name == "phi3":
-                out.append(of_task(peft.FourierFTConfig, "fourierft", PHI3_LINEARS, n_frequency=30, scaling=20.0))
-                out.append(lora("save_qkv", ["down_proj"], modules_to_save=["qkv_proj"], bf16=True))
-            return [*out, ia3("ia3_gate_up", ["gate_up_proj", "o_proj"], ["gate_up_proj"])]
+            gate_up = ia3("ia3_gate_up", ["gate_up_proj", "o_proj"], ["gate_up_proj"])
+            if family.name == "phi3_longrope":
+                return [*out, gate_up, *classes(PHI3_LINEARS)]
+            return [
+                *out,
+                of_task(peft.FourierFTConfig, "fourierft", PHI3_LINEARS, n_frequency=30, scaling=20.0),
+                lora("save_qkv", ["down_proj"], modules_to_save=["qkv_proj"], bf16=True),
+                gate_up,
+                *fused(),
+                *classes(PHI3_LINEARS, but=("oft", "shira")),
+            ]
         case "gemma2":
             whole = lora("save_lm_head_norm", ["q_proj"], modules_to_save=["lm_head", "norm"], bf16=True)
-            return [*common(LINEARS, IA3, GEMMA_NORMS), *tied()[:2], whole]
+            rows = tied_rows()
+            return [*common(LINEARS, IA3, GEMMA_NORMS), *tied()[:2], *rows[:2], rows[-2], whole, *classes()]
         case "gemma3":
-            return [*common(LINEARS, IA3, GEMMA_NORMS, GEMMA_NORMS + HEAD_NORMS), *tied()[:2], tied_rows()[0], *many_virtual_tokens()]
+            return [*common(LINEARS, IA3, GEMMA_NORMS, GEMMA_NORMS + HEAD_NORMS), *tied()[:2], tied_rows()[0], *many_virtual_tokens(), *classes()]
         case "mistral":
-            return [*common(LINEARS, IA3, NORMS), *many_virtual_tokens()]
+            return [*common(LINEARS, IA3, NORMS), *many_virtual_tokens(), *classes()]
         case _:
-            return common(LINEARS, IA3, NORMS)
+            return [*common(LINEARS, IA3, NORMS), *classes()]
 
 
 def randomise(model: peft.PeftModel, family: Family, adapter: Adapter) -> None:

@@ -1,8 +1,9 @@
 """Makes tests/fixtures/golden: tiny random bases, PEFT adapters on them, and what greedy generation gives for each.
 
-    python tools/golden/make.py [FAMILY ...]
+    python tools/golden/make.py [--new] [FAMILY ...]
 
-Without names it makes every family. Everything is seeded; the same versions give the same files.
+Without names it makes every family. Everything is seeded; the same versions give the same files, up to the last digits of
+log-probabilities, which depend on the processor. With --new it makes adapters that are not there yet and leaves all else alone.
 """
 
 import argparse
@@ -134,25 +135,49 @@ def make_mix(family: families.Family, mix: mixes.Mix, base_folder: Path, folder:
     return cases
 
 
+def line_of(case: dict) -> str:
+    return json.dumps(case, separators=(",", ":"))
+
+
 def write_cases(path: Path, cases: list[dict]) -> None:
     """One case per line: small, and a changed case is a changed line."""
     head = {"transformers": transformers.__version__, "peft": peft.__version__, "torch": torch.__version__.split("+")[0]}
-    lines = ",\n".join(json.dumps(case, separators=(",", ":")) for case in cases)
+    lines = ",\n".join(map(line_of, cases))
     path.write_text(json.dumps(head)[:-1] + ', "cases": [\n' + lines + "\n]}\n")
 
 
-def make(family: families.Family) -> list[str]:
-    """Builds one family; returns what went wrong, so that one refusal does not hide the others."""
-    folder = ROOT / family.name
-    shutil.rmtree(folder, ignore_errors=True)
-    cases, failures = make_base(family, folder / "base"), []
-    for adapter in adapters.of(family):
+def make_adapters(family: families.Family, folder: Path, wanted: list[adapters.Adapter]) -> tuple[list[dict], list[str]]:
+    """Their cases, and what went wrong."""
+    cases, failures = [], []
+    for adapter in wanted:
         out = folder / "adapters" / adapter.name
         try:
             cases += make_adapter(family, adapter, folder / "base", out)
         except Exception as error:  # noqa: BLE001
             shutil.rmtree(out, ignore_errors=True)
             failures.append(f"{family.name}/{adapter.name}: {type(error).__name__}: {error}")
+    return cases, failures
+
+
+def add(family: families.Family) -> list[str]:
+    """Builds what a family lacks, behind what is there."""
+    folder = ROOT / family.name
+    lacking = [adapter for adapter in adapters.of(family) if not (folder / "adapters" / adapter.name).is_dir()]
+    more, failures = make_adapters(family, folder, lacking)
+    head, *lines, end = (folder / "cases.json").read_text().splitlines()
+    lines = [line.removesuffix(",") for line in lines] + [line_of(case) for case in more]
+    (folder / "cases.json").write_text("\n".join([head, ",\n".join(lines), end]) + "\n")
+    print(f"{family.name}: {len(more)} cases more, {readme.kib(folder)} KiB", flush=True)
+    return failures
+
+
+def make(family: families.Family) -> list[str]:
+    """Builds one family; returns what went wrong, so that one refusal does not hide the others."""
+    folder = ROOT / family.name
+    shutil.rmtree(folder, ignore_errors=True)
+    cases = make_base(family, folder / "base")
+    more, failures = make_adapters(family, folder, adapters.of(family))
+    cases += more
     for mix in mixes.of(family):
         cases += make_mix(family, mix, folder / "base", folder / "adapters")
     write_cases(folder / "cases.json", cases)
@@ -167,13 +192,15 @@ def make(family: families.Family) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("family", nargs="*", help="families to make; all by default")
-    names = parser.parse_args().family or list(families.FAMILIES)
+    parser.add_argument("--new", action="store_true", help="only adapters that are not there yet; all else stays as it is")
+    args = parser.parse_args()
+    names = args.family or list(families.FAMILIES)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
-    failures = [f for name in names for f in make(families.FAMILIES[name])]
+    failures = [f for name in names for f in (add if args.new else make)(families.FAMILIES[name])]
     readme.write(ROOT)
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
