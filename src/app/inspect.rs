@@ -113,6 +113,10 @@ pub struct Inspection {
     /// Of its method: `addition`, `specification` or `reparameterization`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<&'static str>,
+    /// What it was trained for, as peft spells it: `CAUSAL_LM`, `FEATURE_EXTRACTION`, `SEQ_CLS` or `TOKEN_CLS`.
+    pub task: &'static str,
+    /// Labels of its head; 0 without one.
+    pub labels: u32,
     /// Largest rank of any low-rank op; 0 without one.
     pub max_rank: u32,
     /// Learned numbers.
@@ -243,6 +247,8 @@ fn describe(base: InspectBase<'_>, program: &DeltaProgram) -> Inspection {
         trained_on: None,
         kind: facts.kind,
         group: facts.group.map(DeltaGroup::as_str),
+        task: facts.task.as_str(),
+        labels: facts.task.labels(),
         max_rank: facts.max_rank,
         parameters: facts.parameters,
         stored_bytes: 0,
@@ -349,6 +355,8 @@ pub fn write_text(
     if let Some(group) = inspection.group {
         row(out, "group", group)?;
     }
+    let labels = if inspection.labels > 0 { format!(", labels: {}", inspection.labels) } else { String::new() };
+    row(out, "task", &format!("{}{labels}", inspection.task))?;
     row(out, "version", &inspection.version)?;
     row(out, "base", &inspection.base.line())?;
     note(base, out)?;

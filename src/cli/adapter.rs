@@ -126,11 +126,14 @@ fn print_list(adapters: &[pb::Adapter], json: bool, out: &mut impl Write) -> std
         let adapters: Vec<_> = adapters.iter().map(adapter_json).collect();
         return writeln!(out, "{:#}", json!({ "adapters": adapters }));
     }
-    let mut table = Table::new(["NAME", "KIND", "RANK", "STATE", "PIN", "ACTIVE", "DEVICE", "STORED", "VERSION"]);
+    let mut table =
+        Table::new(["NAME", "KIND", "GROUP", "TASK", "RANK", "STATE", "PIN", "ACTIVE", "DEVICE", "STORED", "VERSION"]);
     for adapter in adapters {
         table.row([
             adapter.name.clone(),
             or_dash(&adapter.kind),
+            or_dash(&adapter.group),
+            or_dash(&adapter.task),
             rank(adapter),
             state(adapter).to_owned(),
             if adapter.pinned { "yes" } else { "" }.to_owned(),

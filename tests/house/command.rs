@@ -256,6 +256,8 @@ fn what_was_uploaded_is_there_after_a_restart() {
     let listed = server.ask(&["adapter", "list", "--json"]);
     let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
     assert_eq!(listed["adapters"][0]["version"], version);
+    let table = text(&server.ask(&["adapter", "list"]).stdout);
+    assert!(table.contains("LN tuning  specification  CAUSAL_LM"), "{table}");
     let generated = server.ask(&["generate", "--adapter", "logs", "failed to write block 42\n=>", "--json"]);
     assert_eq!(code(&generated), 0, "{}", text(&generated.stderr));
     let generated: Value = serde_json::from_slice(&generated.stdout).unwrap();

@@ -93,6 +93,7 @@ fn text_says_what_a_person_wants_to_know() {
         r"
     kind            LoRA
     group           reparameterization
+    task            CAUSAL_LM
     version         45f9cdd24b74e665d1ca36ed334e6e39ddd6d74c15d22bd72f915048a9b08a1f
     base            golden/llama (llama, 2 layers, hidden 32, 4 heads of 8, 2 KV, inner 72, vocabulary 100, untied)
     trained on      golden/llama
@@ -109,6 +110,7 @@ fn text_says_what_a_person_wants_to_know() {
 
     kind            prefix tuning
     group           addition
+    task            CAUSAL_LM
     version         3a0d35b1ac69a40df773692fbc8ee4e1f3c7475565ebcf0b915936226a6a33f7
     base            golden/llama (llama, 2 layers, hidden 32, 4 heads of 8, 2 KV, inner 72, vocabulary 100, untied)
     trained on      golden/llama
@@ -135,6 +137,23 @@ fn what_activates_an_adapter_and_whose_kv_it_has_is_said_where_it_is_not_as_usua
     assert_eq!(said("alora"), ["activated by    tokens 17 42 8"]);
     assert_eq!(said("behind_kv"), ["KV cache        the base's, shared whole"]);
     assert_eq!(said("lora_r4"), [""; 0]);
+}
+
+#[test]
+fn an_adapter_says_its_group_and_what_it_was_trained_for() {
+    let llama = Golden::open("llama");
+    let said = |name: &str| {
+        let text = llama.text(name);
+        let value =
+            |label: &str| text.lines().find_map(|line| line.strip_prefix(label)).unwrap_or("-").trim().to_owned();
+        [value("kind"), value("group"), value("task")]
+    };
+    assert_eq!(said("seq_cls_lora"), ["LoRA", "reparameterization", "SEQ_CLS, labels: 3"]);
+    assert_eq!(said("token_cls_prompt"), ["prompt tuning", "addition", "TOKEN_CLS, labels: 2"]);
+    assert_eq!(said("features_lora"), ["LoRA", "reparameterization", "FEATURE_EXTRACTION"]);
+    assert_eq!(said("shira"), ["SHiRA", "specification", "CAUSAL_LM"]);
+    let json = serde_json::to_value(llama.inspect("seq_cls_lora").unwrap()).unwrap();
+    assert_eq!((json["task"].as_str(), json["labels"].as_u64()), (Some("SEQ_CLS"), Some(3)));
 }
 
 #[test]
