@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use polydelta::delta::PreparedDelta;
+use polydelta::delta::{DeltaProgram, PreparedDelta};
 use polydelta::engine::{
     DeltaLoader, EngineHandle, EngineStats, EventReceiver, GenerationEngine, ModelExecutor, ModelLoader, StartedEngine,
     StepExecutor, start,
@@ -46,6 +46,18 @@ pub(crate) fn hall_of<B: Backend, E: StepExecutor<Prepared = PreparedDelta<B>>>(
     backend: Arc<B>,
     wrap: impl FnOnce(ModelExecutor<B>) -> E,
 ) -> Hall {
+    let compiled = |adapter: &String| (adapter.clone(), family.compile(adapter).unwrap());
+    hall_with(family, adapters.iter().map(compiled).collect(), config, backend, wrap)
+}
+
+/// With programs by name.
+pub(crate) fn hall_with<B: Backend, E: StepExecutor<Prepared = PreparedDelta<B>>>(
+    family: &Family,
+    programs: Vec<(String, DeltaProgram)>,
+    config: SchedulerConfig,
+    backend: Arc<B>,
+    wrap: impl FnOnce(ModelExecutor<B>) -> E,
+) -> Hall {
     let context = config.max_model_len as usize;
     let base = BaseModel::load(backend.as_ref(), &family.spec, &family.checkpoint, context, &|_, _| {}).unwrap();
     let limits = DecoderLimits {
@@ -62,13 +74,12 @@ pub(crate) fn hall_of<B: Backend, E: StepExecutor<Prepared = PreparedDelta<B>>>(
     let StartedEngine { handle, installs, .. } = start(executor, config, usize::MAX, Box::new(|_| {})).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut installed = BTreeMap::new();
-    for (index, adapter) in adapters.iter().enumerate() {
-        let program = family.compile(adapter).unwrap();
+    for (index, (adapter, program)) in programs.into_iter().enumerate() {
         let facts = program.facts(WeightFormat::F32);
         let slot = AdapterSlot(index as u32);
         runtime.block_on(installs.install(slot, loader.prepare(program).unwrap())).unwrap();
         let version = AdapterVersion([index as u8 + 1; 32]);
-        installed.insert(adapter.clone(), (version, slot, facts));
+        installed.insert(adapter, (version, slot, facts));
     }
     Hall { handle, adapters: installed, next: 0, salt: 0 }
 }

@@ -36,7 +36,7 @@ impl Text {
     }
 
     /// All that may be asked of it, and what is expected.
-    fn questions(&self) -> Vec<(PoolSpec, Vec<Vec<f32>>)> {
+    pub(crate) fn questions(&self) -> Vec<(PoolSpec, Vec<Vec<f32>>)> {
         let spec = |rows| PoolSpec { rows, labels: self.labels() };
         let last = self.rows.last().unwrap().clone();
         let mut questions = vec![(spec(PoolRows::Last), vec![last])];
@@ -62,7 +62,7 @@ fn adapters(texts: &[Text]) -> Vec<String> {
     names
 }
 
-fn read(mut events: EventReceiver) -> Vec<PooledVector> {
+pub(crate) fn read(mut events: EventReceiver) -> Vec<PooledVector> {
     let (mut vectors, mut ended) = (Vec::new(), false);
     while let Some(event) = events.blocking_recv() {
         match event {
@@ -76,7 +76,7 @@ fn read(mut events: EventReceiver) -> Vec<PooledVector> {
     vectors
 }
 
-fn submit(hall: &mut Hall, text: &Text, spec: PoolSpec) -> EventReceiver {
+pub(crate) fn submit(hall: &mut Hall, text: &Text, spec: PoolSpec) -> EventReceiver {
     hall.submit_prompt(&text.tokens, text.adapter.as_deref(), SamplingParams::pooling(spec), 0)
 }
 
@@ -89,15 +89,18 @@ pub(crate) fn check<B: Backend>(name: &str, make: impl Fn() -> B) {
         texts.iter().flat_map(|text| text.questions().into_iter().map(move |question| (text, question))).collect();
     let receivers: Vec<_> = questions.iter().map(|(text, (spec, _))| submit(&mut hall, text, *spec)).collect();
     for ((text, (spec, expected)), events) in questions.iter().zip(receivers) {
-        let what = format!("{name} {:?} {spec:?}", text.adapter);
-        let found = read(events);
+        check_answer(name, text, *spec, expected, &read(events));
+    }
+}
+
+pub(crate) fn check_answer(name: &str, text: &Text, spec: PoolSpec, expected: &[Vec<f32>], found: &[PooledVector]) {
+    let what = format!("{name} {:?} {spec:?}", text.adapter);
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let tolerance = if spec.rows == PoolRows::Sum { 1e-4 * text.tokens.len() as f32 } else { 1e-4 };
+    for (found, expected) in found.iter().zip(expected) {
         assert_eq!(found.len(), expected.len(), "{what}");
-        let tolerance = if spec.rows == PoolRows::Sum { 1e-4 * text.tokens.len() as f32 } else { 1e-4 };
         for (found, expected) in found.iter().zip(expected) {
-            assert_eq!(found.len(), expected.len(), "{what}");
-            for (found, expected) in found.iter().zip(expected) {
-                assert!((found - expected).abs() < tolerance, "{what}: {found} vs {expected}");
-            }
+            assert!((found - expected).abs() < tolerance, "{what}: {found} vs {expected}");
         }
     }
 }
@@ -110,9 +113,9 @@ fn texts_are_read_as_transformers_and_peft_read_them() {
     }
 }
 
-type Bits = Vec<Vec<u32>>;
+pub(crate) type Bits = Vec<Vec<u32>>;
 
-fn bits(vectors: &[PooledVector]) -> Bits {
+pub(crate) fn bits(vectors: &[PooledVector]) -> Bits {
     vectors.iter().map(|vector| vector.iter().map(|number| number.to_bits()).collect()).collect()
 }
 

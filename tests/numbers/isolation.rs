@@ -55,9 +55,9 @@ impl<E: StepExecutor> StepExecutor for Failing<E> {
 }
 
 /// Tokens with the bits of their log-probabilities, and those of the others that were likely.
-type Bits = Vec<(u32, u32, Vec<(u32, u32)>)>;
+pub(crate) type Bits = Vec<(u32, u32, Vec<(u32, u32)>)>;
 
-fn read(mut events: EventReceiver) -> Result<Bits, RequestFailure> {
+pub(crate) fn read(mut events: EventReceiver) -> Result<Bits, RequestFailure> {
     let mut bits = Bits::new();
     while let Some(event) = events.blocking_recv() {
         match event {

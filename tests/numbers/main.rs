@@ -18,6 +18,7 @@ mod invariance;
 mod isolation;
 mod methods;
 mod mixes;
+mod one_batch;
 mod oracle;
 mod scores;
 mod shared_kv;

@@ -9,6 +9,10 @@ use crate::fixture::{ADAPTERHUB, Case, FAMILIES, Family};
 use crate::golden::{adapters, refused};
 use crate::heads::{READ, texts};
 
+/// Methods of which every family has golden adapters: those that most people use, and one for each op class.
+const CORE: [&str; 11] =
+    ["LoRA", "DoRA", "IA3", "LN tuning", "prompt tuning", "prefix tuning", "OFT", "SHiRA", "RoAd", "C3A", "BEFT"];
+
 /// A row of the table.
 struct Row {
     kinds: Vec<String>,
@@ -28,6 +32,23 @@ fn rows() -> Vec<Row> {
             Row { kinds: names(cells[0]), group: cells[1].to_owned(), classes: names(cells[2]).into_iter().collect() }
         })
         .collect()
+}
+
+/// Every kind in the table.
+pub(crate) fn kinds() -> BTreeSet<String> {
+    rows().into_iter().flat_map(|row| row.kinds).collect()
+}
+
+#[test]
+fn every_family_has_golden_adapters_of_a_core_set_of_methods() {
+    for name in FAMILIES {
+        let family = Family::open(name);
+        let cases: Vec<&Case> = family.cases.iter().collect();
+        let served = adapters(&cases).into_iter().filter(|adapter| !refused(adapter));
+        let kinds: BTreeSet<String> = served.map(|adapter| family.compile(&adapter).unwrap().kind).collect();
+        let lacking: Vec<&str> = CORE.into_iter().filter(|kind| !kinds.contains(*kind)).collect();
+        assert_eq!(lacking, [""; 0], "{name}");
+    }
 }
 
 #[test]
