@@ -58,7 +58,7 @@ pub(crate) fn check_all<B: Backend>(families: &[&str], make: impl Fn() -> B) {
 }
 
 /// How far numbers of 16 bits may lie from those of transformers + peft in f32: twice what was measured, of all backends the
-/// most, over all cases of [`dense_families`] (some 3400 tokens of random models, whose two best are mostly within 0.5).
+/// most, over all cases of [`dense_families`] (some 8700 tokens of random models, whose two best are mostly within 0.5).
 #[derive(Clone, Copy)]
 pub(crate) struct Narrow {
     numerics: Numerics,
@@ -70,10 +70,10 @@ pub(crate) struct Narrow {
     margin: f32,
 }
 
-/// Measured: 0.461, 0.0268 and 0.284.
-pub(crate) const BF16: Narrow = Narrow { numerics: Numerics::BF16, worst: 0.9, mean: 0.054, margin: 0.57 };
-/// Measured: 0.0657, 0.0033 and 0.0107.
-pub(crate) const F16: Narrow = Narrow { numerics: Numerics::F16, worst: 0.13, mean: 0.0066, margin: 0.022 };
+/// Measured: 0.478, 0.0268 and 0.284.
+pub(crate) const BF16: Narrow = Narrow { numerics: Numerics::BF16, worst: 0.96, mean: 0.054, margin: 0.57 };
+/// Measured: 0.0657, 0.0033 and 0.0359.
+pub(crate) const F16: Narrow = Narrow { numerics: Numerics::F16, worst: 0.13, mean: 0.0066, margin: 0.072 };
 
 /// Those without experts: a router whose best are close chooses others in 16 bits, and the output is another one then.
 fn dense_families() -> Vec<&'static str> {
