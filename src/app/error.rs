@@ -232,6 +232,16 @@ pub enum AppError {
         /// The server's answer.
         status: Box<tonic::Status>,
     },
+    /// A prompt to compare an adapter with its base by.
+    #[error("{path}, line {line}: {reason}")]
+    Prompt {
+        /// File.
+        path: String,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// An adapter that was inspected would be refused, or cannot be read.
     #[error("{0}")]
     Inspect(#[from] InspectError),
@@ -254,7 +264,8 @@ impl AppError {
             | Self::MemoryTooSmall { .. }
             | Self::DeviceTooSmall { .. }
             | Self::ContextTooLong { .. }
-            | Self::SharedLayers { .. } => Exit::Usage,
+            | Self::SharedLayers { .. }
+            | Self::Prompt { .. } => Exit::Usage,
             Self::NoModel { reason, .. } => reason.exit(),
             Self::Model(error) => of_model(error),
             Self::Import { source, .. } => of_import(source),

@@ -2,7 +2,9 @@
 //! checks exactly as an upload does, so what is accepted here is accepted there under the same limits.
 
 mod command;
+mod drift;
 mod groups;
+mod shift;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,7 +22,9 @@ use crate::ops::{ExpertsSpec, WeightFormat};
 use crate::text::{ChatError, ChatTemplate};
 use crate::types::{AdapterVersion, DeltaGroup};
 pub(super) use command::{Opened, run};
+pub use drift::{Drift, KindOfChange, SiteChange};
 pub use groups::OpGroup;
+pub use shift::LogitShift;
 
 /// The opened base an adapter is inspected against.
 #[derive(Clone, Copy)]
@@ -145,6 +149,9 @@ pub struct Inspection {
     /// Fields of its config that are not known here and were let pass.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unknown_fields: Vec<String>,
+    /// What it does to the base, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Drift>,
 }
 
 /// Why there is nothing to show.
@@ -159,6 +166,15 @@ pub enum InspectError {
     /// What the compiler refuses: every field of the config, or the first thing wrong with the tensors.
     #[error("{}", joined(.0))]
     Refused(Vec<DeltaError>),
+    /// The base could not be read, or its numbers not be compared.
+    #[error(transparent)]
+    Base(Box<DeltaError>),
+}
+
+impl From<DeltaError> for InspectError {
+    fn from(error: DeltaError) -> Self {
+        Self::Base(Box::new(error))
+    }
 }
 
 fn joined(refusals: &[DeltaError]) -> String {
@@ -174,7 +190,7 @@ impl InspectError {
             |error: &DeltaError| matches!(error, DeltaError::Base(_) | DeltaError::Candle(_) | DeltaError::Ops(_));
         match self {
             Self::Files(AdapterError::MissingFile { .. }) => Exit::NotFound,
-            Self::Files(AdapterError::Io { .. }) => Exit::Failure,
+            Self::Files(AdapterError::Io { .. }) | Self::Base(_) => Exit::Failure,
             Self::Refused(refusals) if refusals.iter().any(ours) => Exit::Failure,
             Self::Files(_) | Self::ChatTemplate(_) | Self::Refused(_) => Exit::Rejected,
         }
@@ -185,6 +201,7 @@ impl InspectError {
         match self {
             Self::Files(error) => vec![error.to_string()],
             Self::ChatTemplate(error) => vec![error.to_string()],
+            Self::Base(error) => vec![error.to_string()],
             Self::Refused(refusals) => refusals.iter().map(ToString::to_string).collect(),
         }
     }
@@ -219,16 +236,26 @@ pub fn inspect(
     folder: AdapterFolder<'_>,
     limits: &InspectLimits,
 ) -> Result<Inspection, InspectError> {
+    inspect_program(base, folder, limits).map(|(inspection, _)| inspection)
+}
+
+/// With the program.
+fn inspect_program(
+    base: InspectBase<'_>,
+    folder: AdapterFolder<'_>,
+    limits: &InspectLimits,
+) -> Result<(Inspection, DeltaProgram), InspectError> {
     let layout = base_layout(base.spec);
     let against = Base { layout: &layout, weights: base.checkpoint };
     let Compiled { version, files, program } = compiled(against, folder, limits)?;
-    Ok(Inspection {
+    let inspection = Inspection {
         version: version.to_string(),
         trained_on: named_base(&files.config).map(|base| base.name),
         stored_bytes: files.bytes(),
         has_chat_template: files.chat_template.is_some(),
         ..describe(base, &program)
-    })
+    };
+    Ok((inspection, program))
 }
 
 /// All that is refused of the config, where it is the config; else what the compiler stopped at.
@@ -263,6 +290,7 @@ fn describe(base: InspectBase<'_>, program: &DeltaProgram) -> Inspection {
         ops: facts.ops.iter().map(|(class, count)| (class.as_str(), *count)).collect(),
         sites: groups::group(program),
         unknown_fields: facts.unknown_fields,
+        drift: None,
     }
 }
 
@@ -389,7 +417,9 @@ pub fn write_text(
     if !inspection.unknown_fields.is_empty() {
         row(out, "unknown fields", &inspection.unknown_fields.join(", "))?;
     }
-    lines(out, "ops", &inspection.sites.iter().map(ToString::to_string).collect::<Vec<_>>())
+    lines(out, "ops", &inspection.sites.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    let drift = inspection.drift.iter().flat_map(Drift::rows);
+    drift.into_iter().try_for_each(|(label, texts)| lines(out, label, &texts))
 }
 
 /// Write an inspection, or `{"base", "refused": [texts]}`, as one JSON document.

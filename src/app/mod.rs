@@ -140,7 +140,7 @@ async fn dispatch(
         Command::Adapter(command) => {
             // `inspect` writes by itself: the verb's writer is in use by then.
             cli::adapter(command, environment, terminal, &mut out, async |args| {
-                inspect::run(args, environment, &mut stdout()).await
+                inspect::run(args, environment, terminal, &mut stdout()).await
             })
             .await
         }

@@ -12,7 +12,7 @@ use super::table::Table;
 use super::upload;
 use crate::config::client::NamedArgs;
 use crate::config::units::format_bytes;
-use crate::config::{AdapterCommand, ClientArgs, Environment, InspectArgs, Terminal};
+use crate::config::{AdapterCommand, ClientArgs, DriftArgs, Environment, Terminal};
 use crate::grpc::pb;
 use crate::telemetry::Spinner;
 use pb::adapter_service_client::AdapterServiceClient;
@@ -31,7 +31,7 @@ pub async fn run<E: From<CliError>>(
     environment: &Environment,
     terminal: Terminal,
     out: &mut impl Write,
-    inspect: impl AsyncFnOnce(&InspectArgs) -> Result<(), E>,
+    inspect: impl AsyncFnOnce(&DriftArgs) -> Result<(), E>,
 ) -> Result<(), E> {
     match command {
         AdapterCommand::Inspect(args) => inspect(args).await,

@@ -90,7 +90,7 @@ impl Args {
             Command::Serve(args) => ServeConfig::resolve(args, environment).map(drop),
             Command::Demo(args) => ServeConfig::for_demo(args, environment).map(drop),
             Command::Generate(args) => args.check(),
-            Command::Adapter(AdapterCommand::Inspect(args)) => args.resolve().map(drop),
+            Command::Adapter(AdapterCommand::Inspect(args)) => args.inspect.resolve().map(drop),
             Command::Adapter(AdapterCommand::Export(args)) => args.inspect.resolve().map(drop),
             Command::Doctor(args) => args.resolve(environment).map(drop),
             Command::Embed(_) | Command::Score(_) | Command::Adapter(_) | Command::Store(_) => Ok(()),

@@ -45,7 +45,7 @@ pub enum AdapterCommand {
     /// Delete an adapter; requests that use it run to their end
     Delete(NamedArgs),
     /// Say what an adapter folder compiles to and what would be refused, without a server
-    Inspect(InspectArgs),
+    Inspect(DriftArgs),
     /// Write an adapter folder as a plain LoRA that peft loads, without a server
     Export(ExportArgs),
     /// Load an adapter onto the device before it is asked for
@@ -101,6 +101,20 @@ pub struct UploadArgs {
 }
 
 /// `polydelta adapter inspect`.
+#[derive(Clone, Debug, Args)]
+pub struct DriftArgs {
+    /// The adapter and its base.
+    #[command(flatten)]
+    pub inspect: InspectArgs,
+    /// Say how large its changes are beside the base's weights, which are out of line, and which are none. Reads those weights
+    #[arg(long, value_parser = BoolishValueParser::new())]
+    pub against_base: bool,
+    /// Say how far it moves the logits of these prompts, one a line, which the base and the adapter read on the CPU
+    #[arg(long, value_name = "FILE", requires = "against_base")]
+    pub prompts: Option<PathBuf>,
+}
+
+/// An adapter and the base that it is held against.
 #[derive(Clone, Debug, Args)]
 pub struct InspectArgs {
     /// Folder as peft saved it, or hf:ORG/REPO to fetch one, at a branch, tag or commit as in hf:ORG/REPO@v1.0

@@ -30,7 +30,9 @@ pub mod variables;
 mod tests;
 
 pub use args::{Args, Command, LogArgs, LogFormat};
-pub use client::{AdapterCommand, ClientArgs, ExportArgs, ExportMethod, GenerateArgs, InspectArgs, UploadArgs};
+pub use client::{
+    AdapterCommand, ClientArgs, DriftArgs, ExportArgs, ExportMethod, GenerateArgs, InspectArgs, UploadArgs,
+};
 pub use doctor::DoctorArgs;
 pub use environment::{CudaEnvironment, Environment, HubEnvironment};
 pub use exit::Exit;

@@ -3,6 +3,7 @@
 
 mod adapterhub;
 pub mod apply;
+mod change;
 pub(crate) mod class;
 mod compile;
 pub mod convert;
@@ -19,6 +20,7 @@ pub mod rows;
 pub mod safetensors;
 mod sites;
 
+pub use change::Change;
 pub use class::{
     Bias, Bottleneck, DeltaOp, Dense, EmbeddingLowRank, EmbeddingRows, Gain, Head, InputRotate, InputScale, LayerNorm,
     LowRank, OutputRotate, OutputScale, Prefix, PrefixLayer, PromptEmbeds, RotateStage, Sparse, refused_in_mix,

@@ -165,7 +165,7 @@ impl Sequence {
     }
 
     /// The real tokens in block `block` of the table; the block must be full.
-    pub(super) fn block_tokens(&self, block: usize) -> Vec<u32> {
+    fn block_tokens(&self, block: usize) -> Vec<u32> {
         let size = self.block_size.get();
         let token = |place: usize| place.saturating_sub(self.num_virtual());
         self.tokens.slices(token(block * size)..token((block + 1) * size)).concat()
@@ -263,6 +263,47 @@ impl Sequence {
         self.num_published_blocks = end;
     }
 
+    /// Its next tokens of which the shared layers are computed, and nothing else; `None` where there are none.
+    pub(super) fn num_from_shared(&self) -> Option<usize> {
+        self.shared.as_ref()?.ahead_of(self.num_computed_tokens)
+    }
+
+    fn share_until(&mut self, token: usize) {
+        if let Some(shared) = &mut self.shared {
+            shared.until = token;
+        }
+    }
+
+    /// Visit full blocks from `first` on with the contents that the shared layers know them by, as far as a new start could
+    /// take them over, until `visit` returns false.
+    pub(super) fn walk_shared_layers(&mut self, first: usize, mut visit: impl FnMut(&PrefixBlock<'_>) -> bool) {
+        let blocks = first..self.end_of_reusable();
+        self.visit_shared(blocks, |_, contents| visit(contents));
+    }
+
+    /// Visit the blocks that have become full since [`Self::walk_new_full_blocks`] was called.
+    pub(super) fn walk_new_shared_layers(&mut self, mut visit: impl FnMut(BlockId, &PrefixBlock<'_>)) {
+        let (blocks, table) = (self.new_full_blocks(), std::mem::take(&mut self.table));
+        self.visit_shared(blocks, |block, contents| {
+            visit(table.blocks()[block], contents);
+            true
+        });
+        self.table = table;
+    }
+
+    /// Until `visit` returns false; no blocks of one that shares nothing.
+    fn visit_shared(&mut self, blocks: Range<usize>, mut visit: impl FnMut(usize, &PrefixBlock<'_>) -> bool) {
+        let Some(mut shared) = self.shared.take() else { return };
+        let scope = self.scope.of_base();
+        for block in blocks {
+            let (parent, key) = shared.keys_of(block, &scope, |block| self.block_tokens(block));
+            if !visit(block, &PrefixBlock { scope: &scope, parent, key, tokens: &self.block_tokens(block) }) {
+                break;
+            }
+        }
+        self.shared = Some(shared);
+    }
+
     /// Begin to run with a table whose blocks after the virtual ones hold `num_reused` reused blocks and behind them
     /// `num_from_shared` in which the shared layers are computed.
     pub(super) fn start(&mut self, table: BlockTable, num_reused: usize, num_from_shared: usize) {
@@ -274,7 +315,7 @@ impl Sequence {
             0 => 0,
             _ => self.num_published_blocks * self.block_size.get() - self.num_virtual(),
         };
-        self.set_shared_until((num_reused + num_from_shared) * self.block_size.get());
+        self.share_until((num_reused + num_from_shared) * self.block_size.get());
     }
 
     /// Give up its KV: the blocks to release. It has to leave before.
@@ -283,7 +324,7 @@ impl Sequence {
         self.state = SequenceState::Preempted;
         self.num_computed_tokens = 0;
         self.num_published_blocks = 0;
-        self.set_shared_until(0);
+        self.share_until(0);
         std::mem::take(&mut self.table)
     }
 

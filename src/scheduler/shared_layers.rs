@@ -2,11 +2,9 @@
 //! were the base's sequence, and its rows go on from there.
 //!
 //! Only what the first layers compute is shared. The KV of the layers behind them is each adapter's own, so a block that
-//! was found is copied, and the rest of it is computed in the copy. Knows ids and counts only.
+//! was found is copied, and the rest of it is computed in the copy. Knows counts and keys only.
 
-use super::sequence::Sequence;
-use crate::cache::{BlockKey, PrefixBlock};
-use crate::types::BlockId;
+use crate::cache::{BlockKey, PrefixScope};
 
 /// Of one sequence without virtual tokens.
 #[derive(Debug, Default)]
@@ -14,56 +12,29 @@ pub(super) struct SharedLayers {
     /// Keys of its first full blocks as those of the base would be.
     keys: Vec<BlockKey>,
     /// Of tokens before this one the shared layers are computed.
-    until: usize,
+    pub(super) until: usize,
 }
 
-impl Sequence {
-    /// Its next tokens of which the shared layers are computed, and nothing else; `None` where there are none.
-    pub(super) fn num_from_shared(&self) -> Option<usize> {
-        let until = self.shared.as_ref()?.until;
-        until.checked_sub(self.num_computed_tokens).filter(|rows| *rows > 0)
+impl SharedLayers {
+    /// Of so many tokens behind those that are computed, the shared layers are computed and nothing else; `None` where it
+    /// is of none.
+    pub(super) fn ahead_of(&self, num_computed_tokens: usize) -> Option<usize> {
+        self.until.checked_sub(num_computed_tokens).filter(|rows| *rows > 0)
     }
 
-    /// Of tokens before this one the shared layers are computed.
-    pub(super) fn set_shared_until(&mut self, token: usize) {
-        if let Some(shared) = &mut self.shared {
-            shared.until = token;
-        }
-    }
-
-    /// Visit full blocks from `first` on with the contents that the shared layers know them by, as far as a new start could
-    /// take them over, until `visit` returns false.
-    pub(super) fn walk_shared_layers(&mut self, first: usize, mut visit: impl FnMut(&PrefixBlock<'_>) -> bool) {
-        for block in first..self.end_of_reusable() {
-            if !self.visit_shared(block, &mut visit) {
-                return;
-            }
-        }
-    }
-
-    /// Visit the blocks that have become full since [`Sequence::walk_new_full_blocks`] was called.
-    pub(super) fn walk_new_shared_layers(&mut self, mut visit: impl FnMut(BlockId, &PrefixBlock<'_>)) {
-        for block in self.new_full_blocks() {
-            let id = self.table.blocks()[block];
-            self.visit_shared(block, &mut |contents| {
-                visit(id, contents);
-                true
-            });
-        }
-    }
-
-    /// False where it shares nothing, or where `visit` says so.
-    fn visit_shared(&mut self, block: usize, visit: &mut impl FnMut(&PrefixBlock<'_>) -> bool) -> bool {
-        let Some(mut shared) = self.shared.take() else { return false };
-        let scope = self.scope.of_base();
+    /// The key of a block in the base's scope, and the one before it. `tokens` are those of a block.
+    pub(super) fn keys_of(
+        &mut self,
+        block: usize,
+        base: &PrefixScope,
+        tokens: impl Fn(usize) -> Vec<u32>,
+    ) -> (BlockKey, BlockKey) {
         let parent =
-            |keys: &[BlockKey], block: usize| block.checked_sub(1).map_or_else(|| scope.root(), |before| keys[before]);
-        while shared.keys.len() <= block {
-            let next = shared.keys.len();
-            shared.keys.push(parent(&shared.keys, next).child(&self.block_tokens(next)));
+            |keys: &[BlockKey], block: usize| block.checked_sub(1).map_or_else(|| base.root(), |before| keys[before]);
+        while self.keys.len() <= block {
+            let next = self.keys.len();
+            self.keys.push(parent(&self.keys, next).child(&tokens(next)));
         }
-        let (parent, key) = (parent(&shared.keys, block), shared.keys[block]);
-        self.shared = Some(shared);
-        visit(&PrefixBlock { scope: &scope, parent, key, tokens: &self.block_tokens(block) })
+        (parent(&self.keys, block), self.keys[block])
     }
 }

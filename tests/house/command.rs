@@ -1,5 +1,6 @@
 //! The command as a user runs it: exit codes, output, signals.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -117,6 +118,29 @@ fn inspect_says_what_an_adapter_compiles_to_or_why_not() {
     assert_eq!(code(&refused), 5, "the bundled base has other shapes");
     assert!(text(&refused.stdout).contains("refused"));
     assert_eq!(code(&run(&["adapter", "inspect", "/does/not/exist"])), 3);
+}
+
+#[test]
+fn inspect_says_what_an_adapter_does_to_the_base_and_to_prompts() {
+    let adapter = root("models/demo/adapters").read_dir().unwrap().next().unwrap().unwrap().path();
+    let folder = tempfile::tempdir().unwrap();
+    let prompts = folder.path().join("prompts.txt");
+    let inspect = |flags: &[&str]| {
+        let paths = [adapter.to_str().unwrap(), "--prompts", prompts.to_str().unwrap()];
+        run(&[&["adapter", "inspect"], &paths[..], flags].concat())
+    };
+    fs::write(&prompts, "How many orders?\n\nI hate these shoes.\n").unwrap();
+    let output = inspect(&["--against-base", "--json"]);
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+    let inspection: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let logits = &inspection["drift"]["logits"];
+    assert_eq!(logits["prompts"], 2);
+    assert!(logits["tokens"].as_u64().unwrap() > 4 && logits["largest"].as_f64().unwrap() > 0.0, "{logits}");
+    assert!(text(&inspect(&["--against-base"]).stdout).contains("another token is the most likely behind"));
+    assert_eq!(code(&inspect(&[])), 2, "prompts are for a comparison");
+    fs::write(&prompts, "\n").unwrap();
+    let empty = inspect(&["--against-base"]);
+    assert!(code(&empty) == 2 && text(&empty.stderr).contains("prompts.txt"), "{}", text(&empty.stderr));
 }
 
 #[test]

@@ -1,19 +1,27 @@
 //! `polydelta adapter inspect`.
 
+use std::cell::RefCell;
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use super::super::base::OpenedBase;
 use super::super::error::AppError;
 use super::super::running_engine::compile_limits;
-use super::{InspectBase, InspectLimits, inspect, write_json, write_text};
+use super::drift::Drift;
+use super::shift::{LogitShift, Reader};
+use super::{InspectBase, InspectLimits, Inspection, inspect_program, write_json, write_text};
 use crate::adapters::import::AdapterFolder;
 use crate::adapters::{CONFIG_FILE, Sha256Digest, StoreLimits};
 use crate::cli::{Brought, CliError, SavedTemplate, bring};
-use crate::config::{Environment, InspectArgs, ModelSource};
-use crate::delta::{NamedBase, named_base};
+use crate::config::{DriftArgs, Environment, InspectArgs, ModelSource, Terminal};
+use crate::delta::{DeltaProgram, NamedBase, named_base};
 use crate::files;
 use crate::hub::{HubOptions, Wanted, cached};
+use crate::model::base_layout;
+use crate::ops::cpu::{CpuBackend, CpuOptions};
+use crate::ops::{ComputeDtype, Numerics};
+use crate::telemetry::{Progress, Spinner};
 
 /// An adapter that lies ready, and the base that it is held against under the limits of a server with default settings.
 pub(in crate::app) struct Opened {
@@ -65,17 +73,89 @@ impl Opened {
     pub(in crate::app) fn limits(&self) -> &InspectLimits {
         &self.limits
     }
+
+    /// With what the adapter does to the base, and to the logits of prompts where there are any. Blocks.
+    fn drift(
+        &self,
+        inspection: Inspection,
+        program: DeltaProgram,
+        prompts: Option<&Path>,
+        terminal: Terminal,
+    ) -> Result<Inspection, AppError> {
+        let prompts = prompts.map(|path| self.prompts(path, &inspection)).transpose()?;
+        let spinner = Spinner::start("comparing its changes with the base's weights", terminal.progress);
+        let layout = base_layout(&self.base.spec);
+        let mut drift =
+            Drift::of(&program, &layout, self.base.checkpoint.as_ref()).map_err(super::InspectError::from)?;
+        drop(spinner);
+        drift.logits = prompts.map(|prompts| self.shift(program, &prompts, terminal)).transpose()?;
+        Ok(Inspection { drift: Some(drift), ..inspection })
+    }
+
+    fn shift(&self, program: DeltaProgram, prompts: &[Vec<u32>], terminal: Terminal) -> Result<LogitShift, AppError> {
+        let OpenedBase { name, spec, checkpoint, .. } = &self.base;
+        let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        // The CPU computes nothing in f16.
+        let numerics = match self.base.own_numerics() {
+            Numerics { compute: ComputeDtype::F16, .. } => Numerics::BF16,
+            other => other,
+        };
+        let backend = CpuBackend::new(CpuOptions { threads, numerics, isa: None })?;
+        let bytes = checkpoint.bytes();
+        let bar = RefCell::new(Progress::bytes(&format!("loading {name}"), bytes, terminal.progress));
+        let advance = |done: usize, of: usize| {
+            let mut bar = bar.borrow_mut();
+            let (before, _) = bar.position();
+            bar.advance((bytes * done as u64 / of.max(1) as u64).saturating_sub(before));
+        };
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let layout = base_layout(spec);
+        let mut reader = Reader::new(backend, (spec, checkpoint, &layout), program, longest, &advance)?;
+        bar.into_inner().finish();
+        let _spinner = Spinner::start(&format!("reading {} prompts twice", prompts.len()), terminal.progress);
+        Ok(reader.shift(prompts)?)
+    }
+
+    /// The lines of a file that hold something, as tokens.
+    fn prompts(&self, path: &Path, inspection: &Inspection) -> Result<Vec<Vec<u32>>, AppError> {
+        let read = || String::from_utf8(files::read(path, files::MAX_SETTINGS_BYTES)?).map_err(std::io::Error::other);
+        let shown = path.display().to_string();
+        let text = read().map_err(|source| CliError::File { action: "reading", path: shown.clone(), source })?;
+        let tokenizer = self.base.tokenizer(&self.base.tokenizer_settings()?)?;
+        let virtual_tokens = inspection.virtual_tokens.map_or(0, |tokens| tokens.count as usize);
+        let most = self.base.spec.context_length - virtual_tokens.min(self.base.spec.context_length);
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let prompts = lines.map(|(at, line)| {
+            let refused = |reason: String| AppError::Prompt { path: shown.clone(), line: at + 1, reason };
+            let tokens = tokenizer.encode(line, true).map_err(|error| refused(error.to_string()))?;
+            let fits = (1..=most).contains(&tokens.len());
+            if fits { Ok(tokens) } else { Err(refused(format!("{} tokens, of 1 to {most}", tokens.len()))) }
+        });
+        let prompts = prompts.collect::<Result<Vec<_>, AppError>>()?;
+        match prompts.is_empty() {
+            true => Err(AppError::Prompt { path: shown, line: 1, reason: "the file has no prompt".to_owned() }),
+            false => Ok(prompts),
+        }
+    }
 }
 
 /// Run the verb.
 pub(in crate::app) async fn run(
-    args: &InspectArgs,
+    args: &DriftArgs,
     environment: &Environment,
+    terminal: Terminal,
     out: &mut impl Write,
 ) -> Result<(), AppError> {
-    let opened = tokio::task::block_in_place(|| Opened::open(args, environment))?;
-    let (base, json) = (opened.base(), args.json);
-    let result = tokio::task::block_in_place(|| inspect(base, opened.folder(), opened.limits()));
+    let opened = tokio::task::block_in_place(|| Opened::open(&args.inspect, environment))?;
+    let (base, json) = (opened.base(), args.inspect.json);
+    let result = tokio::task::block_in_place(|| inspect_program(base, opened.folder(), opened.limits()));
+    let result = match result {
+        Ok((inspection, program)) if args.against_base => {
+            let prompts = args.prompts.as_deref();
+            Ok(tokio::task::block_in_place(|| opened.drift(inspection, program, prompts, terminal))?)
+        }
+        result => result.map(|(inspection, _)| inspection),
+    };
     let written = if json { write_json(&result, base, out) } else { write_text(&result, base, out) };
     written.map_err(CliError::Output)?;
     Ok(result.map(drop)?)

@@ -84,6 +84,41 @@ fn assert_reads(text: &str, expected: &str) {
 }
 
 #[test]
+fn drift_names_what_is_large_and_what_is_nothing() {
+    let llama = Golden::open("llama");
+    let layout = base_layout(&llama.spec);
+    let against = Base { layout: &layout, weights: &llama.checkpoint };
+    let mut program = compiled(against, plain(&llama.adapter("all_linear")), &limits()).unwrap().program;
+    let drift = |program: &DeltaProgram| Drift::of(program, &layout, &llama.checkpoint).unwrap();
+    let plain = drift(&program);
+    assert!(plain.out_of_line.is_empty() && plain.without_effect.is_empty(), "{plain:?}");
+    assert_eq!(plain.changes.len(), program.ops.len());
+    // By the definition: the norm of the whole product, beside that of the weight.
+    let (site, crate::delta::DeltaOp::LowRank(op)) = &program.ops[0] else { panic!("{:?}", program.ops[0]) };
+    let module = layout.modules().find(|module| module.site == *site).unwrap();
+    let weight = crate::delta::BaseWeights::tensor(&llama.checkpoint, &module.weight).unwrap().unwrap();
+    let (a, b, weight) = (op.a.matrix(), op.b.matrix(), weight.to_f32());
+    let mut product = 0.0;
+    for (row, column) in (0..b.rows).flat_map(|row| (0..a.cols).map(move |column| (row, column))) {
+        let sum: f64 = (0..a.rows).map(|k| f64::from(b.get(row, k)) * f64::from(a.get(k, column))).sum();
+        product += (f64::from(op.scaling) * sum).powi(2);
+    }
+    let of_weight = product.sqrt() / weight.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt();
+    assert!((plain.changes[0].of_weight.unwrap() - of_weight).abs() < 1e-5, "{of_weight}");
+
+    for (at, (_, op)) in program.ops.iter_mut().enumerate() {
+        let crate::delta::DeltaOp::LowRank(op) = op else { continue };
+        op.scaling *= if at == 0 { 0.0 } else { 1.0 };
+    }
+    let (site, _) = &program.ops[0];
+    assert_eq!(drift(&program).without_effect, [format!("LowRank {site}")]);
+    let drift = Some(drift(&program));
+    let text = llama.text_of(&llama.inspect("all_linear").map(|inspection| Inspection { drift, ..inspection }));
+    assert!(text.contains("changes         LowRank down median") && text.contains("LowRank q median"), "{text}");
+    assert!(text.contains(&format!("without effect  LowRank {site}\n")), "{text}");
+}
+
+#[test]
 fn text_says_what_a_person_wants_to_know() {
     let llama = Golden::open("llama");
     let mut texts: Vec<_> = ["patterns", "prefix_tuning"].iter().map(|name| llama.text(name)).collect();

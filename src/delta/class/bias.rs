@@ -2,6 +2,8 @@
 
 use super::loading::Loading;
 use super::op::{ClassOp, Weighting};
+use crate::delta::change::{Change, length};
+use crate::delta::error::DeltaError;
 use crate::delta::layout::Site;
 use crate::delta::rows::StepRows;
 use crate::delta::sites::Place;
@@ -21,6 +23,10 @@ impl ClassOp for Bias {
 
     fn computed(&self) -> &[f32] {
         &self.b
+    }
+
+    fn change(&self) -> Result<Option<Change>, DeltaError> {
+        Ok(Some(Change::OfRow(length(self.b.iter().copied()))))
     }
 
     fn weighting() -> Weighting<Self> {

@@ -5,6 +5,8 @@
 
 use super::loading::Loading;
 use super::op::ClassOp;
+use crate::delta::change::{Change, length, product_norm};
+use crate::delta::error::DeltaError;
 use crate::delta::layout::Site;
 use crate::delta::rows::StepRows;
 use crate::delta::sites::{HiddenSites, Place};
@@ -76,6 +78,12 @@ impl ClassOp for Bottleneck {
 
     fn computed(&self) -> &[f32] {
         &self.up_bias
+    }
+
+    /// Of U·D, as if f changed nothing, and of s·b2.
+    fn change(&self) -> Result<Option<Change>, DeltaError> {
+        let product = f64::from(self.scaling.abs()) * product_norm(&self.up, &self.down)?;
+        Ok(Some(Change::OfWeight(product.hypot(length(self.up_bias.iter().copied())))))
     }
 
     fn matrices(&self) -> Vec<HostMatrix<'_>> {

@@ -3,6 +3,8 @@
 
 use super::loading::Loading;
 use super::op::{ClassOp, Weighting};
+use crate::delta::change::{Change, length};
+use crate::delta::error::DeltaError;
 use crate::delta::layout::Site;
 use crate::delta::rows::StepRows;
 use crate::delta::sites::Place;
@@ -34,6 +36,11 @@ impl ClassOp for Dense {
 
     fn replaces(&self) -> Option<bool> {
         Some(self.replaces)
+    }
+
+    fn change(&self) -> Result<Option<Change>, DeltaError> {
+        let added = || Change::OfWeight(f64::from(self.scaling.abs()) * length(self.d.to_f32()));
+        Ok((!self.replaces).then(added))
     }
 
     fn matrices(&self) -> Vec<HostMatrix<'_>> {

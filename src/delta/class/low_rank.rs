@@ -3,6 +3,8 @@
 
 use super::loading::Loading;
 use super::op::{ClassOp, Weighting};
+use crate::delta::change::{Change, product_norm};
+use crate::delta::error::DeltaError;
 use crate::delta::layout::Site;
 use crate::delta::rows::StepRows;
 use crate::delta::sites::Place;
@@ -38,6 +40,10 @@ impl ClassOp for LowRank {
 
     fn weighting() -> Weighting<Self> {
         Ok(|op, weight| Self { scaling: weight * op.scaling, ..op })
+    }
+
+    fn change(&self) -> Result<Option<Change>, DeltaError> {
+        Ok(Some(Change::OfWeight(f64::from(self.scaling.abs()) * product_norm(&self.b, &self.a)?)))
     }
 
     fn matrices(&self) -> Vec<HostMatrix<'_>> {

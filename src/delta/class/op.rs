@@ -1,6 +1,8 @@
 //! What the file of a class provides: [`ClassOp`].
 
 use super::loading::Loading;
+use crate::delta::change::Change;
+use crate::delta::error::DeltaError;
 use crate::delta::layout::Site;
 use crate::ops::{Backend, HostMatrix, OpsError, WeightFormat};
 use crate::types::VirtualTokens;
@@ -52,6 +54,14 @@ pub(crate) trait ClassOp {
     /// checked as they are read.
     fn computed(&self) -> &[f32] {
         &[]
+    }
+
+    /// How far it is from changing nothing; `None` where its numbers are in place of the base's, or stand for themselves.
+    ///
+    /// # Errors
+    /// [`DeltaError::Candle`].
+    fn change(&self) -> Result<Option<Change>, DeltaError> {
+        Ok(None)
     }
 
     /// How an op becomes `weight` times itself, where ops of several adapters may stand at one site and what they add to a

@@ -2,6 +2,8 @@
 
 use super::loading::Loading;
 use super::op::ClassOp;
+use crate::delta::change::{Change, length};
+use crate::delta::error::DeltaError;
 use crate::delta::layout::Site;
 use crate::delta::rows::StepRows;
 use crate::delta::sites::Place;
@@ -24,6 +26,12 @@ impl ClassOp for OutputRotate {
 
     fn computed(&self) -> &[f32] {
         &self.c
+    }
+
+    fn change(&self) -> Result<Option<Change>, DeltaError> {
+        let (kept, turned) = self.c.split_at(self.c.len() / 2);
+        let moved = length(kept.iter().map(|c| c - 1.0)).hypot(length(turned.iter().copied()));
+        Ok(Some(Change::OfDirection(moved / (kept.len().max(1) as f64).sqrt())))
     }
 
     fn load<B: Backend>(self, site: Site, loading: &mut Loading<'_, B>) -> Result<(), OpsError> {

@@ -3,6 +3,8 @@
 
 use super::loading::Loading;
 use super::op::ClassOp;
+use crate::delta::change::{Change, length};
+use crate::delta::error::DeltaError;
 use crate::delta::layout::Site;
 use crate::delta::sites::Place;
 use crate::ops::{Backend, OpsError};
@@ -31,6 +33,16 @@ pub struct RotateStage {
 impl ClassOp for InputRotate {
     fn parameters(&self) -> usize {
         self.stages.iter().map(|stage| stage.blocks * stage.size * stage.size).sum()
+    }
+
+    /// Of each R: ‖R − I‖ over the root of its order. They are added.
+    fn change(&self) -> Result<Option<Change>, DeltaError> {
+        let of_stage = |stage: &RotateStage| {
+            let diagonal = |at: usize| (at % (stage.size * stage.size)).is_multiple_of(stage.size + 1);
+            let from_identity = |(at, number): (usize, &f32)| number - if diagonal(at) { 1.0 } else { 0.0 };
+            length(stage.numbers.iter().enumerate().map(from_identity)) / ((stage.blocks * stage.size) as f64).sqrt()
+        };
+        Ok(Some(Change::OfDirection(self.stages.iter().map(of_stage).sum())))
     }
 
     /// Once for every input of the stack that the site covers.

@@ -2,6 +2,8 @@
 
 use super::loading::Loading;
 use super::op::{ClassOp, Weighting};
+use crate::delta::change::{Change, distance_from_one};
+use crate::delta::error::DeltaError;
 use crate::delta::layout::Site;
 use crate::delta::rows::StepRows;
 use crate::delta::sites::Place;
@@ -36,6 +38,10 @@ impl ClassOp for OutputScale {
         &self.g
     }
 
+    fn change(&self) -> Result<Option<Change>, DeltaError> {
+        Ok(Some(Change::OfDirection(distance_from_one(&self.g))))
+    }
+
     fn weighting() -> Weighting<Self> {
         Err("multiplies what others add")
     }
@@ -54,6 +60,10 @@ impl ClassOp for OutputScale {
 impl ClassOp for InputScale {
     fn parameters(&self) -> usize {
         self.g.len()
+    }
+
+    fn change(&self) -> Result<Option<Change>, DeltaError> {
+        Ok(Some(Change::OfDirection(distance_from_one(&self.g))))
     }
 
     fn computed(&self) -> &[f32] {

@@ -2,6 +2,8 @@
 
 use super::loading::Loading;
 use super::op::{ClassOp, Weighting};
+use crate::delta::change::{Change, length};
+use crate::delta::error::DeltaError;
 use crate::delta::layout::Site;
 use crate::delta::rows::StepRows;
 use crate::delta::sites::Place;
@@ -23,6 +25,10 @@ impl ClassOp for Sparse {
     fn device_bytes(&self, weights: WeightFormat) -> u64 {
         let each = weights.size() + size_of::<u32>();
         (self.matrix.entries.len() * each + self.matrix.starts.len() * size_of::<u32>()) as u64
+    }
+
+    fn change(&self) -> Result<Option<Change>, DeltaError> {
+        Ok(Some(Change::OfWeight(length(self.matrix.entries.iter().map(|entry| entry.value)))))
     }
 
     fn weighting() -> Weighting<Self> {
