@@ -11,7 +11,7 @@
 //! | west wing, decides, no tensors | [`scheduler`], `cache`, [`adapters`] |
 //! | east wing, computes, no async | [`model`], `sampler`, [`delta`], [`ops`] |
 //! | supplies | `hub`: repositories of the Hugging Face hub become folders |
-//! | ground | [`types`], `files`, [`config`], [`telemetry`] |
+//! | ground | [`types`], `files`, [`config`], [`telemetry`], [`receipt`] |
 
 // What unit tests share with integration tests (`tests/ops`) calls this crate what those call it.
 #[cfg(test)]
@@ -31,6 +31,7 @@ mod http;
 mod hub;
 pub mod model;
 pub mod ops;
+pub mod receipt;
 mod sampler;
 pub mod scheduler;
 pub mod telemetry;

@@ -10,17 +10,19 @@ use super::delta::{DeltaChoice, ResolvedDelta, ServingDelta};
 use super::error::{AdmissionError, Wanted};
 use super::generation::{Admitted, Echo, Generation, GenerationInfo};
 use super::lease::SharedLease;
+use super::receipt::{Draft, Noted};
 use super::salt::PrefixSalting;
 use super::templates::{AdapterTemplates, Chosen};
 use super::tokenizing::{TokenizedPrompt, Tokenizing};
 use super::validate::{InvalidRequest, Limits, Resolved, prompt_field};
 use crate::adapters::{AdapterError, AdapterRegistry, ResidentLease, Want};
 use crate::engine::{AdapterInstaller, GenerationEngine};
+use crate::receipt::Origin;
 use crate::scheduler::places::{NoPlace, Place, Places};
 use crate::telemetry::LoraRequest;
 use crate::telemetry::metrics::{Metrics, QueueCause};
 use crate::text::{ChatTemplate, ChoiceText, Tokenizer};
-use crate::types::generate::{GenerateInput, PromptInput};
+use crate::types::generate::{GenerateInput, OutputOptions, PromptInput};
 use crate::types::{AdapterBinding, AdapterName, AdapterTask, ClientKey, EngineRequest, Party, RequestId};
 
 mod pooling;
@@ -64,6 +66,8 @@ pub struct GateParts {
     pub tokenize_threads: usize,
     /// Who shares the prefix cache.
     pub prefix_salting: PrefixSalting,
+    /// What receipts say of this server.
+    pub origin: Origin,
 }
 
 /// Admits requests. One per server.
@@ -128,7 +132,7 @@ impl Gate {
             brought,
             resolved,
             stop: input.stopping.stop,
-            echo: input.options.echo,
+            options: input.options,
             priority: input.priority,
             cache_salt: &input.cache_salt,
             arrival,
@@ -138,7 +142,7 @@ impl Gate {
 
     /// Hand a request over to the engine.
     fn submit(&self, ready: Ready<'_>) -> Result<Generation, AdmissionError> {
-        let Ready { request_id, prompt, brought, resolved, stop, arrival, place, .. } = ready;
+        let Ready { request_id, prompt, brought, resolved, stop, options, arrival, place, .. } = ready;
         let Resolved { sampling, stopping, choices } = resolved;
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let binding = brought.binding(&prompt);
@@ -148,6 +152,20 @@ impl Gate {
         let tokenizer = &self.parts.tokenizer;
         let choice_text = || ChoiceText::new(Arc::clone(tokenizer), &ids, &stop, stopping.min_tokens);
         let texts = (0..choices).map(|_| choice_text()).collect();
+        let active_from = binding.map(|binding| binding.active_from).filter(|from| *from != AdapterBinding::NEVER);
+        let draft = options.receipt.then(|| {
+            Draft::new(&Noted {
+                origin: &self.parts.origin,
+                serving: &serving,
+                active_from,
+                prompt: &ids,
+                sampling: &sampling,
+                stopping: &stopping,
+                stop: &stop,
+                choices,
+                reports_logprobs: options.logprobs.is_some(),
+            })
+        });
         let engine_request = EngineRequest {
             id,
             client: arrival.client,
@@ -164,7 +182,6 @@ impl Gate {
         };
         let lease = lease.map(SharedLease::new);
         let events = self.parts.engine.submit(engine_request, lease.as_ref().map(SharedLease::for_engine))?;
-        let active_from = binding.map(|binding| binding.active_from).filter(|from| *from != AdapterBinding::NEVER);
         Ok(Generation::new(Admitted {
             info: GenerationInfo { request_id, delta: serving, active_from, choices },
             id,
@@ -175,7 +192,8 @@ impl Gate {
             texts,
             stop,
             prompt_tokens: u32::try_from(ids.len()).unwrap_or(u32::MAX),
-            echo: ready.echo.then_some(Echo { text, ids }),
+            echo: options.echo.then_some(Echo { text, ids }),
+            draft,
             arrival,
             place,
             metrics: self.parts.metrics.clone(),
@@ -328,7 +346,7 @@ struct Ready<'a> {
     brought: Brought,
     resolved: Resolved,
     stop: Vec<String>,
-    echo: bool,
+    options: OutputOptions,
     priority: i32,
     cache_salt: &'a str,
     arrival: Arrival,

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use super::arrival::Arrival;
 use super::delta::ServingDelta;
 use super::lease::SharedLease;
+use super::receipt::Draft;
 use crate::engine::{EventReceiver, GenerationEngine};
+use crate::receipt::{Receipt, StopRecord};
 use crate::scheduler::places::Place;
 use crate::telemetry::LoraRequest;
 use crate::telemetry::metrics::{Metrics, QueueCause, RequestFacts, RequestOutcome};
@@ -48,6 +50,15 @@ pub enum StopMatch {
     Text(String),
     /// An eos or stop id.
     Token(u32),
+}
+
+impl From<&StopMatch> for StopRecord {
+    fn from(matched: &StopMatch) -> Self {
+        match matched {
+            StopMatch::Text(text) => Self::Text(text.clone()),
+            StopMatch::Token(id) => Self::TokenId(*id),
+        }
+    }
 }
 
 /// A generated token, or one of the prompt.
@@ -131,6 +142,8 @@ pub enum GenerationEvent {
         usage: Usage,
         /// Times.
         timings: Timings,
+        /// Where it was asked for.
+        receipt: Option<Arc<Receipt>>,
     },
 }
 
@@ -159,6 +172,8 @@ pub(super) struct Admitted {
     pub stop: Vec<String>,
     pub prompt_tokens: u32,
     pub echo: Option<Echo>,
+    /// Where a receipt is wanted.
+    pub draft: Option<Draft>,
     pub arrival: Arrival,
     pub place: Place,
     pub metrics: Metrics,
@@ -180,6 +195,7 @@ pub struct Generation {
     usage: Usage,
     times: Times,
     echo: Option<Echo>,
+    draft: Option<Draft>,
     /// Index of the next choice whose echo is due.
     echoed: u32,
     finished: bool,
@@ -216,6 +232,7 @@ impl Generation {
             stop,
             prompt_tokens,
             echo,
+            draft,
             arrival,
             place,
             metrics,
@@ -230,6 +247,7 @@ impl Generation {
             usage: Usage { prompt_tokens, ..Usage::default() },
             times: Times { arrived, submitted: Instant::now(), started: None, first_token: None, last_token: None },
             echo,
+            draft,
             echoed: 0,
             finished: false,
             _place: place,
@@ -258,7 +276,8 @@ impl Generation {
                 self.finished = true;
                 self.request.over = true;
                 let (usage, timings) = (self.usage, self.times.timings());
-                return Some(Ok(GenerationEvent::Finished { usage, timings }));
+                let receipt = self.draft.take().map(Draft::receipt);
+                return Some(Ok(GenerationEvent::Finished { usage, timings, receipt }));
             }
             let event = match self.request.events.recv().await {
                 Some(event) => self.take(event),
@@ -298,6 +317,7 @@ impl Generation {
                 Ok(None)
             }
             SequenceEvent::PromptLogprob { token: id, logprob } => {
+                self.draft.iter_mut().for_each(|draft| draft.prompt_logprob(&logprob));
                 let Some(choice) = self.choices.first() else { return Ok(None) };
                 let logprob = Some(OutputLogprob::new(id, logprob, &choice.text)?);
                 Ok(Some(GenerationEvent::PromptLogprob(OutputToken { id, logprob })))
@@ -336,6 +356,10 @@ impl Generation {
             self.usage.completion_tokens += 1;
             let text = choice.text.push(id)?;
             (delta.text, matched) = (text.text, text.stop);
+            let logprob = match &mut self.draft {
+                Some(draft) => draft.token(index, id, logprob),
+                None => logprob,
+            };
             let logprob = logprob.map(|logprob| OutputLogprob::new(id, logprob, &choice.text)).transpose()?;
             delta.tokens.push(OutputToken { id, logprob });
         }
@@ -355,6 +379,9 @@ impl Generation {
             (None, None) => None,
         };
         choice.open = delta.finish.is_none();
+        if let (Some(draft), Some((reason, stop))) = (&mut self.draft, &delta.finish) {
+            draft.finish(index, *reason, stop.as_ref().map(StopRecord::from));
+        }
         if let Some((reason, _)) = &delta.finish
             && self.choices.iter().all(|choice| !choice.open)
         {

@@ -17,6 +17,7 @@ mod intake;
 mod lease;
 mod pooling;
 mod problem;
+mod receipt;
 mod salt;
 mod templates;
 #[cfg(test)]

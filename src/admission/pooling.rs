@@ -69,7 +69,7 @@ impl Reading {
             while let Some(event) = generation.next().await {
                 match event? {
                     GenerationEvent::Pooled(more) => vectors.extend(more),
-                    GenerationEvent::Finished { usage, timings } => answer.count(usage, timings),
+                    GenerationEvent::Finished { usage, timings, receipt: _ } => answer.count(usage, timings),
                     GenerationEvent::PromptLogprob(_) | GenerationEvent::Delta(_) => {}
                 }
             }

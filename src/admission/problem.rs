@@ -122,6 +122,7 @@ impl ToProblem for InvalidRequest {
             E::AnswerTooLarge { logprobs, max_bytes } => {
                 invalid().with("logprobs", logprobs).with("max_bytes", max_bytes)
             }
+            E::ReceiptTokens { tokens, max } => invalid().with("tokens", tokens).with("max", max),
             E::InputTokens { tokens, max } => invalid().with("tokens", tokens).with("max", max),
             E::AnswerNumbers { numbers, max_bytes } => invalid().with("numbers", numbers).with("max_bytes", max_bytes),
             E::TotalTokens { max_tokens, choices, max } => {

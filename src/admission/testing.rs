@@ -22,13 +22,14 @@ use crate::engine::{
     AcquireFuture, AdapterInstaller, EngineStats, EventReceiver, GenerationEngine, InstallError, Lease, StatsFuture,
     StepError, SubmitError,
 };
+use crate::receipt::{Digest, NumericsClass, Origin};
 use crate::telemetry::Metrics;
 use crate::text::TokenizerSettings;
 use crate::text::fixtures::byte_level;
 use crate::types::generate::{GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput};
 use crate::types::{
-    AdapterFacts, AdapterVersion, EngineRequest, FinishReason, OpClass, RequestFailure, RequestId, SequenceEvent,
-    VirtualTokens,
+    AdapterFacts, AdapterVersion, BaseDigest, EngineRequest, FinishReason, OpClass, RequestFailure, RequestId,
+    SequenceEvent, VirtualTokens,
 };
 
 /// An engine that takes requests and makes what a test tells it to make.
@@ -248,6 +249,16 @@ impl AdapterInstaller for FakeInstaller {
     }
 }
 
+/// What receipts say of a server here.
+pub(crate) fn origin() -> Origin {
+    Origin {
+        program: "0.0.0".into(),
+        base_sha256: BaseDigest([1; 32]),
+        config_sha256: Digest([2; 32]),
+        numerics: NumericsClass::default(),
+    }
+}
+
 /// Everything behind the porch.
 pub(crate) struct House {
     pub(crate) gate: Arc<Gate>,
@@ -296,6 +307,7 @@ impl House {
             max_concurrent: 2,
             tokenize_threads: 1,
             prefix_salting: PrefixSalting::ByClient,
+            origin: origin(),
         };
         change(&mut parts);
         let templates = Arc::clone(&parts.adapter_templates);

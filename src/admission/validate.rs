@@ -39,6 +39,9 @@ const LOGPROB_BYTES: u64 = 16;
 /// Most tokens of all choices of a request together: bounds what one request can ask to be computed.
 pub const MAX_REQUEST_TOKENS: u64 = 1 << 20;
 
+/// Most tokens of a request with a receipt, prompt and all choices together: it lists them, in one message.
+pub const MAX_RECEIPT_TOKENS: u64 = 1 << 18;
+
 /// What only the loaded model knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelSizes {

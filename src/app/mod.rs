@@ -13,6 +13,7 @@
 //! | [`start`] | everything of a server, in order |
 //! | `vigil` | the engine's end and its steps |
 //! | `identity` | which base it is: the digest of its weights |
+//! | `origin` | what receipts say of a server |
 //! | `doctor` | `polydelta doctor`: what this machine computes with |
 //! | `store` | `polydelta store`: check and repair, without a server |
 //! | `housekeeping` | what is to be done from time to time while it runs |
@@ -36,6 +37,7 @@ mod identity;
 pub mod inspect;
 mod listen;
 mod model_folder;
+mod origin;
 mod running_engine;
 mod serve;
 mod sizing;

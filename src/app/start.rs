@@ -17,6 +17,7 @@ use super::error::AppError;
 use super::housekeeping;
 use super::identity::BaseIdentity;
 use super::listen;
+use super::origin;
 use super::running_engine::{self, RunningEngine};
 use super::sizing::{self, Demand, Sizes};
 use super::vigil::Vigil;
@@ -24,7 +25,7 @@ use crate::adapters::{
     AdapterRegistry, DiskFs, FolderStore, MAX_CHUNK_BYTES, OnStoreError, PinLimits, RegistryLimits, ResidencyLimits,
     Sha256Digest, StoreLimits, StoreOptions,
 };
-use crate::admission::validate::{MAX_INPUTS, MAX_REQUEST_TOKENS};
+use crate::admission::validate::{MAX_INPUTS, MAX_RECEIPT_TOKENS, MAX_REQUEST_TOKENS};
 use crate::admission::{
     AdapterTemplates, Gate, GateParts, GenerationDefaults, Intake, Limits, ModelSizes, PrefixSalting,
 };
@@ -38,9 +39,10 @@ use crate::engine::{EngineHandle, GenerationEngine, HostMemory};
 use crate::grpc::{self, Adapters, Generator, Informer, ModelInfo, Pooler, ServerInfo, ServerLimits, Services};
 use crate::http::serve_metrics;
 use crate::ops::Numerics;
+use crate::receipt::Origin;
 use crate::telemetry::{Metrics, MetricsPage, recorded};
 use crate::text::{ChatTemplate, Tokenizer};
-use crate::types::{AdapterName, BaseDigest, ClientKey};
+use crate::types::{AdapterName, ClientKey};
 use crate::wire::{ClientIdentity, Lifecycle, Listeners};
 
 /// Events kept for watchers that read late.
@@ -116,8 +118,11 @@ impl Server {
 
         let lifecycle = Lifecycle::new();
         let engine: Arc<dyn GenerationEngine> = Arc::new(running.engine.clone());
-        let info = server_info(config, base, digest, numerics, sizes, &running, front.chat_template.is_some());
-        let gate = Arc::new(gate(config, base, front, sizes, &running, &registry, &metrics));
+        let class = origin::numerics_class(&running.backend, numerics, config.cache.block_size);
+        let origin = origin::of(digest, base.checkpoint.config(), class);
+        let info = server_info(config, base, &origin, sizes, &running, front.chat_template.is_some());
+        let of_model = model_sizes(base, sizes);
+        let gate = Arc::new(gate(config, of_model, front, &running, &registry, &metrics, origin));
         let services = Services {
             generation: Generator::new(
                 Arc::clone(&gate),
@@ -400,12 +405,12 @@ impl Front {
 
 fn gate(
     config: &ServeConfig,
-    base: &OpenedBase,
+    model: ModelSizes,
     front: Front,
-    sizes: Sizes,
     running: &RunningEngine,
     registry: &Arc<AdapterRegistry>,
     metrics: &Metrics,
+    origin: Origin,
 ) -> Gate {
     Gate::new(GateParts {
         engine: Arc::new(running.engine.clone()),
@@ -414,15 +419,7 @@ fn gate(
         tokenizer: front.tokenizer,
         chat_template: front.chat_template,
         adapter_templates: front.adapter_templates,
-        limits: Limits::new(
-            &config.request_limits,
-            ModelSizes {
-                context_length: sizes.max_model_len,
-                vocab_size: u32::try_from(base.spec.vocab_size).unwrap_or(u32::MAX),
-                hidden_size: u32::try_from(base.spec.hidden_size).unwrap_or(u32::MAX),
-            },
-            front.defaults,
-        ),
+        limits: Limits::new(&config.request_limits, model, front.defaults),
         metrics: metrics.clone(),
         max_concurrent: config.request_limits.max_concurrent,
         tokenize_threads: config.threads,
@@ -430,26 +427,35 @@ fn gate(
             PrefixCache::Shared => PrefixSalting::Shared,
             PrefixCache::Salted | PrefixCache::Off => PrefixSalting::ByClient,
         },
+        origin,
     })
+}
+
+fn model_sizes(base: &OpenedBase, sizes: Sizes) -> ModelSizes {
+    ModelSizes {
+        context_length: sizes.max_model_len,
+        vocab_size: u32::try_from(base.spec.vocab_size).unwrap_or(u32::MAX),
+        hidden_size: u32::try_from(base.spec.hidden_size).unwrap_or(u32::MAX),
+    }
 }
 
 fn server_info(
     config: &ServeConfig,
     base: &OpenedBase,
-    digest: BaseDigest,
-    numerics: Numerics,
+    origin: &Origin,
     sizes: Sizes,
     running: &RunningEngine,
     has_chat_template: bool,
 ) -> ServerInfo {
     let model = ModelInfo {
         name: base.name.clone(),
-        digest: digest.to_string(),
+        digest: origin.base_sha256.to_string(),
         architecture: base.architecture(),
         parameters: base.checkpoint.parameters(),
         vocab_size: base.spec.vocab_size,
         context_length: sizes.max_model_len as usize,
         has_chat_template,
+        config_digest: origin.config_sha256.to_string(),
     };
     let requests = &config.request_limits;
     let limits = ServerLimits {
@@ -469,10 +475,11 @@ fn server_info(
         max_request_tokens: MAX_REQUEST_TOKENS,
         max_inputs: MAX_INPUTS as u32,
         max_inline_adapter_bytes: requests.max_inline_adapter_bytes,
+        max_receipt_tokens: MAX_RECEIPT_TOKENS,
     };
     ServerInfo {
         model,
-        dtype: numerics.compute.as_str().to_owned(),
+        dtype: origin.numerics.compute.clone(),
         device: running.backend.name.to_owned(),
         isa: running.backend.isa.to_owned(),
         threads: running.backend.threads,
@@ -480,5 +487,6 @@ fn server_info(
         kv_block_size: config.cache.block_size as usize,
         limits,
         adapter_kinds: SERVED_KINDS.iter().map(|(kind, _)| (*kind).to_owned()).collect(),
+        numerics: origin.numerics.clone(),
     }
 }

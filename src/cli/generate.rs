@@ -8,7 +8,7 @@ use super::client::{connect, request};
 use super::conversation;
 use super::exit::{CliError, UsageError};
 use super::interrupt::unless_interrupted;
-use super::logprobs;
+use super::{logprobs, receipt};
 use crate::config::client::{MixedAdapter, SamplingArgs, StoppingArgs};
 use crate::config::{GenerateArgs, Terminal};
 use crate::grpc::pb;
@@ -29,6 +29,7 @@ async fn message(args: &GenerateArgs, terminal: Terminal) -> Result<pb::Generate
             echo: args.echo,
             token_ids: args.client.json,
             prompt_logprobs: args.prompt_logprobs,
+            receipt: args.receipt.is_some(),
         }),
         n: args.n.unwrap_or(0),
         priority: args.priority.unwrap_or(0),
@@ -172,7 +173,8 @@ async fn generate(args: &GenerateArgs, terminal: Terminal, out: &mut impl Write)
             let texts = if texts_of(args) > 0 { &response.choices[..] } else { &[] };
             print_all(texts, &response.prompt_logprobs, out)
         };
-        return written.map_err(CliError::Output);
+        written.map_err(CliError::Output)?;
+        return keep_receipt(args, &response.receipt).await;
     }
     let mut events = service.generate_stream(request).await?.into_inner();
     let mut printer = Printer::new(out, texts_of(args));
@@ -188,12 +190,19 @@ async fn generate(args: &GenerateArgs, terminal: Terminal, out: &mut impl Write)
                 spinner.clear();
                 printer.finish().map_err(CliError::Output)?;
                 tracing::debug!("{}", summary(&finished));
-                return Ok(());
+                return keep_receipt(args, &finished.receipt).await;
             }
             None => {}
         }
     }
     Err(CliError::Incomplete { missing: "end" })
+}
+
+async fn keep_receipt(args: &GenerateArgs, text: &str) -> Result<(), CliError> {
+    match &args.receipt {
+        Some(path) => receipt::write(path, text).await,
+        None => Ok(()),
+    }
 }
 
 /// Texts that will be printed: none where the prompt alone is scored.

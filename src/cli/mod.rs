@@ -12,6 +12,7 @@ mod generate;
 mod interrupt;
 mod logprobs;
 mod pooling;
+mod receipt;
 mod table;
 mod upload;
 

@@ -197,6 +197,9 @@ pub struct GenerateArgs {
     /// Print the prompt too
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Output")]
     pub echo: bool,
+    /// Write a receipt of the answer to this file
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub receipt: Option<PathBuf>,
     /// Larger goes first
     #[arg(long, value_name = "N", help_heading = "Output")]
     pub priority: Option<i32>,

@@ -87,8 +87,8 @@ impl GenerationService for Generator {
                 GenerationEvent::PromptLogprob(token) => collected.add_prompt_logprob(token),
                 GenerationEvent::Pooled(_) => unreachable!("the gate has nothing pooled of what is generated"),
                 GenerationEvent::Delta(delta) => collected.add(delta),
-                GenerationEvent::Finished { usage, timings } => {
-                    return Ok(respond(collected.finish(usage, timings), &request_id));
+                GenerationEvent::Finished { usage, timings, receipt } => {
+                    return Ok(respond(collected.finish(usage, timings, receipt.as_deref()), &request_id));
                 }
             }
         }
@@ -170,7 +170,9 @@ impl Pump {
                     unreachable!("the gate has nothing pooled of what is generated")
                 }
                 Some(Ok(GenerationEvent::Delta(delta))) => Ok(convert::delta(delta, self.token_ids)),
-                Some(Ok(GenerationEvent::Finished { usage, timings })) => Ok(convert::finished(usage, timings)),
+                Some(Ok(GenerationEvent::Finished { usage, timings, receipt })) => {
+                    Ok(convert::finished(usage, timings, receipt.as_deref()))
+                }
                 Some(Err(error)) => Err(status::of(&error)),
             };
         }

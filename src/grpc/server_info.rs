@@ -1,5 +1,7 @@
 //! What a server says of itself: plain data.
 
+use crate::receipt::NumericsClass;
+
 /// What a server says of itself. Does not change while it runs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServerInfo {
@@ -21,6 +23,8 @@ pub struct ServerInfo {
     pub limits: ServerLimits,
     /// Delta methods that can be uploaded.
     pub adapter_kinds: Vec<String>,
+    /// What of it can change a bit of an answer.
+    pub numerics: NumericsClass,
 }
 
 /// The frozen base.
@@ -40,6 +44,8 @@ pub struct ModelInfo {
     pub context_length: usize,
     /// Whether it has a chat template.
     pub has_chat_template: bool,
+    /// sha256 over its config.json.
+    pub config_digest: String,
 }
 
 /// Limits a client may want to know.
@@ -77,4 +83,6 @@ pub struct ServerLimits {
     pub max_inputs: u32,
     /// Bytes of an adapter that a request brings.
     pub max_inline_adapter_bytes: u64,
+    /// Tokens of a request with a receipt.
+    pub max_receipt_tokens: u64,
 }

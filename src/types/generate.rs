@@ -159,6 +159,8 @@ pub struct OutputOptions {
     pub echo: bool,
     /// Generated ids come back too.
     pub token_ids: bool,
+    /// A receipt comes with the end.
+    pub receipt: bool,
 }
 
 /// A generation request as a client states it, without its transport.

@@ -56,6 +56,7 @@ pub(crate) fn collect(events: &[Event]) -> pb::GenerateResponse {
                 assert_eq!(position, events.len() - 1, "finished comes last");
                 response.usage = finished.usage;
                 response.timings = finished.timings;
+                response.receipt.clone_from(&finished.receipt);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The real engine on the golden llama, with steps that a test can hold.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::future::{Future, poll_fn};
 use std::ops::Deref;
@@ -28,6 +29,12 @@ use super::harness::{Model, Options, Server, registry, tokenizer, within};
 pub(crate) const EOS: u32 = 2;
 pub(crate) const CONTEXT: u32 = 256;
 
+/// Adapters of all golden runs, mixes left out.
+pub(crate) fn golden_adapters() -> Vec<String> {
+    let names = golden_cases().into_iter().filter(|case| case.mix.is_empty()).filter_map(|case| case.adapter);
+    names.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
 /// One greedy run of transformers + peft.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Case {
@@ -44,12 +51,16 @@ pub(crate) struct Case {
 
 /// The case `ADAPTER/PROMPT` or `base/PROMPT`.
 pub(crate) fn case(name: &str) -> Case {
+    golden_cases().into_iter().find(|case| case.name == name).unwrap_or_else(|| panic!("no case {name}"))
+}
+
+fn golden_cases() -> Vec<Case> {
     #[derive(Deserialize)]
     struct Cases {
         cases: Vec<Case>,
     }
     let cases: Cases = serde_json::from_slice(&fs::read(golden_dir().join("cases.json")).unwrap()).unwrap();
-    cases.cases.into_iter().find(|case| case.name == name).unwrap_or_else(|| panic!("no case {name}"))
+    cases.cases
 }
 
 impl Case {

@@ -20,8 +20,10 @@ use polydelta::grpc::pb::adapter_service_client::AdapterServiceClient;
 use polydelta::grpc::pb::generation_service_client::GenerationServiceClient;
 use polydelta::grpc::pb::server_service_client::ServerServiceClient;
 use polydelta::grpc::{Adapters, Generator, Informer, ModelInfo, Pooler, ServerInfo, Services, pb, serve};
+use polydelta::receipt::{Digest, NumericsClass, Origin};
 use polydelta::telemetry::Metrics;
 use polydelta::text::{ChatTemplate, Tokenizer, TokenizerSettings};
+use polydelta::types::BaseDigest;
 use polydelta::wire::{ClientIdentity, Lifecycle};
 use serde_json::json;
 use tempfile::TempDir;
@@ -66,6 +68,8 @@ pub(crate) struct Options {
     pub(crate) folder: Arc<TempDir>,
     /// The disk it lies on.
     pub(crate) disk: Arc<dyn StoreFs>,
+    /// What receipts say of the server.
+    pub(crate) origin: Origin,
 }
 
 const CHAT: &str = "{% for m in messages %}{% if m.role == 'nobody' %}{{ raise_exception('who?') }}{% endif %}\
@@ -87,6 +91,12 @@ impl Default for Options {
             max_inline_adapter_bytes: 0,
             folder: Arc::new(tempfile::tempdir().unwrap()),
             disk: Arc::new(DiskFs),
+            origin: Origin {
+                program: env!("CARGO_PKG_VERSION").into(),
+                base_sha256: BaseDigest([1; 32]),
+                config_sha256: Digest([2; 32]),
+                numerics: NumericsClass { device: "cpu".into(), kv_tile: 4, ..NumericsClass::default() },
+            },
         }
     }
 }
@@ -151,9 +161,16 @@ impl Server {
             max_concurrent: options.max_concurrent,
             tokenize_threads: 2,
             prefix_salting: PrefixSalting::ByClient,
+            origin: options.origin.clone(),
         }));
         let info = ServerInfo {
-            model: ModelInfo { vocab_size: vocab_size as usize, ..ModelInfo::default() },
+            model: ModelInfo {
+                vocab_size: vocab_size as usize,
+                digest: options.origin.base_sha256.to_string(),
+                config_digest: options.origin.config_sha256.to_string(),
+                ..ModelInfo::default()
+            },
+            numerics: options.origin.numerics.clone(),
             ..ServerInfo::default()
         };
         let intake = Arc::new(Intake::new(Arc::clone(&registry), installer, templates, Metrics::disabled()));

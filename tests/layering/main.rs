@@ -13,7 +13,7 @@ use circles::Needs;
 /// Floors from the ground up. Rooms of one floor do not see each other unless a pair below says so.
 const FLOORS: [&[&str]; 7] = [
     &["types", "files"],
-    &["config", "telemetry"],
+    &["config", "telemetry", "receipt"],
     &["scheduler", "cache", "adapters", "model", "sampler", "delta", "ops", "hub"],
     &["engine", "text"],
     &["admission", "wire"],

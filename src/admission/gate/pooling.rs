@@ -12,7 +12,7 @@ use crate::admission::pooling::{Reader, Reading};
 use crate::admission::tokenizing::TokenizedPrompt;
 use crate::admission::validate::Resolved;
 use crate::types::pool::{PoolInput, PoolRows, PoolSpec, PoolWanted, Pooling};
-use crate::types::{AdapterTask, Party, PromptInput, SamplingParams, StoppingParams};
+use crate::types::{AdapterTask, OutputOptions, Party, PromptInput, SamplingParams, StoppingParams};
 
 /// Texts to be read, without their transport.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,7 +88,7 @@ impl Gate {
                 brought,
                 resolved: reading(pool),
                 stop: Vec::new(),
-                echo: false,
+                options: OutputOptions::default(),
                 priority: input.priority,
                 cache_salt: &input.cache_salt,
                 arrival,

@@ -38,7 +38,7 @@ impl Running {
 
     async fn finished(&mut self) -> (Usage, Timings) {
         let finished = match self.generation.next().await {
-            Some(Ok(Event::Finished { usage, timings })) => (usage, timings),
+            Some(Ok(Event::Finished { usage, timings, receipt: None })) => (usage, timings),
             other => panic!("not finished: {other:?}"),
         };
         assert!(self.generation.next().await.is_none(), "nothing follows");
@@ -63,6 +63,49 @@ impl Running {
 
 fn stop(text: &str) -> Option<(FinishReason, Option<StopMatch>)> {
     Some((FinishReason::Stop, Some(StopMatch::Text(text.to_owned()))))
+}
+
+/// A token after a stop string was completed is none of the answer, and its log-probability none of the digest.
+#[tokio::test]
+async fn a_receipt_is_of_what_was_said() {
+    use crate::receipt::{ChoiceRecord, DeltaRecord, FinishRecord, LogprobHasher};
+    let mut running = Running::with(|r| {
+        r.input.options.receipt = true;
+        r.input.stopping.stop = vec!["ND".into()];
+        r.input.choices = 2;
+    })
+    .await;
+    let said = |choice, text, logprob: f32| {
+        let logprob = Some(TokenLogprob { logprob, top: Vec::new() });
+        SequenceEvent::Token { choice, token: Some(id(text)), logprob, finish: None, at: Instant::now() }
+    };
+    for (choice, text, logprob) in [(0, "E", -0.5), (1, "x", -1.0), (0, "N", -0.25), (0, "D", -2.0)] {
+        running.events().sender.try_send(said(choice, text, logprob)).unwrap();
+        let delta = running.delta().await;
+        assert_eq!(delta.tokens, [OutputToken { id: id(text), logprob: None }], "log-probabilities were not asked for");
+    }
+    running.events().sender.try_send(said(0, "z", -9.0)).unwrap();
+    running.events().stop(9, 1, 7);
+    running.delta().await;
+    let Some(Ok(Event::Finished { receipt: Some(receipt), .. })) = running.generation.next().await else {
+        panic!("no receipt");
+    };
+    let choice = |texts: &[&str], logprobs: &[f32], stop_match| {
+        let mut hasher = LogprobHasher::default();
+        logprobs.iter().for_each(|logprob| hasher.add(*logprob));
+        ChoiceRecord {
+            token_ids: texts.iter().map(|text| id(text)).collect(),
+            finish_reason: FinishRecord::Stop,
+            stop_match: Some(stop_match),
+            logprobs_sha256: hasher.digest(),
+        }
+    };
+    let first = choice(&["E", "N", "D"], &[-0.5, -0.25, -2.0], StopRecord::Text("ND".into()));
+    assert_eq!(receipt.choices, [first, choice(&["x"], &[-1.0], StopRecord::TokenId(7))]);
+    assert_eq!((&receipt.delta, receipt.active_from), (&DeltaRecord::Base, None));
+    let prompt: Vec<u32> = "prompt".chars().map(|c| id(&c.to_string())).collect();
+    assert_eq!(receipt.prompt_token_ids[1..], prompt, "behind the beginning of a sequence");
+    assert_eq!(receipt.stopping.stop, ["ND"]);
 }
 
 const LENGTH: Option<(FinishReason, Option<StopMatch>)> = Some((FinishReason::Length, None));

@@ -220,6 +220,14 @@ pub enum InvalidRequest {
         /// Limit.
         max: u64,
     },
+    /// More tokens than a receipt lists.
+    #[error("options.receipt: prompt and choices may come to {tokens} tokens, a receipt lists {max}; ask for fewer")]
+    ReceiptTokens {
+        /// Of the prompt, and `max_tokens` of every choice.
+        tokens: u64,
+        /// Limit.
+        max: u64,
+    },
 }
 
 impl InvalidRequest {
@@ -255,6 +263,7 @@ impl InvalidRequest {
             Self::NothingToSample { .. } => "stopping.stop_token_ids",
             Self::MaxTokens { .. } | Self::TotalTokens { .. } => "stopping.max_tokens",
             Self::AnswerTooLarge { .. } => "options.prompt_logprobs",
+            Self::ReceiptTokens { .. } => "options.receipt",
             Self::InputTokens { .. } | Self::AnswerNumbers { .. } => "inputs",
         }
     }

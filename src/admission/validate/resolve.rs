@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use super::{InvalidRequest, Limits, MAX_REQUEST_TOKENS};
+use super::{InvalidRequest, Limits, MAX_RECEIPT_TOKENS, MAX_REQUEST_TOKENS, MAX_STOP_TOKEN_IDS, few};
 use crate::types::generate::{GenerateInput, OutputOptions, PromptInput, SamplingInput};
 use crate::types::{SamplingParams, StoppingParams};
 
@@ -43,6 +43,10 @@ impl Limits {
         if min_tokens > 0 && stop_token_ids.len() >= self.vocab_size as usize {
             return Err(InvalidRequest::NothingToSample { vocab_size: self.vocab_size });
         }
+        if input.options.receipt {
+            // Those of the model too: a receipt names all of them, and is asked for again with what it names.
+            few("stopping.stop_token_ids", stop_token_ids.len(), MAX_STOP_TOKEN_IDS)?;
+        }
         Ok(Resolved {
             sampling: self.sampling(&input.sampling, input.options),
             stopping: StoppingParams { max_tokens, min_tokens, stop_token_ids },
@@ -78,6 +82,12 @@ impl Limits {
                 self.default_max_tokens.min(left).min(share)
             }
         };
+        if input.options.receipt {
+            let tokens = u64::from(max_tokens) * u64::from(input.choices.max(1)) + prompt_tokens as u64;
+            if tokens > MAX_RECEIPT_TOKENS {
+                return Err(InvalidRequest::ReceiptTokens { tokens, max: MAX_RECEIPT_TOKENS });
+            }
+        }
         match input.stopping.min_tokens {
             Some(min_tokens) if min_tokens > max_tokens => Err(InvalidRequest::MinTokens { min_tokens, max_tokens }),
             _ => Ok(max_tokens),
@@ -123,7 +133,8 @@ impl Limits {
             presence_penalty: input.presence_penalty.unwrap_or(0.0),
             frequency_penalty: input.frequency_penalty.unwrap_or(0.0),
             logit_bias: input.logit_bias.iter().copied().collect(),
-            logprobs: options.logprobs,
+            // A receipt has a digest of them.
+            logprobs: options.logprobs.or(options.receipt.then_some(0)),
             prompt_logprobs: options.prompt_logprobs,
             pool: None,
         }

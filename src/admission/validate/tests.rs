@@ -339,6 +339,36 @@ prop_compose! {
     }
 }
 
+/// It lists all tokens, and what it lists is asked for again.
+#[test]
+fn a_receipt_has_its_own_limits_and_needs_log_probabilities() {
+    let wide = Limits { context_length: u32::MAX, max_choices: 4, ..limits() };
+    let asking = |receipt, max_tokens| {
+        let mut input = changed(|input| input.choices = 2);
+        (input.options.receipt, input.stopping.max_tokens) = (receipt, Some(max_tokens));
+        input
+    };
+    let most = (MAX_RECEIPT_TOKENS as u32 - 10) / 2;
+    assert_eq!(wide.resolve(&asking(true, most), 10, 0).unwrap().sampling.logprobs, Some(0));
+    assert_eq!(wide.resolve(&asking(false, most + 1), 10, 0).unwrap().sampling.logprobs, None);
+    let refused = wide.resolve(&asking(true, most + 1), 10, 0).unwrap_err();
+    assert_eq!(refused, E::ReceiptTokens { tokens: MAX_RECEIPT_TOKENS + 2, max: MAX_RECEIPT_TOKENS });
+    assert_eq!(refused.field(), "options.receipt");
+
+    // The model's own end of sequence is one more.
+    let stopping = |receipt| {
+        let mut input = asking(receipt, 5);
+        input.stopping.stop_token_ids = (10..10 + MAX_STOP_TOKEN_IDS as u32).collect();
+        wide.resolve(&input, 10, 0)
+    };
+    assert_eq!(stopping(false).unwrap().stopping.stop_token_ids.len(), MAX_STOP_TOKEN_IDS + 1);
+    let (count, max) = (MAX_STOP_TOKEN_IDS + 1, MAX_STOP_TOKEN_IDS);
+    assert_eq!(stopping(true).unwrap_err(), E::TooMany { field: "stopping.stop_token_ids", count, max });
+    let options = crate::types::OutputOptions { logprobs: Some(3), receipt: true, ..Default::default() };
+    let resolved = wide.resolve(&changed(|input| input.options = options), 10, 0).unwrap();
+    assert_eq!(resolved.sampling.logprobs, Some(3), "as many as were asked for");
+}
+
 prop_compose! {
     fn any_stopping()(
         max_tokens in any_count(CONTEXT), min_tokens in any_count(20),

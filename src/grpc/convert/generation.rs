@@ -11,6 +11,7 @@ use crate::admission::{
     AdapterChoice, AdmissionRequest, ChoiceDelta, DeltaChoice, GenerationInfo, OutputLogprob, OutputToken, PartChoice,
     ServingDelta, ServingPart, StopMatch, Timings, TopToken,
 };
+use crate::receipt::Receipt;
 use crate::types::generate::{
     Chat, ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput, TemplateValue,
 };
@@ -160,8 +161,8 @@ fn stopping_input(stopping: pb::StoppingParams) -> StoppingInput {
 }
 
 fn output_options(options: pb::OutputOptions) -> OutputOptions {
-    let pb::OutputOptions { logprobs, echo, token_ids, prompt_logprobs } = options;
-    OutputOptions { logprobs, prompt_logprobs, echo, token_ids }
+    let pb::OutputOptions { logprobs, echo, token_ids, prompt_logprobs, receipt } = options;
+    OutputOptions { logprobs, prompt_logprobs, echo, token_ids, receipt }
 }
 
 /// What to tokenize, and for which adapter.
@@ -216,10 +217,15 @@ pub(in crate::grpc) fn delta(delta: ChoiceDelta, token_ids: bool) -> pb::Generat
     }))
 }
 
-pub(in crate::grpc) fn finished(usage: Usage, timings: Timings) -> pb::GenerateStreamResponse {
+pub(in crate::grpc) fn finished(
+    usage: Usage,
+    timings: Timings,
+    receipt: Option<&Receipt>,
+) -> pb::GenerateStreamResponse {
     event(pb::generate_stream_response::Event::Finished(pb::Finished {
         usage: Some(self::usage(usage)),
         timings: Some(self::timings(timings)),
+        receipt: receipt.map(Receipt::text).unwrap_or_default(),
     }))
 }
 
@@ -296,6 +302,7 @@ impl Collected {
             prompt_logprobs: Vec::new(),
             mix,
             active_from: info.active_from,
+            receipt: String::new(),
         };
         Self { response, token_ids }
     }
@@ -317,9 +324,15 @@ impl Collected {
         }
     }
 
-    pub(in crate::grpc) fn finish(mut self, usage: Usage, timings: Timings) -> pb::GenerateResponse {
+    pub(in crate::grpc) fn finish(
+        mut self,
+        usage: Usage,
+        timings: Timings,
+        receipt: Option<&Receipt>,
+    ) -> pb::GenerateResponse {
         self.response.usage = Some(self::usage(usage));
         self.response.timings = Some(self::timings(timings));
+        self.response.receipt = receipt.map(Receipt::text).unwrap_or_default();
         self.response
     }
 }

@@ -7,6 +7,7 @@ use super::super::server_info::{ModelInfo, ServerInfo, ServerLimits};
 use super::saturate;
 use crate::adapters::ResidencyStats;
 use crate::engine::EngineStats;
+use crate::receipt::NumericsClass;
 
 pub(in crate::grpc) fn server_info(info: &ServerInfo) -> pb::GetServerInfoResponse {
     pb::GetServerInfoResponse {
@@ -19,7 +20,13 @@ pub(in crate::grpc) fn server_info(info: &ServerInfo) -> pb::GetServerInfoRespon
         kv_cache: Some(pb::KvCacheInfo { blocks: saturate(info.kv_blocks), block_size: saturate(info.kv_block_size) }),
         limits: Some(limits(&info.limits)),
         adapter_kinds: info.adapter_kinds.clone(),
+        numerics: Some(numerics(&info.numerics)),
     }
+}
+
+fn numerics(numerics: &NumericsClass) -> pb::NumericsClass {
+    let NumericsClass { device, isa, target, weights, compute, kv, kv_tile } = numerics.clone();
+    pb::NumericsClass { device, isa, target, weights, compute, kv, kv_tile }
 }
 
 fn model(model: &ModelInfo) -> pb::BaseModel {
@@ -31,6 +38,7 @@ fn model(model: &ModelInfo) -> pb::BaseModel {
         vocab_size: saturate(model.vocab_size),
         context_length: saturate(model.context_length),
         has_chat_template: model.has_chat_template,
+        config_digest: model.config_digest.clone(),
     }
 }
 
@@ -52,6 +60,7 @@ fn limits(limits: &ServerLimits) -> pb::Limits {
         max_request_tokens: limits.max_request_tokens,
         max_inputs: limits.max_inputs,
         max_inline_adapter_bytes: limits.max_inline_adapter_bytes,
+        max_receipt_tokens: limits.max_receipt_tokens,
     }
 }
 

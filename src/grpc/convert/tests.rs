@@ -54,7 +54,13 @@ fn full() -> pb::GenerateRequest {
             stop_token_ids: vec![4, 4],
             ignore_eos: Some(true),
         }),
-        options: Some(pb::OutputOptions { logprobs: Some(2), echo: true, token_ids: true, prompt_logprobs: Some(1) }),
+        options: Some(pb::OutputOptions {
+            logprobs: Some(2),
+            echo: true,
+            token_ids: true,
+            prompt_logprobs: Some(1),
+            receipt: true,
+        }),
         n: 3,
         priority: -4,
         cache_salt: "team".into(),
@@ -93,7 +99,7 @@ fn every_field_of_a_request_arrives() {
     assert_eq!(input.stopping, stopping);
     assert_eq!(
         input.options,
-        OutputOptions { logprobs: Some(2), prompt_logprobs: Some(1), echo: true, token_ids: true }
+        OutputOptions { logprobs: Some(2), prompt_logprobs: Some(1), echo: true, token_ids: true, receipt: true }
     );
     assert_eq!((input.choices, input.priority, input.cache_salt.as_str()), (3, -4, "team"));
 }
@@ -283,7 +289,7 @@ fn a_unary_response_is_its_stream_put_together() {
     ];
     let mut collected = Collected::new(&info(true), true);
     deltas.iter().cloned().for_each(|delta| collected.add(delta));
-    let response = collected.finish(USAGE, measured());
+    let response = collected.finish(USAGE, measured(), None);
     assert_eq!((response.adapter.as_str(), response.adapter_version.as_str()), ("sql", DIGEST));
     let [first, second] = &response.choices[..] else { panic!("two choices") };
     assert_eq!((first.index, first.text.as_str(), &first.token_ids[..]), (0, "a", &[2][..]));
@@ -294,11 +300,11 @@ fn a_unary_response_is_its_stream_put_together() {
     let usage = pb::Usage { prompt_tokens: 5, completion_tokens: 3, cached_tokens: 2 };
     let timings = pb::Timings { queue_ms: 1.5, prefill_ms: 2.5, decode_ms: 10.0, total_ms: 14.0 };
     assert_eq!((response.usage, response.timings), (Some(usage), Some(timings)));
-    let Some(Event::Finished(last)) = finished(USAGE, measured()).event else { panic!("finished") };
+    let Some(Event::Finished(last)) = finished(USAGE, measured(), None).event else { panic!("finished") };
     assert_eq!((last.usage, last.timings), (Some(usage), Some(timings)), "as the stream says it");
     let mut bare = Collected::new(&info(false), false);
     deltas.into_iter().for_each(|delta| bare.add(delta));
-    assert!(bare.finish(USAGE, measured()).choices.iter().all(|choice| choice.token_ids.is_empty()));
+    assert!(bare.finish(USAGE, measured(), None).choices.iter().all(|choice| choice.token_ids.is_empty()));
 }
 
 #[test]

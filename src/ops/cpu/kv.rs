@@ -17,7 +17,7 @@ use super::pack::PANEL;
 use crate::ops::{KvShape, OpsError};
 
 /// Places of a KV tile.
-pub(super) const TILE: usize = PANEL;
+pub const TILE: usize = PANEL;
 
 /// Sizes of the layout, in words.
 #[derive(Clone, Copy, Debug)]

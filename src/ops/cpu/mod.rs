@@ -43,7 +43,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use isa::Isa;
-pub use kv::KvCache;
+pub use kv::{KvCache, TILE as KV_TILE};
 pub use memory::{Buffer, limit_arenas};
 pub use pack::PackedWeight;
 pub use peak::Reading;
@@ -147,7 +147,7 @@ impl Backend for CpuBackend {
     type ExpertsWork = ExpertsWork;
 
     fn info(&self) -> BackendInfo {
-        BackendInfo { name: "cpu", isa: self.isa.get().as_str(), threads: self.pool.threads() }
+        BackendInfo { name: "cpu", isa: self.isa.get().as_str(), variant: String::new(), threads: self.pool.threads() }
     }
 
     fn numerics(&self) -> Numerics {

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::abi::{Plain, SiteView};
-use super::driver::{Beside, Device, DeviceMemory, Grid, Kernel, Stream};
+use super::driver::{Assembler, Beside, Device, DeviceMemory, Grid, Kernel, Stream};
 use super::graphs::Graphs;
 use super::kernel_cache::KernelCache;
 use super::kernels::Kernels;
 use super::library_gemm::{LibraryGemm, LibraryGemms};
+use super::probe::Version;
 use super::uploader::Uploader;
 use crate::ops::{Numerics, OpsError, SampledRows, SiteTable};
 
@@ -42,6 +43,8 @@ pub struct CudaBackend {
     pub(super) scratch: Mutex<Scratch>,
     pub(super) beside: Beside,
     pub(super) library_gemms: Option<LibraryGemms>,
+    /// The device's compute capability.
+    pub(super) compute: Version,
     /// Dropped last: everything above lies on it.
     pub(super) device: Arc<Device>,
 }
@@ -72,10 +75,11 @@ impl CudaBackend {
     pub fn new(options: CudaOptions) -> Result<Self, OpsError> {
         let CudaOptions { ordinal, numerics, memory_bytes, kernel_cache, library_gemm } = options;
         let device = Device::open(ordinal, memory_bytes)?;
+        let compute = Assembler::of(&device)?.compute;
         let kernels = load_kernels(&device, numerics, kernel_cache.as_deref())?;
         let (graphs, scratch, library_gemms) = (Mutex::default(), Mutex::default(), None);
         let (uploader, beside) = (Uploader::new(&device), Beside::new(&device)?);
-        let mut backend = Self { numerics, kernels, uploader, graphs, scratch, beside, library_gemms, device };
+        let mut backend = Self { numerics, kernels, uploader, graphs, scratch, beside, library_gemms, compute, device };
         backend.check()?;
         if let Some(library) = library_gemm {
             let of_any = LibraryGemm { from_rows: 1, ..library.clone() };

@@ -81,7 +81,8 @@ impl Backend for CudaBackend {
     type ExpertsWork = ExpertsWork;
 
     fn info(&self) -> BackendInfo {
-        BackendInfo { name: "cuda", isa: "ptx", threads: 1 }
+        let library = if self.library_gemms.is_some() { " cublaslt" } else { "" };
+        BackendInfo { name: "cuda", isa: "ptx", variant: format!("{}{library}", self.compute), threads: 1 }
     }
 
     fn numerics(&self) -> Numerics {

@@ -64,7 +64,7 @@ impl Backend for ReferenceBackend {
     type ExpertsWork = ();
 
     fn info(&self) -> BackendInfo {
-        BackendInfo { name: "reference", isa: "portable", threads: 1 }
+        BackendInfo { name: "reference", isa: "portable", variant: String::new(), threads: 1 }
     }
 
     fn numerics(&self) -> Numerics {

@@ -33,6 +33,6 @@ fn a_mix_arrives_in_its_order_and_is_said_with_what_its_names_stood_for() {
     let Some(Event::Started(started)) = started(&info).event else { panic!("started") };
     assert_eq!((started.adapter.as_str(), started.adapter_version.as_str()), ("", DIGEST));
     assert_eq!(started.mix, [given("b", -0.5, DIGEST), given("a", 2.0, DIGEST)]);
-    let response = Collected::new(&info, false).finish(Usage::default(), Timings::default());
+    let response = Collected::new(&info, false).finish(Usage::default(), Timings::default(), None);
     assert_eq!(response.mix, started.mix);
 }
