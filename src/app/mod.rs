@@ -134,6 +134,7 @@ async fn dispatch(
         Command::Serve(args) => serve::run(args, environment, log).await,
         Command::Demo(args) => demo::run(args, environment, (terminal, log), &mut out).await,
         Command::Generate(args) => Ok(cli::generate(args, terminal, &mut out).await?),
+        Command::Replay(args) => Ok(cli::replay(args, &mut out).await?),
         Command::Embed(args) => Ok(cli::embed(args, &mut out).await?),
         Command::Score(args) => Ok(cli::score(args, &mut out).await?),
         Command::Doctor(args) => tokio::task::block_in_place(|| doctor::run(args, environment, &mut out)),

@@ -8,6 +8,7 @@ use tonic::Code;
 use super::bring::BringError;
 use crate::config::Exit;
 use crate::files::FileRefusal;
+use crate::receipt::ReceiptError;
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,26 @@ pub enum CliError {
     /// The arguments contradict each other or the files they name.
     #[error("{0}")]
     Usage(#[from] UsageError),
+    /// A receipt that is none, or is not as it was made.
+    #[error("{path}: {source}")]
+    Receipt {
+        /// Where it is.
+        path: String,
+        /// What is wrong with it.
+        source: ReceiptError,
+    },
+    /// A replayed answer is another one; the output says how.
+    #[error("the answer is not the receipt's: {what}")]
+    Differs {
+        /// What differs.
+        what: String,
+    },
+    /// What an answer was computed from is not on this server; the output says what is there.
+    #[error("the receipt cannot be replayed on this server: {what}")]
+    NotHere {
+        /// What is another one, or missing.
+        what: String,
+    },
     /// The answer lacks what the protocol promises.
     #[error("the server's answer has no {missing}")]
     Incomplete {
@@ -113,6 +134,9 @@ impl CliError {
             Self::File { source, .. } if FileRefusal::of(source).is_some() => Exit::Rejected,
             Self::File { .. } | Self::Output(_) | Self::Incomplete { .. } => Exit::Failure,
             Self::Interrupted => Exit::Interrupted,
+            Self::Receipt { .. } => Exit::Rejected,
+            Self::Differs { .. } => Exit::Differs,
+            Self::NotHere { .. } => Exit::NotHere,
         }
     }
 }

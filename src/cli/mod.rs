@@ -13,6 +13,7 @@ mod interrupt;
 mod logprobs;
 mod pooling;
 mod receipt;
+mod replay;
 mod table;
 mod upload;
 
@@ -21,4 +22,5 @@ pub use bring::{BringError, Brought, SavedTemplate, bring, exit_of_hub, fetch};
 pub use exit::{CliError, UsageError, exit_of};
 pub use generate::run as generate;
 pub use pooling::{embed, score};
+pub use replay::{replay_request, run as replay};
 pub use table::Table;

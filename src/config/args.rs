@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use super::client::{AdapterCommand, GenerateArgs};
+use super::client::{AdapterCommand, GenerateArgs, ReplayArgs};
 use super::doctor::DoctorArgs;
 use super::environment::Environment;
 use super::pooling::{EmbedArgs, ScoreArgs};
@@ -54,6 +54,8 @@ Exit codes:
   4    unavailable: no server there, not serving, overloaded, or not in time
   5    rejected: the server or the checks refused what was given
   6    a check found problems
+  7    a replayed answer is not the one of its receipt
+  8    a receipt cannot be replayed on this server: another base, other numerics, or an adapter that is not there
   130  interrupted";
 
 /// The verbs.
@@ -65,6 +67,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Generate text on a running server
     Generate(Box<GenerateArgs>),
+    /// Compute the answer of a receipt again, and say what agrees
+    Replay(ReplayArgs),
     /// Print embeddings of texts, as a running server makes them
     Embed(EmbedArgs),
     /// Score texts, or their tokens, with an adapter that was trained to classify
@@ -93,7 +97,9 @@ impl Args {
             Command::Adapter(AdapterCommand::Inspect(args)) => args.inspect.resolve().map(drop),
             Command::Adapter(AdapterCommand::Export(args)) => args.inspect.resolve().map(drop),
             Command::Doctor(args) => args.resolve(environment).map(drop),
-            Command::Embed(_) | Command::Score(_) | Command::Adapter(_) | Command::Store(_) => Ok(()),
+            Command::Replay(_) | Command::Embed(_) | Command::Score(_) | Command::Adapter(_) | Command::Store(_) => {
+                Ok(())
+            }
         };
         problems.extend(of_verb.err().into_iter().flat_map(|found| found.0));
         if problems.is_empty() { Ok(()) } else { Err(ConfigProblems(problems)) }

@@ -197,12 +197,26 @@ pub struct GenerateArgs {
     /// Print the prompt too
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Output")]
     pub echo: bool,
-    /// Write a receipt of the answer to this file
+    /// Write a receipt of the answer to this file, for `polydelta replay`
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub receipt: Option<PathBuf>,
     /// Larger goes first
     #[arg(long, value_name = "N", help_heading = "Output")]
     pub priority: Option<i32>,
+    /// Server.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// `polydelta replay`.
+#[derive(Clone, Debug, Args)]
+pub struct ReplayArgs {
+    /// File with a receipt, as `generate --receipt` writes it
+    #[arg(value_name = "FILE")]
+    pub receipt: PathBuf,
+    /// Folder with the two files of the adapter that the request brought with it
+    #[arg(long, value_name = "DIR")]
+    pub inline_adapter: Option<PathBuf>,
     /// Server.
     #[command(flatten)]
     pub client: ClientArgs,

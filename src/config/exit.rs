@@ -20,6 +20,10 @@ pub enum Exit {
     Rejected = 5,
     /// A check found problems.
     Problems = 6,
+    /// A replayed answer is not the one of its receipt.
+    Differs = 7,
+    /// A receipt cannot be replayed on this server: it has another base, other numerics, or not the adapter.
+    NotHere = 8,
     /// Ended by Ctrl-C, as a shell reports it.
     Interrupted = 130,
 }

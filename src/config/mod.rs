@@ -31,7 +31,7 @@ mod tests;
 
 pub use args::{Args, Command, LogArgs, LogFormat};
 pub use client::{
-    AdapterCommand, ClientArgs, DriftArgs, ExportArgs, ExportMethod, GenerateArgs, InspectArgs, UploadArgs,
+    AdapterCommand, ClientArgs, DriftArgs, ExportArgs, ExportMethod, GenerateArgs, InspectArgs, ReplayArgs, UploadArgs,
 };
 pub use doctor::DoctorArgs;
 pub use environment::{CudaEnvironment, Environment, HubEnvironment};

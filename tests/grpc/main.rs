@@ -19,6 +19,7 @@ mod mixes;
 mod plain;
 mod pooling;
 mod raw;
+mod receipts;
 mod refusals;
 mod requests;
 mod scores;

@@ -257,6 +257,48 @@ impl Served {
     }
 }
 
+/// The words of the README.
+#[cfg(unix)]
+#[test]
+fn an_answer_is_replayed_by_its_receipt_after_a_restart() {
+    let store = tempfile::tempdir().unwrap();
+    let file = store.path().join("answer.receipt");
+    let file = file.to_str().unwrap();
+    let adapter = root("models/demo/adapters/severity");
+    let server = Served::start(&store);
+    assert_eq!(code(&server.ask(&["adapter", "upload", "logs", adapter.to_str().unwrap()])), 0);
+    let prompt = "failed to write block 42\n=>";
+    let asked =
+        ["generate", "--adapter", "logs", "--temperature", "0.9", "--max-tokens", "12", "--receipt", file, prompt];
+    let generated = server.ask(&asked);
+    assert_eq!(code(&generated), 0, "{}", text(&generated.stderr));
+    let receipt = std::fs::read_to_string(file).unwrap();
+    server.terminate();
+
+    let server = Served::start(&store);
+    let replayed = server.ask(&["replay", file]);
+    assert_eq!(code(&replayed), 0, "{}", text(&replayed.stderr));
+    let lines = text(&replayed.stdout);
+    let words = lines.lines().map(|line| line.contains("  agrees    "));
+    assert!(words.clone().count() >= 10 && words.clone().all(|agrees| agrees), "{lines}");
+    // A stream and one message have the same receipt.
+    let seed = receipt.split("\"seed\":\"").nth(1).unwrap().split('"').next().unwrap();
+    let whole = server.ask(&[&asked[..], &["--no-stream", "--seed", seed]].concat());
+    assert_eq!((code(&whole), std::fs::read_to_string(file).unwrap()), (0, receipt.clone()), "{}", text(&whole.stderr));
+    std::fs::write(file, receipt.replacen("\"top_k\":0", "\"top_k\":3", 1)).unwrap();
+    let changed = server.ask(&["replay", file]);
+    assert_eq!(code(&changed), 5, "{}", text(&changed.stdout));
+    assert!(text(&changed.stderr).contains("it was changed after it was made"), "{}", text(&changed.stderr));
+    std::fs::write(file, &receipt).unwrap();
+    assert_eq!(code(&server.ask(&["adapter", "delete", "logs"])), 0);
+    let gone = server.ask(&["replay", file]);
+    assert_eq!(code(&gone), 8, "{}", text(&gone.stderr));
+    assert!(text(&gone.stdout).contains("there is none of this name"), "{}", text(&gone.stdout));
+    assert!(text(&gone.stderr).contains("version of logs"), "{}", text(&gone.stderr));
+    assert_eq!(code(&server.ask(&["replay", "/does/not/exist"])), 3);
+    server.terminate();
+}
+
 #[cfg(unix)]
 #[test]
 fn what_was_uploaded_is_there_after_a_restart() {
