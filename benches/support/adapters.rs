@@ -34,6 +34,7 @@ pub(crate) fn lora(layout: &BaseLayout, rank: usize, seed: u64) -> DeltaProgram 
         invocation_tokens: Vec::new(),
         keeps_base_kv: false,
         base_layers: 0,
+        vocab_size: None,
         unknown_fields: Vec::new(),
     }
 }

@@ -377,6 +377,7 @@ pub(crate) fn facts(device_bytes: u64) -> AdapterFacts {
         invocation_tokens: Vec::new(),
         keeps_base_kv: false,
         base_layers: 0,
+        vocab_size: None,
         unknown_fields: Vec::new(),
     }
 }

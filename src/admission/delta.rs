@@ -9,8 +9,8 @@ use crate::adapters::{
     AdapterBytes, AdapterError, AdapterLease, AdapterRegistry, OwnChatTemplate, ResolvedAdapter, ResolvedMix,
     ResolvedPart, Want,
 };
-use crate::delta::{OF_ACTIVATED, refused_in_mix};
-use crate::types::{AdapterName, AdapterVersion, ClientKey};
+use crate::delta::{OF_ACTIVATED, OF_OTHER_TOKENS, refused_in_mix};
+use crate::types::{AdapterName, AdapterVersion, ClientKey, MAX_ADDED_TOKENS};
 
 /// Least parts of a mix: one adapter with a weight is asked for as two, one of them with the weight 0.
 pub const MIN_MIX_PARTS: usize = 2;
@@ -165,8 +165,9 @@ fn check_parts(parts: &[PartChoice]) -> Result<(), InvalidRequest> {
 /// Where it is not known yet what a part compiled to, loading tells.
 fn check_linear(part: &ResolvedPart) -> Result<(), AdmissionError> {
     let mut refused = part.facts.iter().flat_map(|facts| {
-        let reason =
-            |class| if facts.invocation_tokens.is_empty() { refused_in_mix(class) } else { Some(OF_ACTIVATED) };
+        let activated = (!facts.invocation_tokens.is_empty()).then_some(OF_ACTIVATED);
+        let whole = activated.or(facts.vocab_size.map(|_| OF_OTHER_TOKENS));
+        let reason = move |class| whole.or(refused_in_mix(class));
         facts.ops.keys().filter_map(move |class| Some((*class, reason(*class)?)))
     });
     match refused.next() {
@@ -220,6 +221,16 @@ impl ResolvedDelta {
         match others.iter().find(|other| other.chat_template != first.chat_template) {
             Some(other) => Err(AdmissionError::ChatTemplates { one: first.name.clone(), other: other.name.clone() }),
             None => Ok(first.chat_template.map(|own| (*first, own))),
+        }
+    }
+
+    /// Tokens of its vocabulary where the base, of `base` tokens, has another number of them; the most that there may be where that
+    /// shows once it is loaded. A mix has the base's.
+    pub(super) fn vocab_size(&self, base: u32) -> Option<u32> {
+        match self {
+            Self::Adapter(adapter) if adapter.task.is_none() => Some(base.saturating_add(MAX_ADDED_TOKENS as u32)),
+            Self::Adapter(adapter) => adapter.vocab_size,
+            Self::Base | Self::Mix(_) | Self::Sent(_) => None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The way of a request into the engine, cheapest refusal first: place → limits → name → tokens → adapter → queue. A chat
 //! is rendered with its adapter's own template where that has one.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -16,6 +17,7 @@ use super::templates::{AdapterTemplates, Chosen};
 use super::tokenizing::{TokenizedPrompt, Tokenizing};
 use super::validate::{InvalidRequest, Limits, Resolved, prompt_field};
 use crate::adapters::{AdapterError, AdapterRegistry, ResidentLease, Want};
+use crate::delta::DeltaError;
 use crate::engine::{AdapterInstaller, GenerationEngine};
 use crate::receipt::Origin;
 use crate::scheduler::places::{NoPlace, Place, Places};
@@ -112,19 +114,23 @@ impl Gate {
         let resolved = self.resolve(&delta).await;
         let party = party(arrival.client, &resolved);
         let place = self.place(party)?;
-        self.parts.limits.check(&input).map_err(|invalid| self.named(invalid))?;
+        let limits = self.limits(resolved.as_ref().ok());
+        limits.check(&input).map_err(|invalid| self.named(invalid))?;
         let resolved = resolved?;
         check_task(Wanted::Tokens, &resolved)?;
         let prompt = self.tokenize_input(&mut input.prompt, &resolved, party).await?;
         // Once more when the adapter's virtual tokens are known; no adapter is loaded for a prompt that is too long.
-        self.parts.limits.room(&input, prompt.ids.len(), 0)?;
+        limits.room(&input, prompt.ids.len(), 0)?;
         if let Some(max_bytes) = max_answer_bytes {
-            self.parts.limits.check_answer(&input, prompt.ids.len(), max_bytes)?;
+            limits.check_answer(&input, prompt.ids.len(), max_bytes)?;
         }
         let brought = self.bring(Wanted::Tokens, resolved, arrival.client).await?;
         let binding = brought.binding(&prompt);
         let virtual_tokens = binding.and_then(|binding| binding.virtual_tokens).map_or(0, |tokens| tokens.count);
-        let resolved = self.parts.limits.resolve(&input, prompt.ids.len(), virtual_tokens)?;
+        // Once more when the adapter's vocabulary is known.
+        let limits = self.limits_of(&brought);
+        limits.check_ids(&input, &prompt.ids).map_err(|invalid| self.named(invalid))?;
+        let resolved = limits.resolve(&input, prompt.ids.len(), virtual_tokens)?;
 
         self.submit(Ready {
             request_id,
@@ -213,7 +219,32 @@ impl Gate {
         if let ServingDelta::Adapter { name, .. } = &serving {
             check_task_of(wanted, name, lease.task())?;
         }
+        if is_sent {
+            self.check_sent(&lease)?;
+        }
         Ok(Brought { serving, lease: Some(lease), lora })
+    }
+
+    /// What the request brings is known when it is loaded, and its tokens by then are the base's.
+    fn check_sent(&self, lease: &ResidentLease) -> Result<(), AdmissionError> {
+        let Some(tokens) = lease.vocab_size() else { return Ok(()) };
+        Err(AdmissionError::Sent(Arc::new(DeltaError::ResizedVocabulary {
+            of: "inline_adapter.weights".to_owned(),
+            tokens: tokens as usize,
+            vocab_size: self.parts.limits.vocab_size as usize,
+            reason: "an adapter that a request brings has the tokens of the base; upload it",
+        })))
+    }
+
+    /// What a request may ask for that is computed with this, as far as that is known.
+    fn limits(&self, delta: Option<&ResolvedDelta>) -> Cow<'_, Limits> {
+        let limits = &self.parts.limits;
+        limits.of_vocabulary(delta.and_then(|delta| delta.vocab_size(limits.vocab_size)))
+    }
+
+    /// The same where it is on the device.
+    fn limits_of(&self, brought: &Brought) -> Cow<'_, Limits> {
+        self.parts.limits.of_vocabulary(brought.lease.as_ref().and_then(ResidentLease::vocab_size))
     }
 
     async fn resolve(&self, delta: &DeltaChoice) -> Result<ResolvedDelta, AdmissionError> {
@@ -247,7 +278,7 @@ impl Gate {
             let party = party(client, &resolved);
             let _place = self.place(party)?;
             let resolved = resolved?;
-            self.parts.limits.check_prompt(&prompt).map_err(|invalid| self.named(invalid))?;
+            self.limits(Some(&resolved)).check_prompt(&prompt).map_err(|invalid| self.named(invalid))?;
             self.tokenize_for(prompt, &resolved, party).await
         };
         work.await.inspect_err(|error: &AdmissionError| self.parts.metrics.record_rejection(error.reason()))
@@ -263,7 +294,7 @@ impl Gate {
     ) -> Result<TokenizedPrompt, AdmissionError> {
         let field = prompt_field(prompt);
         let tokenized = self.tokenize_for(prompt.take(), delta, party).await?;
-        self.parts.limits.check_tokens(field, &tokenized.ids).map_err(|invalid| self.named(invalid))?;
+        self.limits(Some(delta)).check_tokens(field, &tokenized.ids).map_err(|invalid| self.named(invalid))?;
         Ok(tokenized)
     }
 

@@ -4,6 +4,8 @@
 //! alone, before anything is tokenized or allocated; [`Limits::check_tokens`] at the ids of its text, [`Limits::room`] at
 //! how many they are, [`Limits::check_answer`] at how much is to be said of them; [`Limits::resolve`] fills in what was left out. Every way into the server passes here, and nothing behind the gate checks again.
 
+use std::borrow::Cow;
+
 mod invalid;
 mod pooling;
 mod resolve;
@@ -59,8 +61,8 @@ pub struct Limits {
     /// Most tokens of a sequence: prompt, virtual tokens and output together. No more than the model's context and
     /// than the KV cache has room for.
     pub context_length: u32,
-    /// Rows of the model's embedding and width of its logits: every token id of a request is below, whichever way it
-    /// came in. The tokenizer may know more.
+    /// Rows of the model's embedding and width of its logits, or the number that a request's adapter has: every token id of a
+    /// request is below, whichever way it came in. The tokenizer may know more.
     pub vocab_size: u32,
     /// Numbers of a hidden state.
     pub hidden_size: u32,
@@ -102,6 +104,15 @@ impl Limits {
             max_priority: config.max_priority,
             max_inline_adapter_bytes: config.max_inline_adapter_bytes,
             defaults,
+        }
+    }
+
+    /// Those of requests whose adapter has so many tokens; `None`: as many as the model.
+    #[must_use]
+    pub fn of_vocabulary(&self, tokens: Option<u32>) -> Cow<'_, Self> {
+        match tokens {
+            Some(vocab_size) => Cow::Owned(Self { vocab_size, ..self.clone() }),
+            None => Cow::Borrowed(self),
         }
     }
 
@@ -253,6 +264,29 @@ impl Limits {
     /// [`InvalidRequest::NotInVocabulary`] of the first of them.
     pub fn check_tokens(&self, field: &'static str, ids: &[u32]) -> Result<(), InvalidRequest> {
         ids.iter().try_for_each(|id| self.in_vocabulary(*id, || field.to_owned()))
+    }
+
+    /// The ids of a request whose adapter's vocabulary was not known before; `prompt` are those of its prompt, of which the
+    /// form is left.
+    ///
+    /// # Errors
+    /// [`InvalidRequest::NotInVocabulary`] of the first that is in none.
+    pub fn check_ids(&self, input: &GenerateInput, prompt: &[u32]) -> Result<(), InvalidRequest> {
+        self.check_logit_bias(&input.sampling.logit_bias)?;
+        self.all_in_vocabulary("stopping.stop_token_ids", &input.stopping.stop_token_ids)?;
+        self.check_prompt_ids(&input.prompt, prompt)
+    }
+
+    /// The same of a prompt alone, of which the form is left.
+    ///
+    /// # Errors
+    /// As [`Self::check_ids`].
+    pub fn check_prompt_ids(&self, form: &PromptInput, ids: &[u32]) -> Result<(), InvalidRequest> {
+        match form {
+            PromptInput::TokenIds(_) => self.all_in_vocabulary("token_ids.ids", ids),
+            PromptInput::Text(_) => self.check_tokens("prompt", ids),
+            PromptInput::Chat(_) => self.check_tokens("chat.messages", ids),
+        }
     }
 
     /// Whether what is wanted of a prompt of so many tokens fits an answer that is given as a whole.

@@ -142,6 +142,9 @@ pub struct Inspection {
     pub keeps_base_kv: bool,
     /// So many layers from the first on it leaves as they are: `serve --shared-layers` shares their work.
     pub base_layers: u32,
+    /// Tokens of its vocabulary where the base has another number of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vocab_size: Option<u32>,
     /// Number of ops by class.
     pub ops: BTreeMap<&'static str, u32>,
     /// Where the ops attach, alike ones together.
@@ -287,6 +290,7 @@ fn describe(base: InspectBase<'_>, program: &DeltaProgram) -> Inspection {
         invocation_tokens: facts.invocation_tokens,
         keeps_base_kv: facts.keeps_base_kv,
         base_layers: facts.base_layers,
+        vocab_size: facts.vocab_size,
         ops: facts.ops.iter().map(|(class, count)| (class.as_str(), *count)).collect(),
         sites: groups::group(program),
         unknown_fields: facts.unknown_fields,
@@ -408,6 +412,12 @@ pub fn write_text(
     }
     if inspection.base_layers > 0 {
         row(out, "unchanged", &format!("the first {} layers", inspection.base_layers))?;
+    }
+    if let Some(tokens) = inspection.vocab_size {
+        let base = inspection.base.vocab_size;
+        let beside =
+            if tokens as usize > base { format!("{} added", tokens as usize - base) } else { format!("of {base}") };
+        row(out, "vocabulary", &format!("{tokens} tokens, {beside}"))?;
     }
     row(out, "on disk", &format_bytes(inspection.stored_bytes))?;
     row(out, "on the device", &format!("{} in {}", format_bytes(inspection.device_bytes), inspection.dtype))?;

@@ -189,6 +189,7 @@ fn print_one(adapter: &pb::Adapter, json: bool, out: &mut impl Write) -> std::io
         ("ops", or_dash(&ops.join(", "))),
         ("targets", or_dash(&adapter.targets.join(", "))),
         ("chat template", if adapter.has_chat_template { "its own" } else { "the model's" }.to_owned()),
+        ("vocabulary", vocabulary(adapter)),
         ("parameters", adapter.parameters.to_string()),
         ("virtual tokens", adapter.virtual_tokens.to_string()),
         ("invocation", or_dash(&ids(&adapter.invocation_tokens))),
@@ -207,6 +208,10 @@ fn print_one(adapter: &pb::Adapter, json: bool, out: &mut impl Write) -> std::io
 /// Token ids as people read them.
 fn ids(ids: &[u32]) -> String {
     ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+fn vocabulary(adapter: &pb::Adapter) -> String {
+    if adapter.vocab_size == 0 { "the base's".to_owned() } else { format!("{} tokens", adapter.vocab_size) }
 }
 
 /// As peft spells it, with the labels of a head.
@@ -239,6 +244,7 @@ fn adapter_json(adapter: &pb::Adapter) -> Value {
         "invocation_tokens": adapter.invocation_tokens,
         "keeps_base_kv": adapter.keeps_base_kv,
         "base_layers": adapter.base_layers,
+        "vocab_size": adapter.vocab_size,
         "active_requests": adapter.active_requests,
         "create_time": adapter.create_time.as_ref().map(ToString::to_string),
         "last_error": adapter.last_error,

@@ -161,11 +161,9 @@ pub enum DeltaError {
         /// By the base and the config.
         expected: Vec<usize>,
     },
-    /// A tensor or a token is of a vocabulary of another size: tokens were added or taken away before the training.
-    #[error(
-        "`{of}` is for a vocabulary of {tokens} tokens and the base has {vocab_size}: adapters of a resized vocabulary are not \
-         served yet; merge the adapter into its base and serve that as --model"
-    )]
+    /// A tensor or a token is of a vocabulary of another size, in a way that is not served: tokens were added or taken away
+    /// before the training.
+    #[error("`{of}` is for a vocabulary of {tokens} tokens and the base has {vocab_size}: {reason}")]
     ResizedVocabulary {
         /// Full key in the file, or a field.
         of: String,
@@ -173,6 +171,8 @@ pub enum DeltaError {
         tokens: usize,
         /// Of the base.
         vocab_size: usize,
+        /// Why it is not served.
+        reason: &'static str,
     },
     /// A rank above the limit, or zero.
     #[error("rank {rank} of `{module}` is outside 1..={max}")]

@@ -124,6 +124,9 @@ fn parts<'a>(program: &'a DeltaProgram, layout: &'a BaseLayout) -> Result<Vec<Pa
     let mut parts: BTreeMap<&str, Part<'a>> = BTreeMap::new();
     for (site, op) in &program.ops {
         let refused = |reason| ExportError::Op { class: op.class(), site: *site, reason };
+        if program.vocab_size.is_some() {
+            return Err(refused("the adapter has a vocabulary of its own"));
+        }
         let module = *modules.get(site).ok_or_else(|| refused("it is at no module"))?;
         let part = parts.entry(&module.path).or_insert(Part { module, pair: None, bias: None });
         let is_second = match op {

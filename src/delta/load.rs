@@ -13,7 +13,7 @@ impl<B: Backend> PreparedDelta<B> {
     /// # Errors
     /// [`OpsError::OutOfMemory`]; nothing stays allocated then.
     pub fn new(backend: &B, layout: &BaseLayout, program: DeltaProgram) -> Result<Self, OpsError> {
-        let classes = program.classes();
+        let (classes, vocab_size) = (program.classes(), program.vocab_size);
         let laid_out = |(site, op): (Site, DeltaOp)| Ok((site, op.laid_out()?));
         let ops = program.ops.into_iter().map(laid_out).collect::<Result<Vec<_>, OpsError>>()?;
         let matrices: Vec<HostMatrix<'_>> = ops.iter().flat_map(|(_, op)| op.as_op().matrices()).collect();
@@ -22,7 +22,7 @@ impl<B: Backend> PreparedDelta<B> {
         for (site, op) in ops {
             op.load(site, &mut loading)?;
         }
-        loading.finish(classes)
+        loading.finish(classes, vocab_size)
     }
 }
 
@@ -61,6 +61,7 @@ mod tests {
             invocation_tokens: Vec::new(),
             keeps_base_kv: false,
             base_layers: 0,
+            vocab_size: None,
             unknown_fields: Vec::new(),
         }
     }

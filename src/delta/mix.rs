@@ -14,15 +14,20 @@ use crate::types::AdapterTask;
 /// Why an adapter that tokens of a prompt activate cannot be part of a mix, as the end of a sentence about a class of it.
 pub const OF_ACTIVATED: &str = "works only from where tokens of the prompt activate it";
 
+/// Why one with a vocabulary of its own cannot.
+pub const OF_OTHER_TOKENS: &str = "belongs to a vocabulary of its own";
+
 impl DeltaProgram {
     /// `weight` times what it adds.
     ///
     /// # Errors
     /// [`DeltaError::NotLinear`]; [`DeltaError::NonFinite`] where the weight makes numbers overflow.
     pub fn weighted(self, weight: f32) -> Result<Self, DeltaError> {
-        if let Some((site, op)) = self.ops.first().filter(|_| !self.invocation_tokens.is_empty()) {
-            let (class, site) = (op.class(), *site);
-            return Err(DeltaError::NotLinear { class, site, reason: OF_ACTIVATED });
+        let whole = [(!self.invocation_tokens.is_empty(), OF_ACTIVATED), (self.vocab_size.is_some(), OF_OTHER_TOKENS)];
+        if let Some((site, op)) = self.ops.first()
+            && let Some((_, reason)) = whole.into_iter().find(|(is_so, _)| *is_so)
+        {
+            return Err(DeltaError::NotLinear { class: op.class(), site: *site, reason });
         }
         let weighted = |(site, op): (Site, DeltaOp)| {
             let class = op.class();
@@ -59,6 +64,7 @@ impl DeltaProgram {
             invocation_tokens: Vec::new(),
             keeps_base_kv,
             base_layers,
+            vocab_size: None,
             unknown_fields,
         })
     }

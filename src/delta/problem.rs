@@ -48,7 +48,7 @@ impl ToProblem for DeltaError {
             E::Shape { tensor, found, expected } => bad("SHAPE_MISMATCH", tensor)
                 .with("found", format_args!("{found:?}"))
                 .with("expected", format_args!("{expected:?}")),
-            E::ResizedVocabulary { of, tokens, vocab_size } => {
+            E::ResizedVocabulary { of, tokens, vocab_size, reason: _ } => {
                 bad("RESIZED_VOCABULARY", of).with("tokens", tokens).with("vocab_size", vocab_size)
             }
             E::Rank { module, rank, max } => bad("RANK_OUT_OF_RANGE", module).with("rank", rank).with("max", max),

@@ -22,6 +22,9 @@ pub struct DeltaProgram {
     pub keeps_base_kv: bool,
     /// All ops come behind so many of the first layers.
     pub base_layers: u32,
+    /// Tokens of its vocabulary where the base has another number of them: those that the base lacks were added to it, or the
+    /// last of the base's are missing.
+    pub vocab_size: Option<usize>,
     /// Fields of the config that are not known here and were let pass ([`CompileLimits::allow_unknown_fields`]).
     ///
     /// [`CompileLimits::allow_unknown_fields`]: super::CompileLimits::allow_unknown_fields
@@ -47,6 +50,7 @@ impl DeltaProgram {
             invocation_tokens: self.invocation_tokens.clone(),
             keeps_base_kv: self.keeps_base_kv,
             base_layers: self.base_layers,
+            vocab_size: self.vocab_size.map(|tokens| tokens as u32),
             unknown_fields: self.unknown_fields.clone(),
         };
         let ranks = || self.ops.iter().filter_map(|(_, op)| op.as_op().rank()).map(|rank| rank as u32);

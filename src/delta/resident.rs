@@ -1,6 +1,8 @@
 //! Deltas on a device. [`PreparedDelta`] is made on a loader thread (all bytes move there); installing and removing
 //! change one slot of the tables, between steps, and move or free nothing.
 
+use std::collections::BTreeMap;
+
 use super::layout::BaseLayout;
 use super::sites::DeltaSites;
 use crate::ops::{Backend, OpsError, SiteId, SiteSet, SiteTable, SlotDelta};
@@ -24,6 +26,7 @@ pub struct PreparedDelta<B: Backend> {
     pub(super) entries: SlotDelta<B>,
     pub(super) virtual_rows: Option<VirtualRows<B>>,
     pub(super) classes: OpClasses,
+    pub(super) vocab_size: Option<usize>,
 }
 
 /// Deltas of all installed adapters.
@@ -33,6 +36,8 @@ pub struct DeltaTable<B: Backend> {
     entries: B::DeltaTable,
     virtual_rows: Vec<Option<VirtualRows<B>>>,
     classes: Vec<OpClasses>,
+    /// Of adapters whose vocabulary is not the base's.
+    vocab_sizes: BTreeMap<AdapterSlot, usize>,
 }
 
 impl<B: Backend> DeltaTable<B> {
@@ -42,7 +47,8 @@ impl<B: Backend> DeltaTable<B> {
     /// [`OpsError::OutOfMemory`].
     pub fn new(backend: &B, layout: &BaseLayout, slots: usize) -> Result<Self, OpsError> {
         let sites = DeltaSites::new(layout);
-        Ok(Self { sites, entries: backend.delta_table(slots)?, virtual_rows: Vec::new(), classes: Vec::new() })
+        let entries = backend.delta_table(slots)?;
+        Ok(Self { sites, entries, virtual_rows: Vec::new(), classes: Vec::new(), vocab_sizes: BTreeMap::new() })
     }
 
     /// Put a prepared adapter into an empty slot.
@@ -53,6 +59,7 @@ impl<B: Backend> DeltaTable<B> {
         }
         self.virtual_rows[slot.index()] = delta.virtual_rows;
         self.classes[slot.index()] = delta.classes;
+        self.vocab_sizes.extend(delta.vocab_size.map(|tokens| (slot, tokens)));
         backend.set_slot(&mut self.entries, slot, delta.entries);
     }
 
@@ -61,7 +68,17 @@ impl<B: Backend> DeltaTable<B> {
         let entries = backend.clear_slot(&mut self.entries, slot)?;
         let virtual_rows = self.virtual_rows.get_mut(slot.index()).and_then(Option::take);
         let classes = self.classes.get_mut(slot.index()).map(std::mem::take).unwrap_or_default();
-        Some(PreparedDelta { entries, virtual_rows, classes })
+        let vocab_size = self.vocab_sizes.remove(&slot);
+        Some(PreparedDelta { entries, virtual_rows, classes, vocab_size })
+    }
+
+    /// Make `sizes` the vocabularies of rows with these adapters, in a base of `tokens`; empty where all have the base's.
+    pub fn vocab_sizes(&self, slots: &[Option<AdapterSlot>], tokens: usize, sizes: &mut Vec<usize>) {
+        sizes.clear();
+        let own = |slot: &Option<AdapterSlot>| slot.and_then(|slot| self.vocab_sizes.get(&slot).copied());
+        if !self.vocab_sizes.is_empty() && slots.iter().any(|slot| own(slot).is_some()) {
+            sizes.extend(slots.iter().map(|slot| own(slot).unwrap_or(tokens)));
+        }
     }
 
     /// The op classes of a slot; none for an empty one.

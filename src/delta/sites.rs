@@ -114,6 +114,8 @@ pub struct DeltaSites {
     pub lm_head: LinearSites,
     /// Rows of the head in place of the base's.
     pub head_rows: SiteId,
+    /// Rows of the head behind the base's.
+    pub added_tokens: SiteId,
     /// Gain of the norm before the head.
     pub final_norm: SiteId,
     /// The heads of adapters.
@@ -209,6 +211,7 @@ impl DeltaSites {
             embed: EmbedSites { rows: counter.next(), low_rank: counter.next(), scale: counter.next() },
             lm_head: counter.linear(1),
             head_rows: counter.next(),
+            added_tokens: counter.next(),
             final_norm: counter.next(),
             labels: LabelSites { head: counter.next(), bias: counter.next() },
         };

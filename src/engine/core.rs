@@ -28,6 +28,7 @@ const STALL_POLL: Duration = Duration::from_millis(20);
 
 /// What happened in the engine.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::large_enum_variant)] // It is told and gone; nobody keeps many.
 pub enum EngineFact {
     /// A step brought a result.
     Step(StepFacts),

@@ -163,6 +163,19 @@ impl<B: Backend> ModelLoader<B> {
     fn base(&self) -> Base<'_> {
         Base { layout: &self.layout, weights: self.checkpoint.as_ref() }
     }
+
+    fn compiled(&self, config: &[u8], weights: &[u8], limits: CompileLimits) -> Result<DeltaProgram, DeltaError> {
+        let program = delta::compile(config, weights, self.base(), limits)?;
+        match program.vocab_size.filter(|_| !self.backend.has_own_vocabularies()) {
+            Some(tokens) => Err(DeltaError::ResizedVocabulary {
+                of: "adapter_model.safetensors".to_owned(),
+                tokens,
+                vocab_size: self.layout.vocab_size,
+                reason: "on this device adapters have the base's tokens; serve it on the CPU, or merged into its base",
+            }),
+            None => Ok(program),
+        }
+    }
 }
 
 impl<B: Backend> DeltaLoader for ModelLoader<B> {
@@ -173,12 +186,11 @@ impl<B: Backend> DeltaLoader for ModelLoader<B> {
     }
 
     fn check(&self, config: &[u8], weights: &[u8]) -> Result<DeltaProgram, DeltaError> {
-        delta::compile(config, weights, self.base(), self.limits)
+        self.compiled(config, weights, self.limits)
     }
 
     fn compile(&self, config: &[u8], weights: &[u8]) -> Result<DeltaProgram, DeltaError> {
-        let limits = CompileLimits { allow_unknown_fields: true, ..self.limits };
-        delta::compile(config, weights, self.base(), limits)
+        self.compiled(config, weights, CompileLimits { allow_unknown_fields: true, ..self.limits })
     }
 
     fn sum(&self, parts: Vec<DeltaProgram>) -> Result<DeltaProgram, DeltaError> {

@@ -8,10 +8,13 @@ use super::weights::{BaseModel, MlpWeights};
 use super::workspace::Workspace;
 use super::{ModelError, base_layout};
 use crate::delta::apply::{LinearSite, join, linear};
-use crate::delta::class::{embedding_low_rank, embedding_rows, gain, head, prefix, prompt_embeds, scale};
+use crate::delta::class::{added_tokens, embedding_low_rank, embedding_rows, gain, head, prefix, prompt_embeds, scale};
 use crate::delta::rows::StepRows;
 use crate::delta::{DeltaTable, HiddenSites, PreparedDelta};
-use crate::ops::{Backend, HeadColumns, KvShape, Launches, Norm, OpsError, Rows, StepOutcomes, StepPlan};
+use crate::ops::{
+    Backend, HeadColumns, KvShape, Launches, Norm, OpsError, OwnVocabularies, Rows, StepOutcomes, StepPlan,
+    of_vocabulary,
+};
 use crate::types::{AdapterSlot, OpClasses};
 
 /// Rows of a step that come from an adapter's prompt embeddings instead of token ids.
@@ -133,14 +136,17 @@ impl<B: Backend> Decoder<B> {
         let recordable = (input.embeds.is_empty() && !input.from_shared).then_some(&*held);
         let mut launches = self.backend.begin(step, recordable);
         while launches == Launches::Wanted {
-            self.pass(input, |backend, work, group| backend.sample(&mut work.step, group, &work.logits));
+            self.pass(input, |backend, work, group| {
+                let Workspace { step, logits, added_logits, vocab_sizes, .. } = work;
+                backend.sample(step, group, logits, own_vocabularies(added_logits, vocab_sizes));
+            });
             launches = self.backend.end(&mut self.work.step);
         }
         self.backend.finish(&mut self.work.step)
     }
 
     /// Run one pass and look at the logits instead of choosing from them: `logits` is called once per sampled row, in
-    /// order, with that row's `vocab_size` numbers.
+    /// order, with as many numbers as the vocabulary of the base, or of that row's adapter, has tokens.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -149,7 +155,14 @@ impl<B: Backend> Decoder<B> {
         self.upload(input)?;
         self.pass(input, |backend, work, group| {
             for row in 0..input.plan.sampled[group].sources.len() {
-                logits(index, &backend.read_row(&work.logits, row));
+                let base = backend.read_row(&work.logits, row);
+                match work.vocab_sizes.get(row) {
+                    Some(size) => {
+                        let (added, mut whole) = (backend.read_row(&work.added_logits, row), Vec::new());
+                        logits(index, of_vocabulary(&base, &added, *size, &mut whole));
+                    }
+                    None => logits(index, &base),
+                }
                 index += 1;
             }
         });
@@ -175,7 +188,7 @@ impl<B: Backend> Decoder<B> {
             self.mlp_block(layer);
         }
         for group in 0..input.plan.sampled.len() {
-            self.head(group);
+            self.head(group, &input.plan.sampled[group].rows.slots);
             use_logits(&self.backend, &mut self.work, group);
         }
         self.pool(input.plan.pooled.len());
@@ -273,10 +286,11 @@ impl<B: Backend> Decoder<B> {
         add_to_residual(&on, after, &sites.after_mlp, [projected, normed, residual, &mut work.scaled_hidden]);
     }
 
-    /// Logits of a group of sampled rows.
-    fn head(&mut self, group: usize) {
+    /// Logits of a group of sampled rows, which have these adapters.
+    fn head(&mut self, group: usize, slots: &[Option<AdapterSlot>]) {
         let Self { backend, spec, base, deltas, work, .. } = self;
-        let Workspace { step, held, residual, last, last_normed, logits, .. } = work;
+        let Workspace { step, held, residual, last, last_normed, logits, added_logits, vocab_sizes, .. } = work;
+        deltas.vocab_sizes(slots, spec.vocab_size, vocab_sizes);
         let rows = Rows::Sampled(group);
         let on = StepRows { backend: backend.as_ref(), deltas, step, rows, held };
         backend.gather_rows(step, rows, residual, last);
@@ -285,10 +299,18 @@ impl<B: Backend> Decoder<B> {
         let weight = base.lm_head.as_ref().unwrap_or(&base.embed);
         linear(&on, LinearSite { weight, bias: None }, &deltas.sites.lm_head, last_normed, last, logits);
         embedding_rows::multiply(&on, deltas.sites.head_rows, last_normed, logits);
+        added_tokens::multiply(&on, deltas.sites.added_tokens, last_normed, added_logits);
         if let Some(cap) = spec.final_softcap {
             backend.softcap(step, rows, cap, logits);
+            if on.held(deltas.sites.added_tokens).is_some() {
+                backend.softcap(step, rows, cap, added_logits);
+            }
         }
     }
+}
+
+fn own_vocabularies<'a, T>(added: &'a T, sizes: &'a [usize]) -> Option<OwnVocabularies<'a, T>> {
+    (!sizes.is_empty()).then_some(OwnVocabularies { added, sizes })
 }
 
 /// Add what a block has computed, normed first where the family does so. The last buffer is scratch.

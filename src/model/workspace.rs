@@ -2,7 +2,7 @@
 
 use super::spec::DecoderSpec;
 use crate::ops::{Backend, OpsError, SampledRows, SiteSet};
-use crate::types::MAX_LABELS;
+use crate::types::{MAX_ADDED_TOKENS, MAX_LABELS};
 
 /// A buffer that is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ macro_rules! workspace {
             pub(super) step: B::Step,
             /// Where any adapter of the step has entries.
             pub(super) held: SiteSet,
+            /// Vocabularies of the sampled rows of a group; empty where all have the base's.
+            pub(super) vocab_sizes: Vec<usize>,
         }
 
         fn plan($spec: &DecoderSpec, $rows: usize) -> [Planned; [$(stringify!($name)),*].len()] {
@@ -57,6 +59,7 @@ macro_rules! workspace {
                     experts: backend.experts_work(rows, spec.hidden_size, spec.experts().as_ref())?,
                     step: backend.step(),
                     held: SiteSet::default(),
+                    vocab_sizes: Vec::new(),
                 })
             }
         }
@@ -80,6 +83,7 @@ workspace! { |spec, rows, sampled|
     last: input [sampled, spec.hidden_size],
     last_normed: input [sampled, spec.hidden_size],
     logits: plain [sampled, spec.vocab_size],
+    added_logits: plain [sampled, MAX_ADDED_TOKENS],
     head_logits: plain [sampled, MAX_LABELS],
 }
 

@@ -28,6 +28,7 @@ pub mod reference;
 mod specs;
 mod stored;
 mod table;
+mod vocabulary;
 
 pub use activation::{Activation, NonLinearity};
 pub use bottleneck::{Blend, Wiring};
@@ -43,6 +44,7 @@ pub use table::{
     Bottleneck, ColumnRotation, ColumnVector, DeltaMemory, DenseMatrix, EntriesBySite, LowRankPair, ReplacedRows,
     Rotation, SiteId, SiteSet, SiteTable, SlotDelta, SlotEntries, SlotTable, SparseColumns,
 };
+pub use vocabulary::{OwnVocabularies, of_vocabulary};
 
 use std::ops::Range;
 
@@ -180,8 +182,20 @@ pub trait Backend: DeltaMemory {
 
     /// Semantics: for each row i of a group of sampled rows ([`StepPlan::sampled`]): what
     /// `sampler::Sampler` makes of row `i` of `logits` by its output ([`StepPlan::outputs_of`]), a token
-    /// chosen or one scored, kept with the step. Groups come in ascending order.
-    fn sample(&self, step: &mut Self::Step, group: usize, logits: &Self::Buffer);
+    /// chosen or one scored, kept with the step. Groups come in ascending order. Where `own` is there, row `i` has as many logits as it
+    /// says ([`OwnVocabularies`]); a backend without [`Backend::has_own_vocabularies`] is never given any.
+    fn sample(
+        &self,
+        step: &mut Self::Step,
+        group: usize,
+        logits: &Self::Buffer,
+        own: Option<OwnVocabularies<'_, Self::Buffer>>,
+    );
+
+    /// Whether rows may have logits of more or fewer tokens than the base has, and ids that it does not have.
+    fn has_own_vocabularies(&self) -> bool {
+        true
+    }
 
     /// Semantics: for each row i of a group of pooled rows ([`StepPlan::pooled`]), what its span wants of it, kept with the
     /// step: `hidden[i, :]`, or the first `labels` numbers of `logits[i, :]`. Groups come in ascending order.
@@ -198,7 +212,8 @@ pub trait Backend: DeltaMemory {
     // --- rows in, rows out: for each row r of `rows` --------------------------------------------------------------
 
     /// Semantics: for each row r of the step with a token id: `y[r, :] = scale * table[id, :]`, where `table` is
-    /// `[vocab, hidden]` as kept ([`WeightFormat`], widened). Rows whose id is absent ([`StepPlan::ids`]) are left as they are.
+    /// `[vocab, hidden]` as kept ([`WeightFormat`], widened). Rows whose id is absent ([`StepPlan::ids`]), or one that the table does
+    /// not have, are left as they are.
     fn embed(&self, step: &Self::Step, table: &Self::Weight, scale: f32, y: &mut Self::Buffer);
 
     /// Semantics: `y[rows.start + i, :] = x[first + i, :]` for each i below `rows.len()`. Used for prompt embeddings.
@@ -360,7 +375,7 @@ pub trait Backend: DeltaMemory {
 
     /// Semantics, for each row of the step with a token id of a slot with entries: `y[r, :] += scale * scaling * Σ_j
     /// B[:, j] * A[j, id]`, A given transposed as `a: [vocab, rank]`, `b: [hidden, rank]`. `scale` is the embedding scale
-    /// of the base (Gemma), 1 elsewhere.
+    /// of the base (Gemma), 1 elsewhere. Rows whose id A does not have are left as they are.
     fn embedding_low_rank(&self, step: &Self::Step, deltas: SiteTable<'_, Self>, scale: f32, y: &mut Self::Buffer);
 
     /// Semantics, for each row of a slot with entries: `y[r, c] += Σ S[c - c0, k] * x[r, k]` over the k that row `c - c0` of S

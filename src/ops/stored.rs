@@ -78,6 +78,17 @@ impl TensorDtype {
             Self::BF16 => bf16::from_f32(value).to_f32(),
         }
     }
+
+    /// Append the number as a file of this dtype has it; of integers there are none.
+    pub fn encode(self, value: f32, bytes: &mut Vec<u8>) {
+        match self {
+            Self::F32 => bytes.extend(value.to_le_bytes()),
+            Self::F64 => bytes.extend(f64::from(value).to_le_bytes()),
+            Self::F16 => bytes.extend(f16::from_f32(value).to_le_bytes()),
+            Self::BF16 => bytes.extend(bf16::from_f32(value).to_le_bytes()),
+            Self::U8 | Self::I16 | Self::I32 | Self::I64 => {}
+        }
+    }
 }
 
 /// The numbers of a tensor as far as they have been read: bf16 as stored, all others as the nearest f32.

@@ -61,6 +61,8 @@ op_classes! {
     Head,
     /// y += s·Dx, or y = Dx in place of the base's.
     Dense,
+    /// Logits of tokens that the base does not have.
+    AddedTokens,
 }
 
 /// Some of the classes.
@@ -99,6 +101,9 @@ impl RowsByClass {
         self.0[class as usize]
     }
 }
+
+/// Most tokens that an adapter adds to the vocabulary of its base.
+pub const MAX_ADDED_TOKENS: usize = 1024;
 
 /// The three groups of delta tuning (Ding et al. 2023, "Parameter-efficient fine-tuning of large-scale pre-trained
 /// language models").
@@ -205,6 +210,9 @@ pub struct AdapterFacts {
     /// that an earlier server compiled.
     #[serde(default)]
     pub base_layers: u32,
+    /// Tokens of its vocabulary where the base has another number of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocab_size: Option<u32>,
     /// Fields of its config that nobody here knows and that the operator has let pass.
     #[serde(default)]
     pub unknown_fields: Vec<String>,
@@ -263,6 +271,7 @@ mod tests {
             invocation_tokens: invocation_tokens.to_vec(),
             keeps_base_kv,
             base_layers: 0,
+            vocab_size: None,
             unknown_fields: Vec::new(),
         }
     }

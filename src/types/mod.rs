@@ -17,7 +17,9 @@ pub mod rope;
 pub mod sampling;
 pub mod tokens;
 
-pub use adapter::{AdapterFacts, AdapterFault, AdapterTask, DeltaGroup, OpClass, OpClasses, RowsByClass};
+pub use adapter::{
+    AdapterFacts, AdapterFault, AdapterTask, DeltaGroup, MAX_ADDED_TOKENS, OpClass, OpClasses, RowsByClass,
+};
 pub use batch::{
     BlockCopy, JoinedSequence, MAX_SCORED_ROWS, Output, PrefixWrite, RowSource, SampleSpec, SampledToken,
     ScheduledBatch, ScheduledSequence, ScoredTokens, SequenceFailure, StepOutput, TokenCounts,

@@ -220,6 +220,7 @@ fn facts() -> AdapterFacts {
         invocation_tokens: Vec::new(),
         keeps_base_kv: false,
         base_layers: 0,
+        vocab_size: None,
         unknown_fields: Vec::new(),
     }
 }

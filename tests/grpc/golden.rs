@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::future::{Future, poll_fn};
 use std::ops::Deref;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 
 use polydelta::admission::GenerationDefaults;
@@ -51,15 +52,24 @@ pub(crate) struct Case {
 
 /// The case `ADAPTER/PROMPT` or `base/PROMPT`.
 pub(crate) fn case(name: &str) -> Case {
-    golden_cases().into_iter().find(|case| case.name == name).unwrap_or_else(|| panic!("no case {name}"))
+    case_in(&golden_dir(), name)
+}
+
+/// The same of another folder of fixtures.
+pub(crate) fn case_in(folder: &Path, name: &str) -> Case {
+    cases_in(folder).into_iter().find(|case| case.name == name).unwrap_or_else(|| panic!("no case {name}"))
 }
 
 fn golden_cases() -> Vec<Case> {
+    cases_in(&golden_dir())
+}
+
+fn cases_in(folder: &Path) -> Vec<Case> {
     #[derive(Deserialize)]
     struct Cases {
         cases: Vec<Case>,
     }
-    let cases: Cases = serde_json::from_slice(&fs::read(golden_dir().join("cases.json")).unwrap()).unwrap();
+    let cases: Cases = serde_json::from_slice(&fs::read(folder.join("cases.json")).unwrap()).unwrap();
     cases.cases
 }
 

@@ -27,3 +27,4 @@ mod shares;
 mod spelling;
 mod transport;
 mod uploads;
+mod vocabulary;

@@ -81,6 +81,7 @@ fn rows_of_the_vocabulary_cost_two_launches_and_are_read_once_for_an_adapter() {
         invocation_tokens: Vec::new(),
         keeps_base_kv: false,
         base_layers: 0,
+        vocab_size: None,
         unknown_fields: Vec::new(),
     };
     for slot in 0..2 {

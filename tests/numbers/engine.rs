@@ -69,7 +69,7 @@ pub(crate) fn hall_with<B: Backend, E: StepExecutor<Prepared = PreparedDelta<B>>
     };
     let decoder = Decoder::new(Arc::clone(&backend), family.spec.clone(), base, limits).unwrap();
     let executor = wrap(ModelExecutor::new(decoder, config.block_size));
-    let checkpoint = Arc::new(polydelta::model::Checkpoint::open(&family.dir.join("base")).unwrap());
+    let checkpoint = Arc::new(polydelta::model::Checkpoint::open(&family.checkpoint_dir()).unwrap());
     let loader = ModelLoader::new(backend, base_layout(&family.spec), checkpoint, LIMITS);
     let StartedEngine { handle, installs, .. } = start(executor, config, usize::MAX, Box::new(|_| {})).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

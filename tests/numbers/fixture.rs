@@ -67,6 +67,9 @@ pub(crate) const FAMILIES: [&str; 13] = [
 /// Adapters of AdapterHub's library, on bases of [`FAMILIES`].
 pub(crate) const ADAPTERHUB: [&str; 3] = ["../adapterhub/llama", "../adapterhub/mistral", "../adapterhub/qwen2"];
 
+/// Adapters of vocabularies that were resized before the training, on bases of [`FAMILIES`].
+pub(crate) const VOCABULARY: [&str; 3] = ["../vocabulary/llama", "../vocabulary/qwen2", "../vocabulary/gemma2"];
+
 impl Family {
     pub(crate) fn open(name: &str) -> Self {
         Self::open_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(name))
@@ -75,12 +78,15 @@ impl Family {
     /// Fixtures of the same form anywhere; without a base of their own they are for that of the family.
     pub(crate) fn open_dir(dir: PathBuf) -> Self {
         let name = dir.file_name().unwrap().to_str().unwrap().to_owned();
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(&name);
-        let base = [&dir, &golden].map(|dir| dir.join("base")).into_iter().find(|base| base.is_dir()).unwrap();
-        let checkpoint = Checkpoint::open(&base).unwrap();
+        let checkpoint = Checkpoint::open(&base_of(&dir, &name)).unwrap();
         let spec = checkpoint.spec().unwrap();
         let cases: Cases = serde_json::from_slice(&fs::read(dir.join("cases.json")).unwrap()).unwrap();
         Self { name, dir, checkpoint, spec, cases: cases.cases }
+    }
+
+    /// Where its base lies.
+    pub(crate) fn checkpoint_dir(&self) -> PathBuf {
+        base_of(&self.dir, &self.name)
     }
 
     pub(crate) fn compile(&self, adapter: &str) -> Result<DeltaProgram, DeltaError> {
@@ -117,6 +123,11 @@ impl Family {
     pub(crate) fn context_length(&self, case: &Case) -> usize {
         case.max_model_len.unwrap_or(self.spec.context_length)
     }
+}
+
+fn base_of(dir: &Path, name: &str) -> PathBuf {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(name);
+    [dir, &golden].map(|dir| dir.join("base")).into_iter().find(|base| base.is_dir()).unwrap()
 }
 
 /// The weights of an adapter, by any name and in any form that is brought.

@@ -74,6 +74,7 @@ pub(crate) fn program(ops: Vec<(Site, DeltaOp)>) -> DeltaProgram {
         invocation_tokens: Vec::new(),
         keeps_base_kv: false,
         base_layers: 0,
+        vocab_size: None,
         unknown_fields: Vec::new(),
     }
 }

@@ -25,3 +25,4 @@ mod shared_kv;
 mod shared_layers;
 mod spellings;
 mod turned;
+mod vocabulary;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use polydelta::delta::SERVED_KINDS;
 use polydelta::types::OpClass;
 
-use crate::fixture::{ADAPTERHUB, Case, FAMILIES, Family};
+use crate::fixture::{ADAPTERHUB, Case, FAMILIES, Family, VOCABULARY};
 use crate::golden::{adapters, refused};
 use crate::heads::{READ, texts};
 
@@ -61,7 +61,7 @@ fn the_readme_has_every_served_kind_with_its_group_and_its_op_classes() {
     assert_eq!(said, served);
 
     let mut seen: BTreeMap<String, BTreeSet<OpClass>> = BTreeMap::new();
-    for name in FAMILIES.into_iter().chain(ADAPTERHUB) {
+    for name in FAMILIES.into_iter().chain(ADAPTERHUB).chain(VOCABULARY) {
         let family = Family::open(name);
         let cases: Vec<&Case> = family.cases.iter().collect();
         let served = |adapter: &String| !refused(adapter) && family.mix(adapter).is_none();

@@ -1,5 +1,5 @@
-//! Every method in one batch: all adapters of a base, of PEFT and of AdapterHub, mixes, texts that are read and the base itself
-//! go through one engine at once, and each has the oracle's numbers and the bits that it has alone.
+//! Every method in one batch: all adapters of a base, of PEFT and of AdapterHub, mixes, adapters of resized vocabularies, texts that
+//! are read and the base itself go through one engine at once, and each has the oracle's numbers and the bits that it has alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -18,8 +18,10 @@ use crate::heads::{self, Text, check_answer, texts};
 use crate::isolation::{Bits, read};
 use crate::methods::kinds;
 
-/// Bases with adapters of every method, and where AdapterHub's are.
-pub(crate) const BASES: [(&str, &str); 2] = [("llama", "../adapterhub/llama"), ("qwen2", "../adapterhub/qwen2")];
+/// Bases with adapters of every method.
+pub(crate) const BASES: [&str; 2] = ["llama", "qwen2"];
+/// Where their other adapters are.
+const OTHERS: [&str; 2] = ["../adapterhub", "../vocabulary"];
 /// Fewer sequences are no batch worth the name.
 const LEAST: usize = 40;
 
@@ -79,16 +81,21 @@ struct Everyone {
 
 /// Its prompts with every adapter, and what is asked of its texts.
 impl Everyone {
-    fn of(name: &str, of_adapterhub: &str) -> Self {
-        let (family, hub) = (Family::open(name), Family::open(of_adapterhub));
+    fn of(name: &str) -> Self {
+        let family = Family::open(name);
         let texts = texts(&family);
         let (mut programs, mut cases) = (BTreeMap::new(), Vec::new());
-        for family in [&family, &hub] {
+        let others = OTHERS.map(|folder| (format!("{folder} "), Family::open(&format!("{folder}/{name}"))));
+        let all =
+            std::iter::once((String::new(), &family)).chain(others.iter().map(|(of, family)| (of.clone(), family)));
+        for (of, family) in all {
             for case in family.cases.iter().filter(served) {
-                if let Some(adapter) = case.adapter.as_ref().filter(|adapter| !programs.contains_key(*adapter)) {
-                    programs.insert(adapter.clone(), family.compile(adapter).unwrap());
+                // Two folders may have one of the same name.
+                let named = case.adapter.as_ref().map(|adapter| format!("{of}{adapter}"));
+                if let (Some(adapter), Some(named)) = (&case.adapter, &named) {
+                    programs.entry(named.clone()).or_insert_with(|| family.compile(adapter).unwrap());
                 }
-                cases.push(case.clone());
+                cases.push(Case { adapter: named, ..case.clone() });
             }
         }
         for adapter in texts.iter().filter_map(|text| text.adapter.as_ref()) {
@@ -121,8 +128,8 @@ impl Everyone {
     }
 
     fn submit(hall: &mut Hall, case: &Case) -> EventReceiver {
-        // All that a vocabulary of the fixtures has.
-        let sampling = SamplingParams { logprobs: Some(100), ..SamplingParams::greedy() };
+        // More than any vocabulary of the fixtures has.
+        let sampling = SamplingParams { logprobs: Some(128), ..SamplingParams::greedy() };
         hall.submit_prompt(&case.prompt, case.adapter.as_deref(), sampling, case.ids.len())
     }
 
@@ -153,12 +160,12 @@ fn alone<B: Backend>(everyone: &Everyone, block_size: u32, backend: B) -> (Vec<B
     (cases, texts)
 }
 
-pub(crate) fn check<B: Backend>(base: (&str, &str), block_size: u32, make: impl Fn() -> B) {
-    let everyone = Everyone::of(base.0, base.1);
+pub(crate) fn check<B: Backend>(base: &str, block_size: u32, make: impl Fn() -> B) {
+    let everyone = Everyone::of(base);
     // A mix is made of methods and is none.
     let kinds_here = everyone.programs.values().map(|program| program.kind.clone()).filter(|kind| kind != "mix");
     let here: BTreeSet<String> = kinds_here.collect();
-    assert_eq!(here, kinds(), "{}: the methods in the batch are those of the table in the README", base.0);
+    assert_eq!(here, kinds(), "{}: the methods in the batch are those of the table in the README", base);
 
     let (alone, texts_alone) = alone(&everyone, block_size, make());
     let (mut hall, key, seen) = everyone.hall(block_size, make());
@@ -172,12 +179,12 @@ pub(crate) fn check<B: Backend>(base: (&str, &str), block_size: u32, make: impl 
     for ((case, alone), events) in everyone.cases.iter().zip(&alone).zip(cases) {
         let bits = read(events).unwrap();
         everyone.check(case, &bits);
-        assert!(bits == *alone, "{} {}: other bits than alone", base.0, case.name);
+        assert!(bits == *alone, "{} {}: other bits than alone", base, case.name);
     }
     for (((text, spec, rows), alone), events) in everyone.questions().zip(&texts_alone).zip(texts) {
         let found = heads::read(events);
-        check_answer(base.0, text, spec, &rows, &found);
-        assert!(heads::bits(&found) == *alone, "{} {:?}: other bits than alone", base.0, text.adapter);
+        check_answer(base, text, spec, &rows, &found);
+        assert!(heads::bits(&found) == *alone, "{} {:?}: other bits than alone", base, text.adapter);
     }
 
     let slot = |adapter: &String| hall.binding(adapter, &[]).slot;
@@ -186,7 +193,7 @@ pub(crate) fn check<B: Backend>(base: (&str, &str), block_size: u32, make: impl 
     let seen = seen.lock().unwrap();
     let whole = seen.iter().any(|present| present.base && present.adapters.is_superset(&generating));
     let most = seen.iter().map(|present| present.adapters.len()).max();
-    assert!(whole, "{}: no step had rows of the base and of all {} adapters: {most:?}", base.0, generating.len());
+    assert!(whole, "{}: no step had rows of the base and of all {} adapters: {most:?}", base, generating.len());
 }
 
 #[test]

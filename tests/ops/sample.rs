@@ -58,7 +58,7 @@ pub(crate) fn choose_from<B: Backend>(backend: &B, outputs: &[Output], logits: &
     plan.outputs = outputs.to_vec();
     let mut step = backend.step();
     backend.upload(&plan, &mut step).unwrap();
-    logits.iter().enumerate().for_each(|(group, logits)| backend.sample(&mut step, group, logits));
+    logits.iter().enumerate().for_each(|(group, logits)| backend.sample(&mut step, group, logits, None));
     backend.finish(&mut step).unwrap().sampled
 }
 

@@ -23,14 +23,17 @@ pub(super) struct Alias {
     pub(super) base: Option<BaseDigest>,
     /// What it is for; `None` where the version was never compiled.
     pub(super) task: Option<AdapterTask>,
+    /// Tokens of its vocabulary where the base has another number of them.
+    pub(super) vocab_size: Option<u32>,
 }
 
 impl Alias {
     pub(super) fn of(stored: &StoredAdapter) -> Self {
         let base = stored.compiled.as_ref().map(|compiled| compiled.base);
         let template = stored.chat_template().map(|file| OwnChatTemplate { sha256: file.sha256, bytes: file.size });
-        let task = stored.compiled.as_ref().map(|compiled| compiled.facts.task);
-        Self { version: stored.version, chat_template: template, bytes: stored.bytes(), base, task }
+        let facts = stored.compiled.as_ref().map(|compiled| &compiled.facts);
+        let (task, vocab_size) = (facts.map(|facts| facts.task), facts.and_then(|facts| facts.vocab_size));
+        Self { version: stored.version, chat_template: template, bytes: stored.bytes(), base, task, vocab_size }
     }
 }
 

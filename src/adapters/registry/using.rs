@@ -21,6 +21,8 @@ pub struct ResolvedAdapter {
     pub chat_template: Option<OwnChatTemplate>,
     /// What the version is for; `None` where that shows once it is loaded.
     pub task: Option<AdapterTask>,
+    /// Tokens of its vocabulary where the base has another number of them.
+    pub vocab_size: Option<u32>,
     /// Of the files.
     pub(super) bytes: u64,
 }
@@ -51,8 +53,9 @@ impl AdapterRegistry {
             return Err(AdapterError::VersionMismatch { name: name.clone(), expected, actual: Some(actual) });
         }
         self.check_base(name, *alias)?;
-        let Alias { chat_template, bytes, task, .. } = *alias;
-        Ok(ResolvedAdapter { name: name.clone(), lease: self.leases.lease(actual), chat_template, task, bytes })
+        let Alias { chat_template, bytes, task, vocab_size, .. } = *alias;
+        let lease = self.leases.lease(actual);
+        Ok(ResolvedAdapter { name: name.clone(), lease, chat_template, task, vocab_size, bytes })
     }
 
     /// Resolve a name and ask for its version on the device, for a client.

@@ -48,6 +48,12 @@ impl ResidentLease {
         self.facts.task
     }
 
+    /// Tokens of its vocabulary where the base has another number of them.
+    #[must_use]
+    pub fn vocab_size(&self) -> Option<u32> {
+        self.facts.vocab_size
+    }
+
     /// What the engine needs to know for a request with this prompt.
     #[must_use]
     pub fn binding(&self, prompt: &[u32]) -> AdapterBinding {

@@ -226,6 +226,7 @@ pub(super) mod tests {
             invocation_tokens: vec![5, 6],
             keeps_base_kv: true,
             base_layers: 3,
+            vocab_size: Some(103),
             unknown_fields: vec!["later".into()],
         };
         Compiled { base: BaseDigest([7; 32]), weight_bytes: 2, facts: Arc::new(facts) }

@@ -52,10 +52,11 @@ impl Gate {
         }
         let resolved = self.resolve(&delta).await;
         let party = party(arrival.client, &resolved);
-        self.parts.limits.check_pooling(&input)?;
+        let limits = self.limits(resolved.as_ref().ok());
+        limits.check_pooling(&input)?;
         let places = input.inputs.iter().map(|_| self.place(party)).collect::<Result<Vec<_>, _>>()?;
         for (index, prompt) in input.inputs.iter().enumerate() {
-            let checked = self.parts.limits.check_input(prompt).map_err(|invalid| self.named(invalid));
+            let checked = limits.check_input(prompt).map_err(|invalid| self.named(invalid));
             checked.map_err(|error| of_input(index, error))?;
         }
         let resolved = resolved?;
@@ -74,8 +75,11 @@ impl Gate {
         for (index, (text, brought)) in texts.iter().zip(&brought).enumerate() {
             let binding = brought.binding(&text.tokens);
             let virtual_tokens = binding.and_then(|binding| binding.virtual_tokens).map_or(0, |tokens| tokens.count);
-            let checked = self.parts.limits.check_input_length(&text.form, text.tokens.ids.len(), virtual_tokens);
-            checked.map_err(|error| of_input(index, error))?;
+            let limits = self.limits_of(brought);
+            let checked = limits
+                .check_input_length(&text.form, text.tokens.ids.len(), virtual_tokens)
+                .and_then(|()| limits.check_prompt_ids(&text.form, &text.tokens.ids));
+            checked.map_err(|error| of_input(index, self.named(error)))?;
         }
         let pool = spec(&input.wanted, task.unwrap_or_default());
         let mut readers = Vec::with_capacity(texts.len());

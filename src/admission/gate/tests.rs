@@ -13,8 +13,8 @@ use crate::admission::{AdapterChoice, InvalidRequest, ServingDelta};
 use crate::engine::SubmitError;
 use crate::scheduler::places::Holder;
 use crate::text::{ChatError, TokenizerSettings};
-use crate::types::AdapterVersion;
 use crate::types::generate::{Chat, ChatMessage};
+use crate::types::{AdapterVersion, BaseDigest};
 
 fn with_adapter(name: &str, version: Option<AdapterVersion>) -> AdmissionRequest {
     let delta = DeltaChoice::Adapter(AdapterChoice { name: name.parse().unwrap(), version });
@@ -323,6 +323,8 @@ async fn an_id_that_the_model_has_no_row_for_is_refused_wherever_it_comes_from_a
         parts.limits.vocab_size = id;
         parts.chat_template = Some(Arc::new(template("{{ messages[0].content }}</s>")));
     });
+    // Of an adapter that was never compiled its tokens show when it is loaded.
+    house.registry.serve_base(BaseDigest([1; 32]), 4);
     house.adapter("sql", 1);
     let input = |change: fn(&mut GenerateInput, u32)| {
         let mut wanted = with_adapter("sql", None);

@@ -424,3 +424,15 @@ proptest! {
         prop_assert!(t.stop_token_ids.is_sorted());
     }
 }
+
+#[test]
+fn the_ids_of_a_request_are_of_its_adapters_vocabulary() {
+    let limits = limits();
+    let ask = |limits: &Limits, id: u32| limits.check(&request(PromptInput::TokenIds(vec![0, id]))).is_ok();
+    assert!(ask(&limits, VOCAB - 1) && !ask(&limits, VOCAB));
+    for tokens in [VOCAB + 3, VOCAB - 3] {
+        let own = limits.of_vocabulary(Some(tokens));
+        assert!(ask(&own, tokens - 1) && !ask(&own, tokens));
+    }
+    assert!(!ask(&limits.of_vocabulary(None), VOCAB));
+}

@@ -36,10 +36,14 @@ impl<'a, B: Backend> Loading<'a, B> {
         Self { backend, layout, sites, weights, entries, virtual_rows: None }
     }
 
-    /// All that was loaded, of ops of these classes.
-    pub(in crate::delta) fn finish(self, classes: OpClasses) -> Result<PreparedDelta<B>, OpsError> {
+    /// All that was loaded, of ops of these classes, of a vocabulary of its own where there is one.
+    pub(in crate::delta) fn finish(
+        self,
+        classes: OpClasses,
+        vocab_size: Option<usize>,
+    ) -> Result<PreparedDelta<B>, OpsError> {
         let Self { backend, entries, virtual_rows, .. } = self;
-        Ok(PreparedDelta { entries: SlotDelta::new(backend, entries)?, virtual_rows, classes })
+        Ok(PreparedDelta { entries: SlotDelta::new(backend, entries)?, virtual_rows, classes, vocab_size })
     }
 
     /// What a site is to a step.

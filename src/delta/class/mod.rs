@@ -5,6 +5,7 @@
 //! once, in the order of `delta::apply` and the decoder, and knows op classes, never a method's name. Kernels are the
 //! backends': nothing here computes.
 
+pub(crate) mod added_tokens;
 pub(crate) mod bias;
 pub(crate) mod bottleneck;
 pub(crate) mod dense;
@@ -23,6 +24,7 @@ mod rotate;
 pub(crate) mod scale;
 pub(crate) mod sparse;
 
+pub use added_tokens::AddedTokens;
 pub use bias::Bias;
 pub use bottleneck::{Bottleneck, LayerNorm};
 pub use dense::Dense;
@@ -141,4 +143,6 @@ classes! {
     Head,
     /// y += s·Dx, or y = Dx in place of the base's.
     Dense,
+    /// Logits of tokens that the base does not have.
+    AddedTokens,
 }

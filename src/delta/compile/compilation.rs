@@ -42,7 +42,9 @@ pub(super) struct Compilation<'a> {
     pub(super) base: Base<'a>,
     pub(super) tensors: TensorSet<'a>,
     pub(super) saved: SavedEmbedding,
-    ops: Vec<(Site, DeltaOp)>,
+    /// Tokens of the adapter's vocabulary.
+    pub(super) vocab_size: usize,
+    pub(super) ops: Vec<(Site, DeltaOp)>,
     /// Of the method, for people.
     kind: &'static str,
     /// What stands in the keys of the method's own tensors.
@@ -58,7 +60,7 @@ impl<'a> Compilation<'a> {
         kind: &'static str,
         own_key: Option<&'static str>,
     ) -> Self {
-        Self { base, tensors, saved, ops: Vec::new(), kind, own_key }
+        Self { base, tensors, saved, vocab_size: base.layout.vocab_size, ops: Vec::new(), kind, own_key }
     }
 
     /// The ops, where every tensor was taken and every computed number is finite.
@@ -132,7 +134,9 @@ impl<'a> Compilation<'a> {
         match of_tokens.filter(|at| others(*at) && found[*at] != vocab_size) {
             Some(at) => {
                 let of = self.tensors.own_key(name).unwrap_or(name).to_owned();
-                Err(DeltaError::ResizedVocabulary { of, tokens: found[at], vocab_size })
+                let reason = "only LoRA, modules_to_save and trainable tokens may be on an embedding or a head of another size, \
+                              and the file must have both whole";
+                Err(DeltaError::ResizedVocabulary { of, tokens: found[at], vocab_size, reason })
             }
             None => Ok(()),
         }

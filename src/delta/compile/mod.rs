@@ -44,6 +44,7 @@ mod tokens;
 mod torch_random;
 mod vblora;
 mod vera;
+mod vocabulary;
 mod wiring;
 
 pub(super) use compilation::check_computed;
@@ -63,6 +64,7 @@ use head::Task;
 use method::Method;
 use saved::SavedModules;
 use tensors::TensorSet;
+use vocabulary::Resized;
 
 /// Every [`DeltaProgram::kind`] that comes out of [`compile`], with its group.
 pub const SERVED_KINDS: &[(&str, DeltaGroup)] = &[
@@ -207,19 +209,28 @@ pub fn compile(
 ) -> Result<DeltaProgram, DeltaError> {
     let (fields, config) = read_config(config, base.layout, limits)?;
     let unknown_fields = fields.finish(limits.unknown_fields())?;
-    let ops = build(&config, TensorSet::read(weights, config.method.format(), base.layout)?, base)?;
+    let Built { ops, vocab_size } =
+        build(&config, TensorSet::read(weights, config.method.format(), base.layout)?, base)?;
     Ok(DeltaProgram {
         kind: config.method.kind().to_owned(),
         task: config.task.of(&ops),
         invocation_tokens: config.method.invocation_tokens().to_vec(),
         keeps_base_kv: ops.iter().all(|(site, _)| base.layout.is_behind_kv(*site)),
         base_layers: ops.iter().map(|(site, _)| base.layout.layers_before(*site)).min().unwrap_or(0),
+        vocab_size,
         ops,
         unknown_fields,
     })
 }
 
-fn build(config: &Config, tensors: TensorSet<'_>, base: Base<'_>) -> Result<Vec<(Site, DeltaOp)>, DeltaError> {
+/// What a file compiles to.
+struct Built {
+    ops: Vec<(Site, DeltaOp)>,
+    /// Where it is not the base's.
+    vocab_size: Option<usize>,
+}
+
+fn build(config: &Config, mut tensors: TensorSet<'_>, base: Base<'_>) -> Result<Built, DeltaError> {
     let Config { method, saved, task } = config;
     if let Some(tensor) = tensors.whole_model().filter(|_| saved.is_empty()) {
         return Err(DeltaError::WholeModel { tensor: tensor.to_owned(), kind: method.kind() });
@@ -227,7 +238,10 @@ fn build(config: &Config, tensors: TensorSet<'_>, base: Base<'_>) -> Result<Vec<
     let unknown = tensors.unknown();
     let of_experts = unknown.iter().find(|tensor| keys::is_of_experts(tensor, base.layout)).cloned();
     let unknown = of_experts.clone().or_else(|| unknown.first().cloned());
+    let resized = Resized::take(&mut tensors, base, method.invocation_tokens())?;
     let mut compilation = Compilation::new(base, tensors, saved.embedding, method.kind(), method.own_key());
+    let vocab_size = resized.as_ref().map(Resized::tokens);
+    compilation.vocab_size = vocab_size.unwrap_or(base.layout.vocab_size);
     let beside = saved.compile(&mut compilation).and_then(|()| task.compile(&mut compilation));
     let compiled = beside.and_then(|()| method.compile(&mut compilation));
     // A key that means nothing here says more than what is missing in its place.
@@ -241,7 +255,10 @@ fn build(config: &Config, tensors: TensorSet<'_>, base: Base<'_>) -> Result<Vec<
         (Err(DeltaError::NothingMatched { .. }), None) if !saved.is_empty() => {}
         (compiled, None) => compiled?,
     }
-    compilation.finish()
+    if let Some(resized) = resized {
+        resized.join(&mut compilation)?;
+    }
+    Ok(Built { ops: compilation.finish()?, vocab_size })
 }
 
 /// Bytes of the numbers that [`compile`] works out besides those of the file, at most; nothing is allocated for them here.
@@ -261,7 +278,8 @@ pub fn worked_out_bytes(
         return Ok(0);
     }
     let header = read_header(weights, &HeaderLimits::default())?;
-    let ops = build(&config, TensorSet::without_numbers(&header, config.method.format(), base.layout)?, base)?;
+    let tensors = TensorSet::without_numbers(&header, config.method.format(), base.layout)?;
+    let ops = build(&config, tensors, base)?.ops;
     let parameters = |op: &DeltaOp| op.as_op().parameters() as u64;
     let all = ops.iter().map(|(_, op)| parameters(op)).fold(0, u64::saturating_add);
     let full = ops.iter().filter(|(_, op)| op.as_op().replaces() == Some(false));

@@ -1,5 +1,6 @@
 //! The tensors of an upload, taken out one by one so that what nobody took is refused.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::format::Format;
@@ -27,7 +28,7 @@ struct Entry<'a> {
     key: String,
     dtype: TensorDtype,
     shape: Vec<usize>,
-    bytes: &'a [u8],
+    bytes: Cow<'a, [u8]>,
 }
 
 impl<'a> TensorSet<'a> {
@@ -68,7 +69,7 @@ impl<'a> TensorSet<'a> {
         };
         let entry = |(name, key): (String, String)| {
             let (dtype, shape, bytes) = entries.remove(key.as_str())?;
-            Some((name, Entry { key, dtype, shape, bytes }))
+            Some((name, Entry { key, dtype, shape, bytes: Cow::Borrowed(bytes) }))
         };
         let tensors = known.into_iter().filter_map(entry).collect();
         Ok(Self { tensors, unknown, level, has_no_numbers: false })
@@ -119,7 +120,7 @@ impl<'a> TensorSet<'a> {
         let Some(Entry { dtype, bytes, .. }) = self.take_as(name, expected, |dtype| !dtype.is_integer())? else {
             return Ok(None);
         };
-        Ok(Some(HostTensor { data: decode(dtype, bytes)?, shape: expected.to_vec() }))
+        Ok(Some(HostTensor { data: decode(dtype, &bytes)?, shape: expected.to_vec() }))
     }
 
     /// As [`TensorSet::take_shaped`], and leave it there for others.
@@ -142,6 +143,7 @@ impl<'a> TensorSet<'a> {
         let Some(Entry { key, dtype, bytes, .. }) = self.take_as(name, expected, |dtype| dtypes.contain(dtype))? else {
             return Ok(None);
         };
+        let Cow::Borrowed(bytes) = bytes else { unreachable!("tensors of indices are as the file has them") };
         let indices = Indices { dtype, bytes };
         let of_row = expected.iter().skip(1).product::<usize>().max(1);
         for (at, index) in indices.wide().enumerate() {
@@ -175,6 +177,61 @@ impl<'a> TensorSet<'a> {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
+    /// Give a tensor the name of another.
+    pub(crate) fn rename(&mut self, name: &str, other: String) {
+        if let Some(entry) = self.tensors.remove(name) {
+            self.tensors.insert(other, entry);
+        }
+    }
+
+    /// Make the rows of a matrix, or its columns where `across`, so many: what is beyond them is taken off and handed over; what
+    /// is lacking is that of `fill`, or zeros.
+    pub(crate) fn resize(
+        &mut self,
+        name: &str,
+        across: bool,
+        size: usize,
+        fill: Option<&HostTensor>,
+    ) -> Result<HostTensor, DeltaError> {
+        let none = HostTensor { shape: vec![0, 0], data: TensorData::F32(Vec::new()) };
+        let (no_numbers, Some(entry)) = (self.has_no_numbers, self.tensors.get_mut(name)) else { return Ok(none) };
+        let [rows, cols] = entry.shape[..] else { return Ok(none) };
+        let before = if across { cols } else { rows };
+        entry.shape[usize::from(across)] = size;
+        let beyond = before.saturating_sub(size);
+        let shape = if across { vec![rows, beyond] } else { vec![beyond, cols] };
+        if no_numbers {
+            return Ok(HostTensor { shape, data: TensorData::F32(Vec::new()) });
+        }
+        let (bytes, dtype) = (entry.dtype.size(), entry.dtype);
+        // Rows of a matrix are one piece, of its columns one for each row.
+        let (pieces, of_one) = if across { (rows, bytes) } else { (1, cols * bytes) };
+        let kept = before.min(size) * of_one;
+        // An embedding is large: what is kept of it stays where it is.
+        if let (Cow::Borrowed(all), false, true) = (&entry.bytes, across, size <= before) {
+            let all: &'a [u8] = all;
+            let (inside, outside) = all.split_at(kept);
+            entry.bytes = Cow::Borrowed(inside);
+            return Ok(HostTensor { shape, data: decode(dtype, outside)? });
+        }
+        let (mut inside, mut outside) = (Vec::new(), Vec::new());
+        for piece in entry.bytes.chunks_exact((entry.bytes.len() / pieces.max(1)).max(1)) {
+            inside.extend_from_slice(&piece[..kept]);
+            outside.extend_from_slice(&piece[kept..]);
+            let lacking = before..size.max(before);
+            match fill {
+                Some(fill) => {
+                    let numbers = fill.selected(&lacking.collect::<Vec<_>>())?.to_f32();
+                    numbers.iter().for_each(|number| dtype.encode(*number, &mut inside));
+                }
+                None => inside.resize(inside.len() + lacking.len() * of_one, 0),
+            }
+        }
+        let beyond = HostTensor { shape, data: decode(dtype, &outside)? };
+        entry.bytes = Cow::Owned(inside);
+        Ok(beyond)
+    }
+
     /// Take a tensor away, whatever it is. False: it is not there.
     pub(crate) fn remove(&mut self, name: &str) -> bool {
         self.tensors.remove(name).is_some()
@@ -193,7 +250,7 @@ impl<'a> TensorSet<'a> {
         if *shape != base.shape || dtype.is_integer() {
             return Ok(false);
         }
-        let copy = decode(dtype, entry.bytes)?;
+        let copy = decode(dtype, &entry.bytes)?;
         let copy = HostTensor { shape: shape.clone(), data: copy };
         let equal = copy.to_f32().iter().zip(base.to_f32()).all(|(copy, base)| *copy == dtype.round(base));
         if equal {

@@ -9,8 +9,10 @@ use crate::delta::layout::{BaseLayout, Module, Site};
 use crate::delta::peft::fields::Fields;
 use crate::delta::peft::targets::Targets;
 use crate::files::Json;
+use crate::types::MAX_ADDED_TOKENS;
 
 const KIND: &str = "trainable tokens";
+const TOKEN_INDICES: &str = "token_indices";
 const DELTA: &str = "trainable_tokens_delta";
 const BESIDE: &str = "token_adapter.trainable_tokens_delta";
 
@@ -22,10 +24,10 @@ pub(super) struct TrainableTokensConfig {
 
 impl TrainableTokensConfig {
     pub(super) fn read(fields: &Fields, layout: &BaseLayout) -> Result<Self, DeltaError> {
-        const FIELD: &str = "token_indices";
+        const FIELD: &str = TOKEN_INDICES;
         let targets = Targets::read(fields, Some(&["embed_tokens"]))?;
         match fields.get(FIELD) {
-            Some(list) => Ok(Self { targets, ids: fields.ids(FIELD, list, layout.vocab_size)? }),
+            Some(list) => Ok(Self { targets, ids: fields.ids(FIELD, list, layout.vocab_size + MAX_ADDED_TOKENS)? }),
             None => Err(fields.bad(FIELD, "token ids, each once")),
         }
     }
@@ -58,7 +60,7 @@ impl Method for TrainableTokensConfig {
             let kind = "trainable tokens beside those of the embedding that it is";
             return Err(DeltaError::WrongModule { module: "lm_head".to_owned(), kind });
         }
-        Tokens::new(layout, [embed, head]).take(compilation, DELTA)
+        Tokens::new(layout, [embed, head]).take(compilation, DELTA, TOKEN_INDICES)
     }
 }
 
@@ -89,7 +91,7 @@ impl TokenIndices {
     const FIELD: &'static str = "trainable_token_indices";
 
     pub(super) fn read(fields: &Fields, layout: &BaseLayout, tie: bool) -> Result<Self, DeltaError> {
-        let ids = |list: &Json| fields.ids(Self::FIELD, list, layout.vocab_size);
+        let ids = |list: &Json| fields.ids(Self::FIELD, list, layout.vocab_size + MAX_ADDED_TOKENS);
         let lists = match fields.get(Self::FIELD) {
             None => Vec::new(),
             Some(Json::Array(list)) if list.is_empty() => Vec::new(),
@@ -156,7 +158,7 @@ impl TokenIndices {
                 return Err(DeltaError::WrongModule { module: module.path.clone(), kind });
             }
         }
-        tokens.take(compilation, BESIDE)
+        tokens.take(compilation, BESIDE, Self::FIELD)
     }
 }
 
@@ -189,9 +191,23 @@ impl<'a> Tokens<'a> {
         self.saved_of(module).is_some() || (self.tied && module.site == Site::LmHead)
     }
 
-    /// Take their rows. The head's of a tied base are in the file once, or twice the same.
-    fn take(&self, compilation: &mut Compilation<'_>, parameter: &'static str) -> Result<(), DeltaError> {
+    /// Take their rows. The head's of a tied base are in the file once, or twice the same. `field` lists them.
+    fn take(
+        &self,
+        compilation: &mut Compilation<'_>,
+        parameter: &'static str,
+        field: &'static str,
+    ) -> Result<(), DeltaError> {
         let layout = compilation.base.layout;
+        let last = [self.embed, self.head].into_iter().flatten().flatten().max();
+        if let Some(id) = last.filter(|id| **id as usize >= compilation.vocab_size) {
+            return Err(DeltaError::ResizedVocabulary {
+                of: field.to_owned(),
+                tokens: *id as usize + 1,
+                vocab_size: compilation.vocab_size,
+                reason: "the file has no rows of embedding and head for the others",
+            });
+        }
         for module in layout.modules() {
             if self.change(module) && compilation.saved.contains(module) {
                 let kind = "trainable tokens where it is saved whole";

@@ -252,7 +252,7 @@ impl Fields {
         }
     }
 
-    /// A list of token ids within a field: at least one, each once, all of the vocabulary.
+    /// A list of token ids within a field: at least one, each once, all of a vocabulary of so many tokens.
     pub(crate) fn ids(&self, field: &str, list: &Json, vocab_size: usize) -> Result<Vec<u32>, DeltaError> {
         let bad = || self.bad(field, "token ids, each once");
         let Json::Array(items) = list else { return Err(bad()) };
@@ -262,7 +262,8 @@ impl Fields {
         let ids: Vec<usize> = items.iter().map(|item| whole(item).ok_or_else(bad)).collect::<Result<_, _>>()?;
         let tokens = ids.iter().max().map_or(0, |largest| largest + 1);
         if tokens > vocab_size {
-            return Err(DeltaError::ResizedVocabulary { of: field.to_owned(), tokens, vocab_size });
+            let (of, reason) = (field.to_owned(), "with as many as may be added to it");
+            return Err(DeltaError::ResizedVocabulary { of, tokens, vocab_size, reason });
         }
         let mut seen = BTreeSet::new();
         ids.into_iter().map(|id| if seen.insert(id) { Ok(id as u32) } else { Err(bad()) }).collect()

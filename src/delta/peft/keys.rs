@@ -105,7 +105,8 @@ const TENSORS: &[&str] = &[
 ];
 
 /// Where else the path of a module ends.
-const OTHERS: [&str; 4] = ["lora_magnitude_vector", "modules_to_save", "base_layer", "token_adapter"];
+const OTHERS: [&str; 5] =
+    ["lora_magnitude_vector", "modules_to_save", "original_module", "base_layer", "token_adapter"];
 
 /// Whether a path ends before this.
 fn is_parameter(segment: &str) -> bool {

@@ -117,6 +117,7 @@ fn described(adapter: pb::Adapter, facts: Option<&AdapterFacts>) -> pb::Adapter 
         invocation_tokens: facts.invocation_tokens.clone(),
         keeps_base_kv: facts.keeps_base_kv,
         base_layers: facts.base_layers,
+        vocab_size: facts.vocab_size.unwrap_or(0),
         ..adapter
     }
 }

@@ -358,6 +358,7 @@ fn an_adapter_is_described_in_full_once_it_is_compiled() {
         invocation_tokens: vec![7, 8],
         keeps_base_kv: true,
         base_layers: 3,
+        vocab_size: Some(103),
     };
     let info = |state, facts: Option<AdapterFacts>| AdapterInfo {
         stored: stored.clone(),

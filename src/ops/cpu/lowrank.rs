@@ -68,7 +68,11 @@ impl CpuBackend {
     ) {
         let mut scratch = self.scratch();
         let scratch = &mut scratch.low_rank;
-        if !scratch.collect(self, rows, table, |row| ids[row as usize].is_some()) {
+        let has = |id: u32, row: u32| {
+            let entries = table.low_rank(rows.slots[row as usize]);
+            entries.iter().all(|entry| (id as usize) < entry.a.columns())
+        };
+        if !scratch.collect(self, rows, table, |row| ids[row as usize].is_some_and(|id| has(id, row))) {
             return;
         }
         scratch.look_up(table, ids);

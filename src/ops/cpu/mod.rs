@@ -60,8 +60,8 @@ use scratch::Scratch;
 use super::outcomes::collect;
 use super::{
     Activation, AttentionSpec, Backend, BackendInfo, DeltaMemory, EntriesBySite, Expert, ExpertsSpec, HeadColumns,
-    HostMatrix, HostSparse, KvShape, Norm, Numerics, OpsError, RopeTable, RowPlan, Rows, SiteTable, SlotDelta,
-    SlotTable, StepOutcomes, StepPlan,
+    HostMatrix, HostSparse, KvShape, Norm, Numerics, OpsError, OwnVocabularies, RopeTable, RowPlan, Rows, SiteTable,
+    SlotDelta, SlotTable, StepOutcomes, StepPlan,
 };
 use crate::types::AdapterSlot;
 
@@ -208,8 +208,8 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn sample(&self, step: &mut Step, group: usize, logits: &Buffer) {
-        self.sample_rows(step.plan.outputs_of(group), logits, &mut step.outcomes.sampled);
+    fn sample(&self, step: &mut Step, group: usize, logits: &Buffer, own: Option<OwnVocabularies<'_, Buffer>>) {
+        self.sample_rows(step.plan.outputs_of(group), logits, own, &mut step.outcomes.sampled);
     }
 
     fn collect(&self, step: &mut Step, group: usize, hidden: &Buffer, logits: &Buffer) {
@@ -246,7 +246,7 @@ impl Backend for CpuBackend {
         debug_assert_eq!(table.depth(), y.cols);
         let ids = &step.plan.ids;
         self.for_rows(ids.len(), 8, y, |row, y| {
-            if let Some(id) = ids[row] {
+            if let Some(id) = ids[row].filter(|id| (*id as usize) < table.columns()) {
                 table.widen_row(id as usize, scale, y);
             }
         });

@@ -8,7 +8,7 @@ use super::CpuBackend;
 use super::isa::{DetectedIsa, Isa};
 use super::memory::Buffer;
 use super::scratch::RowSampler;
-use crate::ops::SampleOutcome;
+use crate::ops::{OwnVocabularies, SampleOutcome, of_vocabulary};
 use crate::sampler::{Pass, Sampler, Simd};
 use crate::types::Output;
 
@@ -35,24 +35,40 @@ impl Simd for DetectedIsa {
 
 impl CpuBackend {
     /// Row i of `logits` by the i-th output; the outcomes in that order. See [`crate::ops::Backend::sample`].
-    pub(super) fn sample_rows(&self, outputs: &[Output], logits: &Buffer, outcomes: &mut Vec<SampleOutcome>) {
+    pub(super) fn sample_rows(
+        &self,
+        outputs: &[Output],
+        logits: &Buffer,
+        own: Option<OwnVocabularies<'_, Buffer>>,
+        outcomes: &mut Vec<SampleOutcome>,
+    ) {
         assert!(outputs.len() <= logits.rows());
         let mut scratch = self.scratch();
         let samplers = &mut scratch.samplers;
         let threads = self.pool.threads().min(outputs.len());
         if samplers.len() < threads {
-            samplers.resize_with(threads, || RowSampler { sampler: Sampler::new(logits.cols), chosen: Vec::new() });
+            samplers.resize_with(threads, || RowSampler {
+                sampler: Sampler::new(logits.cols),
+                whole: Vec::new(),
+                chosen: Vec::new(),
+            });
         }
         let samplers = &mut samplers[..threads];
         samplers.iter_mut().for_each(|one| one.chosen.clear());
         // Rows differ in what they ask for: whoever is done takes the next.
         let next = AtomicUsize::new(0);
         self.pool.for_blocks(outputs.len() * logits.cols * COST, samplers, 1, |_, samplers| {
-            for RowSampler { sampler, chosen } in samplers {
+            for RowSampler { sampler, whole, chosen } in samplers {
                 loop {
                     let row = next.fetch_add(1, Ordering::Relaxed);
                     let Some(output) = outputs.get(row) else { break };
-                    chosen.push((row, sampler.output(&self.isa, logits.row(row), output)));
+                    let logits = match own {
+                        Some(OwnVocabularies { added, sizes }) => {
+                            of_vocabulary(logits.row(row), added.row(row), sizes[row], whole)
+                        }
+                        None => logits.row(row),
+                    };
+                    chosen.push((row, sampler.output(&self.isa, logits, output)));
                 }
             }
         });

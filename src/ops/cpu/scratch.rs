@@ -112,5 +112,7 @@ pub(super) struct DenseTask {
 #[derive(Debug)]
 pub(super) struct RowSampler {
     pub(super) sampler: Sampler,
+    /// Logits of a row that has some of its own.
+    pub(super) whole: Vec<f32>,
     pub(super) chosen: Vec<(usize, SampleOutcome)>,
 }

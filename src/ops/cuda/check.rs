@@ -108,7 +108,7 @@ impl Results {
         // One token is far ahead of all others, so that no rounding chooses another.
         let mut logits = spread(5, OUTPUTS);
         logits[OUTPUTS / 3] = 9.0;
-        backend.sample(&mut step, 0, &backend.buffer_of(OUTPUTS, &logits)?);
+        backend.sample(&mut step, 0, &backend.buffer_of(OUTPUTS, &logits)?, None);
         let sampled = backend
             .finish(&mut step)?
             .sampled

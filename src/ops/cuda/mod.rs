@@ -55,8 +55,8 @@ use launches::By;
 
 use super::{
     Activation, AttentionSpec, Backend, BackendInfo, DeltaMemory, EntriesBySite, Expert, ExpertsSpec, HeadColumns,
-    HostMatrix, HostSparse, KvDtype, KvShape, Launches, Norm, Numerics, OpsError, RopeTable, Rows, SiteSet, SiteTable,
-    SlotDelta, StepOutcomes, StepPlan,
+    HostMatrix, HostSparse, KvDtype, KvShape, Launches, Norm, Numerics, OpsError, OwnVocabularies, RopeTable, Rows,
+    SiteSet, SiteTable, SlotDelta, StepOutcomes, StepPlan,
 };
 use crate::types::AdapterSlot;
 
@@ -194,9 +194,14 @@ impl Backend for CudaBackend {
         self.device.note(read).unwrap_or_else(|| vec![f32::NAN; buffer.cols()]).into()
     }
 
-    fn sample(&self, step: &mut Step, group: usize, logits: &Buffer) {
+    fn sample(&self, step: &mut Step, group: usize, logits: &Buffer, own: Option<OwnVocabularies<'_, Buffer>>) {
+        debug_assert!(own.is_none(), "the kernels know the base's vocabulary alone");
         let launched = self.launch_sample(step, group, logits);
         self.device.note(launched);
+    }
+
+    fn has_own_vocabularies(&self) -> bool {
+        false
     }
 
     fn collect(&self, step: &mut Step, group: usize, hidden: &Buffer, logits: &Buffer) {

@@ -27,6 +27,12 @@ pub struct StackedMatrix {
     pub(super) bounds: Vec<usize>,
 }
 
+impl StackedMatrix {
+    pub(super) fn rows(&self) -> usize {
+        self.bounds.last().copied().unwrap_or(0)
+    }
+}
+
 /// A plan, and what has been chosen and collected so far.
 #[derive(Clone, Debug, Default)]
 pub struct Step {

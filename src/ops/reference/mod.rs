@@ -16,8 +16,8 @@ pub use memory::{Matrix, PagedKv, StackedMatrix, Step};
 use super::outcomes::collect;
 use super::{
     Activation, AttentionSpec, Backend, BackendInfo, DeltaMemory, EntriesBySite, Expert, ExpertsSpec, HeadColumns,
-    HostMatrix, HostSparse, KvShape, Norm, Numerics, OpsError, RopeTable, Rows, SiteTable, SlotDelta, SlotTable,
-    SparseEntry, StepOutcomes, StepPlan, Wiring,
+    HostMatrix, HostSparse, KvShape, Norm, Numerics, OpsError, OwnVocabularies, RopeTable, Rows, SiteTable, SlotDelta,
+    SlotTable, SparseEntry, StepOutcomes, StepPlan, Wiring,
 };
 use crate::sampler::{AnyMachine, Sampler};
 use crate::types::AdapterSlot;
@@ -34,9 +34,7 @@ impl ReferenceBackend {
     pub fn new(numerics: Numerics) -> Self {
         Self { numerics }
     }
-}
 
-impl ReferenceBackend {
     fn dot(&self, w: &[f32], x: &[f32]) -> f32 {
         debug_assert_eq!(w.len(), x.len());
         w.iter().zip(x).fold(0.0, |sum, (w, x)| sum + w * self.numerics.compute.round(*x))
@@ -152,9 +150,10 @@ impl Backend for ReferenceBackend {
         buffer.row(row).into()
     }
 
-    fn sample(&self, step: &mut Step, group: usize, logits: &Matrix) {
+    fn sample(&self, step: &mut Step, group: usize, logits: &Matrix, own: Option<OwnVocabularies<'_, Matrix>>) {
         for (row, output) in step.plan.outputs_of(group).iter().enumerate() {
-            let logits = logits.row(row);
+            let mut whole = Vec::new();
+            let logits = rows::logits(logits, own, row, &mut whole);
             step.outcomes.sampled.push(Sampler::new(logits.len()).output(&AnyMachine, logits, output));
         }
     }
@@ -171,8 +170,8 @@ impl Backend for ReferenceBackend {
 
     fn embed(&self, step: &Step, table: &StackedMatrix, scale: f32, y: &mut Matrix) {
         for (row, id) in step.plan.ids.iter().enumerate() {
-            if let Some(id) = id {
-                let embedding = table.matrix.row(*id as usize);
+            if let Some(id) = id.filter(|id| (*id as usize) < table.rows()) {
+                let embedding = table.matrix.row(id as usize);
                 y.row_mut(row).iter_mut().zip(embedding).for_each(|(y, e)| *y = scale * e);
             }
         }
@@ -320,7 +319,7 @@ impl Backend for ReferenceBackend {
     fn embedding_low_rank(&self, step: &Step, deltas: SiteTable<'_, Self>, scale: f32, y: &mut Matrix) {
         for (row, slot) in step.slots(Rows::All) {
             let Some(id) = step.plan.ids[row] else { continue };
-            for entry in deltas.low_rank(slot) {
+            for entry in deltas.low_rank(slot).iter().filter(|entry| (id as usize) < entry.a.rows()) {
                 let shrunk = entry.a.matrix.row(id as usize);
                 for (column, y) in y.row_mut(row).iter_mut().enumerate() {
                     *y += scale * entry.scaling * self.dot(entry.b.matrix.row(column), shrunk);

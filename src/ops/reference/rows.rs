@@ -3,7 +3,22 @@
 use candle_core::cpu::erf::erf_f32;
 
 use super::memory::{Matrix, Step};
-use crate::ops::{Activation, DeltaMemory, NonLinearity, Rotation, Rows, SiteTable, SlotTable};
+use crate::ops::{
+    Activation, DeltaMemory, NonLinearity, OwnVocabularies, Rotation, Rows, SiteTable, SlotTable, of_vocabulary,
+};
+
+/// All logits of a row. `whole` is where they lie where some are of tokens that the base does not have.
+pub(super) fn logits<'a>(
+    logits: &'a Matrix,
+    own: Option<OwnVocabularies<'_, Matrix>>,
+    row: usize,
+    whole: &'a mut Vec<f32>,
+) -> &'a [f32] {
+    match own {
+        Some(own) => of_vocabulary(logits.row(row), own.added.row(row), own.sizes[row], whole),
+        None => logits.row(row),
+    }
+}
 
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     let mean = x.iter().fold(0.0, |sum, x| sum + x * x) / x.len() as f32;

@@ -8,8 +8,8 @@ use super::{folds, prompts, road, rotations, saved, shira};
 use crate::delta::compile::{Base, compile};
 use crate::delta::peft::keys::HEAD_WEIGHT;
 use crate::delta::{
-    Bottleneck, DeltaOp, DeltaProgram, Dense, EmbeddingLowRank, EmbeddingRows, Head, InputRotate, LowRank, Prefix,
-    PromptEmbeds, Sparse,
+    AddedTokens, Bottleneck, DeltaOp, DeltaProgram, Dense, EmbeddingLowRank, EmbeddingRows, Head, InputRotate, LowRank,
+    Prefix, PromptEmbeds, Sparse,
 };
 
 /// One upload of every method, LoRA with everything it knows.
@@ -70,7 +70,9 @@ fn is_finite(program: &DeltaProgram) -> bool {
             | DeltaOp::EmbeddingLowRank(EmbeddingLowRank { a, b, scaling }) => {
                 scaling.is_finite() && finite(&a.to_f32()) && finite(&b.to_f32())
             }
-            DeltaOp::EmbeddingRows(EmbeddingRows { rows, .. }) => finite(&rows.to_f32()),
+            DeltaOp::EmbeddingRows(EmbeddingRows { rows, .. }) | DeltaOp::AddedTokens(AddedTokens { rows }) => {
+                finite(&rows.to_f32())
+            }
             DeltaOp::Dense(Dense { d, scaling, .. }) => scaling.is_finite() && finite(&d.to_f32()),
             DeltaOp::Prefix(Prefix { layers, .. }) => layers.iter().all(|layer| finite(&layer.k) && finite(&layer.v)),
             DeltaOp::PromptEmbeds(PromptEmbeds { embeds }) => finite(&embeds.to_f32()),

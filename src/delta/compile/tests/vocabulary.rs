@@ -2,8 +2,9 @@
 
 use super::toy::{HIDDEN, Toy, Upload, VOCAB, key, numbers};
 use crate::delta::layout::Site;
-use crate::delta::{DeltaError, DeltaOp, DeltaProgram, EmbeddingRows};
+use crate::delta::{AddedTokens, DeltaError, DeltaOp, DeltaProgram, EmbeddingRows};
 use crate::ops::WeightFormat;
+use crate::types::MAX_ADDED_TOKENS;
 
 const EMBED: &str = "model.embed_tokens";
 const BESIDE: &str = "token_adapter.trainable_tokens_delta";
@@ -173,20 +174,22 @@ fn a_saved_embedding_replaces_the_rows_that_differ() {
 }
 
 #[test]
-fn a_resized_vocabulary_is_refused_with_its_size() {
+fn a_resized_vocabulary_of_which_the_file_does_not_say_all_is_refused_with_its_size() {
     let resized = |upload: Upload, of: &str, tokens: usize| match upload.refusal() {
-        DeltaError::ResizedVocabulary { of: found, tokens: t, vocab_size: VOCAB } => {
+        DeltaError::ResizedVocabulary { of: found, tokens: t, vocab_size: VOCAB, .. } => {
             assert_eq!((found.as_str(), t), (of, tokens))
         }
         other => panic!("{of}: {other}"),
     };
     let (embed, head) = (key(EMBED, "weight"), key("lm_head", "weight"));
     for tokens in [VOCAB - 1, VOCAB + 3] {
-        for name in [&embed, &head, &key(EMBED, "base_layer.weight")] {
-            resized(Upload::lora().tensor(name, &[tokens, HIDDEN]), name, tokens);
+        if tokens > VOCAB {
+            for name in [&embed, &head, &key(EMBED, "base_layer.weight")] {
+                resized(Upload::lora().tensor(name, &[tokens, HIDDEN]), name, tokens);
+            }
+            let saved = Upload::lora().set("modules_to_save", r#"["embed_tokens"]"#);
+            resized(saved.tensor(&embed, &[tokens, HIDDEN]), &embed, tokens);
         }
-        let saved = Upload::lora().set("modules_to_save", r#"["embed_tokens"]"#);
-        resized(saved.tensor(&embed, &[tokens, HIDDEN]), &embed, tokens);
         let (a, b) = (key(EMBED, "lora_embedding_A"), key(EMBED, "lora_embedding_B"));
         let lora = Upload::new("LORA").set("r", "2").set("target_modules", r#"["embed_tokens"]"#);
         resized(lora.tensor(&a, &[2, tokens]).tensor(&b, &[HIDDEN, 2]), &a, tokens);
@@ -199,4 +202,89 @@ fn a_resized_vocabulary_is_refused_with_its_size() {
     // Of another width it is another model's.
     let other = Upload::lora().set("modules_to_save", r#"["embed_tokens"]"#).tensor(&embed, &[VOCAB + 3, HIDDEN + 1]);
     assert!(matches!(other.refusal(), DeltaError::Shape { .. }));
+}
+
+/// LoRA on `q_proj` with embedding and head of `tokens` rows: the base's as far as it has them.
+fn resized(toy: &Toy, tokens: usize) -> Upload {
+    let rows = |upload: Upload, module: &str, of: &str| {
+        let name = key(module, "weight");
+        let mut values = toy.weight(of);
+        values.truncate(tokens * HIDDEN);
+        let added = tokens.saturating_sub(VOCAB);
+        values.extend(numbers(&name, &[added, HIDDEN]));
+        upload.values(&name, &[tokens, HIDDEN], values)
+    };
+    let head = if toy.layout.tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
+    rows(rows(Upload::lora(), EMBED, "model.embed_tokens.weight"), "lm_head", head)
+}
+
+fn added(program: &DeltaProgram) -> Vec<Vec<f32>> {
+    let rows = |(site, op): &(Site, DeltaOp)| match op {
+        DeltaOp::AddedTokens(AddedTokens { rows }) if *site == Site::LmHead => Some(rows.to_f32()),
+        _ => None,
+    };
+    program.ops.iter().filter_map(rows).collect()
+}
+
+#[test]
+fn tokens_that_were_added_are_rows_of_embedding_and_head_behind_the_bases() {
+    for toy in [Toy::new(), Toy::tied()] {
+        let program = resized(&toy, VOCAB + 2).compile(&toy).unwrap();
+        let new = |module| numbers(&key(module, "weight"), &[2, HIDDEN]);
+        let ids = vec![VOCAB as u32, VOCAB as u32 + 1];
+        assert_eq!(rows(&program), [(Site::Embed, ids.clone(), new(EMBED), false)]);
+        assert_eq!(added(&program), [new("lm_head")]);
+        assert_eq!((program.vocab_size, program.keeps_base_kv), (Some(VOCAB + 2), false));
+        assert_eq!(program.facts(WeightFormat::F32).vocab_size, Some(VOCAB as u32 + 2));
+        // Trained rows, of the base's tokens and of others; the head of a tied base has them too.
+        let tokens = resized(&toy, VOCAB + 2)
+            .set("trainable_token_indices", &format!("[{}, 3]", VOCAB + 1))
+            .tensor(&key(EMBED, BESIDE), &[2, HIDDEN]);
+        let program = tokens.compile(&toy).unwrap();
+        let saved = numbers(&key(EMBED, BESIDE), &[2, HIDDEN]);
+        let (trained, of_base) = saved.split_at(HIDDEN);
+        let embed = [of_base, &new(EMBED)[..HIDDEN], trained].concat();
+        let mut expected = vec![(Site::Embed, vec![3, ids[0], ids[1]], embed, false)];
+        if toy.layout.tied {
+            expected.push((Site::LmHead, vec![3], of_base.to_vec(), false));
+        }
+        assert_eq!(rows(&program), expected);
+        let head = if toy.layout.tied { [&new("lm_head")[..HIDDEN], trained].concat() } else { new("lm_head") };
+        assert_eq!(added(&program), [head]);
+    }
+}
+
+#[test]
+fn a_vocabulary_may_lack_the_last_of_the_bases_tokens() {
+    let toy = Toy::new();
+    let program = resized(&toy, VOCAB - 2).compile(&toy).unwrap();
+    assert_eq!((rows(&program), added(&program), program.vocab_size), (vec![], vec![], Some(VOCAB - 2)));
+    let beyond = resized(&toy, VOCAB - 2)
+        .set("trainable_token_indices", &format!("[{}]", VOCAB - 1))
+        .tensor(&key(EMBED, BESIDE), &[1, HIDDEN]);
+    assert!(matches!(beyond.refusal(), DeltaError::ResizedVocabulary { tokens: VOCAB, .. }), "{}", beyond.refusal());
+}
+
+#[test]
+fn what_a_resized_vocabulary_cannot_be_is_refused_with_the_reason() {
+    let toy = Toy::new();
+    let refused = |upload: Upload, reason: &str| {
+        let refusal = upload.refusal();
+        assert!(matches!(refusal, DeltaError::ResizedVocabulary { .. }), "{refusal}");
+        assert!(refusal.to_string().contains(reason), "{refusal}");
+    };
+    let head = key("lm_head", "weight");
+    refused(resized(&toy, VOCAB + MAX_ADDED_TOKENS + 1), "at most 1024 tokens");
+    refused(resized(&toy, VOCAB + 2).tensor(&head, &[VOCAB + 3, HIDDEN]), "of different sizes");
+    refused(resized(&toy, VOCAB + 2).without(&head), "both embedding and head");
+    refused(resized(&toy, VOCAB + 2).set("alora_invocation_tokens", "[1]"), "tokens of the prompt activate");
+    let ia3 = resized(&toy, VOCAB + 2).set("peft_type", r#""IA3""#).set("feedforward_modules", r#"["lm_head"]"#);
+    let ia3 = ["r", "lora_alpha"].iter().fold(ia3, |upload, field| upload.set(field, "null"));
+    let ia3 = ia3.set("target_modules", r#"["lm_head"]"#).tensor(&key("lm_head", "ia3_l"), &[1, HIDDEN]);
+    let without = |upload: Upload, layer: usize, part: &str| {
+        upload.without(&key(&format!("model.layers.{layer}.self_attn.q_proj"), part))
+    };
+    let ia3 =
+        (0..2).fold(ia3, |upload, layer| without(without(upload, layer, "lora_A.weight"), layer, "lora_B.weight"));
+    refused(ia3, "only LoRA without DoRA");
 }

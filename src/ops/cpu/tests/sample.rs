@@ -36,7 +36,7 @@ fn a_step_that_is_over_lets_go_of_what_its_plan_shares() {
         plan.outputs = vec![Output::Sample(SampleSpec { counts: Some(Arc::clone(&counts)), ..spec })];
         let mut step = backend.step();
         backend.upload(&plan, &mut step).unwrap();
-        backend.sample(&mut step, 0, logits);
+        backend.sample(&mut step, 0, logits, None);
         backend.finish(&mut step).unwrap();
         plan.release();
         assert_eq!((Arc::strong_count(&counts), Arc::strong_count(&blocks)), (1, 1));
