@@ -192,6 +192,7 @@ mod tests {
                 invocation_tokens: Vec::new(),
                 keeps_base_kv: false,
                 base_layers: 0,
+                vocab_size: None,
                 unknown_fields: Vec::new(),
             };
             Drift::of(&program, &BaseLayout::new(sizes, Vec::new()), &NoWeights).unwrap()
