@@ -106,6 +106,16 @@ pub enum DeltaError {
         /// What wrote it.
         feature: &'static str,
     },
+    /// A tensor is for an expert that the base does not have.
+    #[error("tensor `{tensor}` is for expert {expert}, and the base's layers have {experts}, counted from 0")]
+    NoSuchExpert {
+        /// Full key in the file.
+        tensor: String,
+        /// Whose it is.
+        expert: u64,
+        /// How many there are.
+        experts: usize,
+    },
     /// A tensor is there and the config says its module is no target.
     #[error("tensor `{tensor}` is for a module that adapter_config.json does not target")]
     NotTargeted {
@@ -239,6 +249,14 @@ pub enum DeltaError {
         index: i64,
         /// How many there are of what it counts.
         bound: usize,
+    },
+    /// The backend has no kernel for an op.
+    #[error("{} of {site} is not computed on this device: serve the adapter on the CPU (--device cpu)", class.as_str())]
+    NotOnDevice {
+        /// Of the op.
+        class: OpClass,
+        /// Where it is.
+        site: Site,
     },
     /// An op of a part of a mix cannot be weighted and added to others.
     #[error("it cannot be part of a mix: {} of {site} {reason}", class.as_str())]

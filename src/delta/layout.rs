@@ -41,6 +41,16 @@ pub enum LayerSite {
     GateUp,
     /// Down projection.
     Down,
+    /// The router of a sparse layer, from hidden states to a logit for each expert.
+    Router,
+    /// Gate projection of every expert.
+    ExpertsGate,
+    /// Up projection of every expert.
+    ExpertsUp,
+    /// gate and up of every expert as one parameter.
+    ExpertsGateUp,
+    /// Down projection of every expert.
+    ExpertsDown,
     /// Norm of the MLP's output (Gemma).
     MlpOutNorm,
     /// Hidden site: what the MLP adds to the residual stream (`output_adapters`). No module of the base.
@@ -51,8 +61,7 @@ impl LayerSite {
     /// Whether it comes behind the K and V of its layer.
     fn is_behind_kv(self) -> bool {
         use LayerSite as L;
-        let attention = matches!(self, L::Q | L::QNorm | L::O | L::AttentionOutNorm | L::AfterAttention);
-        attention || matches!(self, L::MlpNorm | L::Gate | L::Up | L::GateUp | L::Down | L::MlpOutNorm | L::AfterMlp)
+        !matches!(self, L::AttentionNorm | L::K | L::V | L::Qkv | L::KNorm)
     }
 }
 
@@ -91,6 +100,11 @@ impl fmt::Display for LayerSite {
             Self::Up => "up",
             Self::GateUp => "gate_up",
             Self::Down => "down",
+            Self::Router => "router",
+            Self::ExpertsGate => "experts_gate",
+            Self::ExpertsUp => "experts_up",
+            Self::ExpertsGateUp => "experts_gate_up",
+            Self::ExpertsDown => "experts_down",
             Self::MlpOutNorm => "mlp_out_norm",
             Self::AfterMlp => "after_mlp",
         })
@@ -151,12 +165,54 @@ impl Module {
     }
 }
 
+/// A router with its experts in the place of a layer's MLP. They are no modules: what attaches to them is looked up by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SparseBlock {
+    /// Its layer.
+    pub layer: u32,
+    /// Path as transformers 5 has it, where `experts` holds the matrices of all of them in two parameters, `gate_up_proj` and
+    /// `down_proj`.
+    pub path: String,
+    /// Path as transformers 4 had it, where every matrix is a linear module; mostly the same.
+    pub path_apart: String,
+    /// Names there of gate, up and down of an expert.
+    pub names_apart: [&'static str; 3],
+    /// How many experts.
+    pub experts: usize,
+    /// Columns of gate, and of up, of each.
+    pub intermediate_size: usize,
+}
+
+impl SparseBlock {
+    /// Path of the router by the names of transformers 5.
+    #[must_use]
+    pub fn router(&self) -> String {
+        format!("{}.gate", self.path)
+    }
+
+    /// Path of the module that holds all experts there.
+    #[must_use]
+    pub fn all_experts(&self) -> String {
+        format!("{}.experts", self.path)
+    }
+
+    /// Path of a matrix of an expert by the names of transformers 4: gate, up, down.
+    #[must_use]
+    pub fn matrix(&self, expert: u32, matrix: usize) -> String {
+        format!("{}.experts.{expert}.{}", self.path_apart, self.names_apart[matrix])
+    }
+
+    /// A site of its layer.
+    pub(super) fn site(&self, part: LayerSite) -> Site {
+        Site::Layer(self.layer, part)
+    }
+}
+
 /// Everything compilers need to know about the base apart from its numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BaseLayout {
     modules: BTreeMap<String, Module>,
-    /// Paths of blocks with a router and experts, which no delta attaches to.
-    sparse_blocks: Vec<String>,
+    sparse_blocks: Vec<SparseBlock>,
     /// Decoder layers.
     pub layers: usize,
     /// Width of the residual stream.
@@ -224,15 +280,21 @@ impl BaseLayout {
         }
     }
 
-    /// The layout of a base that has blocks with a router and experts at these paths, by any of the names they go by.
+    /// The layout of a base with these sparse blocks.
     #[must_use]
-    pub fn with_sparse_blocks(self, sparse_blocks: Vec<String>) -> Self {
+    pub fn with_sparse_blocks(self, sparse_blocks: Vec<SparseBlock>) -> Self {
         Self { sparse_blocks, ..self }
     }
 
-    /// Paths of blocks with a router, `gate`, and `experts`.
-    pub fn sparse_blocks(&self) -> impl Iterator<Item = &str> {
-        self.sparse_blocks.iter().map(String::as_str)
+    /// Blocks with a router and experts, in the order of their layers.
+    pub fn sparse_blocks(&self) -> impl Iterator<Item = &SparseBlock> {
+        self.sparse_blocks.iter()
+    }
+
+    /// That of a layer, where it has one.
+    #[must_use]
+    pub fn sparse_block(&self, layer: u32) -> Option<&SparseBlock> {
+        self.sparse_blocks().find(|block| block.layer == layer)
     }
 
     /// The module at a path.

@@ -22,18 +22,18 @@ mod sites;
 
 pub use change::Change;
 pub use class::{
-    AddedTokens, Bias, Bottleneck, DeltaOp, Dense, EmbeddingLowRank, EmbeddingRows, Gain, Head, InputRotate,
-    InputScale, LayerNorm, LowRank, OutputRotate, OutputScale, Prefix, PrefixLayer, PromptEmbeds, RotateStage, Sparse,
-    refused_in_mix,
+    AddedTokens, Bias, Bottleneck, DeltaOp, Dense, EmbeddingLowRank, EmbeddingRows, ExpertLowRank, Gain, Head,
+    InputRotate, InputScale, LayerNorm, LowRank, OutputRotate, OutputScale, Prefix, PrefixLayer, PromptEmbeds,
+    RotateStage, Sparse, refused_in_mix,
 };
 pub use compile::{
     Base, CompileLimits, SERVED_KINDS, check_config, check_head, compile, config_refusals, worked_out_bytes,
 };
 pub use error::DeltaError;
 pub use export::{ExportError, LoraFiles};
-pub use layout::{BaseLayout, BaseReadError, BaseSizes, BaseWeights, LayerSite, Module, ModuleKind, Site};
+pub use layout::{BaseLayout, BaseReadError, BaseSizes, BaseWeights, LayerSite, Module, ModuleKind, Site, SparseBlock};
 pub use mix::{OF_ACTIVATED, OF_OTHER_TOKENS};
 pub use peft::json::{NamedBase, named_base};
 pub use program::DeltaProgram;
 pub use resident::{DeltaTable, PreparedDelta, VirtualRows};
-pub use sites::{DeltaSites, EmbedSites, HiddenSites, InputSites, LabelSites, LayerSites, LinearSites};
+pub use sites::{DeltaSites, EmbedSites, HiddenSites, InputSites, LabelSites, LayerSites, LinearSites, SparseSites};

@@ -79,6 +79,19 @@ pub struct LayerSites {
     pub mlp_out_norm: SiteId,
     /// Behind the MLP.
     pub after_mlp: HiddenSites,
+    /// Of a router and experts in the place of the MLP.
+    pub sparse: Option<SparseSites>,
+}
+
+/// Op classes of a router and its experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SparseSites {
+    /// logits += s·B(Ax).
+    pub router: SiteId,
+    /// y += s·B(Ax) of gate and up stacked, in each expert.
+    pub gate_up: SiteId,
+    /// The same of down.
+    pub down: SiteId,
 }
 
 /// Op classes of the token embedding.
@@ -130,6 +143,10 @@ pub(super) enum Place<'a> {
     Linear(StackPlace<'a>),
     /// Behind a block of a layer.
     Hidden(&'a HiddenSites),
+    /// The logits of a router, of so many experts.
+    Router(SiteId, usize),
+    /// Columns of gate and up, or of down, in each expert.
+    Experts(SiteId, Range<usize>),
     /// The gain of a norm.
     Norm(SiteId),
     /// Before the first token; nothing is numbered there.
@@ -196,6 +213,11 @@ impl Counter {
             mlp_norm: self.next(),
             mlp_out_norm: self.next(),
             after_mlp: self.hidden(),
+            sparse: layout.sparse_block(layer).map(|_| SparseSites {
+                router: self.next(),
+                gate_up: self.next(),
+                down: self.next(),
+            }),
         }
     }
 }
@@ -223,14 +245,15 @@ impl DeltaSites {
     pub(super) fn place(&self, layout: &BaseLayout, site: Site) -> Place<'_> {
         let (q, kv, inner) = (layout.q_dim, layout.kv_dim, layout.intermediate_size);
         let linear = |sites, inputs, columns| Place::Linear(StackPlace { sites, inputs, columns });
-        let (layer, part) = match site {
+        let (number, part) = match site {
             Site::Embed => return Place::Embed(&self.embed),
             Site::FinalNorm => return Place::Norm(self.final_norm),
             Site::LmHead => return linear(&self.lm_head, 0..1, 0..layout.vocab_size),
             Site::VirtualTokens => return Place::VirtualTokens,
             Site::Labels => return Place::Labels(&self.labels),
-            Site::Layer(layer, part) => (&self.layers[layer as usize], part),
+            Site::Layer(layer, part) => (layer, part),
         };
+        let layer = &self.layers[number as usize];
         match part {
             LayerSite::AttentionNorm => Place::Norm(layer.attention_norm),
             LayerSite::Q => linear(&layer.qkv, 0..1, 0..q),
@@ -247,8 +270,29 @@ impl DeltaSites {
             LayerSite::Up => linear(&layer.gate_up, 1..2, inner..2 * inner),
             LayerSite::GateUp => linear(&layer.gate_up, 0..layer.gate_up.inputs.len(), 0..2 * inner),
             LayerSite::Down => linear(&layer.down, 0..1, 0..layout.hidden_size),
+            LayerSite::Router
+            | LayerSite::ExpertsGate
+            | LayerSite::ExpertsUp
+            | LayerSite::ExpertsGateUp
+            | LayerSite::ExpertsDown => self.sparse_place(layout, number, part),
             LayerSite::MlpOutNorm => Place::Norm(layer.mlp_out_norm),
             LayerSite::AfterMlp => Place::Hidden(&layer.after_mlp),
+        }
+    }
+
+    /// What a part of a sparse layer is to a step.
+    fn sparse_place(&self, layout: &BaseLayout, layer: u32, part: LayerSite) -> Place<'_> {
+        let sites = self.layers[layer as usize].sparse;
+        let (Some(sites), Some(block)) = (sites, layout.sparse_block(layer)) else {
+            unreachable!("compilers attach ops to routers and experts of sparse layers only")
+        };
+        let inner = block.intermediate_size;
+        match part {
+            LayerSite::Router => Place::Router(sites.router, block.experts),
+            LayerSite::ExpertsGate => Place::Experts(sites.gate_up, 0..inner),
+            LayerSite::ExpertsUp => Place::Experts(sites.gate_up, inner..2 * inner),
+            LayerSite::ExpertsGateUp => Place::Experts(sites.gate_up, 0..2 * inner),
+            _ => Place::Experts(sites.down, 0..layout.hidden_size),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::prepare::{PassInput, hand_out};
 use crate::delta::{self, Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, PreparedDelta};
 use crate::model::{Checkpoint, Decoder};
 use crate::ops::{Backend, OpsError, StepOutcomes, WeightFormat};
-use crate::types::{AdapterSlot, OpClasses, StepOutput};
+use crate::types::{AdapterSlot, OpClass, OpClasses, StepOutput};
 
 /// Runs steps. Owned by the engine thread; a fake one makes the loop testable without a model.
 pub trait StepExecutor: Send + 'static {
@@ -164,15 +164,21 @@ impl<B: Backend> ModelLoader<B> {
         Base { layout: &self.layout, weights: self.checkpoint.as_ref() }
     }
 
+    /// Compile, and check that the device computes all of it.
     fn compiled(&self, config: &[u8], weights: &[u8], limits: CompileLimits) -> Result<DeltaProgram, DeltaError> {
         let program = delta::compile(config, weights, self.base(), limits)?;
-        match program.vocab_size.filter(|_| !self.backend.has_own_vocabularies()) {
-            Some(tokens) => Err(DeltaError::ResizedVocabulary {
+        if let Some(tokens) = program.vocab_size.filter(|_| !self.backend.has_own_vocabularies()) {
+            return Err(DeltaError::ResizedVocabulary {
                 of: "adapter_model.safetensors".to_owned(),
                 tokens,
                 vocab_size: self.layout.vocab_size,
                 reason: "on this device adapters have the base's tokens; serve it on the CPU, or merged into its base",
-            }),
+            });
+        }
+        let class = OpClass::ExpertLowRank;
+        let mut of_experts = program.ops.iter().filter(|(_, op)| op.class() == class);
+        match of_experts.next().filter(|_| !self.backend.has_expert_deltas()) {
+            Some((site, _)) => Err(DeltaError::NotOnDevice { class, site: *site }),
             None => Ok(program),
         }
     }

@@ -8,7 +8,10 @@ use super::weights::{BaseModel, MlpWeights};
 use super::workspace::Workspace;
 use super::{ModelError, base_layout};
 use crate::delta::apply::{LinearSite, join, linear};
-use crate::delta::class::{added_tokens, embedding_low_rank, embedding_rows, gain, head, prefix, prompt_embeds, scale};
+use crate::delta::class::{
+    added_tokens, embedding_low_rank, embedding_rows, expert_low_rank, gain, head, low_rank, prefix, prompt_embeds,
+    scale,
+};
 use crate::delta::rows::StepRows;
 use crate::delta::{DeltaTable, HiddenSites, PreparedDelta};
 use crate::ops::{
@@ -278,8 +281,10 @@ impl<B: Backend> Decoder<B> {
             }
             MlpWeights::Experts { spec, router, experts } => {
                 let (logits, room) = (&mut work.router_logits, &mut work.experts);
-                backend.gemm(step, Rows::All, normed, router, logits);
-                backend.experts(step, Rows::All, spec, logits, experts, normed, room, projected);
+                let Some(sites) = &sites.sparse else { unreachable!("a layer with experts has their sites") };
+                low_rank::multiply(&on, sites.router, normed, router, logits);
+                let deltas = expert_low_rank::deltas(&on, sites);
+                backend.experts(step, Rows::All, spec, logits, experts, deltas, normed, room, projected);
             }
         }
         let after = layer.mlp_out_norm.as_ref().map(|weight| norm(weight, sites.mlp_out_norm));

@@ -5,6 +5,7 @@
 use super::ModelError;
 use super::checkpoint::Checkpoint;
 use super::spec::{DecoderSpec, Family, LayerSpec, Mlp};
+use crate::delta::SparseBlock;
 use crate::ops::{ExpertsSpec, HostMatrix, HostTensor};
 
 /// The names of transformers 5 within a sparse layer.
@@ -45,11 +46,11 @@ impl ExpertTensors {
         let path = |block: &str| format!("model.layers.{layer}.{block}");
         let here = |block, names| Self { block: path(block), names, hidden: spec.hidden_size, spec: experts };
         let together = here(BLOCK, None);
-        match spec.family {
-            _ if checkpoint.shape(&together.gate_up()).is_some() => together,
-            Family::Mixtral => here(MIXTRAL_BLOCK, Some(["w1", "w3", "w2"])),
-            _ => here(BLOCK, Some(["gate_proj", "up_proj", "down_proj"])),
+        if checkpoint.shape(&together.gate_up()).is_some() {
+            return together;
         }
+        let (block, names) = apart(spec.family);
+        here(block, Some(names))
     }
 
     /// The router's name and shape.
@@ -117,8 +118,24 @@ pub(super) fn sparse_layers(spec: &DecoderSpec) -> impl Iterator<Item = (u32, Ex
     spec.layers.iter().enumerate().filter_map(experts)
 }
 
-/// Paths of the blocks of sparse layers, by the names of the files and by those of transformers 5.
-pub(super) fn sparse_blocks(spec: &DecoderSpec) -> Vec<String> {
-    let paths = |(layer, _)| [BLOCK, MIXTRAL_BLOCK].map(|block| format!("model.layers.{layer}.{block}"));
-    sparse_layers(spec).flat_map(paths).collect()
+/// The blocks of sparse layers, by the names of the files and by those of transformers 5.
+pub(super) fn sparse_blocks(spec: &DecoderSpec) -> Vec<SparseBlock> {
+    let (block_apart, names_apart) = apart(spec.family);
+    let block = |(layer, experts): (u32, ExpertsSpec)| SparseBlock {
+        layer,
+        path: format!("model.layers.{layer}.{BLOCK}"),
+        path_apart: format!("model.layers.{layer}.{block_apart}"),
+        names_apart,
+        experts: experts.experts,
+        intermediate_size: experts.intermediate_size,
+    };
+    sparse_layers(spec).map(block).collect()
+}
+
+/// The block of a layer, and gate, up and down of an expert, where each matrix is by itself.
+fn apart(family: Family) -> (&'static str, [&'static str; 3]) {
+    match family {
+        Family::Mixtral => (MIXTRAL_BLOCK, ["w1", "w3", "w2"]),
+        _ => (BLOCK, ["gate_proj", "up_proj", "down_proj"]),
+    }
 }

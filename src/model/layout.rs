@@ -32,7 +32,7 @@ pub fn base_layout(spec: &DecoderSpec) -> BaseLayout {
     BaseLayout::new(sizes, modules).with_sparse_blocks(sparse_blocks(spec))
 }
 
-/// Names within a layer. Router and experts are no modules that a delta attaches to.
+/// Names within a layer. Router and experts are a [`SparseBlock`](crate::delta::SparseBlock).
 fn layer_modules(spec: &DecoderSpec, layer: u32) -> Vec<(&'static str, LayerSite)> {
     use LayerSite::{
         AttentionNorm, AttentionOutNorm, Down, Gate, GateUp, K, KNorm, MlpNorm, MlpOutNorm, O, Q, QNorm, Qkv, Up, V,
@@ -63,8 +63,8 @@ fn layer_modules(spec: &DecoderSpec, layer: u32) -> Vec<(&'static str, LayerSite
 
 fn module(spec: &DecoderSpec, path: String, site: Site) -> Module {
     use LayerSite::{
-        AfterAttention, AfterMlp, AttentionNorm, AttentionOutNorm, Down, Gate, GateUp, K, KNorm, MlpNorm, MlpOutNorm,
-        O, Q, QNorm, Qkv, Up, V,
+        AfterAttention, AfterMlp, AttentionNorm, AttentionOutNorm, Down, ExpertsDown, ExpertsGate, ExpertsGateUp,
+        ExpertsUp, Gate, GateUp, K, KNorm, MlpNorm, MlpOutNorm, O, Q, QNorm, Qkv, Router, Up, V,
     };
     use ModuleKind::{Embedding, Linear, Norm};
     let (inner, mlp_bias) = (spec.dense_size(), spec.dense().is_some_and(|mlp| mlp.bias));
@@ -84,7 +84,9 @@ fn module(spec: &DecoderSpec, path: String, site: Site) -> Module {
             Down => (Linear, inner, hidden, mlp_bias),
             QNorm | KNorm => (Norm, spec.head_dim, spec.head_dim, false),
             AttentionNorm | AttentionOutNorm | MlpNorm | MlpOutNorm => (Norm, hidden, hidden, false),
-            AfterAttention | AfterMlp => unreachable!("`layer_modules` lists modules of the base only"),
+            AfterAttention | AfterMlp | Router | ExpertsGate | ExpertsUp | ExpertsGateUp | ExpertsDown => {
+                unreachable!("`layer_modules` lists modules of the base only")
+            }
         },
     };
     let weight = match site {

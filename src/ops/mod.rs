@@ -38,11 +38,11 @@ pub use host_sparse::{HostSparse, SparseEntry};
 pub use numerics::{ComputeDtype, KvDtype, Numerics, WeightFormat, nearest_f16};
 pub use outcomes::{PoolOutcome, SampleOutcome, StepOutcomes};
 pub use plan::{PooledRows, PooledSpan, RowPlan, Rows, SampledRows, Segment, SequencePlan, StepPlan};
-pub use specs::{AttentionSpec, Expert, ExpertsSpec, HeadColumns, KvShape, RopeTable};
+pub use specs::{AttentionSpec, Expert, ExpertDeltas, ExpertsSpec, HeadColumns, KvShape, RopeTable};
 pub use stored::{TensorDtype, TensorReader};
 pub use table::{
-    Bottleneck, ColumnRotation, ColumnVector, DeltaMemory, DenseMatrix, EntriesBySite, LowRankPair, ReplacedRows,
-    Rotation, SiteId, SiteSet, SiteTable, SlotDelta, SlotEntries, SlotTable, SparseColumns,
+    Bottleneck, ColumnRotation, ColumnVector, DeltaMemory, DenseMatrix, EntriesBySite, ExpertPair, LowRankPair,
+    ReplacedRows, Rotation, SiteId, SiteSet, SiteTable, SlotDelta, SlotEntries, SlotTable, SparseColumns,
 };
 pub use vocabulary::{OwnVocabularies, of_vocabulary};
 
@@ -94,6 +94,11 @@ pub trait Backend: DeltaMemory {
 
     /// How it keeps numbers.
     fn numerics(&self) -> Numerics;
+
+    /// Whether [`Backend::experts`] adds deltas. Where it does not, an adapter with any must not come here.
+    fn has_expert_deltas(&self) -> bool {
+        true
+    }
 
     // --- memory -------------------------------------------------------------------------------------------------
 
@@ -281,7 +286,10 @@ pub trait Backend: DeltaMemory {
     /// experts]`, x and y `[rows, hidden]`. Semantics, per row: `p = softmax(logits[r, :])` in f32; the row's experts E are
     /// the `experts_per_token` highest logits, of equal ones the lower index first; `w_e = p_e`, with `renormalise`
     /// `p_e / Σ_{E} p`; `y[r, :] = Σ_{e in E, ascending} w_e * down_e(act(gate_e x[r]) ∘ up_e x[r])`, from 0 on. x and
-    /// the input of down are rounded to the [`ComputeDtype`], as in [`Backend::gemm`].
+    /// the input of down are rounded to the [`ComputeDtype`], as in [`Backend::gemm`]. `deltas`, for each row of a slot with
+    /// pairs of an expert that it chose: what [`Backend::low_rank`] adds, each product once, to `gate_e x[r]` and `up_e x[r]`
+    /// stacked before the activation, and to what down_e gives before it is weighted. Only pairs of experts that rows of
+    /// the slot chose are read.
     #[allow(clippy::too_many_arguments)] // Two inputs, and memory for what is in between.
     fn experts(
         &self,
@@ -290,6 +298,7 @@ pub trait Backend: DeltaMemory {
         spec: &ExpertsSpec,
         logits: &Self::Buffer,
         experts: &Self::Experts,
+        deltas: ExpertDeltas<'_, Self>,
         x: &Self::Buffer,
         work: &mut Self::ExpertsWork,
         y: &mut Self::Buffer,

@@ -1,7 +1,7 @@
 //! What ops are told of a model: shapes and constants of its parts, apart from what varies from step to step.
 
 use super::activation::Activation;
-use super::table::DeltaMemory;
+use super::table::{DeltaMemory, SiteTable};
 
 /// Shape of the paged KV cache. One block holds `block_size` consecutive places of one sequence in every layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,27 @@ pub struct Expert<B: DeltaMemory> {
     /// `[hidden, intermediate_size]`.
     pub down: B::Weight,
 }
+
+/// What adapters add within the experts of a layer; absent where no row of the step has any.
+pub struct ExpertDeltas<'a, B: DeltaMemory> {
+    /// To gate and up.
+    pub gate_up: Option<SiteTable<'a, B>>,
+    /// To down.
+    pub down: Option<SiteTable<'a, B>>,
+}
+
+impl<B: DeltaMemory> ExpertDeltas<'_, B> {
+    /// Nothing.
+    pub const NONE: Self = Self { gate_up: None, down: None };
+}
+
+impl<B: DeltaMemory> Clone for ExpertDeltas<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: DeltaMemory> Copy for ExpertDeltas<'_, B> {}
 
 /// Which columns of a buffer hold heads to be normalised: `heads` heads of `head_dim` from column `first`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

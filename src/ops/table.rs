@@ -95,6 +95,14 @@ pub struct LowRankPair<B: DeltaMemory> {
     pub columns: Range<usize>,
 }
 
+/// A low-rank pair of an expert at a site that all experts of a layer share.
+pub struct ExpertPair<B: DeltaMemory> {
+    /// Whose.
+    pub expert: u32,
+    /// Columns are those of its gate and up stacked, or of its down.
+    pub pair: LowRankPair<B>,
+}
+
 /// A vector for some columns of a site: a scale, a bias or a gain; or the weight of a head, row by row.
 pub struct ColumnVector<B: DeltaMemory> {
     /// `columns.len()` numbers; of a head so many for every input.
@@ -268,6 +276,8 @@ macro_rules! entry_lists {
 entry_lists! {
     /// Low-rank pairs.
     low_rank: LowRankPair<B>,
+    /// Low-rank pairs of experts; those of one site lie by expert.
+    expert_pairs: ExpertPair<B>,
     /// Vectors.
     vectors: ColumnVector<B>,
     /// Rotations of inputs; those of one site come one after the other.
@@ -296,7 +306,8 @@ impl<B: DeltaMemory> SlotDelta<B> {
     ///
     /// # Errors
     /// [`OpsError::OutOfMemory`], where kernels need memory to find them.
-    pub fn new(backend: &B, entries: SlotEntries<B>) -> Result<Self, OpsError> {
+    pub fn new(backend: &B, mut entries: SlotEntries<B>) -> Result<Self, OpsError> {
+        entries.expert_pairs.sort_by_key(|(_, pair)| pair.expert);
         let by_site = EntriesBySite::new(entries);
         let resident = backend.entries(&by_site)?;
         let held = SiteSet::new(by_site.all_sites().filter(|site| by_site.holds(*site)));
@@ -386,6 +397,13 @@ impl<B: DeltaMemory> SlotTable<B> {
 impl<'a, B: DeltaMemory<DeltaTable = SlotTable<B>>> SiteTable<'a, B> {
     fn delta(&self, slot: Option<AdapterSlot>) -> Option<&'a SlotDelta<B>> {
         slot.and_then(|slot| self.table.get(slot))
+    }
+
+    /// Where the pairs of an expert lie among [`Self::expert_pairs`] of a slot.
+    pub(super) fn pairs_of_expert(&self, slot: Option<AdapterSlot>, expert: u32) -> Range<usize> {
+        let pairs = self.expert_pairs(slot);
+        let first = pairs.partition_point(|pair| pair.expert < expert);
+        first..first + pairs[first..].partition_point(|pair| pair.expert == expert)
     }
 
     /// The bottleneck of a slot with its matrices, where it has one here.

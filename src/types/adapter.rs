@@ -37,6 +37,8 @@ op_classes! {
     Sparse,
     /// e += s·B·A[:, id] at the embedding.
     EmbeddingLowRank,
+    /// y += s·B(Ax) within an expert, for the rows that chose it.
+    ExpertLowRank,
     /// Rows of the embedding, of the head, or of both where they are one, in place of the base's.
     EmbeddingRows,
     /// y = g∘y.

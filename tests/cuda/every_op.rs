@@ -137,6 +137,7 @@ impl Op<'_> {
             replaced: vec![(REPLACED, replaced)],
             rotations: self.turns(slot).iter().map(|turn| (INPUTS, turn.install(backend, width))).collect(),
             bottlenecks: Vec::new(),
+            expert_pairs: Vec::new(),
             dense: vec![
                 (FULL, self.full(backend, seed + 14, 0..SEGMENTS[0], true)),
                 (FULL, self.full(backend, seed + 15, SEGMENTS[0]..OUTPUTS, false)),

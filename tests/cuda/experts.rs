@@ -3,7 +3,7 @@
 
 use polydelta::ops::reference::ReferenceBackend;
 use polydelta::ops::{
-    Activation, Backend, ComputeDtype, Expert, ExpertsSpec, HostMatrix, Numerics, Rows, cuda::CudaBackend,
+    Activation, Backend, ComputeDtype, Expert, ExpertDeltas, ExpertsSpec, HostMatrix, Numerics, Rows, cuda::CudaBackend,
 };
 use proptest::prelude::*;
 
@@ -71,7 +71,7 @@ impl<B: Backend> On<'_, B> {
         let x = backend.buffer_of(*hidden, x).unwrap();
         let mut y = backend.buffer_of(*hidden, &vec![7.0; rows * *hidden]).unwrap();
         let mut step = step_of(*backend, vec![None; rows]);
-        backend.experts(&step, Rows::All, spec, &logits, experts, &x, work, &mut y);
+        backend.experts(&step, Rows::All, spec, &logits, experts, ExpertDeltas::NONE, &x, work, &mut y);
         let found = rows_of(*backend, &y, rows);
         backend.finish(&mut step).unwrap();
         found

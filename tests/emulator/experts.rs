@@ -2,7 +2,9 @@
 //! that are said to be kept.
 
 use polydelta::ops::cuda::{CudaBackend, CudaOptions};
-use polydelta::ops::{Activation, Backend, Expert, ExpertsSpec, HostMatrix, Numerics, RowPlan, Rows, StepPlan};
+use polydelta::ops::{
+    Activation, Backend, Expert, ExpertDeltas, ExpertsSpec, HostMatrix, Numerics, RowPlan, Rows, StepPlan,
+};
 
 use super::emulator::{Count, Memory};
 
@@ -58,7 +60,7 @@ fn launches_do_not_depend_on_the_choice_and_nothing_is_allocated_on_their_way() 
             backend.upload(&StepPlan { rows, ids, positions, kv_slots, ..StepPlan::default() }, &mut step).unwrap();
             backend.read_row(&x, 0);
             let before = (control.all_launches(), control.count(Count::Allocations));
-            backend.experts(&step, Rows::All, &spec, &logits, &table, &x, &mut work, &mut y);
+            backend.experts(&step, Rows::All, &spec, &logits, &table, ExpertDeltas::NONE, &x, &mut work, &mut y);
             let allocated = control.count(Count::Allocations) - before.1;
             backend.finish(&mut step).unwrap();
             (control.all_launches() - before.0, allocated)

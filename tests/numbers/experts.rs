@@ -1,18 +1,22 @@
-//! Bases with experts: the two ways in which a checkpoint keeps them, and adapters of experts and routers, which are
-//! refused by name.
+//! Bases with experts: the two ways in which a checkpoint keeps them, and what is refused of adapters of experts and routers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
-use polydelta::delta::{Base, DeltaError, compile};
+use polydelta::delta::{Base, CompileLimits, DeltaError, DeltaProgram, ExportError, compile};
+use polydelta::engine::{DeltaLoader, ModelLoader};
 use polydelta::model::{Checkpoint, ModelError, base_layout};
-use polydelta::ops::Numerics;
 use polydelta::ops::cpu::{CpuBackend, CpuOptions};
+use polydelta::ops::reference::ReferenceBackend;
+use polydelta::ops::{Backend, Numerics, OpsError};
+use polydelta::types::{OpClass, ToProblem};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use safetensors::{SafeTensors, serialize_to_file};
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::device::{alone, cuda};
 use crate::fixture::{Case, Family, LIMITS, Runner};
 
 const FAMILIES: [&str; 2] = ["mixtral", "qwen3_moe"];
@@ -121,7 +125,7 @@ fn is_sparse(name: &str) -> bool {
     name.contains("experts") || name.ends_with(".gate.weight")
 }
 
-/// An adapter of q, and of one more module.
+/// An adapter of q, and of one more tensor.
 fn refusal(family: &Family, config: serde_json::Value, tensor: &str, shape: &[usize]) -> DeltaError {
     let (hidden, q) = (family.spec.hidden_size, family.spec.q_dim());
     let numbers = |shape: &[usize]| vec![0_u8; 4 * shape.iter().product::<usize>()];
@@ -137,40 +141,95 @@ fn refusal(family: &Family, config: serde_json::Value, tensor: &str, shape: &[us
 }
 
 #[test]
-fn adapters_of_experts_and_routers_are_refused_by_name() {
+fn tensors_of_experts_and_routers_that_make_no_adapter_are_refused_by_name() {
+    // Of both spellings what is not a target, what another method would have, and weights themselves.
     let modules = [
-        ("mixtral", "model.layers.1.block_sparse_moe.experts.3.w1", "w1"),
-        ("mixtral", "model.layers.1.block_sparse_moe.gate", "gate"),
-        ("mixtral", "model.layers.0.mlp.experts.base_layer", "q_proj"),
-        ("mixtral", "model.layers.0.mlp.experts", "q_proj"),
-        ("mixtral", "model.layers.0.mlp.gate", "gate"),
-        ("qwen3_moe", "model.layers.1.mlp.experts.7.gate_proj", "gate_proj"),
-        ("qwen3_moe", "model.layers.3.mlp.gate", "gate"),
-        ("qwen3_moe", "model.layers.3.mlp.experts", "q_proj"),
+        ("mixtral", "model.layers.1.block_sparse_moe.experts.3.w1"),
+        ("mixtral", "model.layers.1.block_sparse_moe.gate"),
+        ("mixtral", "model.layers.0.mlp.experts"),
+        ("mixtral", "model.layers.0.mlp.gate"),
+        ("qwen3_moe", "model.layers.1.mlp.experts.7.gate_proj"),
+        ("qwen3_moe", "model.layers.3.mlp.gate"),
+        ("qwen3_moe", "model.layers.3.mlp.experts"),
     ];
-    for (name, module, target) in modules {
+    for (name, module) in modules {
         let family = Family::open(name);
-        let config = |targets: &[&str]| json!({ "peft_type": "LORA", "r": 1, "target_modules": targets });
-        for parameter in ["lora_A.weight", "lora_A.default.weight", "weight"] {
+        let config = json!({ "peft_type": "LORA", "r": 1, "target_modules": ["model.layers.0.self_attn.q_proj"] });
+        for parameter in ["lora_A.weight", "lora_B.weight", "weight", "ia3_l", "lora_magnitude_vector"] {
             let tensor = format!("{module}.{parameter}");
-            for targets in [&["q_proj", target][..], &["q_proj"], &[target]] {
-                let error = refusal(&family, config(targets), &tensor, &[1, family.spec.hidden_size]);
-                let named =
-                    matches!(&error, DeltaError::UnsupportedTensor { tensor: found, .. } if found.ends_with(&tensor));
-                assert!(
-                    named && error.to_string().contains("experts or their router"),
-                    "{tensor}, {targets:?}: {error}"
-                );
-            }
+            let error = refusal(&family, config.clone(), &tensor, &[1, family.spec.hidden_size]);
+            let named = match &error {
+                DeltaError::NotTargeted { tensor: found } => found.ends_with(&tensor) && parameter.ends_with("weight"),
+                DeltaError::UnsupportedTensor { tensor: found, .. } => found.ends_with(&tensor),
+                _ => false,
+            };
+            assert!(named, "{tensor}: {error}");
+            assert_eq!(
+                matches!(error, DeltaError::NotTargeted { .. }),
+                parameter.starts_with("lora_") && named && parameter.ends_with("weight")
+            );
         }
-        let mut config = config(&["q_proj"]);
-        config["target_parameters"] = json!(["mlp.experts.gate_up_proj"]);
-        let error = refusal(&family, config, &format!("{module}.lora_A.weight"), &[1, 1]);
+    }
+    for (name, module, experts) in [
+        ("mixtral", "model.layers.1.block_sparse_moe.experts.6.w1", 6),
+        ("qwen3_moe", "model.layers.1.mlp.experts.8.up_proj", 8),
+    ] {
+        let family = Family::open(name);
+        let config = json!({ "peft_type": "LORA", "r": 1, "target_modules": ["q_proj", "w1", "up_proj"] });
+        let error = refusal(&family, config, &format!("{module}.lora_A.weight"), &[1, family.spec.hidden_size]);
         assert!(
-            matches!(&error, DeltaError::UnsupportedField { field, .. } if field == "target_parameters"),
+            matches!(&error, DeltaError::NoSuchExpert { experts: of, expert, .. } if *of == experts && *expert == experts as u64),
             "{error}"
         );
     }
+}
+
+fn loader<B: Backend>(family: &Family, backend: B) -> ModelLoader<B> {
+    let checkpoint = Arc::new(Checkpoint::open(&family.dir.join("base")).unwrap());
+    ModelLoader::new(Arc::new(backend), base_layout(&family.spec), checkpoint, LIMITS)
+}
+
+#[test]
+fn an_adapter_of_experts_is_refused_where_the_device_computes_none_and_taken_elsewhere() {
+    let family = Family::open("mixtral");
+    let dir = family.dir.join("adapters/lora_experts");
+    let read = |file: &str| std::fs::read(dir.join(file)).unwrap();
+    let (config, weights) = (read("adapter_config.json"), read("adapter_model.safetensors"));
+    let _turn = alone();
+    let device = loader(&family, cuda(Numerics::F32));
+    for error in [device.check(&config, &weights).unwrap_err(), device.compile(&config, &weights).unwrap_err()] {
+        let class = OpClass::ExpertLowRank;
+        assert!(matches!(&error, DeltaError::NotOnDevice { class: of, .. } if *of == class), "{error}");
+        assert!(error.to_string().contains("ExpertLowRank of layer 0 experts_gate_up"), "{error}");
+        let problem = error.to_problem();
+        assert_eq!(problem.reason, "UNSUPPORTED_ON_DEVICE");
+    }
+    // Whatever is brought by another way stops before a kernel.
+    let program = family.compile("lora_experts").unwrap();
+    assert!(matches!(device.prepare(program), Err(OpsError::Unsupported { .. })));
+    loader(&family, ReferenceBackend::new(Numerics::F32)).check(&config, &weights).unwrap();
+    // Routers are linear sites, which every device has.
+    let dir = family.dir.join("adapters/lora_router");
+    let read = |file: &str| std::fs::read(dir.join(file)).unwrap();
+    device.check(&read("adapter_config.json"), &read("adapter_model.safetensors")).unwrap();
+}
+
+#[test]
+fn a_mix_counts_the_ranks_of_each_expert_and_an_export_refuses_it_by_name() {
+    let family = Family::open("mixtral");
+    let part = || family.compile("lora_experts").unwrap();
+    let limits = |max_rank| CompileLimits { max_rank, ..LIMITS };
+    DeltaProgram::sum(vec![part(), part()], limits(4)).unwrap();
+    let error = DeltaProgram::sum(vec![part(), part()], limits(3)).unwrap_err();
+    assert!(matches!(error, DeltaError::Rank { rank: 4, max: 3, .. }), "{error}");
+    let error = part().weighted(f32::MAX).unwrap_err();
+    assert!(matches!(error, DeltaError::NonFinite { .. }), "{error}");
+    let layout = base_layout(&family.spec);
+    let error = part().to_lora(&layout, None).unwrap_err();
+    let of_experts = matches!(&error, ExportError::Op { class: OpClass::ExpertLowRank, .. });
+    assert!(of_experts, "{error}");
+    let error = family.compile("lora_router").unwrap().to_lora(&layout, None).unwrap_err();
+    assert!(error.to_string().contains("router"), "{error}");
 }
 
 #[test]

@@ -1,22 +1,24 @@
 //! Greedy ids and log-probabilities of every family and adapter against transformers + peft in f32: alone, and all
 //! kinds in one mixed batch.
 
-use polydelta::delta::DeltaError;
 use polydelta::ops::cpu::{CpuBackend, CpuOptions, Isa};
 use polydelta::ops::{Backend, Numerics, reference::ReferenceBackend};
+use polydelta::types::OpClass;
 
 use crate::fixture::{Case, FAMILIES, Family, Runner, Sequence, greedy, log_softmax};
 
-/// Adapters of the fixtures that PEFT can make and this server refuses, by name.
-const REFUSED: [(&str, &str); 1] = [("lora_experts", "target_parameters")];
-
-pub(crate) fn refused(adapter: &str) -> bool {
-    REFUSED.iter().any(|(name, _)| *name == adapter)
+fn cases(family: &Family, context: usize) -> Vec<&Case> {
+    family.cases.iter().filter(|case| family.context_length(case) == context).collect()
 }
 
-fn served_cases(family: &Family, context: usize) -> Vec<&Case> {
-    let served = |case: &&Case| !case.adapter.as_deref().is_some_and(refused);
-    family.cases.iter().filter(|case| family.context_length(case) == context).filter(served).collect()
+/// The cases of which a backend computes every op.
+pub(crate) fn computed<'a, B: Backend>(backend: &B, family: &Family, mut cases: Vec<&'a Case>) -> Vec<&'a Case> {
+    if !backend.has_expert_deltas() {
+        let of_experts = |name: &String| family.compile(name).unwrap().classes().contain(OpClass::ExpertLowRank);
+        let of_experts: Vec<String> = adapters(&cases).into_iter().filter(of_experts).collect();
+        cases.retain(|case| !case.adapter.as_ref().is_some_and(|adapter| of_experts.contains(adapter)));
+    }
+    cases
 }
 
 pub(crate) fn adapters(cases: &[&Case]) -> Vec<String> {
@@ -43,8 +45,9 @@ pub(crate) fn check_all<B: Backend>(families: &[&str], make: impl Fn() -> B) {
     for name in families {
         let family = Family::open(name);
         for context in family.context_lengths() {
-            let cases = served_cases(&family, context);
-            let mut runner = Runner::new(make(), &family, context, &adapters(&cases));
+            let backend = make();
+            let cases = computed(&backend, &family, cases(&family, context));
+            let mut runner = Runner::new(backend, &family, context, &adapters(&cases));
             for case in &cases {
                 let alone = runner.generate(&[case], usize::MAX);
                 check(&family, case, &alone[0]);
@@ -116,7 +119,7 @@ pub(crate) fn check_narrow<B: Backend>(narrow: Narrow, make: impl Fn(Numerics) -
         let family = Family::open(name);
         let mut found = Distances::default();
         for context in family.context_lengths() {
-            let cases = served_cases(&family, context);
+            let cases = cases(&family, context);
             let mut runner = Runner::with_blocks_of(16, make(narrow.numerics), &family, context, &adapters(&cases));
             for (case, sequence) in cases.iter().zip(runner.follow(&cases, 7)) {
                 found.take(case, &sequence);
@@ -151,21 +154,6 @@ fn every_family_and_adapter_agrees_with_peft_on_the_cpu_backend() {
 
 fn cpu(isa: Isa, threads: usize) -> CpuBackend {
     CpuBackend::new(CpuOptions { threads, numerics: Numerics::F32, isa: Some(isa) }).unwrap()
-}
-
-#[test]
-fn what_is_not_served_is_refused_by_name() {
-    for name in FAMILIES {
-        let family = Family::open(name);
-        for (adapter, feature) in REFUSED {
-            if !family.dir.join("adapters").join(adapter).is_dir() {
-                continue;
-            }
-            let error = family.compile(adapter).unwrap_err();
-            assert!(matches!(error, DeltaError::UnsupportedField { .. }), "{name} {adapter}: {error}");
-            assert!(error.to_string().contains(feature), "{name} {adapter}: {error}");
-        }
-    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use polydelta::delta::SERVED_KINDS;
 use polydelta::types::OpClass;
 
 use crate::fixture::{ADAPTERHUB, Case, FAMILIES, Family, VOCABULARY};
-use crate::golden::{adapters, refused};
+use crate::golden::adapters;
 use crate::heads::{READ, texts};
 
 /// Methods of which every family has golden adapters: those that most people use, and one for each op class.
@@ -44,8 +44,8 @@ fn every_family_has_golden_adapters_of_a_core_set_of_methods() {
     for name in FAMILIES {
         let family = Family::open(name);
         let cases: Vec<&Case> = family.cases.iter().collect();
-        let served = adapters(&cases).into_iter().filter(|adapter| !refused(adapter));
-        let kinds: BTreeSet<String> = served.map(|adapter| family.compile(&adapter).unwrap().kind).collect();
+        let kinds = adapters(&cases).into_iter().map(|adapter| family.compile(&adapter).unwrap().kind);
+        let kinds: BTreeSet<String> = kinds.collect();
         let lacking: Vec<&str> = CORE.into_iter().filter(|kind| !kinds.contains(*kind)).collect();
         assert_eq!(lacking, [""; 0], "{name}");
     }
@@ -64,10 +64,10 @@ fn the_readme_has_every_served_kind_with_its_group_and_its_op_classes() {
     for name in FAMILIES.into_iter().chain(ADAPTERHUB).chain(VOCABULARY) {
         let family = Family::open(name);
         let cases: Vec<&Case> = family.cases.iter().collect();
-        let served = |adapter: &String| !refused(adapter) && family.mix(adapter).is_none();
+        let by_itself = |adapter: &String| family.mix(adapter).is_none();
         let read = if READ.contains(&name) { texts(&family) } else { Vec::new() };
         let with_heads = read.iter().filter_map(|text| text.adapter.clone());
-        for adapter in adapters(&cases).into_iter().filter(served).chain(with_heads) {
+        for adapter in adapters(&cases).into_iter().filter(by_itself).chain(with_heads) {
             let program = family.compile(&adapter).unwrap();
             assert!(program.group().is_some(), "{name} {adapter}: {} is not announced", program.kind);
             seen.entry(program.kind).or_default().extend(program.ops.iter().map(|(_, op)| op.class()));

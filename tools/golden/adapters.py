@@ -35,13 +35,16 @@ class Adapter:
     config: Callable[[], peft.PeftConfig]
     # 16-bit values in the file; a reader in float32 gets them exactly.
     bf16: bool = False
+    # Experts and routers in the file one by one, as PEFT saved them where each was a linear module.
+    apart: bool = False
 
 
-def lora(name: str, targets, r: int = 4, alpha: float = 8, bf16: bool = False, **options) -> Adapter:
+def lora(name: str, targets, r: int = 4, alpha: float = 8, bf16: bool = False, apart: bool = False, **options) -> Adapter:
     return Adapter(
         name,
         lambda: peft.LoraConfig(task_type="CAUSAL_LM", r=r, lora_alpha=alpha, target_modules=targets, **options),
         bf16,
+        apart,
     )
 
 
@@ -141,6 +144,8 @@ def llama_adapters() -> list[Adapter]:
         lora("exclude_modules", LINEARS, exclude_modules=["o_proj", "layers.0.mlp.gate_proj"]),
         lora("lora_bias", ["q_proj", "v_proj", "o_proj", "down_proj"], lora_bias=True),
         lora("all_linear", "all-linear", r=2, alpha=4),
+        lora("lora_parameters", ["v_proj"], target_parameters=["self_attn.q_proj.weight", "mlp.down_proj.weight"],
+             rank_pattern={"down_proj.weight": 3}),
         lora("embed", ["embed_tokens"]),
         lora("lm_head", ["lm_head"]),
         lora("embed_lm_head", ["embed_tokens", "lm_head", "q_proj"]),
@@ -372,12 +377,37 @@ def classes(linears: list[str] = LINEARS, but: tuple[str, ...] = ()) -> list[Ada
     return [adapter for adapter in out if adapter.name not in but]
 
 
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
 def beside_experts(all_norms: list[str] | None = None) -> list[Adapter]:
-    """What does not touch the experts, and one that does."""
+    """What does not touch the experts, and those that do: both parameters, one, the router, patterns, and experts one by one."""
     return [
         *common(ATTENTION, ["k_proj", "v_proj", "o_proj"], NORMS, all_norms, feedforward=["o_proj"]),
         lora("embed_lm_head", ["embed_tokens", "lm_head", "q_proj"]),
-        lora("lora_experts", ["q_proj"], r=2, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
+        lora("lora_experts", ["q_proj"], r=2, target_parameters=EXPERTS),
+        lora("lora_experts_down", [], r=3, alpha=6, use_rslora=True, target_parameters=["down_proj"], bf16=True),
+        lora("lora_experts_up", ["v_proj"], r=1, target_parameters=["layers.1.mlp.experts.gate_up_proj"]),
+        lora("lora_router", ["o_proj"], r=2, alpha=2, target_parameters=["gate.weight"]),
+        # A tail with its dots as any character, a full path, an expression.
+        lora(
+            "lora_experts_patterns",
+            ["k_proj"],
+            r=2,
+            target_parameters=[*EXPERTS, "mlp.gate.weight"],
+            rank_pattern={"experts.down_proj": 3, "model.layers.1.mlp.experts.gate_up_proj": 4},
+            alpha_pattern={r"layers\.\d\.mlp\.experts\.gate_up_proj": 5, "gate.weight": 3},
+        ),
+        lora(
+            "lora_experts_apart",
+            ["q_proj"],
+            r=2,
+            apart=True,
+            target_parameters=[*EXPERTS, "mlp.gate.weight"],
+            # What PEFT makes of two ranks of 2.
+            rank_pattern={r".*\.gate_up_proj": 4},
+            alpha_pattern={r".*\.gate_up_proj": 16},
+        ),
     ]
 
 
@@ -562,9 +592,19 @@ def randomise(model: peft.PeftModel, family: Family, adapter: Adapter) -> None:
                 value = p + rand.normal(p.shape, 0.1, *at)
             else:
                 raise AssertionError(f"no rule for {name}")
+            if adapter.apart and "experts.base_layer.lora_B" in name:
+                value = value * of_halves(value)
             if adapter.bf16:
                 value = value.bfloat16().float()
             p.copy_(value)
+
+
+def of_halves(b: torch.Tensor) -> torch.Tensor:
+    """Where B of `gate_up_proj`, [gate and up, ranks * experts], holds a rank of its own for each of gate and up."""
+    ranks = 4
+    halves = torch.zeros(2, b.shape[0] // 2, 2, ranks // 2, b.shape[1] // ranks)
+    halves[0, :, 0], halves[1, :, 1] = 1, 1
+    return halves.reshape(b.shape)
 
 
 def _prompt_std(name: str, family: Family, adapter: Adapter) -> float:
@@ -602,10 +642,48 @@ def build(base, family: Family, adapter: Adapter, out: Path) -> peft.PeftModel:
         if isinstance(config.get(key), list):
             config[key].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if adapter.apart:
+        take_apart(out, base.config, family)
     if adapter.bf16:
         path = out / "adapter_model.safetensors"
         save_file({k: v.bfloat16() for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
     return model.eval()
+
+
+def take_apart(out: Path, config, family: Family) -> None:
+    """The same adapter with a LoRA for each expert's matrices, in the spelling of transformers 4. PEFT puts them together again."""
+    block, names = {
+        "mixtral": ("block_sparse_moe", ("w1", "w3", "w2")),
+        "qwen3_moe": ("mlp", ("gate_proj", "up_proj", "down_proj")),
+    }[family.name]
+    path, tensors, experts = out / "adapter_model.safetensors", {}, 0
+    for key, value in load_file(path).items():
+        module, _, parameter = key.partition(".lora_")
+        module = module.replace(".mlp.", f".{block}.")
+        if ".experts" not in module:
+            tensors[f"{module}.lora_{parameter}"] = value
+            continue
+        count = experts = getattr(config, "num_local_experts", None) or config.num_experts
+        stack = module.removesuffix(".base_layer")
+        of_gate_up = stack != module
+        for expert in range(count):
+            if parameter.startswith("A"):
+                own = value.reshape(count, -1, value.shape[1])[expert]
+                halves = own.chunk(2) if of_gate_up else [own]
+            else:
+                own = value.reshape(value.shape[0], -1, count)[:, :, expert]
+                rank = own.shape[1] // 2
+                halves = [own.chunk(2)[0][:, :rank], own.chunk(2)[1][:, rank:]] if of_gate_up else [own]
+            for name, half in zip(names[:2] if of_gate_up else names[2:], halves):
+                tensors[f"{stack}.{expert}.{name}.lora_{parameter}"] = half.contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+    path = out / "adapter_config.json"
+    saved = json.loads(path.read_text())
+    # Dense layers have names of matrices in common with Qwen3-MoE's experts.
+    of_experts = names if family.name == "mixtral" else [f"experts.{e}.{name}" for e in range(experts) for name in names]
+    saved["target_modules"] = sorted([*saved["target_modules"], "gate", *of_experts])
+    saved |= {"target_parameters": None, "rank_pattern": {}, "alpha_pattern": {}}
+    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
 
 def load(base, out: Path) -> peft.PeftModel:

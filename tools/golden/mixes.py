@@ -31,6 +31,8 @@ def of(family: Family) -> list[Mix]:
             ]
         case "llama_bias":
             return [Mix("mix_biases", (("bias_all", 0.5), ("lora_bias", -0.7), ("bias_lora_only", 0.4)))]
+        case "mixtral":
+            return [Mix("mix_experts", (("lora_experts", 0.6), ("lora_all_r4", 0.5), ("lora_experts_apart", -0.7), ("lora_router", 0.4)))]
     return []
 
 

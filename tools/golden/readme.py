@@ -109,7 +109,9 @@ M is the full module path with the prefix `base_model.model.`, such as `base_mod
 | `bias="all"` | `M.base_layer.bias` for modules with LoRA, `M.bias` for all others that have a bias: values that **replace** the base's |
 | `bias="lora_only"` | `M.base_layer.bias` only |
 | `modules_to_save` | `M.weight`, the whole module, plain name |
-| `target_parameters` on experts | `…mlp.experts.base_layer.lora_A.weight` [experts·r, in], `.lora_B.weight` [out, experts·r] for `gate_up_proj`; without `base_layer` for `down_proj` |
+| `target_parameters` on experts | `…mlp.experts.base_layer.lora_A.weight` [experts·r, in], expert by expert, `.lora_B.weight` [out, r·experts], rank by rank, for `gate_up_proj`; without `base_layer` for `down_proj`, and for either alone |
+| `target_parameters` on a router or a linear module | as LoRA on the module; patterns name the parameter, `gate.weight` |
+| `lora_experts_apart` | as PEFT saved experts on transformers 4: LoRA on every matrix, `…block_sparse_moe.experts.3.w1` or `…mlp.experts.3.gate_proj`; PEFT puts them together as it reads them |
 | trainable tokens in LoRA | `M.token_adapter.trainable_tokens_delta` [n, dim]; ids in `trainable_token_indices`; rows **replace** |
 | TRAINABLE_TOKENS | `M.trainable_tokens_delta` [n, dim], no `token_adapter`; ids in `token_indices` |
 | aLoRA | as LoRA; `alora_invocation_tokens` in the config |

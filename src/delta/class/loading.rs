@@ -8,8 +8,8 @@ use crate::delta::layout::{BaseLayout, Site};
 use crate::delta::resident::{PreparedDelta, VirtualRows};
 use crate::delta::sites::{DeltaSites, Place};
 use crate::ops::{
-    Backend, Bottleneck, ColumnRotation, ColumnVector, DenseMatrix, HostSparse, LowRankPair, OpsError, ReplacedRows,
-    Rotation, SiteId, SlotDelta, SlotEntries, SparseColumns,
+    Backend, Bottleneck, ColumnRotation, ColumnVector, DenseMatrix, ExpertPair, HostSparse, LowRankPair, OpsError,
+    ReplacedRows, Rotation, SiteId, SlotDelta, SlotEntries, SparseColumns,
 };
 use crate::types::OpClasses;
 
@@ -55,6 +55,17 @@ impl<'a, B: Backend> Loading<'a, B> {
     pub(super) fn pair(&mut self, site: SiteId, rank: usize, scaling: f32, columns: Range<usize>) {
         match (self.weights.next(), self.weights.next()) {
             (Some(a), Some(b)) => self.entries.low_rank.push((site, LowRankPair { a, b, rank, scaling, columns })),
+            _ => unreachable!("`ClassOp::matrices` lists two for every pair"),
+        }
+    }
+
+    /// Add a pair of an expert, of the next two weights, A and B.
+    pub(super) fn expert_pair(&mut self, site: SiteId, expert: u32, rank: usize, scaling: f32, columns: Range<usize>) {
+        match (self.weights.next(), self.weights.next()) {
+            (Some(a), Some(b)) => {
+                let pair = LowRankPair { a, b, rank, scaling, columns };
+                self.entries.expert_pairs.push((site, ExpertPair { expert, pair }));
+            }
             _ => unreachable!("`ClassOp::matrices` lists two for every pair"),
         }
     }

@@ -54,7 +54,8 @@ impl ClassOp for LowRank {
         let (site, columns) = match loading.place(site) {
             Place::Linear(place) => (place.sites.low_rank, place.columns),
             Place::Hidden(sites) => (sites.low_rank, 0..loading.layout.hidden_size),
-            _ => unreachable!("compilers attach LowRank to linear and hidden sites only"),
+            Place::Router(site, experts) => (site, 0..experts),
+            _ => unreachable!("compilers attach LowRank to linear and hidden sites and to routers only"),
         };
         loading.pair(site, self.a.rows(), self.scaling, columns);
         Ok(())

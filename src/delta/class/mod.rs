@@ -11,6 +11,7 @@ pub(crate) mod bottleneck;
 pub(crate) mod dense;
 pub(crate) mod embedding_low_rank;
 pub(crate) mod embedding_rows;
+pub(crate) mod expert_low_rank;
 pub(crate) mod gain;
 pub(crate) mod head;
 pub(crate) mod input;
@@ -30,6 +31,7 @@ pub use bottleneck::{Bottleneck, LayerNorm};
 pub use dense::Dense;
 pub use embedding_low_rank::EmbeddingLowRank;
 pub use embedding_rows::EmbeddingRows;
+pub use expert_low_rank::ExpertLowRank;
 pub use gain::Gain;
 pub use head::Head;
 pub use low_rank::LowRank;
@@ -119,6 +121,8 @@ classes! {
     Sparse,
     /// e += s·B·A[:, id].
     EmbeddingLowRank,
+    /// y += s·B(Ax) within an expert, for the rows that chose it.
+    ExpertLowRank,
     /// Rows of embedding and head in place of the base's.
     EmbeddingRows,
     /// y = g∘y.

@@ -4,7 +4,7 @@ use super::super::class::DeltaOp;
 use super::super::error::DeltaError;
 use super::super::layout::{BaseLayout, BaseReadError, BaseWeights, Module, ModuleKind, Site};
 use super::super::peft::fields::UnknownFields;
-use super::super::peft::keys::{self, PREFIX};
+use super::super::peft::keys::{self, PREFIX, SparsePart};
 use super::super::peft::saved_embedding::SavedEmbedding;
 use super::super::peft::targets::Targets;
 use super::tensors::TensorSet;
@@ -222,9 +222,8 @@ impl<'a> Compilation<'a> {
     /// Why a tensor nobody took is refused: a feature of PEFT that is known by its keys, or nothing known.
     pub(super) fn leftover(&self, tensor: &str) -> DeltaError {
         let layout = self.base.layout;
-        if keys::is_of_experts(tensor, layout) {
-            let feature = "an adapter of the base's experts or their router";
-            return DeltaError::UnsupportedTensor { tensor: tensor.to_owned(), feature };
+        if let Some((part, is_lora)) = keys::sparse_part(tensor, layout) {
+            return of_sparse(tensor.to_owned(), part, is_lora);
         }
         let is_known = !self.tensors.unknown().iter().any(|key| key == tensor);
         if self.own_key.is_some_and(|own| tensor.contains(own)) && is_known {
@@ -244,6 +243,18 @@ impl<'a> Compilation<'a> {
         }
         let nearest = keys::nearest(&tensor, layout);
         DeltaError::UnknownTensor { tensor, kind: self.kind, nearest }
+    }
+}
+
+/// Why a tensor of a router or of experts is refused that nobody took.
+fn of_sparse(tensor: String, part: SparsePart<'_>, is_lora: bool) -> DeltaError {
+    match part {
+        SparsePart::NoExpert(block, expert) => DeltaError::NoSuchExpert { tensor, expert, experts: block.experts },
+        _ if is_lora => DeltaError::NotTargeted { tensor },
+        _ => DeltaError::UnsupportedTensor {
+            tensor,
+            feature: "an adapter other than LoRA of the base's experts or their router",
+        },
     }
 }
 

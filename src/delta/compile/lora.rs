@@ -1,17 +1,20 @@
 //! LoRA (Hu et al. 2021) as PEFT saves it, with rank and alpha patterns, rsLoRA (Kalajdzievski 2023), DoRA (Liu et al.
-//! 2024), aLoRA (Greenewald et al. 2025), `lora_bias`, saved biases, and LoRA on the embedding and the head.
+//! 2024), aLoRA (Greenewald et al. 2025), `lora_bias`, saved biases, and LoRA on the embedding and the head, on parameters
+//! (`target_parameters`), and on routers and experts.
 
 use super::biases::SavedBiases;
 use super::compilation::{Compilation, CompileLimits, key};
 use super::dora;
+use super::experts::OfExperts;
 use super::method::Method;
+use super::ranks::Ranks;
 use super::tokens::TokenIndices;
 use crate::delta::DeltaError;
 use crate::delta::class::{Bias, EmbeddingLowRank, LowRank, OutputScale};
 use crate::delta::layout::{BaseLayout, Module, ModuleKind, Site};
 use crate::delta::peft::defaults;
 use crate::delta::peft::fields::Fields;
-use crate::delta::peft::targets::{PatternTable, Targets};
+use crate::delta::peft::targets::{TargetParameters, Targets};
 use crate::files::Json;
 use crate::ops::HostTensor;
 
@@ -33,12 +36,8 @@ pub(super) const IGNORED: [&str; 10] = [
 
 pub(super) struct LoraConfig {
     targets: Targets,
-    rank: usize,
-    max_rank: usize,
-    alpha: f64,
-    rank_pattern: PatternTable,
-    alpha_pattern: PatternTable,
-    rslora: bool,
+    parameters: TargetParameters,
+    ranks: Ranks,
     dora: bool,
     lora_bias: bool,
     biases: SavedBiases,
@@ -57,14 +56,13 @@ impl LoraConfig {
         fields.ignore(&IGNORED);
         check_init(fields)?;
         let tie = fields.bool_or("ensure_weight_tying", false)?;
+        let parameters = TargetParameters::read(fields)?;
+        // Beside parameters no module need be a target.
+        let none: Option<&[&str]> = if parameters.is_empty() { None } else { Some(&[]) };
         let config = Self {
-            targets: Targets::read_with_layers(fields, defaults::lora_targets(layout.model_type))?,
-            rank: fields.usize("r")?.unwrap_or(8),
-            max_rank: limits.max_rank,
-            alpha: fields.f64("lora_alpha")?.unwrap_or(8.0),
-            rank_pattern: PatternTable::read_whole(fields, "rank_pattern")?,
-            alpha_pattern: PatternTable::read(fields, "alpha_pattern")?,
-            rslora: fields.bool_or("use_rslora", false)?,
+            targets: Targets::read_with_layers(fields, defaults::lora_targets(layout.model_type).or(none))?,
+            parameters,
+            ranks: Ranks::read(fields, limits)?,
             dora: fields.bool_or("use_dora", false)?,
             lora_bias: fields.bool_or("lora_bias", false)?,
             biases: SavedBiases::read(fields, "lora_only")?,
@@ -76,6 +74,9 @@ impl LoraConfig {
         if config.dora && config.lora_bias {
             // PEFT refuses the pair, so nothing tells what it would mean.
             return Err(fields.unsupported("lora_bias", " together with use_dora"));
+        }
+        if let Some(field) = config.beside_parameters().filter(|_| !config.parameters.is_empty()) {
+            return Err(fields.unsupported(field, " together with target_parameters"));
         }
         match config.beside_invocation(fields).filter(|_| !config.invocation_tokens.is_empty()) {
             Some(field) => Err(fields.unsupported(field, " together with alora_invocation_tokens")),
@@ -91,6 +92,18 @@ impl LoraConfig {
             ("bias", self.biases != SavedBiases::None),
             ("modules_to_save", fields.is_set("modules_to_save")),
             ("trainable_token_indices", fields.is_set("trainable_token_indices")),
+        ];
+        set.into_iter().find(|(_, set)| *set).map(|(field, _)| field)
+    }
+
+    /// A field that cannot stand beside target parameters, because PEFT refuses it.
+    fn beside_parameters(&self) -> Option<&'static str> {
+        let set = [
+            ("use_dora", self.dora),
+            ("lora_bias", self.lora_bias),
+            ("velora_config", self.velora),
+            ("alora_invocation_tokens", !self.invocation_tokens.is_empty()),
+            ("bias", self.biases != SavedBiases::None),
         ];
         set.into_iter().find(|(_, set)| *set).map(|(field, _)| field)
     }
@@ -112,21 +125,25 @@ impl LoraConfig {
         }
     }
 
+    /// Whether the weight of a module is a target as a parameter, which on a linear module is the LoRA that the module would
+    /// have. PEFT makes none of a norm's, and another one of an embedding's.
+    fn weight_is_target(&self, compilation: &Compilation<'_>, module: &Module) -> Result<bool, DeltaError> {
+        let path = compilation.tensors.level().path(module);
+        if !path.is_some_and(|path| self.parameters.contain(&format!("{path}.weight"))) {
+            return Ok(false);
+        }
+        match module.kind {
+            ModuleKind::Linear => Ok(true),
+            _ => Err(DeltaError::WrongModule { module: module.path.clone(), kind: self.kind() }),
+        }
+    }
+
     /// Rank and scaling of a module.
     fn rank_and_scaling(&self, compilation: &Compilation<'_>, module: &Module) -> Result<(usize, f32), DeltaError> {
         let path = compilation.tensors.level().path(module).unwrap_or_default();
-        let path = path.as_ref();
-        let rank = self.rank_pattern.lookup(path)?.map_or(self.rank, |rank| rank as usize);
-        if !(1..=self.max_rank).contains(&rank) {
-            return Err(DeltaError::Rank { module: module.path.clone(), rank, max: self.max_rank });
-        }
-        let alpha = self.alpha_pattern.lookup(path)?.unwrap_or(self.alpha);
-        let scaling = if self.rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 } as f32;
-        if scaling.is_finite() {
-            Ok((rank, scaling))
-        } else {
-            let expected = "a number whose scaling is a finite f32";
-            Err(DeltaError::BadField { field: "lora_alpha".to_owned(), found: alpha.to_string(), expected })
+        match self.weight_is_target(compilation, module)? {
+            true => self.ranks.of(&module.path, &format!("{path}.weight")),
+            false => self.ranks.of(&module.path, &path),
         }
     }
 
@@ -174,6 +191,16 @@ impl LoraConfig {
         Ok(())
     }
 
+    /// The kind of adapter, where its options have no meaning within an expert: PEFT has none that could be compared with.
+    fn refused_by_experts(&self) -> Option<&'static str> {
+        let plain = !self.dora && !self.lora_bias && !self.velora && self.invocation_tokens.is_empty();
+        match (plain, self.lora_bias) {
+            (true, _) => None,
+            (false, true) => Some("LoRA with lora_bias"),
+            (false, false) => Some(self.kind()),
+        }
+    }
+
     /// A module without LoRA: `bias="all"` saves its bias all the same; a LoRA tensor for it contradicts the config.
     fn not_targeted(&self, compilation: &mut Compilation<'_>, module: &Module) -> Result<(), DeltaError> {
         for parameter in ["lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B"] {
@@ -190,7 +217,7 @@ impl LoraConfig {
 
 impl Method for LoraConfig {
     fn kind(&self) -> &'static str {
-        match (self.dora, !self.invocation_tokens.is_empty(), self.rslora) {
+        match (self.dora, !self.invocation_tokens.is_empty(), self.ranks.is_rslora()) {
             (true, _, true) => "rsLoRA DoRA",
             (true, _, false) => "DoRA",
             (false, true, true) => "rsLoRA aLoRA",
@@ -208,7 +235,13 @@ impl Method for LoraConfig {
         let layout = compilation.base.layout;
         let mut matched = false;
         for module in layout.modules() {
-            let targeted = self.contains(compilation, module)?;
+            let (as_module, as_weight) =
+                (self.contains(compilation, module)?, self.weight_is_target(compilation, module)?);
+            if as_module && as_weight {
+                // PEFT refuses to wrap it twice.
+                return Err(DeltaError::WrongModule { module: module.path.clone(), kind: "LoRA twice" });
+            }
+            let targeted = as_module || as_weight;
             matched |= targeted;
             match (targeted, module.kind) {
                 (true, ModuleKind::Linear) => self.linear(compilation, module)?,
@@ -223,6 +256,13 @@ impl Method for LoraConfig {
                 (false, _) => self.not_targeted(compilation, module)?,
             }
         }
+        let of_experts = OfExperts {
+            targets: &self.targets,
+            parameters: &self.parameters,
+            ranks: &self.ranks,
+            refused_kind: self.refused_by_experts(),
+        };
+        matched |= of_experts.compile(compilation)?;
         if !matched {
             return Err(DeltaError::NothingMatched { shown: String::new() });
         }

@@ -13,6 +13,7 @@ mod cayley;
 mod compilation;
 mod delora;
 mod dora;
+mod experts;
 mod folds;
 mod format;
 mod fourier;
@@ -35,6 +36,7 @@ mod oft;
 mod phm;
 mod prompt;
 mod randlora;
+mod ranks;
 mod road;
 mod saved;
 mod saved_embedding;
@@ -236,7 +238,7 @@ fn build(config: &Config, mut tensors: TensorSet<'_>, base: Base<'_>) -> Result<
         return Err(DeltaError::WholeModel { tensor: tensor.to_owned(), kind: method.kind() });
     }
     let unknown = tensors.unknown();
-    let of_experts = unknown.iter().find(|tensor| keys::is_of_experts(tensor, base.layout)).cloned();
+    let of_experts = keys::first_of_experts(unknown, base.layout).cloned();
     let unknown = of_experts.clone().or_else(|| unknown.first().cloned());
     let resized = Resized::take(&mut tensors, base, method.invocation_tokens())?;
     let mut compilation = Compilation::new(base, tensors, saved.embedding, method.kind(), method.own_key());

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use super::format::Format;
 use crate::delta::DeltaError;
@@ -240,6 +241,11 @@ impl<'a> TensorSet<'a> {
     /// Whether a tensor is there and nobody took it.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
+    }
+
+    /// Whether a tensor is there, and nobody took it, whose name lies between two, the first included.
+    pub(crate) fn has_between(&self, first: &str, end: &str) -> bool {
+        self.tensors.range::<str, _>((Bound::Included(first), Bound::Excluded(end))).next().is_some()
     }
 
     /// Take a tensor away if it equals the base's, compared in the file's dtype: training may have held the base in

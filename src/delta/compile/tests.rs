@@ -2,6 +2,7 @@
 //! numbers are PEFT's is for the golden tests.
 
 mod config;
+mod experts;
 mod folds;
 mod heads;
 mod mutations;

@@ -315,9 +315,7 @@ fn is_on(name: &str, value: &Json) -> bool {
 /// What to do about a field that is refused.
 fn hint(field: &str) -> &'static str {
     match field {
-        "modules_to_save" | "target_parameters" => {
-            " yet: merge the adapter into its base and serve that as --model, or train without it"
-        }
+        "modules_to_save" => " yet: merge the adapter into its base and serve that as --model, or train without it",
         _ => "",
     }
 }

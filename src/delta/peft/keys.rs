@@ -7,8 +7,13 @@
 //! its head). They are taken off where one meaning is left. Where a key has none, or a file mixes two ways, it is refused: PEFT
 //! would leave such tensors out with a warning and go on.
 
+mod experts;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+
+pub(crate) use experts::SparsePart;
+use experts::SparsePaths;
 
 use crate::delta::DeltaError;
 use crate::delta::layout::{BaseLayout, Module};
@@ -132,10 +137,15 @@ impl Level {
     /// The path a module has in the model the adapter was trained on, to which its config refers. `None`: it has no
     /// such module.
     pub(crate) fn path(self, module: &Module) -> Option<Cow<'_, str>> {
+        self.path_of(&module.path)
+    }
+
+    /// As [`Self::path`], of anything that has a path.
+    pub(crate) fn path_of(self, path: &str) -> Option<Cow<'_, str>> {
         match self.0 {
-            0 => Some(Cow::Borrowed(&module.path)),
-            -1 => module.path.strip_prefix("model.").map(Cow::Borrowed),
-            more => Some(Cow::Owned("model.".repeat(usize::try_from(more).ok()?) + &module.path)),
+            0 => Some(Cow::Borrowed(path)),
+            -1 => path.strip_prefix("model.").map(Cow::Borrowed),
+            more => Some(Cow::Owned("model.".repeat(usize::try_from(more).ok()?) + path)),
         }
     }
 }
@@ -182,6 +192,12 @@ fn parameter_of<'a>(segments: &[&'a str]) -> (String, Option<Option<&'a str>>) {
     let is_leaf = |segment: &str| LEAVES.contains(&segment);
     match *segments {
         [name, leaf] if MODULES.contains(&name) && is_leaf(leaf) => (format!("{name}.{leaf}"), Some(None)),
+        [wrapper @ "base_layer", name, leaf] if MODULES.contains(&name) && is_leaf(leaf) => {
+            (format!("{wrapper}.{name}.{leaf}"), Some(None))
+        }
+        [wrapper @ "base_layer", name, adapter, leaf] if MODULES.contains(&name) && is_leaf(leaf) => {
+            (format!("{wrapper}.{name}.{leaf}"), Some(Some(adapter)))
+        }
         [name, adapter, leaf] if MODULES.contains(&name) && is_leaf(leaf) => {
             (format!("{name}.{leaf}"), Some(Some(adapter)))
         }
@@ -231,7 +247,13 @@ impl Keys {
     /// [`DeltaError::SameTensor`] where two keys mean one parameter, [`DeltaError::MixedKeys`] where the file is written
     /// in two ways or holds two adapters.
     pub(crate) fn read<'a>(names: impl Iterator<Item = &'a str>, layout: &BaseLayout) -> Result<Self, DeltaError> {
-        let modules = by_core(layout);
+        let (modules, sparse) = (by_core(layout), SparsePaths::of(layout));
+        let in_modules =
+            |core: &str| modules.get(core).map(|(module, lead)| (Cow::Borrowed(module.path.as_str()), *lead as isize));
+        let in_blocks = |parts: &Parts<'_>| {
+            let part = sparse.part(&parts.core).filter(|part| part.takes(&parts.parameter));
+            part.and_then(|part| Some((Cow::Owned(part.path()?), 1)))
+        };
         let mut keys = Self::default();
         let (mut level, mut adapter) = (None, None);
         for name in names {
@@ -241,14 +263,14 @@ impl Keys {
                 parts.parameter.clone()
             } else if let Some(shared) = shared(&parts) {
                 shared.to_owned()
-            } else if let Some((module, lead)) = modules.get(parts.core.as_str()) {
-                let own = parts.own_lead() as isize - *lead as isize;
+            } else if let Some((path, lead)) = in_modules(&parts.core).or_else(|| in_blocks(&parts)) {
+                let own = parts.own_lead() as isize - lead;
                 let prefixed = parts.lead.contains(&"base_model");
                 same(&mut level, (own, prefixed), name, "in the levels before the layers")?;
                 if let Some(of_key) = parts.adapter {
                     same(&mut adapter, of_key.map(str::to_owned), name, "in the name of the adapter within")?;
                 }
-                format!("{PREFIX}{}.{}", module.path, parts.parameter)
+                format!("{PREFIX}{path}.{}", parts.parameter)
             } else if let Some(head) = head(&parts) {
                 let prefixed = parts.lead.contains(&"base_model");
                 same(&mut level, (parts.own_lead() as isize, prefixed), name, "in the levels before the layers")?;
@@ -308,14 +330,18 @@ pub(crate) fn module_of<'a>(key: &str, layout: &'a BaseLayout) -> Option<&'a Mod
     by_core(layout).get(Parts::of(key).core.as_str()).map(|(module, _)| *module)
 }
 
-/// Whether a key is for a router or an expert of the base.
-pub(crate) fn is_of_experts(key: &str, layout: &BaseLayout) -> bool {
-    let core = Parts::of(key).core;
-    layout.sparse_blocks().any(|block| {
-        let within = core.strip_prefix(block.strip_prefix("model.").unwrap_or(block));
-        let first = within.and_then(|within| within.strip_prefix('.')?.split('.').next());
-        matches!(first, Some("gate" | "experts"))
-    })
+/// The first of some keys that is for a router or an expert of the base.
+pub(crate) fn first_of_experts<'k>(keys: &'k [String], layout: &BaseLayout) -> Option<&'k String> {
+    let paths = SparsePaths::of(layout);
+    keys.iter().find(|key| paths.part(&Parts::of(key).core).is_some())
+}
+
+/// What a key is for of the base's routers and experts, and whether it is LoRA's.
+pub(crate) fn sparse_part<'a>(key: &str, layout: &'a BaseLayout) -> Option<(SparsePart<'a>, bool)> {
+    let parts = Parts::of(key);
+    let part = SparsePaths::of(layout).part(&parts.core)?;
+    let is_lora = part.takes(&parts.parameter);
+    Some((part, is_lora))
 }
 
 /// Whether a key is one of a whole model: a weight or a bias, and nothing that a method adds.

@@ -1,5 +1,7 @@
 //! Which modules a PEFT config means: the rules of PEFT's `check_target_module_exists`.
 
+use std::collections::BTreeSet;
+
 use fancy_regex::{Regex, RegexBuilder};
 
 use super::fields::{Fields, Names};
@@ -58,7 +60,7 @@ enum Matcher {
     /// All linear modules but the head.
     AllLinear,
     /// Exact paths or `.name` suffixes.
-    List(Vec<String>),
+    List(BTreeSet<String>),
 }
 
 impl Matcher {
@@ -68,7 +70,7 @@ impl Matcher {
                 Ok(Self::AllLinear)
             }
             Names::Pattern(text) => Ok(Self::Expression(Expression::full(field, &text)?)),
-            Names::List(list) => Ok(Self::List(list)),
+            Names::List(list) => Ok(Self::List(list.into_iter().collect())),
         }
     }
 
@@ -76,14 +78,46 @@ impl Matcher {
         match self {
             Self::Expression(expression) => expression.is_match(path),
             Self::AllLinear => Ok(module.kind == ModuleKind::Linear && module.layer().is_some()),
-            Self::List(list) => Ok(list.iter().any(|name| is_suffix(path, name))),
+            Self::List(list) => Ok(has_tail(list, path)),
         }
+    }
+
+    fn expressions(&self) -> usize {
+        usize::from(matches!(self, Self::Expression(_)))
     }
 }
 
-/// The path itself or its tail after a dot.
-fn is_suffix(path: &str, name: &str) -> bool {
-    path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+/// Whether a path itself or its tail after a dot is in a list.
+fn has_tail(list: &BTreeSet<String>, path: &str) -> bool {
+    let tails = path.match_indices('.').map(|(at, _)| &path[at + 1..]);
+    tails.chain([path]).any(|tail| list.contains(tail))
+}
+
+/// `target_parameters`: the parameters of the base that have LoRA of their own, by the rules of PEFT's `_inject_parameters`,
+/// which know no `exclude_modules` and no `layers_to_transform`.
+#[derive(Default)]
+pub(crate) struct TargetParameters(BTreeSet<String>);
+
+impl TargetParameters {
+    pub(crate) const FIELD: &str = "target_parameters";
+
+    pub(crate) fn read(fields: &Fields) -> Result<Self, DeltaError> {
+        match fields.names(Self::FIELD)? {
+            None => Ok(Self::default()),
+            Some(Names::List(names)) => Ok(Self(names.into_iter().collect())),
+            // PEFT takes no expression here.
+            Some(Names::Pattern(_)) => Err(fields.bad(Self::FIELD, "a list of parameter names")),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether the config targets a parameter, by its path in the model the adapter was trained on.
+    pub(crate) fn contain(&self, path: &str) -> bool {
+        has_tail(&self.0, path)
+    }
 }
 
 /// The modules a config targets.
@@ -124,6 +158,12 @@ impl Targets {
         Ok(Self { layers, ..targets })
     }
 
+    /// Expressions that every path is held against.
+    pub(crate) fn expressions(&self) -> usize {
+        let layers = self.layers.as_ref().map_or(0, |layers| layers.patterns.len());
+        self.include.expressions() + self.exclude.as_ref().map_or(0, Matcher::expressions) + layers
+    }
+
     /// Whether the config targets this module, which has this `path` in the model the adapter was trained on.
     pub(crate) fn contain(&self, module: &Module, path: &str) -> Result<bool, DeltaError> {
         if let Some(exclude) = &self.exclude
@@ -136,7 +176,7 @@ impl Targets {
         }
         match (&self.layers, &self.include) {
             // A full path is targeted whatever its layer.
-            (Some(_), Matcher::List(names)) if names.iter().any(|name| name == path) => Ok(true),
+            (Some(_), Matcher::List(names)) if names.contains(path) => Ok(true),
             (Some(layers), include) => Ok(include.matches(module, path)? && layers.contain(path)?),
             (None, include) => include.matches(module, path),
         }
@@ -282,6 +322,11 @@ impl PatternTable {
             true => Ok(table),
             false => Err(fields.bad(field, "an object of whole numbers")),
         }
+    }
+
+    /// Expressions that every path is held against.
+    pub(crate) fn expressions(&self) -> usize {
+        self.entries.iter().filter(|(key, _)| matches!(key, Key::Expression(_))).count()
     }
 
     pub(crate) fn lookup(&self, path: &str) -> Result<Option<f64>, DeltaError> {

@@ -18,7 +18,7 @@ pub struct HeaderLimits {
 
 impl Default for HeaderLimits {
     fn default() -> Self {
-        Self { max_header_bytes: 1 << 20, max_tensors: 65_536, max_dims: 4, max_name_bytes: 512 }
+        Self { max_header_bytes: 1 << 23, max_tensors: 65_536, max_dims: 4, max_name_bytes: 512 }
     }
 }
 

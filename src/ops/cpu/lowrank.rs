@@ -30,6 +30,27 @@ fn value_stride(rank: usize) -> usize {
 
 type Table<'t> = SiteTable<'t, CpuBackend>;
 
+/// Where a slot's pairs of A and B lie.
+pub(super) trait Pairs<'t>: Copy + Sync {
+    fn pair(self, slot: AdapterSlot, entry: usize) -> &'t LowRankPair<CpuBackend>;
+}
+
+impl<'t> Pairs<'t> for Table<'t> {
+    fn pair(self, slot: AdapterSlot, entry: usize) -> &'t LowRankPair<CpuBackend> {
+        &self.low_rank(Some(slot))[entry]
+    }
+}
+
+/// Those of experts.
+#[derive(Clone, Copy)]
+pub(super) struct OfExperts<'t>(pub(super) Table<'t>);
+
+impl<'t> Pairs<'t> for OfExperts<'t> {
+    fn pair(self, slot: AdapterSlot, entry: usize) -> &'t LowRankPair<CpuBackend> {
+        &self.0.expert_pairs(Some(slot))[entry].pair
+    }
+}
+
 impl CpuBackend {
     /// See [`low_rank`](crate::ops::Backend::low_rank); with a base, [`gemm_low_rank`](crate::ops::Backend::gemm_low_rank).
     pub(super) fn add_low_rank(
@@ -90,43 +111,68 @@ impl LowRankScratch {
         table: Table<'_>,
         wanted: impl Fn(u32) -> bool,
     ) -> bool {
-        self.rows.clear();
-        self.segments.clear();
-        self.pairs.clear();
+        self.clear();
         assert_grouped(plan);
         let form = InputForm::of(backend.isa, backend.numerics);
-        let (mut values, mut words) = (0, 0);
         for segment in &plan.segments {
-            let entries = table.low_rank(Some(segment.slot));
+            let entries = table.low_rank(Some(segment.slot)).len();
             let first = self.rows.len();
-            if !entries.is_empty() {
+            if entries > 0 {
                 self.rows.extend(plan.rows_of(segment).iter().filter(|row| wanted(**row)));
             }
-            let count = self.rows.len() - first;
-            if count == 0 {
-                continue;
-            }
-            let first_pair = self.pairs.len();
-            for (entry, op) in entries.iter().enumerate() {
-                assert!(op.b.columns() == op.columns.len() && op.b.depth() == op.rank, "B does not fit its entry");
-                self.pairs.push(Pair { segment: self.segments.len(), entry, values, words });
-                values += count * value_stride(op.rank);
-                words += count * form.stride(op.rank);
-            }
-            let pairs = first_pair..self.pairs.len();
-            self.segments.push(Segment { slot: segment.slot, rows: first..self.rows.len(), pairs, fused: false });
+            self.add_segment(form, table, segment.slot, first, 0..entries);
         }
+        self.make_room()
+    }
+
+    /// Forget all segments.
+    pub(super) fn clear(&mut self) {
+        self.rows.clear();
+        self.sources.clear();
+        self.segments.clear();
+        self.pairs.clear();
+        self.room = (0, 0);
+    }
+
+    /// Make the rows from `first` on a segment with some entries of its slot, where there are any of both.
+    pub(super) fn add_segment<'t>(
+        &mut self,
+        form: InputForm,
+        table: impl Pairs<'t>,
+        slot: AdapterSlot,
+        first: usize,
+        entries: Range<usize>,
+    ) {
+        let count = self.rows.len() - first;
+        if count == 0 || entries.is_empty() {
+            return;
+        }
+        let first_pair = self.pairs.len();
+        for entry in entries {
+            let op = table.pair(slot, entry);
+            assert!(op.b.columns() == op.columns.len() && op.b.depth() == op.rank, "B does not fit its entry");
+            let (values, words) = self.room;
+            self.pairs.push(Pair { segment: self.segments.len(), entry, values, words });
+            self.room = (values + count * value_stride(op.rank), words + count * form.stride(op.rank));
+        }
+        let pairs = first_pair..self.pairs.len();
+        self.segments.push(Segment { slot, rows: first..self.rows.len(), pairs, fused: false });
+    }
+
+    /// Room for v of all segments; true if there are any.
+    pub(super) fn make_room(&mut self) -> bool {
+        let (values, words) = self.room;
         at_least(&mut self.values, values);
         at_least(&mut self.words, words);
         !self.pairs.is_empty()
     }
 
-    fn entry<'t>(segments: &[Segment], table: Table<'t>, pair: &Pair) -> &'t LowRankPair<CpuBackend> {
-        &table.low_rank(Some(segments[pair.segment].slot))[pair.entry]
+    fn entry<'t>(segments: &[Segment], table: impl Pairs<'t>, pair: &Pair) -> &'t LowRankPair<CpuBackend> {
+        table.pair(segments[pair.segment].slot, pair.entry)
     }
 
     /// v = A x of all pairs.
-    pub(super) fn shrink(&mut self, backend: &CpuBackend, table: Table<'_>, x: Inputs<'_>) {
+    pub(super) fn shrink<'t>(&mut self, backend: &CpuBackend, table: impl Pairs<'t>, x: Inputs<'_>) {
         let depth = x.depth();
         self.tasks.clear();
         let mut work = 0;
@@ -137,7 +183,8 @@ impl LowRankScratch {
             work += rows * depth * op.a.panels() * PANEL;
             cut(&mut self.tasks, index..index + 1, rows, TASK_ROWS, op.a.panels(), depth);
         }
-        let Self { rows, segments, pairs, tasks, values, .. } = self;
+        let Self { rows, sources, segments, pairs, tasks, values, .. } = self;
+        let rows = if sources.is_empty() { rows } else { sources };
         let values = Outputs::new(values, 0, None);
         backend.pool.run(work, tasks.len(), |index| {
             let task = &tasks[index];
@@ -168,7 +215,7 @@ impl LowRankScratch {
     }
 
     /// v as inputs of the expand: rounded in bf16 mode.
-    pub(super) fn round(&mut self, backend: &CpuBackend, table: Table<'_>) {
+    pub(super) fn round<'t>(&mut self, backend: &CpuBackend, table: impl Pairs<'t>) {
         let form = InputForm::of(backend.isa, backend.numerics);
         for pair in &self.pairs {
             let rank = Self::entry(&self.segments, table, pair).rank;
@@ -243,13 +290,14 @@ impl LowRankScratch {
     }
 
     /// s · B v of every segment that has not been expanded with the base.
-    pub(super) fn expand(&mut self, backend: &CpuBackend, table: Table<'_>, scale: f32, y: Outputs<'_>) {
+    pub(super) fn expand<'t>(&mut self, backend: &CpuBackend, table: impl Pairs<'t>, scale: f32, y: Outputs<'_>) {
         self.tasks.clear();
         let mut work = 0;
         for segment in self.segments.iter().filter(|segment| !segment.fused) {
             let rows = segment.rows.len();
-            let entries = table.low_rank(Some(segment.slot));
-            work += entries.iter().map(|op| rows * op.rank * op.b.columns()).sum::<usize>();
+            let entry = |pair: &Pair| table.pair(segment.slot, pair.entry);
+            let entries = self.pairs[segment.pairs.clone()].iter().map(entry);
+            work += entries.clone().map(|op| rows * op.rank * op.b.columns()).sum::<usize>();
             if overlap(entries) {
                 self.tasks.push(Task { pairs: segment.pairs.clone(), rows: 0..rows, panels: 0..usize::MAX });
             } else {
@@ -265,8 +313,8 @@ impl LowRankScratch {
             for pair in &this.pairs[task.pairs.clone()] {
                 let panels = Self::entry(&this.segments, table, pair).b.panels();
                 let panels = task.panels.start..task.panels.end.min(panels);
-                // SAFETY: `assert_grouped` made every row belong to one segment; within a segment tasks hold other
-                // columns each, or all entries are in one task.
+                // SAFETY: every row belongs to one segment, by `assert_grouped` or, of experts, because a pair of a row
+                // and an expert has one slot; within a segment tasks hold other columns each, or all entries are in one task.
                 unsafe { this.add_product(backend, table, pair, task.rows.clone(), panels, scale, y) };
             }
         });
@@ -277,10 +325,10 @@ impl LowRankScratch {
     /// # Safety
     /// No other thread touches the columns of those panels in those rows of y meanwhile.
     #[allow(clippy::too_many_arguments)]
-    unsafe fn add_product(
+    unsafe fn add_product<'t>(
         &self,
         backend: &CpuBackend,
-        table: Table<'_>,
+        table: impl Pairs<'t>,
         pair: &Pair,
         rows: Range<usize>,
         panels: Range<usize>,
@@ -328,11 +376,10 @@ pub(super) fn cut(
 }
 
 /// True if two entries write the same output column.
-fn overlap(entries: &[LowRankPair<CpuBackend>]) -> bool {
-    entries.iter().enumerate().any(|(index, one)| {
-        entries[..index]
-            .iter()
-            .any(|other| one.columns.start < other.columns.end && other.columns.start < one.columns.end)
+fn overlap<'t>(entries: impl Iterator<Item = &'t LowRankPair<CpuBackend>> + Clone) -> bool {
+    entries.clone().enumerate().any(|(index, one)| {
+        let mut before = entries.clone().take(index);
+        before.any(|other| one.columns.start < other.columns.end && other.columns.start < one.columns.end)
     })
 }
 

@@ -59,9 +59,9 @@ use scratch::Scratch;
 
 use super::outcomes::collect;
 use super::{
-    Activation, AttentionSpec, Backend, BackendInfo, DeltaMemory, EntriesBySite, Expert, ExpertsSpec, HeadColumns,
-    HostMatrix, HostSparse, KvShape, Norm, Numerics, OpsError, OwnVocabularies, RopeTable, RowPlan, Rows, SiteTable,
-    SlotDelta, SlotTable, StepOutcomes, StepPlan,
+    Activation, AttentionSpec, Backend, BackendInfo, DeltaMemory, EntriesBySite, Expert, ExpertDeltas, ExpertsSpec,
+    HeadColumns, HostMatrix, HostSparse, KvShape, Norm, Numerics, OpsError, OwnVocabularies, RopeTable, RowPlan, Rows,
+    SiteTable, SlotDelta, SlotTable, StepOutcomes, StepPlan,
 };
 use crate::types::AdapterSlot;
 
@@ -319,11 +319,12 @@ impl Backend for CpuBackend {
         spec: &ExpertsSpec,
         logits: &Buffer,
         experts: &Vec<Expert<Self>>,
+        deltas: ExpertDeltas<'_, Self>,
         x: &Buffer,
         work: &mut ExpertsWork,
         y: &mut Buffer,
     ) {
-        self.run_experts(step.rows(rows).len(), spec, logits, experts, x, work, y);
+        self.run_experts(step.rows(rows), spec, logits, experts, deltas, x, work, y);
     }
 
     fn rope_and_cache(

@@ -28,6 +28,8 @@ pub(super) struct Scratch {
 pub(super) struct LowRankScratch {
     /// Rows of y of all segments with entries, segment by segment.
     pub(super) rows: Vec<u32>,
+    /// Rows of x of the same, where those are others.
+    pub(super) sources: Vec<u32>,
     pub(super) segments: Vec<Segment>,
     pub(super) pairs: Vec<Pair>,
     pub(super) tasks: Vec<Task>,
@@ -35,6 +37,10 @@ pub(super) struct LowRankScratch {
     pub(super) values: Vec<f32>,
     /// The same as inputs of the expand.
     pub(super) words: Vec<u32>,
+    /// How many values and words there are so far.
+    pub(super) room: (usize, usize),
+    /// Pairs of rows with one expert, by slot.
+    pub(super) by_slot: Vec<(AdapterSlot, u32)>,
 }
 
 #[derive(Debug)]

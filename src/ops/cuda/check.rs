@@ -6,9 +6,9 @@ use std::ops::Range;
 use super::backend::CudaBackend;
 use crate::ops::reference::ReferenceBackend;
 use crate::ops::{
-    Activation, AttentionSpec, Backend, Blend, Bottleneck, ColumnVector, DenseMatrix, Expert, ExpertsSpec, HostMatrix,
-    KvShape, LowRankPair, NonLinearity, Norm, OpsError, PooledRows, PooledSpan, RopeTable, Rotation, RowPlan, Rows,
-    SampledRows, SequencePlan, SiteId, SiteTable, SlotDelta, SlotEntries, StepPlan, Wiring,
+    Activation, AttentionSpec, Backend, Blend, Bottleneck, ColumnVector, DenseMatrix, Expert, ExpertDeltas,
+    ExpertsSpec, HostMatrix, KvShape, LowRankPair, NonLinearity, Norm, OpsError, PooledRows, PooledSpan, RopeTable,
+    Rotation, RowPlan, Rows, SampledRows, SequencePlan, SiteId, SiteTable, SlotDelta, SlotEntries, StepPlan, Wiring,
 };
 use crate::types::{AdapterSlot, Output, SampleSpec, SamplingParams};
 
@@ -166,7 +166,7 @@ fn run_experts<B: Backend>(backend: &B, step: &B::Step, experts: usize, x: &B::B
     let logits = backend.buffer_of(experts, &spread(7 + experts, ROWS * experts))?;
     let mut work = backend.experts_work(ROWS, WIDTH, Some(&spec))?;
     let mut y = backend.buffer(ROWS, WIDTH)?;
-    backend.experts(step, Rows::All, &spec, &logits, &table, x, &mut work, &mut y);
+    backend.experts(step, Rows::All, &spec, &logits, &table, ExpertDeltas::NONE, x, &mut work, &mut y);
     Ok(y)
 }
 

@@ -54,9 +54,9 @@ use driver::{Grid, Pinned};
 use launches::By;
 
 use super::{
-    Activation, AttentionSpec, Backend, BackendInfo, DeltaMemory, EntriesBySite, Expert, ExpertsSpec, HeadColumns,
-    HostMatrix, HostSparse, KvDtype, KvShape, Launches, Norm, Numerics, OpsError, OwnVocabularies, RopeTable, Rows,
-    SiteSet, SiteTable, SlotDelta, StepOutcomes, StepPlan,
+    Activation, AttentionSpec, Backend, BackendInfo, DeltaMemory, EntriesBySite, Expert, ExpertDeltas, ExpertsSpec,
+    HeadColumns, HostMatrix, HostSparse, KvDtype, KvShape, Launches, Norm, Numerics, OpsError, OwnVocabularies,
+    RopeTable, Rows, SiteSet, SiteTable, SlotDelta, StepOutcomes, StepPlan,
 };
 use crate::types::AdapterSlot;
 
@@ -87,6 +87,10 @@ impl Backend for CudaBackend {
 
     fn numerics(&self) -> Numerics {
         self.numerics
+    }
+
+    fn has_expert_deltas(&self) -> bool {
+        false
     }
 
     fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
@@ -271,10 +275,12 @@ impl Backend for CudaBackend {
         spec: &ExpertsSpec,
         logits: &Buffer,
         experts: &Experts,
+        deltas: ExpertDeltas<'_, Self>,
         x: &Buffer,
         work: &mut ExpertsWork,
         y: &mut Buffer,
     ) {
+        debug_assert!(deltas.gate_up.is_none() && deltas.down.is_none(), "no adapter comes here that has any");
         self.launch_experts(step.set(rows), spec, logits, experts, x, work, y);
     }
 

@@ -113,6 +113,10 @@ impl Lists {
     where
         B: DeltaMemory<Weight = Weight, Vector = Vector, Sparse = SparseMatrix>,
     {
+        if let Some(first) = by_site.expert_pairs(site).first() {
+            let (what, expected) = ("a delta of an expert", "none");
+            return Err(OpsError::Unsupported { what, found: first.expert as usize, expected });
+        }
         let (pairs, vectors, rotations) = (by_site.low_rank(site), by_site.vectors(site), by_site.rotations(site));
         let (column_rotations, sparse) = (by_site.column_rotations(site), by_site.sparse(site));
         let (bottlenecks, matrices) = (by_site.bottlenecks(site), by_site.dense(site));

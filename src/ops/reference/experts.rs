@@ -1,8 +1,10 @@
 //! The experts of a sparse layer.
 
-use super::memory::{Matrix, StackedMatrix};
+use super::ReferenceBackend;
+use super::memory::{Matrix, Step};
 use super::rows::activate;
-use crate::ops::{DeltaMemory, Expert, ExpertsSpec};
+use crate::ops::{Expert, ExpertDeltas, ExpertsSpec, LowRankPair, Rows, SiteTable};
+use crate::types::AdapterSlot;
 
 /// A row's experts, ascending, and the weight of each.
 fn choose(spec: &ExpertsSpec, logits: &[f32]) -> Vec<(usize, f32)> {
@@ -22,25 +24,51 @@ fn choose(spec: &ExpertsSpec, logits: &[f32]) -> Vec<(usize, f32)> {
     chosen.into_iter().map(|expert| (expert, powers[expert] / sum / total)).collect()
 }
 
-pub(super) fn experts<B: DeltaMemory<Weight = StackedMatrix>>(
-    rows: usize,
-    spec: &ExpertsSpec,
-    logits: &Matrix,
-    experts: &[Expert<B>],
-    x: &Matrix,
-    y: &mut Matrix,
-    dot: impl Fn(&[f32], &[f32]) -> f32,
-) {
-    let inner = spec.intermediate_size;
-    for row in 0..rows {
-        y.row_mut(row).fill(0.0);
-        for (expert, weight) in choose(spec, logits.row(row)) {
-            let Expert { gate_up, down } = &experts[expert];
-            let project = |column: usize| dot(gate_up.matrix.row(column), x.row(row));
-            let activated: Vec<f32> =
-                (0..inner).map(|i| activate(spec.activation, project(i)) * project(inner + i)).collect();
-            for (column, y) in y.row_mut(row).iter_mut().enumerate() {
-                *y += weight * dot(down.matrix.row(column), &activated);
+/// What an expert adds for, by its number and the row's slot.
+type Of = (u32, Option<AdapterSlot>);
+
+impl ReferenceBackend {
+    /// y += scaling * B(A x), in the columns of a pair.
+    pub(super) fn add_pair(&self, pair: &LowRankPair<Self>, x: &[f32], y: &mut [f32]) {
+        let shrunk: Vec<f32> = (0..pair.rank).map(|rank| self.dot(pair.a.matrix.row(rank), x)).collect();
+        for (index, column) in pair.columns.clone().enumerate() {
+            y[column] += pair.scaling * self.dot(pair.b.matrix.row(index), &shrunk);
+        }
+    }
+
+    fn add_pairs(&self, deltas: Option<SiteTable<'_, Self>>, (expert, slot): Of, x: &[f32], y: &mut [f32]) {
+        let Some(deltas) = deltas else { return };
+        let pairs = &deltas.expert_pairs(slot)[deltas.pairs_of_expert(slot, expert)];
+        pairs.iter().for_each(|of_expert| self.add_pair(&of_expert.pair, x, y));
+    }
+
+    #[allow(clippy::too_many_arguments)] // As the op's own.
+    pub(super) fn run_experts(
+        &self,
+        (step, rows): (&Step, Rows),
+        spec: &ExpertsSpec,
+        logits: &Matrix,
+        experts: &[Expert<Self>],
+        deltas: ExpertDeltas<'_, Self>,
+        x: &Matrix,
+        y: &mut Matrix,
+    ) {
+        for (row, slot) in step.slots(rows) {
+            y.row_mut(row).fill(0.0);
+            for (expert, weight) in choose(spec, logits.row(row)) {
+                let Expert { gate_up, down } = &experts[expert];
+                let of = (expert as u32, slot);
+                let product = |weight: &Matrix, x: &[f32], outputs: usize| -> Vec<f32> {
+                    (0..outputs).map(|output| self.dot(weight.row(output), x)).collect()
+                };
+                let mut inner = product(&gate_up.matrix, x.row(row), 2 * spec.intermediate_size);
+                self.add_pairs(deltas.gate_up, of, x.row(row), &mut inner);
+                let (gate, up) = inner.split_at(spec.intermediate_size);
+                let activated: Vec<f32> =
+                    gate.iter().zip(up).map(|(gate, up)| activate(spec.activation, *gate) * up).collect();
+                let mut given = product(&down.matrix, &activated, y.cols);
+                self.add_pairs(deltas.down, of, &activated, &mut given);
+                y.row_mut(row).iter_mut().zip(given).for_each(|(y, given)| *y += weight * given);
             }
         }
     }

@@ -15,9 +15,9 @@ pub use memory::{Matrix, PagedKv, StackedMatrix, Step};
 
 use super::outcomes::collect;
 use super::{
-    Activation, AttentionSpec, Backend, BackendInfo, DeltaMemory, EntriesBySite, Expert, ExpertsSpec, HeadColumns,
-    HostMatrix, HostSparse, KvShape, Norm, Numerics, OpsError, OwnVocabularies, RopeTable, Rows, SiteTable, SlotDelta,
-    SlotTable, SparseEntry, StepOutcomes, StepPlan, Wiring,
+    Activation, AttentionSpec, Backend, BackendInfo, DeltaMemory, EntriesBySite, Expert, ExpertDeltas, ExpertsSpec,
+    HeadColumns, HostMatrix, HostSparse, KvShape, Norm, Numerics, OpsError, OwnVocabularies, RopeTable, Rows,
+    SiteTable, SlotDelta, SlotTable, SparseEntry, StepOutcomes, StepPlan, Wiring,
 };
 use crate::sampler::{AnyMachine, Sampler};
 use crate::types::AdapterSlot;
@@ -266,11 +266,12 @@ impl Backend for ReferenceBackend {
         spec: &ExpertsSpec,
         logits: &Matrix,
         experts: &Vec<Expert<Self>>,
+        deltas: ExpertDeltas<'_, Self>,
         x: &Matrix,
         (): &mut (),
         y: &mut Matrix,
     ) {
-        experts::experts(step.count(rows), spec, logits, experts, x, y, |w, x| self.dot(w, x));
+        self.run_experts((step, rows), spec, logits, experts, deltas, x, y);
     }
 
     fn rope_and_cache(
@@ -307,12 +308,7 @@ impl Backend for ReferenceBackend {
 
     fn low_rank(&self, step: &Step, rows: Rows, deltas: SiteTable<'_, Self>, x: &Matrix, y: &mut Matrix) {
         for (row, slot) in step.slots(rows) {
-            for entry in deltas.low_rank(slot) {
-                let shrunk: Vec<f32> = (0..entry.rank).map(|r| self.dot(entry.a.matrix.row(r), x.row(row))).collect();
-                for (index, column) in entry.columns.clone().enumerate() {
-                    y.row_mut(row)[column] += entry.scaling * self.dot(entry.b.matrix.row(index), &shrunk);
-                }
-            }
+            deltas.low_rank(slot).iter().for_each(|pair| self.add_pair(pair, x.row(row), y.row_mut(row)));
         }
     }
 

@@ -4,12 +4,12 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::toy::{HIDDEN, LIMITS, Toy, Upload, VOCAB, key};
-use super::{folds, prompts, road, rotations, saved, shira};
+use super::{experts, folds, prompts, road, rotations, saved, shira};
 use crate::delta::compile::{Base, compile};
 use crate::delta::peft::keys::HEAD_WEIGHT;
 use crate::delta::{
-    AddedTokens, Bottleneck, DeltaOp, DeltaProgram, Dense, EmbeddingLowRank, EmbeddingRows, Head, InputRotate, LowRank,
-    Prefix, PromptEmbeds, Sparse,
+    AddedTokens, Bottleneck, DeltaOp, DeltaProgram, Dense, EmbeddingLowRank, EmbeddingRows, ExpertLowRank, Head,
+    InputRotate, LowRank, Prefix, PromptEmbeds, Sparse,
 };
 
 /// One upload of every method, LoRA with everything it knows.
@@ -70,6 +70,7 @@ fn is_finite(program: &DeltaProgram) -> bool {
             | DeltaOp::EmbeddingLowRank(EmbeddingLowRank { a, b, scaling }) => {
                 scaling.is_finite() && finite(&a.to_f32()) && finite(&b.to_f32())
             }
+            DeltaOp::ExpertLowRank(ExpertLowRank { a, b, .. }) => a.iter().chain(b).all(|of| finite(&of.to_f32())),
             DeltaOp::EmbeddingRows(EmbeddingRows { rows, .. }) | DeltaOp::AddedTokens(AddedTokens { rows }) => {
                 finite(&rows.to_f32())
             }
@@ -157,12 +158,13 @@ proptest! {
         config_damage in prop::collection::vec(damage(), 0..3),
         weight_damage in prop::collection::vec(damage(), 0..3),
     ) {
-        let uploads = uploads();
-        let upload = which.get(&uploads);
+        let sparse = experts::uploads().into_iter().map(|upload| (upload, Toy::sparse as fn() -> Toy));
+        let uploads: Vec<_> = uploads().into_iter().map(|upload| (upload, Toy::new as fn() -> Toy)).chain(sparse).collect();
+        let (upload, toy) = which.get(&uploads);
         let (mut config, mut weights) = (upload.config_bytes(), upload.weight_bytes());
         config_damage.iter().for_each(|damage| damage.apply(&mut config));
         weight_damage.iter().for_each(|damage| damage.apply(&mut weights));
-        let toy = Toy::new();
+        let toy = toy();
         match compile(&config, &weights, Base { layout: &toy.layout, weights: &toy }, LIMITS) {
             Ok(program) => prop_assert!(is_finite(&program)),
             Err(error) => prop_assert!(!error.to_string().is_empty()),
@@ -174,5 +176,8 @@ proptest! {
 fn undamaged_uploads_compile() {
     for upload in uploads() {
         assert!(is_finite(&upload.ops()));
+    }
+    for upload in experts::uploads() {
+        assert!(is_finite(&upload.compile(&Toy::sparse()).unwrap()));
     }
 }

@@ -7,7 +7,9 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
 use crate::delta::compile::{Base, CompileLimits, check_head, compile};
-use crate::delta::layout::{BaseLayout, BaseReadError, BaseSizes, BaseWeights, LayerSite, Module, ModuleKind, Site};
+use crate::delta::layout::{
+    BaseLayout, BaseReadError, BaseSizes, BaseWeights, LayerSite, Module, ModuleKind, Site, SparseBlock,
+};
 use crate::delta::{DeltaError, DeltaProgram};
 use crate::ops::HostTensor;
 
@@ -41,6 +43,27 @@ impl Toy {
 
     pub(super) fn tied() -> Self {
         Self::with(true)
+    }
+
+    /// Experts of a layer of the sparse toy.
+    pub(super) const EXPERTS: usize = 3;
+    /// Columns of gate, and of up, of each.
+    pub(super) const INNER_OF_EXPERT: usize = 5;
+
+    /// With a router and experts in the place of the MLP of layer 1.
+    pub(super) fn sparse() -> Self {
+        let Self { layout, weights } = Self::new();
+        let is_kept = |module: &&Module| !module.path.starts_with("model.layers.1.mlp.");
+        let modules: Vec<Module> = layout.modules().filter(is_kept).cloned().collect();
+        let block = SparseBlock {
+            layer: 1,
+            path: "model.layers.1.mlp".to_owned(),
+            path_apart: "model.layers.1.block_sparse_moe".to_owned(),
+            names_apart: ["w1", "w3", "w2"],
+            experts: Self::EXPERTS,
+            intermediate_size: Self::INNER_OF_EXPERT,
+        };
+        Self { layout: BaseLayout::new(sizes(false), modules).with_sparse_blocks(vec![block]), weights }
     }
 
     fn with(tied: bool) -> Self {
@@ -88,23 +111,26 @@ impl Toy {
                 weights.insert(name.clone(), HostTensor::f32(&[module.output], numbers(&name, &[module.output])));
             }
         }
-        let sizes = BaseSizes {
-            layers: 2,
-            hidden_size: HIDDEN,
-            q_dim: HIDDEN,
-            kv_dim: KV,
-            kv_heads: 2,
-            intermediate_size: INNER,
-            vocab_size: VOCAB,
-            norm_offset: 0.0,
-            tied,
-            model_type: "llama",
-        };
-        Self { layout: BaseLayout::new(sizes, modules), weights }
+        Self { layout: BaseLayout::new(sizes(tied), modules), weights }
     }
 
     pub(super) fn weight(&self, name: &str) -> Vec<f32> {
         self.weights[name].to_f32()
+    }
+}
+
+fn sizes(tied: bool) -> BaseSizes {
+    BaseSizes {
+        layers: 2,
+        hidden_size: HIDDEN,
+        q_dim: HIDDEN,
+        kv_dim: KV,
+        kv_heads: 2,
+        intermediate_size: INNER,
+        vocab_size: VOCAB,
+        norm_offset: 0.0,
+        tied,
+        model_type: "llama",
     }
 }
 
@@ -189,13 +215,18 @@ impl Upload {
         self
     }
 
+    /// The numbers of a tensor.
+    pub(super) fn stored(&self, name: &str) -> Vec<f32> {
+        self.tensors[name].2.clone()
+    }
+
     /// Of all tensors.
     pub(super) fn names(&self) -> Vec<String> {
         self.tensors.keys().cloned().collect()
     }
 
     pub(super) fn pair(self, module: &str, rank: usize) -> Self {
-        let (input, output) = sizes(module);
+        let (input, output) = sizes_of(module);
         self.tensor(&key(module, "lora_A.weight"), &[rank, input])
             .tensor(&key(module, "lora_B.weight"), &[output, rank])
     }
@@ -305,7 +336,7 @@ fn encode(dtype: Dtype, value: f32) -> Vec<u8> {
 }
 
 /// Input and output of a linear module.
-fn sizes(module: &str) -> (usize, usize) {
+fn sizes_of(module: &str) -> (usize, usize) {
     match module.rsplit('.').next().unwrap_or_default() {
         "k_proj" | "v_proj" => (HIDDEN, KV),
         "gate_proj" | "up_proj" => (HIDDEN, INNER),

@@ -1,18 +1,18 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::ops::{ComputeDtype, Expert, ExpertsSpec};
+use crate::ops::{ComputeDtype, Expert, ExpertDeltas, ExpertsSpec};
 
 /// Experts of random weights, and rows with logits.
-struct Layer {
-    spec: ExpertsSpec,
-    hidden: usize,
-    gate_up: Vec<Vec<f32>>,
-    down: Vec<Vec<f32>>,
+pub(super) struct Layer {
+    pub(super) spec: ExpertsSpec,
+    pub(super) hidden: usize,
+    pub(super) gate_up: Vec<Vec<f32>>,
+    pub(super) down: Vec<Vec<f32>>,
 }
 
 impl Layer {
-    fn new(hidden: usize, spec: ExpertsSpec, seed: u64) -> Self {
+    pub(super) fn new(hidden: usize, spec: ExpertsSpec, seed: u64) -> Self {
         let inner = spec.intermediate_size;
         let of_each =
             |salt: u64, len: usize| (0..spec.experts as u64).map(move |e| numbers(seed ^ salt ^ e << 20, len));
@@ -20,7 +20,7 @@ impl Layer {
         Self { spec, hidden, gate_up, down: of_each(1 << 11, hidden * inner).collect() }
     }
 
-    fn experts<B: Backend>(&self, backend: &B) -> B::Experts {
+    pub(super) fn experts<B: Backend>(&self, backend: &B) -> B::Experts {
         let inner = self.spec.intermediate_size;
         let expert = |(gate_up, down): (&Vec<f32>, &Vec<f32>)| {
             let (gate, up) = gate_up.split_at(inner * self.hidden);
@@ -31,7 +31,7 @@ impl Layer {
         backend.expert_table(self.gate_up.iter().zip(&self.down).map(expert).collect()).unwrap()
     }
 
-    fn inputs(&self, seed: u64, rows: usize) -> Vec<f32> {
+    pub(super) fn inputs(&self, seed: u64, rows: usize) -> Vec<f32> {
         numbers(seed ^ 0xabc, rows * self.hidden)
     }
 
@@ -47,7 +47,7 @@ impl Layer {
         let (logits, x) = (buffer(self.spec.experts, logits), buffer(self.hidden, x));
         let mut y = buffer(self.hidden, &vec![7.0; rows * self.hidden]);
         let (step, experts) = (step_of(backend, vec![None; rows]), self.experts(backend));
-        backend.experts(&step, Rows::All, &self.spec, &logits, &experts, &x, work, &mut y);
+        backend.experts(&step, Rows::All, &self.spec, &logits, &experts, ExpertDeltas::NONE, &x, work, &mut y);
         y.data
     }
 
@@ -57,14 +57,14 @@ impl Layer {
         let (logits, x) = (matrix(self.spec.experts, logits), matrix(self.hidden, x));
         let mut y = matrix(self.hidden, &vec![7.0; rows * self.hidden]);
         let (step, experts) = (step_of(&backend, vec![None; rows]), self.experts(&backend));
-        backend.experts(&step, Rows::All, &self.spec, &logits, &experts, &x, &mut (), &mut y);
+        backend.experts(&step, Rows::All, &self.spec, &logits, &experts, ExpertDeltas::NONE, &x, &mut (), &mut y);
         y.data
     }
 }
 
 /// Which experts the rows of a test choose.
 #[derive(Clone, Copy, Debug)]
-enum Taste {
+pub(super) enum Taste {
     /// Each its own.
     Any,
     /// All the same.
@@ -73,7 +73,7 @@ enum Taste {
     Equal,
 }
 
-fn logits(taste: Taste, seed: u64, rows: usize, experts: usize) -> Vec<f32> {
+pub(super) fn logits(taste: Taste, seed: u64, rows: usize, experts: usize) -> Vec<f32> {
     let of_rows = |rows: usize| numbers(seed ^ 0x5151, rows * experts);
     match taste {
         Taste::Any => of_rows(rows).iter().map(|number| 4.0 * number).collect(),
@@ -83,7 +83,7 @@ fn logits(taste: Taste, seed: u64, rows: usize, experts: usize) -> Vec<f32> {
 }
 
 /// Intermediate numbers that differ in their last bit may round to neighbours in bf16.
-fn tolerance(numerics: Numerics) -> f32 {
+pub(super) fn tolerance(numerics: Numerics) -> f32 {
     if numerics.compute == ComputeDtype::Bf16 { 2e-2 } else { 1e-4 }
 }
 
@@ -113,7 +113,7 @@ fn check(layer: &Layer, taste: Taste, rows: usize, seed: u64) {
     }
 }
 
-fn spec(experts: usize, experts_per_token: usize, intermediate_size: usize) -> ExpertsSpec {
+pub(super) fn spec(experts: usize, experts_per_token: usize, intermediate_size: usize) -> ExpertsSpec {
     ExpertsSpec { experts, experts_per_token, intermediate_size, activation: Activation::Silu, renormalise: true }
 }
 

@@ -5,6 +5,7 @@ mod attention;
 mod bottleneck;
 mod deltas;
 mod dense;
+mod expert_deltas;
 mod experts;
 mod gemm;
 mod measure;
