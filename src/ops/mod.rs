@@ -21,6 +21,7 @@ pub mod cuda;
 mod error;
 mod host;
 mod host_sparse;
+mod info;
 mod numerics;
 mod outcomes;
 mod plan;
@@ -35,6 +36,7 @@ pub use bottleneck::{Blend, Wiring};
 pub use error::OpsError;
 pub use host::{HostData, HostMatrix, HostTensor, TensorData};
 pub use host_sparse::{HostSparse, SparseEntry};
+pub use info::BackendInfo;
 pub use numerics::{ComputeDtype, KvDtype, Numerics, WeightFormat, nearest_f16};
 pub use outcomes::{PoolOutcome, SampleOutcome, StepOutcomes};
 pub use plan::{PooledRows, PooledSpan, RowPlan, Rows, SampledRows, Segment, SequencePlan, StepPlan};
@@ -58,19 +60,6 @@ pub struct Norm<'a, B: Backend> {
     pub gains: Option<SiteTable<'a, B>>,
     /// Added to the mean square.
     pub eps: f32,
-}
-
-/// How a kernel set presents itself in logs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BackendInfo {
-    /// `reference`, `cpu` or `cuda`.
-    pub name: &'static str,
-    /// Instruction set path chosen at start, e.g. `avx512bf16`, `avx2`, `portable`.
-    pub isa: &'static str,
-    /// What else its numbers depend on: a GPU's compute capability, a library that multiplies. Empty where nothing does.
-    pub variant: String,
-    /// Compute threads.
-    pub threads: usize,
 }
 
 /// Memory and kernels of one device. Shapes are checked with debug assertions: the decoder builds all buffers from
