@@ -195,7 +195,8 @@ fn an_adapter_says_its_group_and_what_it_was_trained_for() {
 fn a_base_with_experts_says_what_they_are() {
     let line = |family: &str| {
         let text = Golden::open(family).text("lora_experts");
-        text.lines().next().unwrap_or_default().split("KV, ").nth(1).unwrap_or_default().to_owned()
+        let base = text.lines().find(|line| line.starts_with("base ")).unwrap_or_default();
+        base.split("KV, ").nth(1).unwrap_or_default().to_owned()
     };
     assert_eq!(line("mixtral"), "6 experts of 40 in 2 layers, 2 per token, vocabulary 100, untied)");
     assert_eq!(line("qwen3_moe"), "inner 72, 8 experts of 24 in 2 layers, 3 per token, vocabulary 100, untied)");
