@@ -212,8 +212,8 @@ pub struct SchedulerArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub kv_cache_bytes: Option<u64>,
     /// Layers, from the first on, that prompts go through once for the base and all adapters that leave them as they are
-    /// (`adapter show` says how many an adapter does): what comes out of them is kept beside the KV cache, as one number of
-    /// 4 bytes for each of the model's hidden size and each token. By default none
+    /// (`adapter show` says how many an adapter does). What comes out of them is kept beside the KV cache, 4 bytes times the
+    /// model's hidden size for each token. By default none
     #[arg(long, value_name = "N")]
     pub shared_layers: Option<u32>,
     /// A step that takes longer hangs: health says NOT_SERVING until it has ended after all
