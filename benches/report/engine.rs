@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use polydelta::delta::{DeltaProgram, PreparedDelta};
+use polydelta::delta::{CompileLimits, DeltaProgram, PreparedDelta};
 use polydelta::engine::{EngineHandle, GenerationEngine, ModelExecutor, StartedEngine, start};
 use polydelta::model::{Decoder, DecoderLimits, base_layout};
 use polydelta::scheduler::{SchedulerConfig, ShareConfig};
@@ -30,20 +30,27 @@ const CONTEXT: usize = 1024;
 /// Tokens per second with one request, with eight of the base, and with eight of different adapters.
 pub(crate) fn report(shape: Shape, threads: usize, rank: usize, rounds: usize) -> Result<(), Failure> {
     let layout = base_layout(&shape.spec()?);
-    let programs = (1..=BATCH as u64).map(|seed| lora(&layout, rank, seed)).collect();
+    let mut programs: Vec<_> = (1..=BATCH as u64).map(|seed| lora(&layout, rank, seed)).collect();
+    let limits = CompileLimits { max_rank: 2 * rank, max_virtual_tokens: 0, allow_unknown_fields: false };
+    for first in 0..BATCH {
+        let parts = [(first, 0.7), ((first + 1) % BATCH, 0.3)];
+        let parts = parts.map(|(part, weight)| programs[part].clone().weighted(weight));
+        programs.push(DeltaProgram::sum(parts.into_iter().collect::<Result<_, _>>()?, limits)?);
+    }
     let engine = Engine::new(shape, threads, config(), programs)?;
     let mut next = 0;
-    let mut requests = |count: usize, adapters: bool| {
+    let mut requests = |count: usize, first_slot: Option<u32>| {
         let request = |index: u32| {
             next += 1;
-            request(next, adapters.then_some(index))
+            request(next, first_slot.map(|first| first + index))
         };
         engine.answer((0..count as u32).map(request).collect())
     };
-    let [one, base, mixed] = take_turns(rounds, |index| match index {
-        0 => requests(1, false),
-        1 => requests(BATCH, false),
-        _ => requests(BATCH, true),
+    let [one, base, mixed, mixes] = take_turns(rounds, |index| match index {
+        0 => requests(1, None),
+        1 => requests(BATCH, None),
+        2 => requests(BATCH, Some(0)),
+        _ => requests(BATCH, Some(BATCH as u32)),
     })?;
     engine.stop();
     let rate = |requests: usize, times: &[f64]| (requests * ANSWER as usize) as f64 / median(times.to_vec());
@@ -52,6 +59,7 @@ pub(crate) fn report(shape: Shape, threads: usize, rank: usize, rounds: usize) -
     println!("  tokens/s, 8 requests of the base   {:.0}", rate(BATCH, &base));
     println!("  tokens/s, 8 requests, 8 adapters   {:.0}", rate(BATCH, &mixed));
     println!("  8 adapters : base                  {:.3}", ratio(&base, &mixed));
+    println!("  8 mixes of two adapters : base     {:.3}", ratio(&base, &mixes));
     Ok(())
 }
 

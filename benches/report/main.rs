@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod classes;
 mod decoder;
 mod engine;
 mod scaling;
@@ -53,6 +54,7 @@ enum Part {
     Contexts,
     Engine,
     Shared,
+    Classes,
 }
 
 fn main() -> Result<(), Failure> {
@@ -81,6 +83,9 @@ fn main() -> Result<(), Failure> {
     }
     if wanted(Part::Engine) {
         engine::report(flags.engine_shape, flags.threads, flags.rank, rounds.div_ceil(6))?;
+    }
+    if wanted(Part::Classes) {
+        classes::report(flags.engine_shape, flags.threads, flags.rank, rounds)?;
     }
     if wanted(Part::Shared) {
         shared::report(flags.engine_shape, flags.threads, flags.rank, rounds.div_ceil(20))?;

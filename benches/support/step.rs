@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use polydelta::delta::PreparedDelta;
+use polydelta::delta::{DeltaProgram, PreparedDelta};
 use polydelta::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, DecoderSpec, ModelInput, base_layout};
 use polydelta::ops::cpu::{CpuBackend, CpuOptions};
 use polydelta::ops::{Backend, Numerics, RowPlan, SampledRows, SequencePlan, StepPlan};
@@ -42,6 +42,18 @@ impl Model {
         adapters: usize,
         rank: usize,
     ) -> Result<Self, Failure> {
+        let layout = base_layout(&shape.spec()?);
+        let programs = (1..=adapters as u64).map(|seed| lora(&layout, rank, seed)).collect();
+        Self::with(shape, backend, sequences, programs)
+    }
+
+    /// The same with a program in each of the first slots.
+    pub(crate) fn with(
+        shape: Shape,
+        backend: &Arc<CpuBackend>,
+        sequences: usize,
+        programs: Vec<DeltaProgram>,
+    ) -> Result<Self, Failure> {
         let spec = shape.spec()?;
         let limits = DecoderLimits {
             max_rows: MAX_ROWS,
@@ -52,9 +64,8 @@ impl Model {
         };
         let mut decoder = Decoder::new(Arc::clone(backend), spec.clone(), load(shape, backend, &spec)?, limits)?;
         let layout = base_layout(&spec);
-        for slot in 0..adapters as u32 {
-            let program = lora(&layout, rank, u64::from(slot) + 1);
-            decoder.install(AdapterSlot(slot), PreparedDelta::new(backend.as_ref(), &layout, program)?);
+        for (slot, program) in (0..).map(AdapterSlot).zip(programs) {
+            decoder.install(slot, PreparedDelta::new(backend.as_ref(), &layout, program)?);
         }
         Ok(Self { decoder })
     }
