@@ -1,5 +1,3 @@
-mod mixes;
-
 use proptest::prelude::*;
 use prost::Message;
 
