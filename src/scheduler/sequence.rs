@@ -172,26 +172,13 @@ impl Sequence {
     }
 
     /// Call `visit` with the contents of full blocks `range` in order, until it returns false.
-    fn walk_blocks(&mut self, range: Range<usize>, mut visit: impl FnMut(usize, &PrefixBlock<'_>) -> bool) {
+    fn walk_blocks(&mut self, range: Range<usize>, visit: impl FnMut(usize, &PrefixBlock<'_>) -> bool) {
         let (first, size, own) = (self.first_block(), self.block_size.get(), Arc::clone(&self.scope));
         let base = own.of_base();
         let scope_of = |block: usize| if (block + 1) * size <= own.own_from as usize { &base } else { &*own };
-        for block in range {
-            let tokens = self.block_tokens(block);
-            let (position, scope) = (block - first, scope_of(block));
-            let parent = match position.checked_sub(1).map(|before| self.keys[before]) {
-                None => scope.root(),
-                Some(before) if scope == scope_of(block - 1) => before,
-                Some(before) => scope.behind(before),
-            };
-            if self.keys.len() == position {
-                self.keys.push(parent.child(&tokens));
-            }
-            let contents = PrefixBlock { scope, parent, key: self.keys[position], tokens: &tokens };
-            if !visit(block, &contents) {
-                return;
-            }
-        }
+        let mut keys = std::mem::take(&mut self.keys);
+        walk_chain(&mut keys, (first, range), scope_of, |block| self.block_tokens(block), visit);
+        self.keys = keys;
     }
 
     /// Rows of its prompt whose next token is still to be scored.
@@ -292,15 +279,10 @@ impl Sequence {
     }
 
     /// Until `visit` returns false; no blocks of one that shares nothing.
-    fn visit_shared(&mut self, blocks: Range<usize>, mut visit: impl FnMut(usize, &PrefixBlock<'_>) -> bool) {
+    fn visit_shared(&mut self, blocks: Range<usize>, visit: impl FnMut(usize, &PrefixBlock<'_>) -> bool) {
         let Some(mut shared) = self.shared.take() else { return };
-        let scope = self.scope.of_base();
-        for block in blocks {
-            let (parent, key) = shared.keys_of(block, &scope, |block| self.block_tokens(block));
-            if !visit(block, &PrefixBlock { scope: &scope, parent, key, tokens: &self.block_tokens(block) }) {
-                break;
-            }
-        }
+        let base = self.scope.of_base();
+        walk_chain(&mut shared.keys, (0, blocks), |_| &base, |block| self.block_tokens(block), visit);
         self.shared = Some(shared);
     }
 
@@ -427,6 +409,35 @@ impl Sequence {
         self.tokens.push(token);
         let at_limit = self.tokens.output().len() >= self.max_output;
         Accepted { token: Some(token), finish: at_limit.then_some((FinishReason::Length, None)) }
+    }
+}
+
+/// Call `visit` with the contents of full blocks `range` in order, until it returns false. `keys` are those of the chain that
+/// begins with block `first`, as far as they are known.
+fn walk_chain<'s>(
+    keys: &mut Vec<BlockKey>,
+    (first, range): (usize, Range<usize>),
+    scope_of: impl Fn(usize) -> &'s PrefixScope,
+    tokens_of: impl Fn(usize) -> Vec<u32>,
+    mut visit: impl FnMut(usize, &PrefixBlock<'_>) -> bool,
+) {
+    if range.is_empty() {
+        return;
+    }
+    for block in range.start.min(first + keys.len())..range.end {
+        let (position, scope, tokens) = (block - first, scope_of(block), tokens_of(block));
+        let parent = match position.checked_sub(1).map(|before| keys[before]) {
+            None => scope.root(),
+            Some(before) if scope == scope_of(block - 1) => before,
+            Some(before) => scope.behind(before),
+        };
+        if keys.len() == position {
+            keys.push(parent.child(&tokens));
+        }
+        let contents = PrefixBlock { scope, parent, key: keys[position], tokens: &tokens };
+        if block >= range.start && !visit(block, &contents) {
+            return;
+        }
     }
 }
 

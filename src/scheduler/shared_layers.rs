@@ -4,13 +4,13 @@
 //! Only what the first layers compute is shared. The KV of the layers behind them is each adapter's own, so a block that
 //! was found is copied, and the rest of it is computed in the copy. Knows counts and keys only.
 
-use crate::cache::{BlockKey, PrefixScope};
+use crate::cache::BlockKey;
 
 /// Of one sequence without virtual tokens.
 #[derive(Debug, Default)]
 pub(super) struct SharedLayers {
     /// Keys of its first full blocks as those of the base would be.
-    keys: Vec<BlockKey>,
+    pub(super) keys: Vec<BlockKey>,
     /// Of tokens before this one the shared layers are computed.
     pub(super) until: usize,
 }
@@ -20,21 +20,5 @@ impl SharedLayers {
     /// is of none.
     pub(super) fn ahead_of(&self, num_computed_tokens: usize) -> Option<usize> {
         self.until.checked_sub(num_computed_tokens).filter(|rows| *rows > 0)
-    }
-
-    /// The key of a block in the base's scope, and the one before it. `tokens` are those of a block.
-    pub(super) fn keys_of(
-        &mut self,
-        block: usize,
-        base: &PrefixScope,
-        tokens: impl Fn(usize) -> Vec<u32>,
-    ) -> (BlockKey, BlockKey) {
-        let parent =
-            |keys: &[BlockKey], block: usize| block.checked_sub(1).map_or_else(|| base.root(), |before| keys[before]);
-        while self.keys.len() <= block {
-            let next = self.keys.len();
-            self.keys.push(parent(&self.keys, next).child(&tokens(next)));
-        }
-        (parent(&self.keys, block), self.keys[block])
     }
 }
