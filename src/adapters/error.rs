@@ -2,10 +2,9 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
-use super::digest::Sha256Digest;
 use super::disk_fault::DiskFault;
 use super::upload_id::UploadId;
-use crate::types::{AdapterFault, AdapterName, AdapterVersion, BaseDigest, ToProblem};
+use crate::types::{AdapterFault, AdapterName, AdapterVersion, BaseDigest, Sha256Digest, ToProblem};
 
 /// The error a loader reported; it says itself what it is to those who wait for the adapter.
 pub type LoadFailure = Arc<dyn ToProblem>;

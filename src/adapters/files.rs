@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::digest::Sha256Digest;
 use super::error::AdapterError;
 use super::upload_id::UploadId;
-use crate::types::{AdapterName, AdapterVersion, ClientKey};
+use crate::types::{AdapterName, AdapterVersion, ClientKey, Sha256Digest};
 
 /// The PEFT configuration.
 pub const CONFIG_FILE: &str = "adapter_config.json";

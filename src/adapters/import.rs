@@ -7,7 +7,6 @@ use std::time::{Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 
-use super::digest::Sha256Digest;
 use super::error::AdapterError;
 use super::files::{
     CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, StoreLimits, StoredFile, UploadHeader,
@@ -17,7 +16,7 @@ use super::published::Published;
 use super::registry::{AdapterInfo, AdapterRegistry};
 use super::uploads::{Begin, Staged};
 use crate::files;
-use crate::types::{AdapterFacts, AdapterName, AdapterVersion, ClientKey};
+use crate::types::{AdapterFacts, AdapterName, AdapterVersion, ClientKey, Sha256Digest};
 
 /// An adapter on a local disk.
 #[derive(Clone, Copy, Debug)]

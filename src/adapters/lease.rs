@@ -4,11 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use super::digest::Sha256Digest;
 use super::events::{EventLog, Signals};
 use super::stored::AdapterBytes;
 use super::sync::lock;
-use crate::types::AdapterVersion;
+use crate::types::{AdapterVersion, Sha256Digest};
 
 /// Counts leases per version and remembers which versions have lost their last name.
 pub struct LeaseTable {

@@ -17,7 +17,6 @@
 
 mod budget;
 mod catalog;
-mod digest;
 mod disk;
 mod disk_fault;
 mod error;
@@ -42,7 +41,6 @@ pub(crate) mod testing;
 mod upload_id;
 pub mod uploads;
 
-pub use digest::Sha256Digest;
 pub use disk_fault::DiskFault;
 pub use error::{AdapterError, LoadFailure};
 pub use events::{AdapterEvent, AdapterEventKind, AdapterObserver, EventLog, EventsLost};

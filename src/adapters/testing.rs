@@ -11,12 +11,11 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::digest::Sha256Digest;
 use super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, UploadHeader, WEIGHTS_FILE};
 use super::fs::{DiskFs, Found, StoreFile, StoreFs};
 use super::sync::lock;
 use super::upload_id::UploadId;
-use crate::types::{AdapterFacts, AdapterTask, ClientKey, DeltaGroup};
+use crate::types::{AdapterFacts, AdapterTask, ClientKey, DeltaGroup, Sha256Digest};
 
 pub(super) const EIO: i32 = 5;
 pub(super) const EACCES: i32 = 13;

@@ -24,14 +24,13 @@ use std::time::Instant;
 
 use self::desk::Desk;
 use self::session::Session;
-use super::digest::Sha256Digest;
 use super::error::AdapterError;
 use super::files::{CheckedHeader, FileHeader, StoreLimits, UploadHeader};
 use super::fs::StoreFs;
 use super::published::Published;
 use super::sync::lock;
 use super::upload_id::UploadId;
-use crate::types::ClientKey;
+use crate::types::{ClientKey, Sha256Digest};
 
 /// The desk where uploads come in. Cheap to clone.
 #[derive(Clone)]

@@ -9,10 +9,10 @@ use tokio::sync::OnceCell;
 use super::background::{Lost, in_background};
 use super::error::AdmissionError;
 use super::turns::Turns;
-use crate::adapters::{AdapterRegistry, OwnChatTemplate, ResolvedAdapter, Sha256Digest};
+use crate::adapters::{AdapterRegistry, OwnChatTemplate, ResolvedAdapter};
 use crate::engine::AdapterInstaller;
 use crate::text::{ChatError, ChatTemplate, Tokenizer, TokenizerSettings};
-use crate::types::{AdapterName, ClientKey, Party};
+use crate::types::{AdapterName, ClientKey, Party, Sha256Digest};
 
 /// Most bytes of templates that are kept compiled, as they cost.
 const KEPT_BYTES: u64 = 4 << 20;

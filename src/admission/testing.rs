@@ -22,14 +22,14 @@ use crate::engine::{
     AcquireFuture, AdapterInstaller, EngineStats, EventReceiver, GenerationEngine, InstallError, Lease, StatsFuture,
     StepError, SubmitError,
 };
-use crate::receipt::{Digest, NumericsClass, Origin};
+use crate::receipt::{NumericsClass, Origin};
 use crate::telemetry::Metrics;
 use crate::text::TokenizerSettings;
 use crate::text::fixtures::byte_level;
 use crate::types::generate::{GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput};
 use crate::types::{
     AdapterFacts, AdapterVersion, BaseDigest, EngineRequest, FinishReason, OpClass, RequestFailure, RequestId,
-    SequenceEvent, VirtualTokens,
+    SequenceEvent, Sha256Digest, VirtualTokens,
 };
 
 /// An engine that takes requests and makes what a test tells it to make.
@@ -254,7 +254,7 @@ pub(crate) fn origin() -> Origin {
     Origin {
         program: "0.0.0".into(),
         base_sha256: BaseDigest([1; 32]),
-        config_sha256: Digest([2; 32]),
+        config_sha256: Sha256Digest([2; 32]),
         numerics: NumericsClass::default(),
     }
 }

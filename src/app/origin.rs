@@ -1,12 +1,11 @@
 //! What receipts say of a server: which base, and how it is computed.
 
 use serde_json::{Map, Value};
-use sha2::{Digest as _, Sha256};
 
 use crate::ops::cpu::KV_TILE;
 use crate::ops::{BackendInfo, Numerics};
-use crate::receipt::{Digest, NumericsClass, Origin};
-use crate::types::BaseDigest;
+use crate::receipt::{NumericsClass, Origin};
+use crate::types::{BaseDigest, Sha256Digest};
 
 /// Of this program, for a base with these weights and this config.json.
 pub(super) fn of(base: BaseDigest, config: &Map<String, Value>, numerics: NumericsClass) -> Origin {
@@ -15,7 +14,7 @@ pub(super) fn of(base: BaseDigest, config: &Map<String, Value>, numerics: Numeri
     Origin {
         program: env!("CARGO_PKG_VERSION").to_owned(),
         base_sha256: base,
-        config_sha256: Digest(Sha256::digest(config).into()),
+        config_sha256: Sha256Digest::of(&config),
         numerics,
     }
 }

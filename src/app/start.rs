@@ -23,7 +23,7 @@ use super::sizing::{self, Demand, Sizes};
 use super::vigil::Vigil;
 use crate::adapters::{
     AdapterRegistry, DiskFs, FolderStore, MAX_CHUNK_BYTES, OnStoreError, PinLimits, RegistryLimits, ResidencyLimits,
-    Sha256Digest, StoreLimits, StoreOptions,
+    StoreLimits, StoreOptions,
 };
 use crate::admission::validate::{MAX_INPUTS, MAX_RECEIPT_TOKENS, MAX_REQUEST_TOKENS};
 use crate::admission::{
@@ -42,7 +42,7 @@ use crate::ops::Numerics;
 use crate::receipt::Origin;
 use crate::telemetry::{Metrics, MetricsPage, recorded};
 use crate::text::{ChatTemplate, Tokenizer};
-use crate::types::{AdapterName, ClientKey};
+use crate::types::{AdapterName, ClientKey, Sha256Digest};
 use crate::wire::{ClientIdentity, Lifecycle, Listeners};
 
 /// Events kept for watchers that read late.

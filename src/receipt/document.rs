@@ -6,17 +6,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::types::{
-    AdapterName, AdapterVersion, BaseDigest, FinishReason, SamplingParams, StoppingParams, digest_text,
+    AdapterName, AdapterVersion, BaseDigest, FinishReason, SamplingParams, Sha256Digest, StoppingParams,
 };
 
 /// The format that this program writes, and the only one that it reads.
 pub const FORMAT: u32 = 1;
-
-/// A sha256.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Digest(pub [u8; 32]);
-
-digest_text!(Digest);
 
 /// What an answer was computed from, and what came of it. Two answers to one request of one adapter version have the same
 /// receipt wherever the numbers are the same to the bit.
@@ -40,7 +34,7 @@ pub struct Receipt {
     pub stopping: StoppingRecord,
     /// Of the log-probabilities of the prompt's tokens from the second on, where they were asked for.
     #[serde(deserialize_with = "Option::deserialize")]
-    pub prompt_logprobs_sha256: Option<Digest>,
+    pub prompt_logprobs_sha256: Option<Sha256Digest>,
     /// In order of index; as many as were asked for.
     pub choices: Vec<ChoiceRecord>,
 }
@@ -56,7 +50,7 @@ pub struct Origin {
     pub base_sha256: BaseDigest,
     /// Of the base's config.json, blanks aside and keys in order of their bytes: the weights do not say what is computed with
     /// them.
-    pub config_sha256: Digest,
+    pub config_sha256: Sha256Digest,
     /// How it computes.
     pub numerics: NumericsClass,
 }
@@ -210,7 +204,7 @@ pub struct ChoiceRecord {
     #[serde(deserialize_with = "Option::deserialize")]
     pub stop_match: Option<StopRecord>,
     /// Of the log-probabilities of its tokens ([`LogprobHasher`](super::LogprobHasher)).
-    pub logprobs_sha256: Digest,
+    pub logprobs_sha256: Sha256Digest,
 }
 
 /// Why a choice ended.
@@ -240,18 +234,6 @@ pub enum StopRecord {
     Text(String),
     /// An end of sequence or a stop id.
     TokenId(u32),
-}
-
-impl Serialize for Digest {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        as_text::serialize(self, serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Digest {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        as_text::deserialize(deserializer)
-    }
 }
 
 /// A value by its text.

@@ -1,6 +1,7 @@
 //! What a receipt can be refused for.
 
-use super::document::{Digest, FORMAT};
+use super::document::FORMAT;
+use crate::types::Sha256Digest;
 
 /// Why a text is not taken for a receipt.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,6 @@ pub enum ReceiptError {
         /// In the receipt.
         said: String,
         /// Of the receipt.
-        found: Digest,
+        found: Sha256Digest,
     },
 }

@@ -1,8 +1,8 @@
 //! A digest of log-probabilities.
 
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest, Sha256};
 
-use super::document::Digest;
+use crate::types::Sha256Digest;
 
 /// The sha256 of log-probabilities in order, each as the four bytes of an IEEE 754 binary32, lowest first: it is the same
 /// where every one has the same bits.
@@ -17,7 +17,7 @@ impl LogprobHasher {
 
     /// Of all.
     #[must_use]
-    pub fn digest(self) -> Digest {
-        Digest(self.0.finalize().into())
+    pub fn digest(self) -> Sha256Digest {
+        Sha256Digest(self.0.finalize().into())
     }
 }

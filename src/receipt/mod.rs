@@ -21,8 +21,8 @@ mod tests;
 
 pub use compare::{Finding, Verdict, compare_origins};
 pub use document::{
-    ChoiceRecord, DeltaRecord, Digest, FORMAT, FinishRecord, NumericsClass, Origin, PartRecord, Receipt,
-    SamplingRecord, StopRecord, StoppingRecord,
+    ChoiceRecord, DeltaRecord, FORMAT, FinishRecord, NumericsClass, Origin, PartRecord, Receipt, SamplingRecord,
+    StopRecord, StoppingRecord,
 };
 pub use error::ReceiptError;
 pub use logprobs::LogprobHasher;

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::types::Sha256Digest;
 
 fn receipt() -> Receipt {
     let version = |byte: u8| hex::encode([byte; 32]).parse().unwrap();
@@ -13,7 +14,7 @@ fn receipt() -> Receipt {
         origin: Origin {
             program: "1.2.3".into(),
             base_sha256: hex::encode([1; 32]).parse().unwrap(),
-            config_sha256: Digest([2; 32]),
+            config_sha256: Sha256Digest([2; 32]),
             numerics: NumericsClass {
                 device: "cpu".into(),
                 isa: "avx2".into(),
@@ -190,8 +191,8 @@ fn what_differs_is_found_and_nothing_else() {
     assert_eq!(answer(&|r| r.choices[0].token_ids[1] = 11), differs("choice 0 tokens"));
     assert_eq!(answer(&|r| r.choices[1].token_ids.push(11)), differs("choice 1 tokens"));
     assert_eq!(answer(&|r| r.choices[0].stop_match = None), differs("choice 0 finish"));
-    assert_eq!(answer(&|r| r.choices[1].logprobs_sha256 = Digest([0; 32])), differs("choice 1 log-probs"));
-    assert_eq!(answer(&|r| r.prompt_logprobs_sha256 = Some(Digest([0; 32]))), differs("prompt log-probs"));
+    assert_eq!(answer(&|r| r.choices[1].logprobs_sha256 = Sha256Digest([0; 32])), differs("choice 1 log-probs"));
+    assert_eq!(answer(&|r| r.prompt_logprobs_sha256 = Some(Sha256Digest([0; 32]))), differs("prompt log-probs"));
     assert_eq!(answer(&|r| drop(r.choices.pop())), differs("choices"));
     assert_eq!(answer(&|r| r.sampling.seed = 1), differs("request"));
     let elsewhere = [("adapter".to_owned(), Verdict::NotHere)];
@@ -200,7 +201,7 @@ fn what_differs_is_found_and_nothing_else() {
 
     let mut here = kept.origin.clone();
     here.program = "1.2.4".into();
-    here.config_sha256 = Digest([9; 32]);
+    here.config_sha256 = Sha256Digest([9; 32]);
     let warned = [("program", Verdict::Warning), ("config.json", Verdict::Warning)];
     assert_eq!(verdicts(&compare_origins(&kept.origin, &here)), warned);
     let mut here = kept.origin.clone();

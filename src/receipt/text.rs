@@ -1,10 +1,10 @@
 //! A receipt as text: one JSON object without blanks, fields in one order, and at its end the digest of what comes before.
 
 use serde_json::{Map, Value};
-use sha2::{Digest as _, Sha256};
 
-use super::document::{Digest, FORMAT, Receipt};
+use super::document::{FORMAT, Receipt};
 use super::error::ReceiptError;
+use crate::types::Sha256Digest;
 
 const FORMAT_FIELD: &str = "polydelta_receipt";
 const DIGEST_FIELD: &str = "digest";
@@ -14,7 +14,7 @@ impl Receipt {
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = self.content();
-        let digest = digest_of(&text);
+        let digest = Sha256Digest::of(text.as_bytes());
         text.pop();
         text.push_str(&format!(",\"{DIGEST_FIELD}\":\"{digest}\"}}"));
         text
@@ -22,8 +22,8 @@ impl Receipt {
 
     /// The digest of it, which its text ends with.
     #[must_use]
-    pub fn digest(&self) -> Digest {
-        digest_of(&self.content())
+    pub fn digest(&self) -> Sha256Digest {
+        Sha256Digest::of(self.content().as_bytes())
     }
 
     /// Read a text. Blanks and the order of fields may have been changed on the way, nothing else.
@@ -62,8 +62,4 @@ fn take_text(fields: &mut Map<String, Value>, name: &str) -> Result<String, Rece
         Some(_) => Err(ReceiptError::Field { reason: format!("its {name} is no text") }),
         None => Err(ReceiptError::Field { reason: format!("it has no {name}") }),
     }
-}
-
-fn digest_of(content: &str) -> Digest {
-    Digest(Sha256::digest(content).into())
 }

@@ -7,6 +7,7 @@
 pub mod adapter;
 pub mod batch;
 pub mod client;
+pub mod digest;
 pub mod event;
 pub mod generate;
 pub mod ids;
@@ -25,11 +26,11 @@ pub use batch::{
     ScheduledBatch, ScheduledSequence, ScoredTokens, SequenceFailure, StepOutput, TokenCounts,
 };
 pub use client::{ClientKey, ConnectionId, Party};
+pub use digest::Sha256Digest;
 pub use event::{FinishReason, RequestFailure, SequenceEvent, TokenLogprob, Usage};
 pub use generate::{
     Chat, ChatMessage, GenerateInput, OutputOptions, PromptInput, SamplingInput, StoppingInput, TemplateValue,
 };
-pub(crate) use ids::digest_text;
 pub use ids::{
     AdapterName, AdapterSlot, AdapterVersion, BaseDigest, BlockId, InvalidAdapterName, InvalidAdapterVersion,
     RequestId, SequenceId,

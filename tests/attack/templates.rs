@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use pb::upload_adapter_request::Frame;
-use polydelta::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Sha256Digest, StoreLimits, WEIGHTS_FILE};
+use polydelta::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, StoreLimits, WEIGHTS_FILE};
 use polydelta::grpc::pb;
 use polydelta::grpc::pb::generation_service_client::GenerationServiceClient;
+use polydelta::types::Sha256Digest;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 use tonic::{Code, Status};

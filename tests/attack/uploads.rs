@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use pb::upload_adapter_request::Frame;
-use polydelta::adapters::{CONFIG_FILE, MAX_CHUNK_BYTES, Sha256Digest, WEIGHTS_FILE};
+use polydelta::adapters::{CONFIG_FILE, MAX_CHUNK_BYTES, WEIGHTS_FILE};
 use polydelta::grpc::pb;
+use polydelta::types::Sha256Digest;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 use tokio_stream::wrappers::UnboundedReceiverStream;

@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use polydelta::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Sha256Digest, StoreLimits, WEIGHTS_FILE};
+use polydelta::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, StoreLimits, WEIGHTS_FILE};
 use polydelta::cli::{SavedTemplate, bring};
 use polydelta::config::{AdapterSource, Environment};
 use polydelta::grpc::pb;
 use polydelta::text::{Tokenizer, TokenizerSettings};
+use polydelta::types::Sha256Digest;
 use serde::Deserialize;
 use serde_json::Value;
 use tonic::{Code, Status};

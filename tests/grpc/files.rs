@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use pb::upload_adapter_request::Frame;
-use polydelta::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Sha256Digest, WEIGHTS_FILE};
+use polydelta::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, WEIGHTS_FILE};
 use polydelta::grpc::pb;
 use polydelta::grpc::pb::adapter_service_client::AdapterServiceClient;
+use polydelta::types::Sha256Digest;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, serialize};
 use serde_json::{Map, Value};

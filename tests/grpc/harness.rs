@@ -20,10 +20,10 @@ use polydelta::grpc::pb::adapter_service_client::AdapterServiceClient;
 use polydelta::grpc::pb::generation_service_client::GenerationServiceClient;
 use polydelta::grpc::pb::server_service_client::ServerServiceClient;
 use polydelta::grpc::{Adapters, Generator, Informer, ModelInfo, Pooler, ServerInfo, Services, pb, serve};
-use polydelta::receipt::{Digest, NumericsClass, Origin};
+use polydelta::receipt::{NumericsClass, Origin};
 use polydelta::telemetry::Metrics;
 use polydelta::text::{ChatTemplate, Tokenizer, TokenizerSettings};
-use polydelta::types::BaseDigest;
+use polydelta::types::{BaseDigest, Sha256Digest};
 use polydelta::wire::{ClientIdentity, Lifecycle};
 use serde_json::json;
 use tempfile::TempDir;
@@ -94,7 +94,7 @@ impl Default for Options {
             origin: Origin {
                 program: env!("CARGO_PKG_VERSION").into(),
                 base_sha256: BaseDigest([1; 32]),
-                config_sha256: Digest([2; 32]),
+                config_sha256: Sha256Digest([2; 32]),
                 numerics: NumericsClass { device: "cpu".into(), kv_tile: 4, ..NumericsClass::default() },
             },
         }

@@ -89,7 +89,7 @@ async fn companions_are_taken_and_dropped() {
     header.files.push(pb::UploadFile {
         path: "README.md".into(),
         size: readme.len() as u64,
-        sha256: polydelta::adapters::Sha256Digest::of(readme).to_string(),
+        sha256: polydelta::types::Sha256Digest::of(readme).to_string(),
     });
     let mut frames = files.frames(header);
     frames.push(chunk(2, 0, readme));

@@ -1,8 +1,7 @@
 //! What is kept of a name, and of the base, for the request path.
 
-use super::super::digest::Sha256Digest;
 use super::super::stored::StoredAdapter;
-use crate::types::{AdapterTask, AdapterVersion, BaseDigest};
+use crate::types::{AdapterTask, AdapterVersion, BaseDigest, Sha256Digest};
 
 /// A chat template that an adapter brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::super::digest::Sha256Digest;
 use super::super::disk::Patience;
 use super::super::error::AdapterError;
 use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, StoredFile, WEIGHTS_FILE, version_of};
@@ -17,7 +16,7 @@ use super::layout::Layout;
 use super::manifest::{self, MAX_MANIFEST_BYTES};
 use super::recovery::StoreFault;
 use super::survey::{Flaw, Survey, missing_files};
-use crate::types::AdapterVersion;
+use crate::types::{AdapterVersion, Sha256Digest};
 
 /// A name and whether its files are what was uploaded.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,11 +9,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::digest::Sha256Digest;
 use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, StoredFile, WEIGHTS_FILE, version_of};
 use super::super::stored::{Compiled, StoredAdapter};
 use super::seal::{self, SealError};
-use crate::types::{AdapterFacts, AdapterName};
+use crate::types::{AdapterFacts, AdapterName, Sha256Digest};
 
 /// The highest that this version reads.
 pub(super) const FORMAT: u32 = WITH_CHAT_TEMPLATE;
@@ -152,7 +151,7 @@ fn stored(body: Body, found_as: &str) -> Result<StoredAdapter, ManifestError> {
 /// As the first version wrote it: the checksum is over the body as that version's fields serialize.
 mod first_format {
     use super::{Body, File, SealError};
-    use crate::adapters::digest::Sha256Digest;
+    use crate::types::Sha256Digest;
 
     #[derive(serde::Serialize, serde::Deserialize)]
     #[serde(deny_unknown_fields)]

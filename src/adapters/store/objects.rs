@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::super::digest::Sha256Digest;
 use super::super::disk::Patience;
 use super::super::error::AdapterError;
 use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, StoredFile, WEIGHTS_FILE};
@@ -14,7 +13,7 @@ use super::super::sync::lock;
 use super::layout::Folder;
 use super::object_store::ObjectStore;
 use super::recovery;
-use crate::types::AdapterVersion;
+use crate::types::{AdapterVersion, Sha256Digest};
 
 /// An [`ObjectStore`] in a local folder.
 pub struct FolderObjects {

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::Path;
 
-use super::super::digest::Sha256Digest;
 use super::super::disk::Patience;
 use super::super::disk_fault::DiskFault;
 use super::super::error::AdapterError;
@@ -17,7 +16,7 @@ use super::options::{OnStoreError, StoreOptions};
 use super::record::{Nameless, Record};
 use super::survey::{Flaw, Survey, missing_files};
 use super::write::write_record;
-use crate::types::AdapterVersion;
+use crate::types::{AdapterVersion, Sha256Digest};
 
 /// Something that was put into the quarantine folder.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::super::digest::Sha256Digest;
+use crate::types::Sha256Digest;
 
 /// Why a small file is not to be trusted.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,8 @@ use crate::adapters::DiskFault;
 use crate::adapters::files::{StoreLimits, version_of};
 use crate::adapters::fs::{DiskFs, StoreFs};
 use crate::adapters::testing::{EACCES, EIO, EMFILE, ENOSPC, EROFS, Fault, FaultyFs, contents, tree};
-use crate::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, Sha256Digest, StoredFile, WEIGHTS_FILE};
+use crate::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, StoredFile, WEIGHTS_FILE};
+use crate::types::Sha256Digest;
 
 fn name(text: &str) -> AdapterName {
     text.parse().unwrap()

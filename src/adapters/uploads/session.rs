@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use super::super::digest::Sha256Digest;
 use super::super::error::AdapterError;
 use super::super::files::{CheckedFile, CheckedHeader, MAX_CHUNK_BYTES, StoredFile};
 use super::super::fs::StoreFile;
 use super::super::sync::lock;
 use super::super::upload_id::UploadId;
 use super::head::HeadKeeper;
-use crate::types::ClientKey;
+use crate::types::{ClientKey, Sha256Digest};
 
 /// How far one file of an upload is.
 #[derive(Clone, Debug, PartialEq, Eq)]

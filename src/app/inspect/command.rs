@@ -12,7 +12,7 @@ use super::drift::Drift;
 use super::shift::{LogitShift, Reader};
 use super::{InspectBase, InspectLimits, Inspection, inspect_program, write_json, write_text};
 use crate::adapters::import::AdapterFolder;
-use crate::adapters::{CONFIG_FILE, Sha256Digest, StoreLimits};
+use crate::adapters::{CONFIG_FILE, StoreLimits};
 use crate::cli::{Brought, CliError, SavedTemplate, bring};
 use crate::config::{DriftArgs, Environment, InspectArgs, ModelSource, Terminal};
 use crate::delta::{DeltaProgram, NamedBase, named_base};
@@ -22,6 +22,7 @@ use crate::model::base_layout;
 use crate::ops::cpu::{CpuBackend, CpuOptions};
 use crate::ops::{ComputeDtype, Numerics};
 use crate::telemetry::{Progress, Spinner};
+use crate::types::Sha256Digest;
 
 /// An adapter that lies ready, and the base that it is held against under the limits of a server with default settings.
 pub(in crate::app) struct Opened {

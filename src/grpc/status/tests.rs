@@ -8,7 +8,7 @@ use super::super::convert::BadMessage;
 use super::super::deadline::BadTimeout;
 use super::super::page::BadPage;
 use super::*;
-use crate::adapters::{AdapterError, DiskFault, LoadFailure, Sha256Digest, UploadId};
+use crate::adapters::{AdapterError, DiskFault, LoadFailure, UploadId};
 use crate::admission::validate::Interval;
 use crate::admission::{AdmissionError, GenerationError, InvalidRequest};
 use crate::delta::DeltaError;
@@ -16,7 +16,7 @@ use crate::engine::{InstallError, StepError, SubmitError};
 use crate::ops::OpsError;
 use crate::scheduler::places::Holder;
 use crate::text::{ChatError, TokenizerError};
-use crate::types::{AdapterFault, AdapterVersion, BaseDigest, RequestFailure};
+use crate::types::{AdapterFault, AdapterVersion, BaseDigest, RequestFailure, Sha256Digest};
 
 /// What holds for every status, whatever it says.
 fn check(status: &Status) -> ErrorDetails {
