@@ -1,6 +1,7 @@
 //! The base model, opened: its folder or file found, its headers and small files read. Nothing of it is on the device
 //! yet.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,8 +15,9 @@ use crate::cli::fetch;
 use crate::config::{Environment, ModelSource};
 use crate::files::{self, MAX_SETTINGS_BYTES};
 use crate::hub::Wanted;
-use crate::model::{Checkpoint, DecoderSpec, ModelError};
-use crate::ops::Numerics;
+use crate::model::{BaseModel, Checkpoint, DecoderSpec, ModelError};
+use crate::ops::{Backend, Numerics};
+use crate::telemetry::Progress;
 use crate::text::{Tokenizer, TokenizerSettings};
 
 /// A base model's files.
@@ -121,6 +123,25 @@ impl OpenedBase {
             tracing::warn!(setting, "generation_config.json has a setting that this server does not have");
         }
         Ok(defaults)
+    }
+
+    /// Put its weights on a device, for sequences of up to `context` tokens, and show how far that is on a terminal that can be
+    /// drawn over.
+    ///
+    /// # Errors
+    /// Missing or misshapen tensors, and memory the device refuses.
+    pub fn load<B: Backend>(&self, backend: &B, context: usize, terminal: bool) -> Result<BaseModel<B>, ModelError> {
+        let Self { name, spec, checkpoint, .. } = self;
+        let bytes = checkpoint.bytes();
+        let bar = RefCell::new(Progress::bytes(&format!("loading {name}"), bytes, terminal));
+        let advance = |done: usize, of: usize| {
+            let mut bar = bar.borrow_mut();
+            let (before, _) = bar.position();
+            bar.advance((bytes * done as u64 / of.max(1) as u64).saturating_sub(before));
+        };
+        let model = BaseModel::load(backend, spec, checkpoint, context, &advance)?;
+        bar.into_inner().finish();
+        Ok(model)
     }
 
     /// The numerics that keep what the checkpoint has: f16 where all matrices are, bf16 for others of 16 bits or fewer, else

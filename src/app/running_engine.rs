@@ -1,6 +1,5 @@
 //! Backend, decoder and engine, built for whichever backend is chosen. Behind this module nobody knows which it is.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -16,10 +15,10 @@ use crate::engine::{
     self, AdapterInstaller, EngineEnd, EngineFact, EngineHandle, EngineInstaller, EngineObserver, HostMemory, Loaders,
     ModelExecutor, ModelLoader, StartedEngine,
 };
-use crate::model::{BaseModel, Decoder, DecoderLimits, base_layout};
+use crate::model::{Decoder, DecoderLimits, base_layout};
 use crate::ops::{Backend, BackendInfo};
 use crate::scheduler::{SchedulerConfig, ShareConfig};
-use crate::telemetry::{Metrics, Progress};
+use crate::telemetry::Metrics;
 
 /// Most virtual tokens of one adapter; they must fit the context all the same.
 const MAX_VIRTUAL_TOKENS: usize = 4096;
@@ -77,7 +76,7 @@ impl Parts<'_> {
         let info = backend.info();
         let backend = Arc::new(backend);
         let context = self.sizes.max_model_len as usize;
-        let model = self.load(backend.as_ref(), context)?;
+        let model = self.base.load(backend.as_ref(), context, self.config.progress)?;
         let limits = DecoderLimits {
             max_rows: self.config.scheduler.max_num_batched_tokens as usize,
             kv_blocks: self.sizes.kv_blocks as usize,
@@ -103,21 +102,6 @@ impl Parts<'_> {
         let loaders = Loaders::start(move || engine.is_busy())?;
         let installer = EngineInstaller::start(loader, self.registry, installs, loaders, memory, self.metrics.clone());
         Ok(RunningEngine { engine: handle, adapters: Arc::new(installer), ended, backend: info })
-    }
-
-    fn load<B: Backend>(&self, backend: &B, context: usize) -> Result<BaseModel<B>, AppError> {
-        let OpenedBase { name, spec, checkpoint, .. } = self.base;
-        let bytes = checkpoint.bytes();
-        let bar = Progress::bytes(&format!("loading {name}"), bytes, self.config.progress);
-        let bar = RefCell::new(bar);
-        let advance = |done: usize, of: usize| {
-            let mut bar = bar.borrow_mut();
-            let (before, _) = bar.position();
-            bar.advance((bytes * done as u64 / of.max(1) as u64).saturating_sub(before));
-        };
-        let model = BaseModel::load(backend, spec, checkpoint, context, &advance)?;
-        bar.into_inner().finish();
-        Ok(model)
     }
 
     fn scheduler(&self) -> SchedulerConfig {

@@ -27,7 +27,7 @@ impl Change {
 }
 
 /// Root of the sum of squares.
-pub(in crate::delta) fn length(numbers: impl IntoIterator<Item = f32>) -> f64 {
+pub(crate) fn length(numbers: impl IntoIterator<Item = f32>) -> f64 {
     numbers.into_iter().map(|number| f64::from(number).powi(2)).sum::<f64>().sqrt()
 }
 

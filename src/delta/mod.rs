@@ -21,6 +21,7 @@ pub mod safetensors;
 mod sites;
 
 pub use change::Change;
+pub(crate) use change::length;
 pub use class::{
     AddedTokens, Bias, Bottleneck, DeltaOp, Dense, EmbeddingLowRank, EmbeddingRows, ExpertLowRank, Gain, Head,
     InputRotate, InputScale, LayerNorm, LowRank, OutputRotate, OutputScale, Prefix, PrefixLayer, PromptEmbeds,

@@ -1,6 +1,5 @@
 //! `polydelta adapter inspect`.
 
-use std::cell::RefCell;
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -21,7 +20,7 @@ use crate::hub::{HubOptions, Wanted, cached};
 use crate::model::base_layout;
 use crate::ops::cpu::{CpuBackend, CpuOptions};
 use crate::ops::{ComputeDtype, Numerics};
-use crate::telemetry::{Progress, Spinner};
+use crate::telemetry::Spinner;
 use crate::types::Sha256Digest;
 
 /// An adapter that lies ready, and the base that it is held against under the limits of a server with default settings.
@@ -94,7 +93,6 @@ impl Opened {
     }
 
     fn shift(&self, program: DeltaProgram, prompts: &[Vec<u32>], terminal: Terminal) -> Result<LogitShift, AppError> {
-        let OpenedBase { name, spec, checkpoint, .. } = &self.base;
         let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         // The CPU computes nothing in f16.
         let numerics = match self.base.own_numerics() {
@@ -102,17 +100,9 @@ impl Opened {
             other => other,
         };
         let backend = CpuBackend::new(CpuOptions { threads, numerics, isa: None })?;
-        let bytes = checkpoint.bytes();
-        let bar = RefCell::new(Progress::bytes(&format!("loading {name}"), bytes, terminal.progress));
-        let advance = |done: usize, of: usize| {
-            let mut bar = bar.borrow_mut();
-            let (before, _) = bar.position();
-            bar.advance((bytes * done as u64 / of.max(1) as u64).saturating_sub(before));
-        };
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let layout = base_layout(spec);
-        let mut reader = Reader::new(backend, (spec, checkpoint, &layout), program, longest, &advance)?;
-        bar.into_inner().finish();
+        let load = |backend: &CpuBackend, context| self.base.load(backend, context, terminal.progress);
+        let mut reader = Reader::new(backend, &self.base.spec, program, longest, load)?;
         let _spinner = Spinner::start(&format!("reading {} prompts twice", prompts.len()), terminal.progress);
         Ok(reader.shift(prompts)?)
     }

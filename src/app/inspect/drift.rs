@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::groups::Place;
 use super::shift::LogitShift;
-use crate::delta::{BaseLayout, BaseWeights, Change, DeltaError, DeltaProgram, ModuleKind, Site};
+use crate::delta::{BaseLayout, BaseWeights, Change, DeltaError, DeltaProgram, ModuleKind, Site, length};
 
 /// So many times the median of its kind is out of line.
 const OUT_OF_LINE: f64 = 4.0;
@@ -77,7 +78,7 @@ impl Drift {
                 Change::OfDirection(_) | Change::OfRow(_) => None,
             };
             let (op, size) = (op.class().as_str(), change.size());
-            changes.push((SiteChange { op, site: site.to_string(), size, of_weight }, place(*site)));
+            changes.push((SiteChange { op, site: site.to_string(), size, of_weight }, Place::of(*site).0.to_string()));
         }
         let mut kinds: BTreeMap<(&str, &str), Vec<&SiteChange>> = BTreeMap::new();
         for (change, place) in &changes {
@@ -123,14 +124,6 @@ fn relative(change: &SiteChange) -> f64 {
     change.of_weight.unwrap_or(change.size)
 }
 
-/// A site without its layer.
-fn place(site: Site) -> String {
-    match site {
-        Site::Layer(_, part) => part.to_string(),
-        outside => outside.to_string(),
-    }
-}
-
 fn describe(op: &'static str, site: &str, changes: &[&SiteChange]) -> Option<KindOfChange> {
     let mut sizes: Vec<f64> = changes.iter().map(|change| relative(change)).collect();
     sizes.sort_unstable_by(f64::total_cmp);
@@ -150,8 +143,7 @@ fn describe(op: &'static str, site: &str, changes: &[&SiteChange]) -> Option<Kin
 fn weight_norm(site: Site, layout: &BaseLayout, base: &dyn BaseWeights) -> Result<Option<f64>, DeltaError> {
     let module = layout.modules().find(|module| module.site == site && module.kind != ModuleKind::Norm);
     let weight = module.map(|module| base.tensor(&module.weight)).transpose()?.flatten();
-    let norm = |numbers: Vec<f32>| numbers.into_iter().map(|number| f64::from(number).powi(2)).sum::<f64>().sqrt();
-    Ok(weight.map(|weight| norm(weight.to_f32())).filter(|norm| *norm > 0.0))
+    Ok(weight.map(|weight| length(weight.to_f32())).filter(|norm| *norm > 0.0))
 }
 
 #[cfg(test)]

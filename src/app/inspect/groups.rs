@@ -76,13 +76,14 @@ impl Likeness {
 
 /// A site with the layer taken off.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
+pub(super) enum Place {
     InLayers(LayerSite),
     Outside(Site),
 }
 
 impl Place {
-    fn of(site: Site) -> (Self, Option<u32>) {
+    /// And the layer, inside of one.
+    pub(super) fn of(site: Site) -> (Self, Option<u32>) {
         match site {
             Site::Layer(layer, part) => (Self::InLayers(part), Some(layer)),
             outside => (Self::Outside(outside), None),

@@ -4,16 +4,18 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::delta::{BaseLayout, DeltaProgram, PreparedDelta};
-use crate::model::{BaseModel, Checkpoint, Decoder, DecoderLimits, DecoderSpec, EmbedRows, ModelError, ModelInput};
+use crate::delta::{DeltaProgram, PreparedDelta};
+use crate::model::{BaseModel, Decoder, DecoderLimits, DecoderSpec, EmbedRows, ModelError, ModelInput, base_layout};
 use crate::ops::{Backend, OpsError, RowPlan, SampledRows, SequencePlan};
-use crate::types::{AdapterBinding, AdapterSlot, AdapterVersion, LongRope};
+use crate::types::{AdapterBinding, AdapterFacts, AdapterSlot, AdapterVersion, LongRope};
 
 /// Places of a KV block.
 const BLOCK_SIZE: usize = 16;
 /// Rows of a pass, whose logits are all held.
 const ROWS: usize = SampledRows::MOST;
 const SLOT: AdapterSlot = AdapterSlot(0);
+/// Nothing is found by it here.
+const VERSION: AdapterVersion = AdapterVersion([0; 32]);
 
 /// Over all tokens of all prompts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -81,8 +83,7 @@ fn top(logits: &[f32]) -> Option<usize> {
 /// A base with an adapter in its only slot.
 pub(super) struct Reader<B: Backend> {
     decoder: Decoder<B>,
-    binding: AdapterBinding,
-    facts: crate::types::AdapterFacts,
+    facts: AdapterFacts,
     long_rope: Option<LongRope>,
     /// Places for a sequence.
     context: usize,
@@ -98,21 +99,21 @@ struct Reading<'a> {
 }
 
 impl<B: Backend> Reader<B> {
-    /// For prompts of up to `longest` tokens; `advance` is told of the tensors that are on the device, of how many.
+    /// For prompts of up to `longest` tokens; `load` puts the base on the device for sequences of so many.
     ///
     /// # Errors
     /// Of the base's weights, and memory that there is not.
     pub(super) fn new(
         backend: B,
-        (spec, checkpoint, layout): (&DecoderSpec, &Checkpoint, &BaseLayout),
+        spec: &DecoderSpec,
         program: DeltaProgram,
         longest: usize,
-        advance: &dyn Fn(usize, usize),
+        load: impl FnOnce(&B, usize) -> Result<BaseModel<B>, ModelError>,
     ) -> Result<Self, ModelError> {
         let backend = Arc::new(backend);
         let facts = program.facts(backend.numerics().weights);
         let context = facts.virtual_tokens.map_or(0, |tokens| tokens.count as usize) + longest;
-        let base = BaseModel::load(backend.as_ref(), spec, checkpoint, context, advance)?;
+        let base = load(backend.as_ref(), context)?;
         let limits = DecoderLimits {
             max_rows: ROWS,
             kv_blocks: 2 * context.div_ceil(BLOCK_SIZE),
@@ -121,9 +122,8 @@ impl<B: Backend> Reader<B> {
             shared_layers: None,
         };
         let mut decoder = Decoder::new(Arc::clone(&backend), spec.clone(), base, limits)?;
-        decoder.install(SLOT, PreparedDelta::new(backend.as_ref(), layout, program)?);
-        let binding = facts.bind(AdapterVersion([0; 32]), SLOT, &[]);
-        Ok(Self { decoder, binding, facts, long_rope: spec.long_rope(), context })
+        decoder.install(SLOT, PreparedDelta::new(backend.as_ref(), &base_layout(spec), program)?);
+        Ok(Self { decoder, facts, long_rope: spec.long_rope(), context })
     }
 
     /// Read prompts twice each.
@@ -148,7 +148,7 @@ impl<B: Backend> Reader<B> {
     fn reading<'a>(&self, prompt: &'a [u32], adapted: bool) -> Reading<'a> {
         let count = self.context.div_ceil(BLOCK_SIZE) as u32;
         let first = if adapted { count } else { 0 };
-        let binding = adapted.then(|| self.facts.bind(self.binding.version, SLOT, prompt));
+        let binding = adapted.then(|| self.facts.bind(VERSION, SLOT, prompt));
         let virtual_tokens =
             binding.and_then(|binding| binding.virtual_tokens).map_or(0, |tokens| tokens.count as usize);
         let known = virtual_tokens + prompt.len();
@@ -223,7 +223,7 @@ mod tests {
 
     use super::*;
     use crate::delta::{Base, CompileLimits, compile};
-    use crate::model::base_layout;
+    use crate::model::Checkpoint;
     use crate::ops::Numerics;
     use crate::ops::reference::ReferenceBackend;
 
@@ -241,7 +241,9 @@ mod tests {
             let base = Base { layout: &layout, weights: &checkpoint };
             let program = compile(&of("adapter_config.json"), &of("adapter_model.safetensors"), base, limits).unwrap();
             let backend = ReferenceBackend::new(Numerics::F32);
-            let mut reader = Reader::new(backend, (&spec, &checkpoint, &layout), program, 128, &|_, _| {}).unwrap();
+            let load =
+                |backend: &ReferenceBackend, context| BaseModel::load(backend, &spec, &checkpoint, context, &|_, _| {});
+            let mut reader = Reader::new(backend, &spec, program, 128, load).unwrap();
             let mut read = 0;
             for case in cases["cases"].as_array().unwrap().iter().filter(|case| case["adapter"] == name) {
                 let (prompt, ids) = (numbers(&case["prompt"]), numbers(&case["ids"]));
