@@ -6,6 +6,7 @@ mod model;
 mod swap;
 mod timing;
 
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::support::Failure;
 use crate::support::model::Shape;
-use alone::Alone;
+use alone::{Alone, Attention, Choice, Gemm, LowRank, Sample, Site};
 use model::Bench;
 
 /// Sizes and rounds.
@@ -63,12 +64,7 @@ impl Plan {
             prefill: 4096,
             prefill_sequences: 8,
             swaps: 8,
-            alone: vec![
-                Alone { name: "low_rank, 64 rows, r16", rows: 64, inputs: 4096, outputs: 4096, rank: 16, sites: 16 },
-                Alone { name: "low_rank, 8 rows, r16", rows: 8, inputs: 4096, outputs: 4096, rank: 16, sites: 64 },
-                // Shrinking 64 inputs is next to nothing beside it.
-                Alone { name: "expand, 8 rows, r64, N 2304", rows: 8, inputs: 64, outputs: 2304, rank: 64, sites: 96 },
-            ],
+            alone: of_llama8b(),
             copied: 2 << 30,
             rounds: 24,
         }
@@ -87,7 +83,12 @@ impl Plan {
             prefill: 32,
             prefill_sequences: 2,
             swaps: 1,
-            alone: vec![Alone { name: "low_rank", rows: 2, inputs: 64, outputs: 48, rank: 4, sites: 2 }],
+            alone: vec![
+                Alone::LowRank(LowRank { rows: 2, inputs: 64, outputs: 48, rank: 4, sites: 2 }),
+                Alone::Gemm(Gemm { sequences: 2, tokens: 1, inputs: 64, outputs: 48, weights: 2 }),
+                Alone::Attention(Attention { sequences: 2, tokens: 1, context: 16, layers: 2 }),
+                Alone::Sample(Sample { rows: 2, vocabulary: 64, choice: Choice::Nucleus }),
+            ],
             copied: 1 << 16,
             rounds: 2,
         }
@@ -107,7 +108,25 @@ impl Plan {
     }
 }
 
-/// Measure everything on a device that the probe has found.
+/// The ops of Llama-3.1-8B's layers: by rows at its narrowest and its widest product, a prefill's, and what else takes time.
+fn of_llama8b() -> Vec<Alone> {
+    // Shrinking 64 inputs is next to nothing beside the last one's expand.
+    let pairs = [(64, 4096, 4096, 16, 16), (8, 4096, 4096, 16, 64), (8, 64, 2304, 64, 96)]
+        .map(|(rows, inputs, outputs, rank, sites)| Alone::LowRank(LowRank { rows, inputs, outputs, rank, sites }));
+    let shapes = [(4096, 4096, 16), (4096, 28_672, 3), (14_336, 4096, 6)];
+    let gemm = |sequences, tokens| {
+        shapes.map(|(inputs, outputs, weights)| Alone::Gemm(Gemm { sequences, tokens, inputs, outputs, weights }))
+    };
+    let gemms = [1, 8, 16, 32, 64].into_iter().flat_map(|rows| gemm(rows, 1)).chain(gemm(8, 16)).chain(gemm(8, 512));
+    let attention = [(64, 1, 512), (8, 1, 4000), (8, 512, 0), (1, 4096, 0)].map(|(sequences, tokens, context)| {
+        Alone::Attention(Attention { sequences, tokens, context, layers: if tokens == 1 { 16 } else { 2 } })
+    });
+    let samples = [Choice::Greedy, Choice::Nucleus, Choice::Likeliest]
+        .map(|choice| Alone::Sample(Sample { rows: 64, vocabulary: 128_256, choice }));
+    pairs.into_iter().chain(gemms).chain(attention).chain(samples).collect()
+}
+
+/// Measure everything on a device that the probe has found. What is known is said on standard error at once.
 pub(crate) fn run(plan: &Plan, probe: &CudaProbe, ordinal: u32, scratch: &Path) -> Result<Value, Failure> {
     let began = Instant::now();
     let device = probe.choose(Some(ordinal))?;
@@ -116,15 +135,15 @@ pub(crate) fn run(plan: &Plan, probe: &CudaProbe, ordinal: u32, scratch: &Path) 
     let options = CudaOptions { ordinal, numerics, memory_bytes: None, kernel_cache: None, library_gemm: None };
     let backend = Arc::new(CudaBackend::new(options)?);
     let opened = began.elapsed().as_secs_f64();
-    let alone =
-        plan.alone.iter().map(|one| one.measure(&backend, copies, plan.rounds)).collect::<Result<Vec<_>, _>>()?;
+    let site = Site { backend: &backend, copies, rounds: plan.rounds };
+    let alone = plan.alone.iter().map(|one| said("alone", one.measure(site)?)).collect::<Result<Vec<_>, _>>()?;
     let loading = Instant::now();
     let mut bench = Bench::new(plan, &backend, scratch)?;
     let loaded = loading.elapsed().as_secs_f64();
-    let decode = bench.decode(copies)?;
-    let replay = bench.replay_against_eager()?;
-    let prefill = bench.prefill()?;
-    let swaps = swap::while_decoding(&mut bench)?;
+    let decode = said("decode", bench.decode(copies)?)?;
+    let replay = said("replay", bench.replay_against_eager()?)?;
+    let prefill = said("prefill", bench.prefill()?)?;
+    let swaps = said("swaps", swap::while_decoding(&mut bench)?)?;
     Ok(json!({
         "device": {
             "name": device.name, "compute": device.compute.to_string(), "processors": device.multiprocessors,
@@ -136,6 +155,12 @@ pub(crate) fn run(plan: &Plan, probe: &CudaProbe, ordinal: u32, scratch: &Path) 
         "decode": decode, "replay": replay, "prefill": prefill, "alone": alone, "swaps": swaps,
         "seconds": began.elapsed().as_secs_f64(),
     }))
+}
+
+/// A figure, which is said on standard error as well: it stays where a later one fails.
+fn said(name: &str, figure: Value) -> Result<Value, Failure> {
+    writeln!(std::io::stderr(), "{name}: {figure}")?;
+    Ok(figure)
 }
 
 /// Of which commit this is: as `COMMIT` says, else as git says; null where neither does.
