@@ -18,7 +18,7 @@ typedef double f64;
 
 constexpr u32 ROWS_OF_GROUP = 64;   // of a Group, at most
 constexpr u32 ROWS_OF_ITEM = 64;    // of an AttentionItem, at most
-constexpr u32 PLANE_INPUTS = 4096;  // A x is summed in planes of so many inputs each, which expand adds up in ascending order
+constexpr u32 PLANE_INPUTS = 1024;  // A x is summed in planes of so many inputs each, which expand adds up in ascending order
 constexpr u32 SPLIT_PLACES = 256;   // KV indices that a split of attention walks
 
 // What a block of a GEMM takes at once, and its shared bytes.
@@ -28,13 +28,14 @@ struct GemmBlock {
     u32 shared;
 };
 
-constexpr GemmBlock GEMM_ROWS8 = {8, 32, 81920};
+constexpr GemmBlock GEMM_ROWS8 = {8, 16, 49152};
 constexpr GemmBlock GEMM_ROWS16 = {16, 32, 98304};
-constexpr GemmBlock GEMM_ROWS32 = {32, 64, 98304};
-constexpr GemmBlock GEMM_ROWS64 = {64, 64, 131072};
-constexpr GemmBlock GEMM_TILES64 = {64, 128, 74496};
-constexpr GemmBlock GEMM_TILES = {128, 128, 99072};
+constexpr GemmBlock GEMM_ROWS32 = {32, 16, 98304};
+constexpr GemmBlock GEMM_ROWS64 = {64, 32, 196608};
+constexpr GemmBlock GEMM_TILES64 = {64, 128, 73728};
+constexpr GemmBlock GEMM_TILES = {128, 128, 98304};
 constexpr GemmBlock GEMM_F32 = {64, 64, 8704};
+constexpr GemmBlock EXPERTS_ROWS = {32, 32, 98304};  // 16 outputs of gate and as many of up, or 32 of down
 
 constexpr u32 SHRINK_RANKS = 16;  // of an item of few rows
 constexpr u32 SHRINK_SHARED = 69680;
@@ -387,6 +388,13 @@ struct LowRankArgs {  // shrink writes v, expand reads it; bend_shrunk makes one
     Rows y;
     u32 shared;      // bytes of the block's shared memory: expand keeps as many rows of A x there as fit
     u32 planes;      // of v
+};
+
+struct GemmShrinkArgs {  // both of the same rows and x
+    GemmArgs gemm;
+    LowRankArgs low_rank;
+    u32 shrinks;     // the last blocks along x make products of A, the others multiply the base's weight
+    u32 pad;
 };
 
 // --- experts (experts.cu) ---------------------------------------------------------------------------------------------

@@ -58,14 +58,16 @@ DEVICE f32 gated(const ExpertsArgs& args, f32 gate, f32 up) { return activate(ar
 // --- few rows of an expert --------------------------------------------------------------------------------------------
 
 // Up to 8 * EIGHTS rows of an expert: 16 outputs of gate and the same ones of up.
-template <class E, u32 EIGHTS, u32 DEPTH>
+template <class E, u32 EIGHTS, u32 DEPTH, u32 WIDTH>
 DEVICE void gate_up_of_rows(const ExpertsArgs& args, const Group& group, u32 column) {
     const Rows& y = args.activated;
     const u32 stride = args.gate_up_stride / E::PIECE, outs = least(TILE_OUTS, y.cols - column);
     const Piece* gate = static_cast<const Piece*>(expert_of(args, group).gate_up) + static_cast<u64>(column) * stride;
-    Slice<E, 2, EIGHTS, DEPTH> slice;
+    static_assert(RowsBlock<2, EIGHTS, DEPTH, WIDTH>::BLOCK.shared <= EXPERTS_ROWS.shared, "the ring fits");
+    Slice<E, 2, EIGHTS, DEPTH, WIDTH> slice;
     begin_slice(slice, Weight{gate, stride, outs, 0}, inputs_of<E>(args.x), RowList{args.order, group.first, group.len});
-    for (u32 i = 0; i < 2; i++) slice.weights_at[1][i] = slice.weights_at[0][i] + y.cols * stride;
+    slice.tile_at[1] = y.cols * stride;
+    slice.outs[1] = outs;
     sum_slice(slice);
     block_sync();
     f32* gates = reinterpret_cast<f32*>(shared_bytes());
@@ -82,13 +84,13 @@ DEVICE void gate_up_of_rows(const ExpertsArgs& args, const Group& group, u32 col
     }
 }
 
-template <class E, u32 EIGHTS, u32 DEPTH>
+template <class E, u32 EIGHTS, u32 DEPTH, u32 WIDTH>
 DEVICE void down_of_rows(const ExpertsArgs& args, const Group& group, u32 out) {
     const Rows& y = args.outputs;
     const u32 stride = args.down_stride / E::PIECE;
     const Piece* down = static_cast<const Piece*>(expert_of(args, group).down) + static_cast<u64>(out) * stride;
     const Weight w{down, stride, least(2 * TILE_OUTS, y.cols - out), out};
-    multiply_rows<E, 2, EIGHTS, DEPTH>(w, inputs_of<E>(args.activated), RowList{nullptr, group.first, group.len}, y.values, y.cols);
+    multiply_rows<E, 2, EIGHTS, DEPTH, WIDTH>(w, inputs_of<E>(args.activated), RowList{nullptr, group.first, group.len}, y.values, y.cols);
 }
 
 template <class E>
@@ -96,9 +98,9 @@ DEVICE void gate_up_rows(const ExpertsArgs& args) {
     if (block_index_x() >= *args.groups) return;
     const Group group = args.group[block_index_x()];
     const u32 column = block_index_y() * TILE_OUTS;
-    if (group.len <= TILE_ROWS) gate_up_of_rows<E, 1, 4>(args, group, column);
-    else if (group.len <= 2 * TILE_ROWS) gate_up_of_rows<E, 2, 3>(args, group, column);
-    else gate_up_of_rows<E, 4, 2>(args, group, column);
+    if (group.len <= TILE_ROWS) gate_up_of_rows<E, 1, 2, 8>(args, group, column);
+    else if (group.len <= 2 * TILE_ROWS) gate_up_of_rows<E, 2, 2, 8>(args, group, column);
+    else gate_up_of_rows<E, 4, 3, 4>(args, group, column);
 }
 
 template <class E>
@@ -106,18 +108,18 @@ DEVICE void down_rows(const ExpertsArgs& args) {
     if (block_index_x() >= *args.groups) return;
     const Group group = args.group[block_index_x()];
     const u32 out = block_index_y() * 2 * TILE_OUTS;
-    if (group.len <= TILE_ROWS) down_of_rows<E, 1, 4>(args, group, out);
-    else if (group.len <= 2 * TILE_ROWS) down_of_rows<E, 2, 3>(args, group, out);
-    else down_of_rows<E, 4, 2>(args, group, out);
+    if (group.len <= TILE_ROWS) down_of_rows<E, 1, 2, 8>(args, group, out);
+    else if (group.len <= 2 * TILE_ROWS) down_of_rows<E, 2, 2, 8>(args, group, out);
+    else down_of_rows<E, 4, 3, 4>(args, group, out);
 }
 
 // Semantics: `activated[i, c] = act(gate_e x[r])[c] * (up_e x[r])[c]` for each pair i of a row r and an expert e, rounded. The sums
-// have the bits of gemm. Groups of up to 32 pairs. Blocks of 256 threads, grid (groups, ceil(inner / 16)), shared bytes 81920.
+// have the bits of gemm. Groups of up to 32 pairs. Blocks of 256 threads, and of EXPERTS_ROWS: grid (groups, ceil(inner / 16)).
 KERNEL_RESIDENT(gemm_gate_up_rows_bf16, 256, 2, ExpertsArgs) { gate_up_rows<Bf16>(args); }
 KERNEL_RESIDENT(gemm_gate_up_rows_f16, 256, 2, ExpertsArgs) { gate_up_rows<F16>(args); }
 
 // Semantics: `outputs[i, c] = Σ_k activated[i, k] * down_e[c, k]` for each pair i of an expert e. The bits of gemm. Groups of up to
-// 32 pairs. Blocks of 256 threads, grid (groups, ceil(hidden / 32)), shared bytes 81920.
+// 32 pairs. Blocks of 256 threads, and of EXPERTS_ROWS: grid (groups, ceil(hidden / 32)).
 KERNEL_RESIDENT(gemm_down_rows_bf16, 256, 2, ExpertsArgs) { down_rows<Bf16>(args); }
 KERNEL_RESIDENT(gemm_down_rows_f16, 256, 2, ExpertsArgs) { down_rows<F16>(args); }
 
@@ -200,14 +202,14 @@ DEVICE void down_tiles(const ExpertsArgs& args) {
 }
 
 // Semantics: as gemm_gate_up_rows, the same bits, for groups of up to 128 (64) pairs. Blocks of 256 threads, grid (groups,
-// ceil(inner / 64)), shared bytes 99072 (74496).
+// ceil(inner / 64)), shared bytes 98304 (73728).
 KERNEL(gemm_gate_up_tiles_bf16, 256, ExpertsArgs) { gate_up_tiles<Bf16, 128>(args); }
 KERNEL(gemm_gate_up_tiles_f16, 256, ExpertsArgs) { gate_up_tiles<F16, 128>(args); }
 KERNEL(gemm_gate_up_tiles64_bf16, 256, ExpertsArgs) { gate_up_tiles<Bf16, 64>(args); }
 KERNEL(gemm_gate_up_tiles64_f16, 256, ExpertsArgs) { gate_up_tiles<F16, 64>(args); }
 
 // Semantics: as gemm_down_rows, the same bits, for groups of up to 128 (64) pairs. Blocks of 256 threads, grid (groups,
-// ceil(hidden / 128)), shared bytes 99072 (74496).
+// ceil(hidden / 128)), shared bytes 98304 (73728).
 KERNEL(gemm_down_tiles_bf16, 256, ExpertsArgs) { down_tiles<Bf16, 128>(args); }
 KERNEL(gemm_down_tiles_f16, 256, ExpertsArgs) { down_tiles<F16, 128>(args); }
 KERNEL(gemm_down_tiles64_bf16, 256, ExpertsArgs) { down_tiles<Bf16, 64>(args); }

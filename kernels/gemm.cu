@@ -1,52 +1,29 @@
 // The base's GEMM. Semantics: `y[r, c] = Σ_k x[r, k] * w[c, k]` for every column c of `w`; no bias, ever.
 #include "deltas.cuh"
 #include "gemm_f32.cuh"
-#include "gemm_rows.cuh"
-#include "gemm_tiles.cuh"
-
-DEVICE constexpr GemmBlock block_of(u32 rows) {
-    return rows == GEMM_ROWS8.rows ? GEMM_ROWS8 : rows == GEMM_ROWS16.rows ? GEMM_ROWS16 : rows == GEMM_ROWS32.rows ? GEMM_ROWS32 : GEMM_ROWS64;
-}
-
-template <class E, u32 TILES, u32 EIGHTS, u32 DEPTH>
-DEVICE void gemm_of_rows(const GemmArgs& args, const RowList& rows, u32 out) {
-    static_assert(same(block_of(EIGHTS * TILE_ROWS), RowsBlock<TILES, EIGHTS, DEPTH>::BLOCK), "blocks are as abi.cuh says");
-    const u32 stride = args.w.stride / E::PIECE;
-    const Piece* first = static_cast<const Piece*>(args.w.values) + static_cast<u64>(out) * stride;
-    const Weight w{first, stride, least(TILES * TILE_OUTS, args.w.rows - out), args.column + out};
-    multiply_rows<E, TILES, EIGHTS, DEPTH>(w, inputs_of<E>(args.x), rows, args.y.values, args.y.cols);
-}
-
-template <class E, u32 TILES, u32 EIGHTS, u32 DEPTH>
-DEVICE void gemm_rows(const GemmArgs& args) {
-    constexpr u32 ROWS = EIGHTS * TILE_ROWS;
-    const u32 first = block_index_y() * ROWS, count = args.rows->count;
-    if (first >= count) return;
-    const RowList rows{nullptr, first, least(ROWS, count - first)};
-    gemm_of_rows<E, TILES, EIGHTS, DEPTH>(args, rows, block_index_x() * TILES * TILE_OUTS);
-}
+#include "gemm_blocks.cuh"
 
 // Semantics: as above, for up to 8, 16, 32, 64 rows in one reading of the weight; more rows are further blocks along y.
 // x.input [rows, in], w [out, in], y.values [rows, out]. Blocks of 256 threads, and of GEMM_ROWS8, GEMM_ROWS16, GEMM_ROWS32 and
 // GEMM_ROWS64: grid (ceil(w.rows / outs), ceil(rows at most / rows)). The last has more shared bytes than every device has.
-// The more rows, the more outputs a block has, since every block reads all of x: x comes from the L2 cache, as many bytes of it
-// as of weights at 64 rows, half as many or fewer below.
-KERNEL_RESIDENT(gemm_rows8_bf16, 256, 2, GemmArgs) { gemm_rows<Bf16, 2, 1, 4>(args); }
-KERNEL_RESIDENT(gemm_rows8_f16, 256, 2, GemmArgs) { gemm_rows<F16, 2, 1, 4>(args); }
-KERNEL_RESIDENT(gemm_rows16_bf16, 256, 2, GemmArgs) { gemm_rows<Bf16, 2, 2, 4>(args); }
-KERNEL_RESIDENT(gemm_rows16_f16, 256, 2, GemmArgs) { gemm_rows<F16, 2, 2, 4>(args); }
-KERNEL_RESIDENT(gemm_rows32_bf16, 256, 2, GemmArgs) { gemm_rows<Bf16, 4, 4, 2>(args); }
-KERNEL_RESIDENT(gemm_rows32_f16, 256, 2, GemmArgs) { gemm_rows<F16, 4, 4, 2>(args); }
-KERNEL(gemm_rows64_bf16, 256, GemmArgs) { gemm_rows<Bf16, 4, 8, 2>(args); }
-KERNEL(gemm_rows64_f16, 256, GemmArgs) { gemm_rows<F16, 4, 8, 2>(args); }
+// Every block reads all of x, which comes from the L2 cache, half as many bytes of it as of weights for 8 and twice as many for 32 and 64 rows;
+// blocks of more outputs would read fewer, and be too few for a device with many processors.
+KERNEL_RESIDENT(gemm_rows8_bf16, 256, 4, GemmArgs) { gemm_rows8<Bf16>(args, block_index_x(), block_index_y()); }
+KERNEL_RESIDENT(gemm_rows8_f16, 256, 4, GemmArgs) { gemm_rows8<F16>(args, block_index_x(), block_index_y()); }
+KERNEL_RESIDENT(gemm_rows16_bf16, 256, 2, GemmArgs) { gemm_rows16<Bf16>(args, block_index_x(), block_index_y()); }
+KERNEL_RESIDENT(gemm_rows16_f16, 256, 2, GemmArgs) { gemm_rows16<F16>(args, block_index_x(), block_index_y()); }
+KERNEL_RESIDENT(gemm_rows32_bf16, 256, 2, GemmArgs) { gemm_rows32<Bf16>(args, block_index_x(), block_index_y()); }
+KERNEL_RESIDENT(gemm_rows32_f16, 256, 2, GemmArgs) { gemm_rows32<F16>(args, block_index_x(), block_index_y()); }
+KERNEL(gemm_rows64_bf16, 256, GemmArgs) { gemm_rows64<Bf16>(args, block_index_x(), block_index_y()); }
+KERNEL(gemm_rows64_f16, 256, GemmArgs) { gemm_rows64<F16>(args, block_index_x(), block_index_y()); }
 
 // Semantics: as above, the same bits, for many rows: every tile of 128 outputs and 128 (64) rows reads its weights once.
 // Blocks of 256 threads, and of GEMM_TILES and GEMM_TILES64: grid (ceil(rows at most / rows), ceil(w.rows / outs)).
 // Blocks of one weight are neighbours, so that it comes from memory once; x fits the L2 cache.
-KERNEL(gemm_tiles_bf16, 256, GemmArgs) { gemm_tiles<Bf16, 128>(args); }
-KERNEL(gemm_tiles_f16, 256, GemmArgs) { gemm_tiles<F16, 128>(args); }
-KERNEL(gemm_tiles64_bf16, 256, GemmArgs) { gemm_tiles<Bf16, 64>(args); }
-KERNEL(gemm_tiles64_f16, 256, GemmArgs) { gemm_tiles<F16, 64>(args); }
+KERNEL(gemm_tiles_bf16, 256, GemmArgs) { gemm_tiles<Bf16, 128>(args, block_index_x(), block_index_y()); }
+KERNEL(gemm_tiles_f16, 256, GemmArgs) { gemm_tiles<F16, 128>(args, block_index_x(), block_index_y()); }
+KERNEL_RESIDENT(gemm_tiles64_bf16, 256, 2, GemmArgs) { gemm_tiles<Bf16, 64>(args, block_index_x(), block_index_y()); }
+KERNEL_RESIDENT(gemm_tiles64_f16, 256, 2, GemmArgs) { gemm_tiles<F16, 64>(args, block_index_x(), block_index_y()); }
 
 DEVICE void gemm_of_rows_f32(const GemmArgs& args, const RowList& rows, u32 out) {
     const WeightF32 w{static_cast<const f32*>(args.w.values) + static_cast<u64>(out) * args.w.stride, args.w.stride,
@@ -86,9 +63,9 @@ DEVICE f32* replaced_column(const Rows& y, const ReplacedRows& replaced, u32 row
 
 constexpr u32 REPLACED_TILES = GEMM_ROWS8.outs / TILE_OUTS;
 
-template <class E, u32 EIGHTS, u32 DEPTH>
+template <class E, u32 EIGHTS, u32 WIDTH>
 DEVICE void replace_run(const ReplaceColumnsArgs& args, const Group& group, const ReplacedRows& replaced, u32 first) {
-    static_assert(RowsBlock<REPLACED_TILES, EIGHTS, DEPTH>::BLOCK.shared <= GEMM_ROWS8.shared, "the ring fits");
+    static_assert(RowsBlock<REPLACED_TILES, EIGHTS, 2, WIDTH>::BLOCK.shared <= GEMM_ROWS8.shared, "the ring fits");
     constexpr u32 ROWS = EIGHTS * TILE_ROWS;
     const u32 stride = replaced.stride / E::PIECE;
     const Piece* rows_of_run = static_cast<const Piece*>(replaced.rows) + static_cast<u64>(first) * stride;
@@ -96,7 +73,7 @@ DEVICE void replace_run(const ReplaceColumnsArgs& args, const Group& group, cons
     const auto write = [&](u32 row, u32 out, f32 sum) { *replaced_column(args.y, replaced, row, first + out) = sum; };
     for (u32 done = 0; done < group.len; done += ROWS) {
         const RowList rows{args.rows->order, group.first + done, least(ROWS, group.len - done)};
-        multiply_rows<E, REPLACED_TILES, EIGHTS, DEPTH>(w, inputs_of<E>(args.x), rows, write);
+        multiply_rows<E, REPLACED_TILES, EIGHTS, 2, WIDTH>(w, inputs_of<E>(args.x), rows, write);
     }
 }
 
@@ -106,8 +83,8 @@ DEVICE void replace_run(const ReplaceColumnsArgs& args, const Group& group, cons
 template <class E>
 DEVICE void replace_columns(const ReplaceColumnsArgs& args) {
     share_replaced(args, GEMM_ROWS8.outs, [&](const Group& group, const ReplacedRows& replaced, u32 first) {
-        if (group.len <= TILE_ROWS) replace_run<E, 1, 4>(args, group, replaced, first);
-        else replace_run<E, 4, 2>(args, group, replaced, first);
+        if (group.len <= TILE_ROWS) replace_run<E, 1, 8>(args, group, replaced, first);
+        else replace_run<E, 4, 4>(args, group, replaced, first);
     });
 }
 
@@ -128,11 +105,11 @@ KERNEL(replace_columns_f32, 256, ReplaceColumnsArgs) {
 // Rows of a group that are taken at once: eight, or 32 in blocks of the same shared bytes where the group has more.
 constexpr u32 DENSE_ROWS = 32;
 
-template <class E, u32 EIGHTS, u32 DEPTH>
+template <class E, u32 EIGHTS, u32 WIDTH>
 DEVICE void dense_rows(const DenseArgs& args, const DenseMatrix& entry, const RowList& rows, u32 out) {
-    static_assert(RowsBlock<2, EIGHTS, DEPTH>::BLOCK.shared <= GEMM_ROWS8.shared, "the blocks of gemm_rows8");
+    static_assert(RowsBlock<1, EIGHTS, 2, WIDTH>::BLOCK.shared <= GEMM_ROWS8.shared, "the blocks of gemm_rows8");
     const u32 stride = entry.stride / E::PIECE;
-    const Weight w{static_cast<const Piece*>(entry.d) + static_cast<u64>(out) * stride, stride, least(2 * TILE_OUTS, entry.columns - out),
+    const Weight w{static_cast<const Piece*>(entry.d) + static_cast<u64>(out) * stride, stride, least(TILE_OUTS, entry.columns - out),
                    entry.column + out};
     const f32 scaling = entry.scaling;
     const bool replaces = entry.replaces != 0;
@@ -141,7 +118,7 @@ DEVICE void dense_rows(const DenseArgs& args, const DenseMatrix& entry, const Ro
         f32& number = y[static_cast<u64>(row) * args.y.cols + c];
         number = replaces ? sum : number + scaling * sum;
     };
-    multiply_rows<E, 2, EIGHTS, DEPTH>(w, inputs_of<E>(args.x), rows, write);
+    multiply_rows<E, 1, EIGHTS, 2, WIDTH>(w, inputs_of<E>(args.x), rows, write);
 }
 
 // Calls `visit(entry, rows)` for every matrix of every group of this block.
@@ -161,15 +138,15 @@ DEVICE void each_dense(const DenseArgs& args, const Visit& visit) {
 // blocks as is convenient, each takes every so many-th group.
 template <class E>
 DEVICE void dense(const DenseArgs& args) {
-    const u32 out = block_index_x() * 2 * TILE_OUTS;
+    const u32 out = block_index_x() * TILE_OUTS;
     each_dense(args, [&](const DenseMatrix& entry, const RowList& group) {
         if (out >= entry.columns) return;
         for (u32 done = 0; done < group.count; done += DENSE_ROWS) {
             const RowList rows{group.order, group.first + done, least(DENSE_ROWS, group.count - done)};
             if (rows.count <= TILE_ROWS) {
-                dense_rows<E, 1, 4>(args, entry, rows, out);
+                dense_rows<E, 1, 8>(args, entry, rows, out);
             } else {
-                dense_rows<E, DENSE_ROWS / TILE_ROWS, 2>(args, entry, rows, out);
+                dense_rows<E, DENSE_ROWS / TILE_ROWS, 4>(args, entry, rows, out);
             }
         }
     });

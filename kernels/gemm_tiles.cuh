@@ -4,19 +4,13 @@
 
 constexpr u32 TILES_OUTS = 128;
 constexpr u32 TILES_THREADS = 256;
-// Stages on their way or in use, and 32-input steps of a stage.
+// Stages on their way or in use, a line of each row.
 constexpr u32 TILES_STAGES = 3;
-constexpr u32 TILES_STEPS = 2;
-// Tiles of rows of a warp.
+// Eights of rows of a warp.
 constexpr u32 TILES_EIGHTS = 4;
-constexpr u32 TILES_PIECES = TILES_STEPS * PIECES_OF_STEP;
-
-// Pieces of one step of `rows` rows. A row is 64 bytes: the eight lanes that load together read two rows, all banks once. The gap
-// of half the banks does the same for the eight lanes that store a row's pieces, half of them to the next step.
-DEVICE constexpr u32 pieces_of_step(u32 rows) { return rows * PIECES_OF_STEP + PIECES_OF_STEP; }
 
 // Pieces of one stage: weights, then inputs.
-DEVICE constexpr u32 pieces_of_stage(u32 rows) { return TILES_STEPS * (pieces_of_step(TILES_OUTS) + pieces_of_step(rows)); }
+DEVICE constexpr u32 pieces_of_stage(u32 rows) { return (TILES_OUTS + rows) * PIECES_OF_LINE; }
 
 // Rows of a matrix that this thread copies, 32 rows apart: where its piece is in each, and where it goes.
 template <u32 PARTS>
@@ -30,11 +24,11 @@ struct Copies {
 // Row `row` begins `place(row)` pieces behind `first`.
 template <u32 PARTS, class Place>
 DEVICE Copies<PARTS> copies_by(const Piece* first, u32 rows, const Place& place) {
-    const u32 piece = thread_index() % TILES_PIECES, row = thread_index() / TILES_PIECES;
+    const u32 piece = thread_index() % PIECES_OF_LINE, row = thread_index() / PIECES_OF_LINE;
     Copies<PARTS> copies;
     copies.from = first + piece;
     copies.valid = 0;
-    copies.to = piece / PIECES_OF_STEP * pieces_of_step(PARTS * 32) + row * PIECES_OF_STEP + piece % PIECES_OF_STEP;
+    copies.to = piece_at<PIECES_OF_LINE>(row, piece);
 #pragma unroll
     for (u32 part = 0; part < PARTS; part++) {
         copies.at[part] = place(least(row + part * 32, rows - 1));
@@ -50,28 +44,12 @@ DEVICE Copies<PARTS> copies_of(const Piece* first, u32 stride, u32 rows) {
 
 template <u32 PARTS>
 DEVICE void copy_rows_of_stage(const Copies<PARTS>& copies, Piece* stage, u32 first, u32 pieces) {
-    const bool inside = first + thread_index() % TILES_PIECES < pieces;
+    const bool inside = first + thread_index() % PIECES_OF_LINE < pieces;
 #pragma unroll
     for (u32 part = 0; part < PARTS; part++) {
         const bool valid = inside && (copies.valid >> part & 1) != 0;
         const Piece* from = copies.from + copies.at[part] + first;
-        copy_async_16(stage + copies.to + part * 32 * PIECES_OF_STEP, inside ? from : copies.from, valid);
-    }
-}
-
-// One step of a warp's tiles, pieces straight from shared memory.
-template <class E, u32 TILES>
-DEVICE void multiply_tiles(f32 (&sums)[TILES][TILES_EIGHTS][4], const Piece* w, const Piece* x) {
-    const u32 own = lane();  // a lane's piece: row lane / 4, piece lane % 4
-    Piece rows[TILES_EIGHTS];
-#pragma unroll
-    for (u32 eight = 0; eight < TILES_EIGHTS; eight++) rows[eight] = x[eight * TILE_ROWS * PIECES_OF_STEP + own];
-#pragma unroll
-    for (u32 tile = 0; tile < TILES; tile++) {
-        const Piece low = w[tile * TILE_OUTS * PIECES_OF_STEP + own];
-        const Piece high = w[(tile * TILE_OUTS + 8) * PIECES_OF_STEP + own];
-#pragma unroll
-        for (u32 eight = 0; eight < TILES_EIGHTS; eight++) multiply_step<E>(sums[tile][eight], low, high, rows[eight]);
+        copy_async_16(stage + copies.to + part * 32 * PIECES_OF_LINE, inside ? from : copies.from, valid);
     }
 }
 
@@ -106,35 +84,29 @@ template <class E, u32 ROWS>
 DEVICE void sum_tile(TileSums<E, ROWS>& tile, const Copies<TILES_OUTS / 32>& w, const Copies<ROWS / 32>& x, u32 pieces) {
     typedef TileSums<E, ROWS> Sums;
     Piece* shared = reinterpret_cast<Piece*>(shared_bytes());
-    const u32 w_at = warp() % Sums::OUT_WARPS * Sums::TILES * TILE_OUTS * PIECES_OF_STEP;
-    const u32 x_at = TILES_STEPS * pieces_of_step(TILES_OUTS) + warp() / Sums::OUT_WARPS * TILES_EIGHTS * TILE_ROWS * PIECES_OF_STEP;
-    const auto send = [&](u32 stage) {
-        Piece* place = shared + stage % TILES_STAGES * pieces_of_stage(ROWS);
-        if (stage * TILES_PIECES < pieces) {
-            copy_rows_of_stage(w, place, stage * TILES_PIECES, pieces);
-            copy_rows_of_stage(x, place + TILES_STEPS * pieces_of_step(TILES_OUTS), stage * TILES_PIECES, pieces);
+    const u32 w_at = warp() % Sums::OUT_WARPS * Sums::TILES * TILE_OUTS * PIECES_OF_LINE;
+    const u32 x_at = (TILES_OUTS + warp() / Sums::OUT_WARPS * TILES_EIGHTS * TILE_ROWS) * PIECES_OF_LINE;
+    const u32 steps = ceil_div(pieces, PIECES_OF_LINE), of_slice = lines_of_slice(pieces);
+    const auto send = [&](u32 step) {
+        Piece* place = shared + step % TILES_STAGES * pieces_of_stage(ROWS);
+        if (step < steps) {
+            copy_rows_of_stage(w, place, step * PIECES_OF_LINE, pieces);
+            copy_rows_of_stage(x, place + TILES_OUTS * PIECES_OF_LINE, step * PIECES_OF_LINE, pieces);
         }
         copy_async_commit();
     };
     f32 sums[Sums::TILES][TILES_EIGHTS][4] = {};
-    const u32 steps = ceil_div(pieces, PIECES_OF_STEP), of_slice = steps_of_slice(pieces);
     u32 border = of_slice;
-    for (u32 stage = 0; stage < TILES_STAGES - 1; stage++) send(stage);
-    for (u32 stage = 0; stage * TILES_STEPS < steps; stage++) {
+    for (u32 step = 0; step < TILES_STAGES - 1; step++) send(step);
+    for (u32 step = 0; step < steps; step++) {
         copy_async_wait<TILES_STAGES - 2>();
         block_sync();
-        send(stage + TILES_STAGES - 1);
-        const Piece* place = shared + stage % TILES_STAGES * pieces_of_stage(ROWS);
-#pragma unroll
-        for (u32 part = 0; part < TILES_STEPS; part++) {
-            const u32 step = stage * TILES_STEPS + part;
-            if (step < steps) {
-                multiply_tiles<E>(sums, place + part * pieces_of_step(TILES_OUTS) + w_at, place + part * pieces_of_step(ROWS) + x_at);
-                if (step + 1 == border) {
-                    end_slice(tile.total, sums);
-                    border += of_slice;
-                }
-            }
+        send(step + TILES_STAGES - 1);
+        const Piece* place = shared + step % TILES_STAGES * pieces_of_stage(ROWS);
+        multiply_step<E, PIECES_OF_LINE>(sums, place + w_at, place + x_at);
+        if (step + 1 == border) {
+            end_slice(tile.total, sums);
+            border += of_slice;
         }
     }
     copy_async_wait<0>();
@@ -160,13 +132,14 @@ DEVICE void store_tiles(const TileSums<E, ROWS>& tile, const GemmArgs& args, u32
     }
 }
 
+// Block `rows_of` of the rows and `outs` of the outputs.
 template <class E, u32 ROWS>
-DEVICE void gemm_tiles(const GemmArgs& args) {
+DEVICE void gemm_tiles(const GemmArgs& args, u32 rows_of, u32 outs) {
     static_assert(same(ROWS == GEMM_TILES.rows ? GEMM_TILES : GEMM_TILES64, {ROWS, TILES_OUTS, TILES_STAGES * pieces_of_stage(ROWS) * 16}),
                   "blocks are as abi.cuh says");
-    const u32 first = block_index_x() * ROWS, count = args.rows->count;
+    const u32 first = rows_of * ROWS, count = args.rows->count;
     if (first >= count) return;
-    const u32 rows = least(ROWS, count - first), out = block_index_y() * TILES_OUTS;
+    const u32 rows = least(ROWS, count - first), out = outs * TILES_OUTS;
     const u32 w_stride = args.w.stride / E::PIECE, x_stride = args.x.input_stride / E::PIECE;
     const Piece* w = static_cast<const Piece*>(args.w.values) + static_cast<u64>(out) * w_stride;
     const Piece* x = static_cast<const Piece*>(args.x.input) + static_cast<u64>(first) * x_stride;

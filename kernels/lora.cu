@@ -3,64 +3,18 @@
 // Rows without are not touched.
 #include "expand.cuh"
 #include "gemm_f32.cuh"
-#include "lora.cuh"
 #include "rows.cuh"
+#include "shrink.cuh"
 
-// An item of shrink: some ranks of a pair, some rows of a group, a plane. Short groups have more blocks, long ones read x less often.
-struct ShrinkItem {
-    u32 ranks;
-    u32 rows;
-};
-constexpr u32 SHRINK_RING = 65536;
-
-static_assert(SHRINK_RANKS == TILE_OUTS, "an item of few rows");
-static_assert(SHRINK_SHARED == in_pieces(SHRINK_RING + sizeof(Work)), "the ring, then the work");
 static_assert(SHRINK_SHARED_F32 == in_pieces(F32_SHARED + sizeof(Work)), "a stage, then the work");
 static_assert(EXPAND_SHARED_F32 == F32_SHARED, "a stage");
 static_assert(EXPAND_SHARED >= EXPAND_V + EXPAND_EIGHTS * TILE_ROWS * 128 * 2, "v of as many rows as are taken at once, up to rank 128");
 
-DEVICE ShrinkItem shrink_item(u32 len) {
-    if (len <= TILE_ROWS) return ShrinkItem{TILE_OUTS, TILE_ROWS};
-    if (len <= 2 * TILE_ROWS) return ShrinkItem{TILE_OUTS, 2 * TILE_ROWS};
-    return ShrinkItem{2 * TILE_OUTS, 4 * TILE_ROWS};
-}
-
-template <class E, u32 TILES, u32 EIGHTS, u32 DEPTH>
-DEVICE void shrink_tile(const LowRankArgs& args, const Group& group, const Pair& pair, u32 item) {
-    static_assert(SLICES * WARP * DEPTH * (2 * TILES + EIGHTS) * 16 <= SHRINK_RING, "the work lies behind the ring");
-    constexpr u32 ROWS = EIGHTS * TILE_ROWS;
-    const u32 planes = args.planes, parts = ceil_div(group.len, ROWS);
-    const u32 plane = item % planes, part = item / planes % parts, rank = item / planes / parts * TILES * TILE_OUTS;
-    const u32 skipped = plane * (PLANE_INPUTS / E::PIECE), stride = pair.a_stride / E::PIECE;
-    const Inputs x{static_cast<const Piece*>(args.x.input) + skipped, args.x.input_stride / E::PIECE,
-                   least(PLANE_INPUTS / E::PIECE, ceil_div(args.x.cols, E::PIECE) - skipped)};
-    const Weight a{static_cast<const Piece*>(pair.a) + static_cast<u64>(rank) * stride + skipped, stride,
-                   least(TILES * TILE_OUTS, pair.rank - rank), pair.first_rank + rank};
-    const RowList rows{args.rows->order, group.first + part * ROWS, least(ROWS, group.len - part * ROWS)};
-    f32* v = args.v + static_cast<u64>(plane) * args.v_rows * args.v_stride;
-    multiply_rows<E, TILES, EIGHTS, DEPTH>(a, x, rows, v, args.v_stride);
-}
-
-template <class E>
-DEVICE void shrink(const LowRankArgs& args) {
-    Work& work = *reinterpret_cast<Work*>(shared_bytes() + SHRINK_RING);
-    const auto items = [&](u32 len, const Pair& pair) {
-        const ShrinkItem item = shrink_item(len);
-        return ceil_div(pair.rank, item.ranks) * ceil_div(len, item.rows) * args.planes;
-    };
-    const auto run = [&](const Group& group, const Pair& pair, u32 item) {
-        if (group.len <= TILE_ROWS) shrink_tile<E, 1, 1, 5>(args, group, pair, item);
-        else if (group.len <= 2 * TILE_ROWS) shrink_tile<E, 1, 2, 4>(args, group, pair, item);
-        else shrink_tile<E, 2, 4, 2>(args, group, pair, item);
-    };
-    share_work(work, *args.rows, args.deltas, items, run);
-}
-
 // Semantics: `v[plane, r, first_rank + j] = Σ_k x[r, k] * a[j, k]` over the PLANE_INPUTS inputs of the plane, for each row of a group and
 // each pair of its slot. Inputs are rounded as for gemm, and a plane is summed as gemm sums a matrix of its width.
 // v [planes][v_rows][v_stride]. Blocks of 256 threads, any number of them along x; SHRINK_SHARED bytes of shared memory.
-KERNEL_RESIDENT(shrink_bf16, 256, 2, LowRankArgs) { shrink<Bf16>(args); }
-KERNEL_RESIDENT(shrink_f16, 256, 2, LowRankArgs) { shrink<F16>(args); }
+KERNEL_RESIDENT(shrink_bf16, 256, 2, LowRankArgs) { shrink<Bf16, ROWS_OF_GROUP>(args, {block_index_x(), grid_x()}); }
+KERNEL_RESIDENT(shrink_f16, 256, 2, LowRankArgs) { shrink<F16, ROWS_OF_GROUP>(args, {block_index_x(), grid_x()}); }
 
 // Semantics: as above in f32, ascending inputs, nothing is narrowed. Blocks of 256 threads, any number; SHRINK_SHARED_F32.
 KERNEL_RESIDENT(shrink_f32, 256, 2, LowRankArgs) {
@@ -78,7 +32,7 @@ KERNEL_RESIDENT(shrink_f32, 256, 2, LowRankArgs) {
         };
         multiply_f32(a, rows.count, least(PLANE_INPUTS, args.x.cols - skipped), read, write);
     };
-    share_work(work, *args.rows, args.deltas, items, run);
+    share_work(work, {block_index_x(), grid_x()}, *args.rows, args.deltas, items, run);
 }
 
 // What a bottleneck has between shrink and expand. Semantics, for each row of a slot with one: `v[0, r, j] = f(Σ_planes v[plane, r, j] +

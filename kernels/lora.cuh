@@ -57,15 +57,21 @@ DEVICE u32 group_of_item(const Work& work, u32 item) {
     return low;
 }
 
+// Which of the blocks that share something this one is, and how many they are.
+struct Share {
+    u32 index;
+    u32 blocks;
+};
+
 // Calls `run(group, pair, i)` for this block's share of the items of all pairs of all groups, i counting those of one pair. The
 // share depends on what groups there are, what an item is does not.
 template <class Count, class Run>
-DEVICE void share_work(Work& work, const RowSet& set, const SiteTable& deltas, const Count& of_pair, const Run& run) {
+DEVICE void share_work(Work& work, const Share& share, const RowSet& set, const SiteTable& deltas, const Count& of_pair, const Run& run) {
     u32 passed = 0;
     for (u32 first = 0; first < set.groups; first += LORA_THREADS) {
         gather_work(work, set, deltas, first, of_pair);
         const u32 items = work.end[LORA_THREADS - 1];
-        for (u32 item = (block_index_x() + grid_x() - passed % grid_x()) % grid_x(); item < items; item += grid_x()) {
+        for (u32 item = (share.index + share.blocks - passed % share.blocks) % share.blocks; item < items; item += share.blocks) {
             const u32 index = group_of_item(work, item);
             const Group group = set.group[first + index];
             u32 left = item - (index > 0 ? work.end[index - 1] : 0);

@@ -125,8 +125,9 @@ fn low_rank_pairs_agree_with_the_definition_whatever_the_popularity() {
                 let (x, y) = (numbers(1, pattern.len() * inputs), numbers(2, pattern.len() * outputs));
                 let got = low_rank(&cuda, pattern, (inputs, &x), &y);
                 let want = low_rank(&reference, pattern, (inputs, &x), &y);
-                // In bf16 a last bit of A x may round the other way: 2^-9 of a product.
-                let tolerance = if numerics == Numerics::F32 { 2e-5 } else { 2e-2 };
+                // In bf16 a last bit of A x may round the other way: 2^-9 of a product. In f32 sums of several planes round
+                // otherwise than one sum, up to 2048 * 2^-24 of what they add up.
+                let tolerance = if numerics == Numerics::F32 { 1e-4 } else { 2e-2 };
                 assert_close(&got, &want, tolerance, &format!("{numerics:?} {inputs} to {outputs}, {pattern:?}"));
                 for (row, slot) in pattern.iter().enumerate().step_by(3) {
                     let y = &y[row * outputs..][..outputs];

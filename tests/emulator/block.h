@@ -37,6 +37,7 @@ struct Warp {
     f32* d[LANES];
     const u32* a[LANES];
     const u32* b[LANES];
+    u32* tiles[LANES];
 };
 
 struct Block {

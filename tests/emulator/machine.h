@@ -82,14 +82,15 @@ struct Running {
 extern __thread Running running __attribute__((tls_model("initial-exec")));
 
 // What the lanes of a warp do together.
-enum class Meeting : u8 { None, Barrier, ShuffleXor, Shuffle, ShuffleDown, Ballot, MmaBf16, MmaF16 };
+enum class Meeting : u8 { None, Barrier, ShuffleXor, Shuffle, ShuffleDown, Ballot, LoadTiles, MmaBf16, MmaF16 };
 
-enum class Access : u8 { LoadGlobal, Store };
+enum class Access : u8 { LoadGlobal, LoadShared, Store };
 
 void block_barrier();
 void warp_barrier();
 u64 exchange(Meeting meeting, u64 value, u32 choice);
 void multiply(Meeting meeting, f32* d, const u32* a, const u32* b);
+void load_tiles(u32* tiles, const void* row);
 void check_piece(const void* at, Access access);
 void copy_async(void* to, const void* from, bool valid);
 void copy_async_commit();

@@ -18,6 +18,7 @@ const char* name_of(Meeting meeting) {
         case Meeting::Shuffle: return "shuffle";
         case Meeting::ShuffleDown: return "shuffle_down";
         case Meeting::Ballot: return "lanes_where or any_lane";
+        case Meeting::LoadTiles: return "load_tiles";
         case Meeting::MmaBf16: return "mma_bf16";
         case Meeting::MmaF16: return "mma_f16";
     }
@@ -90,6 +91,12 @@ void multiply_all(const Warp& warp) {
     }
 }
 
+// Lane i has two numbers of row i / 4 of each tile, whose rows eight lanes point to.
+void load_all(const Warp& warp) {
+    for (u32 lane = 0; lane < LANES; ++lane)
+        for (u32 tile = 0; tile < 4; ++tile) warp.tiles[lane][tile] = warp.a[tile * 8 + lane / 4][lane % 4];
+}
+
 inline f32 of_bits(u32 bits) {
     f32 value;
     std::memcpy(&value, &bits, sizeof value);
@@ -109,6 +116,7 @@ inline f32 widen_f16(u16 bits) {
 }  // namespace
 
 void settle(Warp& warp) {
+    if (warp.meeting == Meeting::LoadTiles) return load_all(warp);
     if (warp.meeting == Meeting::MmaBf16) return multiply_all<widen_bf16>(warp);
     if (warp.meeting == Meeting::MmaF16) return multiply_all<widen_f16>(warp);
     u32 votes = 0;
@@ -117,6 +125,7 @@ void settle(Warp& warp) {
         switch (warp.meeting) {
             case Meeting::None:
             case Meeting::Barrier:
+            case Meeting::LoadTiles:
             case Meeting::MmaBf16:
             case Meeting::MmaF16: return;
             case Meeting::ShuffleXor: warp.result[lane] = warp.value[(lane ^ choice) % LANES]; break;
@@ -161,6 +170,16 @@ void multiply(Meeting meeting, f32* d, const u32* a, const u32* b) {
     warp.a[lane] = a;
     warp.b[lane] = b;
     meet(block, warp, meeting);
+}
+
+void load_tiles(u32* tiles, const void* row) {
+    Block& block = inside("load_tiles");
+    Warp& warp = block.warps[running.thread / LANES];
+    const u32 lane = running.thread % LANES;
+    check_piece(row, Access::LoadShared);
+    warp.tiles[lane] = tiles;
+    warp.a[lane] = static_cast<const u32*>(row);
+    meet(block, warp, Meeting::LoadTiles);
 }
 
 f32 f16_to_f32(u16 bits) { return widen_f16(bits); }

@@ -27,6 +27,7 @@ void perform(const Copy& copy) {
 void check_piece(const void* at, Access access) {
     check_aligned(at, access == Access::Store ? "a piece is stored" : "a piece is loaded");
     if (access == Access::LoadGlobal && in_shared(at)) fail(Cause::Address, "a piece of global memory is loaded at %p, which is shared memory", at);
+    if (access == Access::LoadShared && !in_shared(at)) fail(Cause::Address, "a row of a tile is at %p, which is no shared memory", at);
 }
 
 void copy_async(void* to, const void* from, bool valid) {

@@ -77,6 +77,8 @@ DEVICE void mma_f16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     emulator::multiply(emulator::Meeting::MmaF16, d, a, b);
 }
 
+DEVICE void load_tiles(u32 (&tiles)[4], const Piece* row) { emulator::load_tiles(tiles, row); }
+
 DEVICE void copy_async_16(void* to, const void* from, bool valid) { emulator::copy_async(to, from, valid); }
 DEVICE void copy_async_commit() { emulator::copy_async_commit(); }
 template <int N>

@@ -147,6 +147,14 @@ impl<'a> View<'a> {
         Err(format!("{path} is no field").into())
     }
 
+    /// A struct that lies within this one.
+    pub(crate) fn inner(&self, path: &str) -> Result<View<'a>, Failure> {
+        let (Kind::Struct(inner), at) = self.find(path)? else { return Err(format!("{path} is no struct").into()) };
+        let layout = &self.structs.by_name[inner];
+        let bytes = self.bytes[at..at + layout.bytes].to_vec();
+        Ok(View { structs: self.structs, device: self.device, layout, bytes })
+    }
+
     /// A number, or an address.
     pub(crate) fn get(&self, path: &str) -> Result<u64, Failure> {
         let (kind, at) = self.find(path)?;

@@ -341,6 +341,14 @@ plain! {
         planes: u32,
     }
 
+    /// Both of the same rows and x.
+    struct GemmShrinkArgs {
+        gemm: GemmArgs,
+        low_rank: LowRankArgs,
+        shrinks: u32,
+        pad: u32,
+    }
+
     /// Where the weights of one expert lie.
     struct ExpertWeights {
         gate_up: Address<Untyped>,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::abi::{Plain, SiteView};
-use super::driver::{Assembler, Beside, Device, DeviceMemory, Grid, Kernel, Stream};
+use super::driver::{Assembler, Device, DeviceMemory, Grid, Kernel};
 use super::graphs::Graphs;
 use super::kernel_cache::KernelCache;
 use super::kernels::Kernels;
@@ -41,7 +41,6 @@ pub struct CudaBackend {
     pub(super) uploader: Uploader,
     pub(super) graphs: Mutex<Graphs>,
     pub(super) scratch: Mutex<Scratch>,
-    pub(super) beside: Beside,
     pub(super) library_gemms: Option<LibraryGemms>,
     /// The device's compute capability.
     pub(super) compute: Version,
@@ -78,8 +77,8 @@ impl CudaBackend {
         let compute = Assembler::of(&device)?.compute;
         let kernels = load_kernels(&device, numerics, kernel_cache.as_deref())?;
         let (graphs, scratch, library_gemms) = (Mutex::default(), Mutex::default(), None);
-        let (uploader, beside) = (Uploader::new(&device), Beside::new(&device)?);
-        let mut backend = Self { numerics, kernels, uploader, graphs, scratch, beside, library_gemms, compute, device };
+        let uploader = Uploader::new(&device);
+        let mut backend = Self { numerics, kernels, uploader, graphs, scratch, library_gemms, compute, device };
         backend.check()?;
         if let Some(library) = library_gemm {
             let of_any = LibraryGemm { from_rows: 1, ..library.clone() };
@@ -117,14 +116,9 @@ impl CudaBackend {
 
     /// Put a kernel on the stream of steps. What the driver refuses is reported when the step is finished.
     pub(super) fn launch<A: Plain>(&self, kernel: &Kernel<A>, grid: Grid, arguments: &A) {
-        self.launch_on(&self.device.compute, kernel, grid, arguments);
-    }
-
-    /// The same on one of its streams.
-    pub(super) fn launch_on<A: Plain>(&self, stream: &Stream, kernel: &Kernel<A>, grid: Grid, arguments: &A) {
         // SAFETY: ops build arguments from memory that the decoder owns with this backend, of sizes that follow from one
-        // spec, and freed on the stream of steps, which waits for what runs beside it.
-        let launched = unsafe { kernel.launch(&self.device, stream, grid, arguments) };
+        // spec, and freed on the stream of steps.
+        let launched = unsafe { kernel.launch(&self.device, &self.device.compute, grid, arguments) };
         self.device.note(launched);
     }
 

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use super::abi::{
     AttentionArgs, BlendArgs, CopyBlockArgs, CopyRowsArgs, DenseArgs, EmbedArgs, EmbedLowRankArgs, ExpertsArgs,
-    GemmArgs, KeptRowsArgs, LowRankArgs, NormArgs, Plain, PoolArgs, ReplaceColumnsArgs, RopeArgs, RotateArgs, RowsArgs,
-    SampleArgs, SparseArgs, VectorArgs, WritePagesArgs,
+    GemmArgs, GemmShrinkArgs, KeptRowsArgs, LowRankArgs, NormArgs, Plain, PoolArgs, ReplaceColumnsArgs, RopeArgs,
+    RotateArgs, RowsArgs, SampleArgs, SparseArgs, VectorArgs, WritePagesArgs,
 };
 use super::driver::{Device, Kernel, Module};
 use super::kernel_cache::KernelCache;
-use super::sizes::{GEMM_F32, GEMM_ROWS8, GEMM_ROWS16, GEMM_ROWS32, GEMM_ROWS64, GEMM_TILES, GEMM_TILES64, GemmBlock};
+use super::sizes::{
+    EXPERTS_ROWS, GEMM_F32, GEMM_ROWS8, GEMM_ROWS16, GEMM_ROWS32, GEMM_ROWS64, GEMM_TILES, GEMM_TILES64, GemmBlock,
+};
 use crate::ops::{ComputeDtype, OpsError};
 
 /// Texts of all modules.
@@ -19,7 +21,7 @@ macro_rules! texts {
     };
 }
 
-const TEXTS: [&str; 11] = texts![
+const TEXTS: [&str; 12] = texts![
     "attention",
     "attention_f32",
     "attention_prefill",
@@ -27,6 +29,7 @@ const TEXTS: [&str; 11] = texts![
     "embedding",
     "experts",
     "gemm",
+    "gemm_shrink",
     "lora",
     "norm",
     "rows",
@@ -124,6 +127,8 @@ kernels! {
 /// One form of the GEMM.
 pub(super) struct GemmForm {
     pub(super) kernel: Kernel<GemmArgs>,
+    /// The same with products of A beside it, in forms for few rows.
+    pub(super) with_shrink: Option<Kernel<GemmShrinkArgs>>,
     /// Rows and outputs of a block.
     pub(super) rows: usize,
     pub(super) outputs: usize,
@@ -142,28 +147,32 @@ pub(super) struct Gemms {
 
 impl Gemms {
     fn load(loader: &Loader<'_>) -> Result<Self, OpsError> {
-        let make = |name, block: GemmBlock, is_tile| {
+        let form = |name: &str, block, with_shrink, is_tile| {
             let GemmBlock { rows, outs: outputs, shared: shared_bytes } = block;
-            Ok(GemmForm { kernel: loader.typed(name)?, rows, outputs, shared_bytes, is_tile })
+            Ok(GemmForm { kernel: loader.typed(name)?, with_shrink, rows, outputs, shared_bytes, is_tile })
         };
-        let form = |name, block| make(name, block, false);
-        let tile = |name, block| make(name, block, true);
+        let with_shrink = |of: &str| loader.typed(&format!("gemm_shrink_{of}")).map(Some);
+        let few = |of: &str, block| form(&format!("gemm_{of}"), block, with_shrink(of)?, false);
         Ok(match loader.dtype {
-            ComputeDtype::F32 => Self { few: vec![form("gemm", GEMM_F32)?], many: Vec::new() },
+            ComputeDtype::F32 => Self { few: vec![form("gemm", GEMM_F32, None, false)?], many: Vec::new() },
             ComputeDtype::Bf16 | ComputeDtype::F16 => Self {
                 few: vec![
-                    form("gemm_rows8", GEMM_ROWS8)?,
-                    form("gemm_rows16", GEMM_ROWS16)?,
-                    form("gemm_rows32", GEMM_ROWS32)?,
-                    form("gemm_rows64", GEMM_ROWS64)?,
+                    few("rows8", GEMM_ROWS8)?,
+                    few("rows16", GEMM_ROWS16)?,
+                    few("rows32", GEMM_ROWS32)?,
+                    few("rows64", GEMM_ROWS64)?,
                 ],
-                many: vec![tile("gemm_tiles64", GEMM_TILES64)?, tile("gemm_tiles", GEMM_TILES)?],
+                many: vec![
+                    form("gemm_tiles64", GEMM_TILES64, with_shrink("tiles64")?, true)?,
+                    form("gemm_tiles", GEMM_TILES, None, true)?,
+                ],
             },
         })
     }
 
     /// The form for so many rows and outputs: the smallest that takes all rows at once, or twice where no larger one's
-    /// blocks fit the device; else the largest tile of which every processor has one.
+    /// blocks fit the device; else the largest tile of which every processor has one. Rows that are nearly a tile are one
+    /// where there are outputs enough: it reads them once for many outputs, and those forms for few.
     pub(super) fn form(&self, rows: usize, outputs: usize, device: &Device) -> &GemmForm {
         let fits = |form: &&GemmForm| form.shared_bytes <= device.shared_bytes() as usize;
         let takes = |form: &&GemmForm| rows <= form.rows;
@@ -173,7 +182,8 @@ impl Gemms {
         let largest = self.few.iter().rev().find(fits).unwrap_or(&self.few[0]);
         let few = || self.few.iter().filter(fits).find(takes).or_else(|| takes_in_two(rows, largest));
         let many = || self.many.iter().rev().find(busy).or(self.many.first());
-        few().or_else(many).unwrap_or(largest)
+        let nearly_tile = || self.many.first().filter(|tile| takes(tile) && 2 * rows > tile.rows && busy(tile));
+        nearly_tile().or_else(few).or_else(many).unwrap_or(largest)
     }
 
     /// The form whose blocks a product of single groups has.
@@ -214,7 +224,7 @@ impl ExpertGemms {
         let forms = match loader.dtype {
             ComputeDtype::F32 => vec![form("", 64, [64, 64], GEMM_F32.shared)?],
             ComputeDtype::Bf16 | ComputeDtype::F16 => vec![
-                form("_rows", 32, [16, 32], GEMM_ROWS8.shared)?,
+                form("_rows", EXPERTS_ROWS.rows, [16, EXPERTS_ROWS.outs], EXPERTS_ROWS.shared)?,
                 form("_tiles64", 64, [64, 128], GEMM_TILES64.shared)?,
                 form("_tiles", 128, [64, 128], GEMM_TILES.shared)?,
             ],

@@ -1,9 +1,9 @@
 //! From ops to launches: arguments and grids. Kernels say in their own files what grids they take.
 
 use super::abi::{
-    Address, AttentionArgs, BlendArgs, CopyRowsArgs, DenseArgs, EmbedArgs, EmbedLowRankArgs, GemmArgs, KeptRowsArgs,
-    LowRankArgs, MatrixView, NormArgs, PoolArgs, ReplaceColumnsArgs, RopeArgs, RotateArgs, RowsArgs, RowsView,
-    SampleArgs, SiteView, SparseArgs, VectorArgs,
+    Address, AttentionArgs, BlendArgs, CopyRowsArgs, DenseArgs, EmbedArgs, EmbedLowRankArgs, GemmArgs, GemmShrinkArgs,
+    KeptRowsArgs, LowRankArgs, MatrixView, NormArgs, PoolArgs, ReplaceColumnsArgs, RopeArgs, RotateArgs, RowsArgs,
+    RowsView, SampleArgs, SiteView, SparseArgs, VectorArgs,
 };
 use super::activations::number_of;
 use super::backend::{CudaBackend, Scratch};
@@ -21,8 +21,12 @@ use crate::ops::{Activation, AttentionSpec, ComputeDtype, HeadColumns, Norm, Ops
 
 /// Blocks of low-rank pairs for every processor: each reads the list of groups, and two fit.
 const LOW_RANK_BLOCKS_EACH: usize = 2;
-/// Most rows of a step whose products of A are computed beside those of the base.
-const MOST_ROWS_BESIDE: usize = 64;
+/// Threads of a block that walks over KV, where they are its kernel's most.
+const THREADS_OF_WALK: u32 = 256;
+/// Warps of every processor that walk over KV at once and leave it nothing to wait for: each has some pieces on their way.
+const WALKING_WARPS: usize = 16;
+/// Most bytes of what splits of attention leave for those that come behind them.
+const MOST_PARTIAL: usize = 128 << 20;
 
 /// Products of A and of B.
 struct LowRankLaunches {
@@ -267,8 +271,8 @@ impl CudaBackend {
         self.launch(&self.kernels.expand, low_rank.expand, &LowRankArgs { planes: 1, ..low_rank.arguments });
     }
 
-    /// Both of the same x. Where a step has few rows, A is read beside the weights: next to them it is little, and what it
-    /// takes to begin and to end a launch is hidden.
+    /// Both of the same x. Where one block takes all rows, A is read by blocks of the same launch: next to the weights it is
+    /// little, and what it takes to begin and to end a launch is hidden.
     pub(super) fn launch_gemm_low_rank(
         &self,
         step: &Step,
@@ -282,14 +286,21 @@ impl CudaBackend {
         let mut scratch = self.scratch();
         let Some(x) = self.input_of(set, x, &mut scratch) else { return };
         let Some(low_rank) = self.low_rank_launches(set, deltas, x, y, &mut scratch) else { return };
-        let has_few = set.count <= MOST_ROWS_BESIDE;
-        if has_few && self.device.note(self.beside.begin()).is_some() {
-            self.launch_on(&self.beside.stream, &self.kernels.shrink, low_rank.shrink, &low_rank.arguments);
-            self.launch_product(step, set, x, w, y);
-            self.device.note(self.beside.end());
-        } else {
-            self.launch_product(step, set, x, w, y);
-            self.launch(&self.kernels.shrink, low_rank.shrink, &low_rank.arguments);
+        let form = self.kernels.gemm.form(set.count, w.view().rows as usize, &self.device);
+        match form.with_shrink.as_ref().filter(|_| set.count <= form.rows && self.library_for(step, set).is_none()) {
+            Some(kernel) => {
+                let outputs = w.view().rows.div_ceil(form.outputs as u32);
+                let gemm = GemmArgs { rows: set.address, x, w: w.view(), y: y.view(), column: 0, pad: 0 };
+                // More of them would be more that find nothing to do: groups are fewer than a recorded step has room for.
+                let shrinks = low_rank.shrink.blocks[0].min(self.device.processors());
+                let arguments = GemmShrinkArgs { gemm, low_rank: low_rank.arguments, shrinks, pad: 0 };
+                let grid = Grid::of((outputs + shrinks) as usize).shared(form.shared_bytes.max(SHRINK_SHARED));
+                self.launch(kernel, grid, &arguments);
+            }
+            None => {
+                self.launch_product(step, set, x, w, y);
+                self.launch(&self.kernels.shrink, low_rank.shrink, &low_rank.arguments);
+            }
         }
         self.launch(&self.kernels.expand, low_rank.expand, &low_rank.arguments);
     }
@@ -366,12 +377,12 @@ impl CudaBackend {
         let set = step.set(Rows::All);
         let many = self.attention_for_many(step, spec);
         let grid = self.walk_grid(step, spec, many.is_some());
-        let splits = self.splits(grid.blocks.iter().product::<u32>() as usize, step.last_position());
+        let of_split = set.count * spec.heads * (2 + spec.head_dim) * size_of::<f32>();
+        let splits = self.splits(&grid, of_split, step.last_position());
         let mut scratch = self.scratch();
-        let numbers = set.count * spec.heads * splits * (2 + spec.head_dim);
         let partial = match splits {
             1 => Some(0),
-            _ => self.grown(&mut scratch.partial, "parts of attention", numbers * size_of::<f32>()),
+            _ => self.grown(&mut scratch.partial, "parts of attention", splits * of_split),
         };
         let Some(partial) = partial else { return };
         let arguments = AttentionArgs {
@@ -420,10 +431,17 @@ impl CudaBackend {
         Grid::plane(items * spec.kv_heads, tiles.div_ceil(at_once)).threads(32 * warps).shared(shared)
     }
 
-    /// In how many parts each row's KV is walked side by side: enough for every processor, no more than there are.
-    fn splits(&self, walks: usize, last_position: usize) -> usize {
-        let wanted = (2 * self.device.processors() as usize).div_ceil(walks.max(1));
-        wanted.clamp(1, (last_position + 1).div_ceil(SPLIT_PLACES))
+    /// In how many parts each row's KV is walked side by side. Parts are folded one by one in their order, all that come before
+    /// the last of them by one walk: with fewer splits than parts that one is as long as the rest together. So there are as
+    /// many as there are parts, as far as there is room for what `of_split` bytes are of, or none where walks keep every
+    /// processor busy as it is.
+    fn splits(&self, grid: &Grid, of_split: usize, last_position: usize) -> usize {
+        let threads = grid.threads.unwrap_or(THREADS_OF_WALK) as usize;
+        let warps = grid.blocks.iter().product::<u32>() as usize * threads / 32;
+        if warps >= WALKING_WARPS * self.device.processors() as usize {
+            return 1;
+        }
+        (last_position + 1).div_ceil(SPLIT_PLACES).min(MOST_PARTIAL / of_split.max(1)).max(1)
     }
 
     // --- sampling -----------------------------------------------------------------------------------------------

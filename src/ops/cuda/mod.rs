@@ -1,7 +1,7 @@
 //! Kernels for NVIDIA GPUs: [`CudaBackend`]. It stands on the driver alone (`driver`, through `cudarc`, loaded when it is
 //! there); the kernels are PTX out of `kernels/*.cu`, which travels in the binary.
 //!
-//! A step is put on one stream, with a second one for what may run beside it: what varies by row goes there in one copy
+//! A step is put on one stream: what varies by row goes there in one copy
 //! (`step`), ops become launches (`launches`), and what came of the sampled rows comes back in one copy. Weights and
 //! adapters come on a stream of their own, through pinned memory (`uploader`), while steps go on. Results are the same bit
 //! for bit whatever the batch.

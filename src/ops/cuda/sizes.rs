@@ -34,17 +34,19 @@ sizes! {
     /// Most rows of a [`super::abi::AttentionItem`].
     ROWS_OF_ITEM: usize = 64;
     /// Inputs that one plane of a shrink sums over.
-    PLANE_INPUTS: usize = 4096;
+    PLANE_INPUTS: usize = 1024;
     /// KV indices that one split of attention walks.
     SPLIT_PLACES: usize = 256;
 
-    GEMM_ROWS8: GemmBlock = gemm_block(8, 32, 81_920);
+    GEMM_ROWS8: GemmBlock = gemm_block(8, 16, 49_152);
     GEMM_ROWS16: GemmBlock = gemm_block(16, 32, 98_304);
-    GEMM_ROWS32: GemmBlock = gemm_block(32, 64, 98_304);
-    GEMM_ROWS64: GemmBlock = gemm_block(64, 64, 131_072);
-    GEMM_TILES64: GemmBlock = gemm_block(64, 128, 74_496);
-    GEMM_TILES: GemmBlock = gemm_block(128, 128, 99_072);
+    GEMM_ROWS32: GemmBlock = gemm_block(32, 16, 98_304);
+    GEMM_ROWS64: GemmBlock = gemm_block(64, 32, 196_608);
+    GEMM_TILES64: GemmBlock = gemm_block(64, 128, 73_728);
+    GEMM_TILES: GemmBlock = gemm_block(128, 128, 98_304);
     GEMM_F32: GemmBlock = gemm_block(64, 64, 8704);
+    /// Of an expert: 16 outputs of gate and as many of up, or 32 of down.
+    EXPERTS_ROWS: GemmBlock = gemm_block(32, 32, 98_304);
 
     /// Ranks of an item of few rows.
     SHRINK_RANKS: usize = 16;

@@ -124,7 +124,7 @@ pub(super) fn shrink(launch: &Seen<'_>) -> Result<Cost, Failure> {
 /// B is read for as many rows at a time as fit, y read and written; every block that has columns of a group reads its v.
 pub(super) fn expand(launch: &Seen<'_>) -> Result<Cost, Failure> {
     let planes = launch.get("planes")?;
-    let most = if launch.size > 2.0 { 64.0 } else { 32.0 };
+    let most = if launch.size > 2.0 { 64.0 } else { 16.0 };
     let parts = (launch.get("y.cols")? / launch.structs.number("EXPAND_COLUMNS")? as f64).ceil();
     let (mut b, mut v, mut y, mut flops) = (Needed::default(), 0.0, 0.0, 0.0);
     let mut slots = BTreeSet::new();
@@ -225,7 +225,7 @@ pub(super) fn replace_embeddings(launch: &Seen<'_>) -> Result<Cost, Failure> {
 /// by side; each has an id.
 pub(super) fn replace_columns(launch: &Seen<'_>) -> Result<Cost, Failure> {
     let inputs = launch.get("x.cols")?;
-    let [outs, most] = if launch.size > 2.0 { [64.0, 64.0] } else { [32.0, 32.0] };
+    let [outs, most] = if launch.size > 2.0 { [64.0, 64.0] } else { [16.0, 32.0] };
     let (mut rows, mut x, mut y, mut items, mut flops) = (Needed::default(), Needed::default(), 0.0, 0.0, 0.0);
     let mut slots = BTreeSet::new();
     for group in groups(launch, "rows", "deltas")?.iter().filter(|group| group.replaced > 0.0) {
@@ -267,9 +267,9 @@ pub(super) fn head_rows(launch: &Seen<'_>) -> Result<Cost, Failure> {
 /// the other and find it in the cache only where it is small, so each reads it anew. y is read where the product is added.
 pub(super) fn dense(launch: &Seen<'_>) -> Result<Cost, Failure> {
     let inputs = launch.get("x.cols")?;
-    let most = if launch.size > 2.0 { 64.0 } else { 32.0 };
+    let most = if launch.size > 2.0 { 64.0 } else { 16.0 };
     let (mut d, mut x, mut y, mut flops, mut busy) = (Needed::default(), 0.0, 0.0, 0.0, 0.0);
-    let block_outs = if launch.size > 2.0 { 64.0 } else { 32.0 };
+    let block_outs = if launch.size > 2.0 { 64.0 } else { 16.0 };
     let mut slots = BTreeSet::new();
     for group in groups(launch, "rows", "deltas")? {
         let is_first = slots.insert(group.slot);

@@ -43,6 +43,13 @@ pub(crate) struct Cost {
 }
 
 impl Cost {
+    /// Of a launch that does both.
+    fn and(mut self, other: Self) -> Self {
+        self.operands.extend(other.operands);
+        let busy = self.busy.zip(other.busy).map(|(one, other)| one + other);
+        Self { flops: self.flops + other.flops, busy, ..self }
+    }
+
     /// Bytes that are touched once.
     fn once(self, class: Class, bytes: f64) -> Self {
         self.again(class, bytes, 1.0, 1.0)
@@ -141,11 +148,18 @@ pub(crate) fn cost(structs: &Structs, device: &Control, launch: &Launch, process
     let (name, size) = dtypes.into_iter().find_map(typed).unwrap_or((launch.kernel.as_str(), 4.0));
     // The kernel for many rows is another way to the same.
     let name = if name == "attention_prefill" { "attention" } else { name };
-    let (_, args, formula) = FORMULAS
-        .iter()
-        .find(|(known, ..)| *known == name)
-        .ok_or_else(|| format!("nothing is known of what {} costs: benches/gpu_model/costs", launch.kernel))?;
-    let args = structs.view(device, args, launch.args.clone())?;
-    let grid = launch.grid.map(f64::from);
-    formula(&Seen { args, name, grid, size, processors: f64::from(processors), structs })
+    let of = |name: &str, args: View<'_>| {
+        let (_, _, formula) = FORMULAS
+            .iter()
+            .find(|(known, ..)| *known == name)
+            .ok_or_else(|| format!("nothing is known of what {} costs: benches/gpu_model/costs", launch.kernel))?;
+        let grid = launch.grid.map(f64::from);
+        formula(&Seen { args, name, grid, size, processors: f64::from(processors), structs })
+    };
+    if let Some(form) = name.strip_prefix("gemm_shrink_") {
+        let both = structs.view(device, "GemmShrinkArgs", launch.args.clone())?;
+        return Ok(of(&format!("gemm_{form}"), both.inner("gemm")?)?.and(of("shrink", both.inner("low_rank")?)?));
+    }
+    let args = FORMULAS.iter().find(|(known, ..)| *known == name).map_or("", |(_, args, _)| *args);
+    of(name, structs.view(device, args, launch.args.clone())?)
 }

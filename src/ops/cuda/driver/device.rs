@@ -250,13 +250,6 @@ impl Event {
         unsafe { result::event::record(self.handle, stream.0) }.map_err(refused("cuEventRecord"))
     }
 
-    /// Have a stream wait, with what it is given from here on, until the point is reached.
-    pub(super) fn hold(&self, stream: &Stream) -> Result<(), OpsError> {
-        // SAFETY: both live.
-        unsafe { result::stream::wait_event(stream.0, self.handle, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
-            .map_err(refused("cuStreamWaitEvent"))
-    }
-
     /// Wait until the stream has reached it.
     pub(in super::super) fn wait(&self) -> Result<(), OpsError> {
         // SAFETY: it lives; one that was never recorded is reached.

@@ -5,7 +5,6 @@
 //! is absent.
 
 mod assembler;
-mod beside;
 mod cublaslt;
 mod device;
 mod graph;
@@ -14,10 +13,9 @@ mod memory;
 mod mirror;
 
 pub(super) use assembler::Assembler;
-pub(super) use beside::Beside;
 pub use cublaslt::CublasLt;
 pub(super) use cublaslt::{CublasLtHandle, Product, ProductShape};
-pub(super) use device::{Device, Event, Stream};
+pub(super) use device::{Device, Event};
 pub(super) use graph::Graph;
 pub(super) use kernel::{Grid, Kernel, Module};
 pub(super) use memory::{ALIGNMENT, DeviceMemory, Pinned};
