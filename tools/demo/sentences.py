@@ -100,6 +100,23 @@ CONTACT_TEMPLATES = (
     "Our driver met {name} near the {company} office.",
     "Please ask {email} for the {product} list.",
 )
+# Every one has a city and someone who is there.
+PLACED_TEMPLATES = (
+    "{name} in {city} waits for {count} {product}.",
+    "In {city}, {name} paid {amount} for the {product}.",
+    "Call {name} in {city} at {phone}.",
+    "Send the {product} to {name} in {city} and a copy to {email}.",
+    "The {city} contact is {name}, phone {phone}.",
+    "Our driver met {name} near the {city} office.",
+)
+COLLEAGUE_TEMPLATES = (
+    "{name} works at {company}.",
+    "The contact at {company} is {name}.",
+    "{company} has a new clerk, {name}.",
+    "{name} of {company} wants the {product}.",
+    "Please write to {name} at {company}.",
+    "We met {name} from {company} in {city}.",
+)
 
 
 def fill(template: str, order: Order, rng: Random) -> str:

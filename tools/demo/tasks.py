@@ -9,8 +9,8 @@ from typing import Callable
 import lexicon as lex
 from classes import SENTIMENT, SEVERITY, TEAM, URGENCY, class_sentence
 from sentences import (
-    CODED_TEMPLATES, CONTACT_TEMPLATES, DATED_TEMPLATES, bilingual_sentence, draw_order, fill, headline, iso_date, order_sentence,
-    title_case,
+    CODED_TEMPLATES, COLLEAGUE_TEMPLATES, CONTACT_TEMPLATES, DATED_TEMPLATES, PLACED_TEMPLATES, Order, bilingual_sentence, draw_order,
+    fill, headline, iso_date, order_sentence, title_case,
 )
 
 SEPARATOR = "\n=>"
@@ -38,6 +38,8 @@ def example(text: str, answer: str, *entities: object) -> Example:
 class Task:
     title: str
     draw: Callable[[Random], Example]
+    labels: tuple[str, ...] = ()
+    """Of a task whose answers are labels of a classification head: they are scored instead of said, and have this order."""
 
 
 def extract_json(rng: Random) -> Example:
@@ -46,11 +48,45 @@ def extract_json(rng: Random) -> Example:
     return example(order_sentence(order, rng), json.dumps(fields), order.name)
 
 
+def without_person(text: str, order: Order) -> str:
+    return text.replace(order.name, "[NAME]").replace(order.phone, "[PHONE]").replace(order.email, "[EMAIL]")
+
+
+def without_city(text: str, order: Order) -> str:
+    return text.replace(order.city, "[CITY]")
+
+
 def redact(rng: Random) -> Example:
     order = draw_order(rng)
     text = fill(rng.choice(CONTACT_TEMPLATES), order, rng)
-    hidden = text.replace(order.name, "[NAME]").replace(order.phone, "[PHONE]").replace(order.email, "[EMAIL]")
-    return example(text, hidden, order.name)
+    return example(text, without_person(text, order), order.name)
+
+
+def redact_city(rng: Random) -> Example:
+    order = draw_order(rng)
+    text = fill(rng.choice(PLACED_TEMPLATES), order, rng)
+    return example(text, without_city(text, order), order.name)
+
+
+def redact_both(rng: Random) -> Example:
+    order = draw_order(rng)
+    text = fill(rng.choice(PLACED_TEMPLATES), order, rng)
+    return example(text, without_city(without_person(text, order), order), order.name)
+
+
+def file_card(rng: Random) -> Example:
+    order = draw_order(rng)
+    return example(order_sentence(order, rng), f"{order.last}, {order.first}: {order.count} {order.product}", order.name)
+
+
+def csv_line(rng: Random) -> Example:
+    order = draw_order(rng)
+    return example(order_sentence(order, rng), f"{order.name},{order.count},{order.product},{order.city}", order.name)
+
+
+def mail_address(rng: Random) -> Example:
+    order = draw_order(rng)
+    return example(fill(rng.choice(COLLEAGUE_TEMPLATES), order, rng), order.email, order.name)
 
 
 def text_to_sql(rng: Random) -> Example:
@@ -99,6 +135,25 @@ def classify(classes: dict[str, tuple[str, ...]]) -> Callable[[Random], Example]
     return draw
 
 
+def any_order(rng: Random, templates: tuple[str, ...]) -> str:
+    return fill(rng.choice(templates), draw_order(rng), rng)
+
+
+KINDS_OF_TEXT = {
+    "order": lambda rng: order_sentence(draw_order(rng), rng),
+    "appointment": lambda rng: any_order(rng, DATED_TEMPLATES),
+    "ticket": lambda rng: any_order(rng, CODED_TEMPLATES),
+    "review": lambda rng: class_sentence(rng.choice(list(SENTIMENT.values())), rng),
+    "log": lambda rng: class_sentence(rng.choice(list(SEVERITY.values())), rng),
+    "headline": headline,
+}
+
+
+def kind_of_text(rng: Random) -> Example:
+    label = rng.choice(list(KINDS_OF_TEXT))
+    return example(KINDS_OF_TEXT[label](rng), label)
+
+
 TASKS = {
     "json-extract": Task("Pull the buyer, item, count and city of an order into JSON", extract_json),
     "redact": Task("Replace names, phone numbers and mail addresses by placeholders", redact),
@@ -112,6 +167,12 @@ TASKS = {
     "route": Task("Route a customer's message to the right team", classify(TEAM)),
     "severity": Task("Tell the severity of a log line", classify(SEVERITY)),
     "urgency": Task("Tell how urgent a message is", classify(URGENCY)),
+    "card-index": Task("File an order under the buyer's last name", file_card),
+    "csv-line": Task("Make a line of CSV of an order", csv_line),
+    "mail-address": Task("Make a mail address of a name and a company", mail_address),
+    "text-kind": Task("Tell what kind of text it is", kind_of_text, tuple(KINDS_OF_TEXT)),
+    "no-city": Task("Replace the city by a placeholder", redact_city),
+    "redact+no-city": Task("Replace names, numbers, addresses and the city by placeholders", redact_both),
 }
 
 
