@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use super::error::AppError;
@@ -29,6 +29,28 @@ pub(super) struct DemoPrompt {
     pub(super) task: String,
     /// What to send.
     pub(super) prompt: String,
+    /// Names of the labels of an adapter with a classification head, in the head's order; empty for those that write.
+    #[serde(default)]
+    pub(super) labels: Vec<String>,
+    /// Adapters that are added up for this line, which has no adapter of its own then.
+    #[serde(default)]
+    pub(super) mix: Vec<MixedPart>,
+}
+
+/// An adapter and how much of it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct MixedPart {
+    /// Its name.
+    pub(super) adapter: String,
+    /// What it is multiplied by.
+    pub(super) weight: f32,
+}
+
+impl DemoPrompt {
+    /// The adapter that has to be there for this line and no other; a mix and the base have none.
+    pub(super) fn adapter(&self) -> Option<&str> {
+        (self.mix.is_empty() && !self.name.is_empty()).then_some(self.name.as_str())
+    }
 }
 
 /// Write every file into a temporary folder, laid out as Hugging Face does.
@@ -69,19 +91,23 @@ fn bad(reason: String) -> AppError {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn every_adapter_has_a_prompt_and_every_prompt_an_adapter() {
         let folder = unpack().unwrap();
-        let mut adapters: Vec<_> =
+        let adapters: BTreeSet<_> =
             adapters(folder.path()).unwrap().into_iter().map(|(name, _)| name.to_string()).collect();
-        let mut asked: Vec<_> = prompts().unwrap().into_iter().map(|prompt| prompt.name).collect();
-        adapters.push(String::new());
-        adapters.sort();
-        asked.sort();
+        let prompts = prompts().unwrap();
+        let asked: BTreeSet<_> = prompts.iter().filter_map(DemoPrompt::adapter).map(str::to_owned).collect();
         assert_eq!(adapters, asked);
-        assert!(adapters.len() > 8, "the base and at least eight adapters");
+        assert!(adapters.len() > 16, "{adapters:?}");
+        let alone: Vec<_> = prompts.iter().filter(|prompt| prompt.adapter().is_none()).collect();
+        assert!(alone.iter().any(|prompt| prompt.name.is_empty()), "the base is asked too");
+        let parts: Vec<_> = prompts.iter().flat_map(|prompt| &prompt.mix).collect();
+        assert!(parts.len() > 1 && parts.iter().all(|part| adapters.contains(&part.adapter)), "{parts:?}");
     }
 
     #[test]

@@ -30,14 +30,25 @@ pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
+/// Those for which it is not empty.
+fn lines_with<'a>(answers: &'a [Value], key: &str) -> Vec<&'a Value> {
+    answers.iter().filter(|answer| answer[key].as_array().is_some_and(|some| !some.is_empty())).collect()
+}
+
 #[test]
 fn the_demo_runs_every_adapter_in_one_batch_and_exits() {
     let output = run(&["demo", "--once", "--json"]);
     assert_eq!(code(&output), 0, "{}", text(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let answers = report["answers"].as_array().unwrap();
-    assert!(answers.len() > 8);
-    assert!(answers.iter().all(|answer| answer["tokens"].as_u64() > Some(0)), "{report:#}");
+    assert!(answers.len() > 18);
+    let (scored, mixed) = (lines_with(answers, "labels"), lines_with(answers, "mix"));
+    assert!(scored.len() == 1 && scored[0]["probability"].as_f64() > Some(0.9), "{scored:?}");
+    assert!(scored[0]["labels"].as_array().unwrap().contains(&scored[0]["output"]), "{scored:?}");
+    assert!(mixed.len() == 1 && mixed[0]["output"] == "Call [NAME] in [CITY] at [PHONE].", "{mixed:?}");
+    let written: Vec<_> = answers.iter().filter(|answer| answer["probability"].is_null()).collect();
+    assert_eq!(written.len(), answers.len() - 1, "{report:#}");
+    assert!(written.iter().all(|answer| answer["tokens"].as_u64() > Some(0)), "{report:#}");
     let steps = report["steps_by_distinct_adapters"].as_array().unwrap();
     // The shortest answers may be over before the last request has come in.
     assert!(steps.len() > answers.len() / 2, "the batch was not mixed: {steps:?}");
@@ -122,7 +133,7 @@ fn inspect_says_what_an_adapter_compiles_to_or_why_not() {
 
 #[test]
 fn inspect_says_what_an_adapter_does_to_the_base_and_to_prompts() {
-    let adapter = root("models/demo/adapters").read_dir().unwrap().next().unwrap().unwrap().path();
+    let adapter = root("models/demo/adapters/severity");
     let folder = tempfile::tempdir().unwrap();
     let prompts = folder.path().join("prompts.txt");
     let inspect = |flags: &[&str]| {

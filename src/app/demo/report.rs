@@ -12,7 +12,11 @@ use crate::grpc::pb;
 /// What one adapter said.
 pub(super) struct Answer {
     pub(super) prompt: DemoPrompt,
+    /// Of an adapter with a head the likeliest label.
     pub(super) text: String,
+    /// How likely that label is.
+    pub(super) probability: Option<f32>,
+    /// None where a text was scored: nothing is generated then.
     pub(super) tokens: u32,
     /// Of this request alone, from its first step to its last token.
     pub(super) tokens_per_second: f64,
@@ -28,6 +32,14 @@ impl Answer {
 
     fn name(&self) -> &str {
         if self.prompt.name.is_empty() { "(base)" } else { &self.prompt.name }
+    }
+
+    fn row(&self) -> [String; 5] {
+        let (output, speed) = match self.probability {
+            Some(probability) => (format!("{} ({probability:.3})", self.text), String::new()),
+            None => (one_line(self.text.trim()), format!("{:.0}", self.tokens_per_second)),
+        };
+        [self.name().to_owned(), shortened(&self.prompt.kind), one_line(&self.prompt.prompt), output, speed]
     }
 }
 
@@ -45,13 +57,7 @@ impl Report {
     pub(super) fn write_text(&self, columns: usize, out: &mut impl Write) -> io::Result<()> {
         let mut table = Table::new(["ADAPTER", "KIND", "PROMPT", "OUTPUT", "TOK/S"]).fit(columns, &[1, 2, 3]);
         for answer in &self.answers {
-            table.row([
-                answer.name().to_owned(),
-                shortened(&answer.prompt.kind),
-                one_line(&answer.prompt.prompt),
-                one_line(answer.text.trim()),
-                format!("{:.0}", answer.tokens_per_second),
-            ]);
+            table.row(answer.row());
         }
         table.write(out)?;
         let tokens: u32 = self.answers.iter().map(|answer| answer.tokens).sum();
@@ -95,10 +101,27 @@ impl Report {
             answer.prompt.name,
             quoted_for_bash(&answer.prompt.prompt)
         )?;
+        for answer in &self.answers {
+            self.write_other_call(&answer.prompt, out)?;
+        }
         writeln!(out, "  polydelta adapter list --server http://{address}")?;
         writeln!(out, "  grpcurl -plaintext -d {body} {address} {call}")?;
         writeln!(out, "  ghz --insecure --call {call} -d {body} -c 8 -n 400 {address}")?;
         out.flush()
+    }
+
+    /// How to ask for a mix or for scores, where the line is one of these.
+    fn write_other_call(&self, prompt: &DemoPrompt, out: &mut impl Write) -> io::Result<()> {
+        let (address, text) = (self.address, quoted_for_bash(&prompt.prompt));
+        if !prompt.labels.is_empty() {
+            writeln!(out, "  polydelta score --server http://{address} --adapter {} {text}", prompt.name)?;
+        }
+        if !prompt.mix.is_empty() {
+            let parts: String =
+                prompt.mix.iter().map(|part| format!(" --mix {}={}", part.adapter, part.weight)).collect();
+            writeln!(out, "  polydelta generate --server http://{address}{parts} {text}")?;
+        }
+        Ok(())
     }
 }
 
@@ -108,9 +131,12 @@ fn answer_json(answer: &Answer) -> serde_json::Value {
         "kind": answer.prompt.kind,
         "task": answer.prompt.task,
         "prompt": answer.prompt.prompt,
+        "labels": answer.prompt.labels,
+        "mix": answer.prompt.mix,
         "output": answer.text.trim(),
+        "probability": answer.probability,
         "tokens": answer.tokens,
-        "tokens_per_second": answer.tokens_per_second,
+        "tokens_per_second": answer.probability.is_none().then_some(answer.tokens_per_second),
     })
 }
 
@@ -121,8 +147,11 @@ fn one_line(text: &str) -> String {
 
 /// The method in the words of a narrow column.
 fn shortened(kind: &str) -> String {
-    const SHORT: [(&str, &str); 6] = [
+    const SHORT: [(&str, &str); 9] = [
         (" and lm_head", " + head"),
+        (", q and v, head of", ", head of"),
+        (" behind each layer", ""),
+        ("mix of two", "two"),
         ("all linear layers", "all"),
         ("attention", "attn"),
         ("with patterns, r8 attn and r16 MLP", "r8 attn, r16 MLP"),
@@ -162,23 +191,40 @@ mod tests {
     use super::super::super::bundled;
     use super::*;
 
-    #[test]
-    fn the_table_fits_a_terminal_and_keeps_what_tells_rows_apart() {
+    fn report() -> Report {
         let answers = bundled::prompts().unwrap().into_iter().map(|prompt| Answer {
-            text: format!("{0} {0}", prompt.prompt),
+            text: prompt.labels.first().cloned().unwrap_or_else(|| format!("{0} {0}", prompt.prompt)),
+            probability: (!prompt.labels.is_empty()).then_some(0.75),
             prompt,
             tokens: 40,
             tokens_per_second: 1054.0,
         });
         let address = "127.0.0.1:50051".parse().unwrap();
-        let report = Report { address, answers: answers.collect(), steps: vec![3; 14], seconds: 0.1 };
+        Report { address, answers: answers.collect(), steps: vec![3; 14], seconds: 0.1 }
+    }
+
+    fn written(write: impl Fn(&mut Vec<u8>) -> io::Result<()>) -> String {
+        let mut out = Vec::new();
+        write(&mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_table_fits_a_terminal_and_keeps_what_tells_rows_apart() {
         for columns in [100, 80, 200] {
-            let mut out = Vec::new();
-            report.write_text(columns, &mut out).unwrap();
-            let text = String::from_utf8(out).unwrap();
+            let text = written(|out| report().write_text(columns, out));
             assert!(text.lines().all(|line| line.width() <= columns), "{text}");
             assert!(text.contains("json-extract") && text.contains("…") && text.contains("1054"), "{text}");
+            assert!(text.contains("order (0.750)") && text.contains("redact+no-city"), "{text}");
         }
+    }
+
+    #[test]
+    fn the_invitation_has_a_call_for_adapters_that_write_for_one_that_scores_and_for_a_mix() {
+        let text = written(|out| report().write_invitation(out));
+        assert!(text.contains("generate --server http://127.0.0.1:50051 --adapter json-extract $'"), "{text}");
+        assert!(text.contains("score --server http://127.0.0.1:50051 --adapter text-kind $'"), "{text}");
+        assert!(text.contains("50051 --mix redact=1 --mix no-city=1 $'Call Elena"), "{text}");
     }
 
     #[test]
