@@ -2,30 +2,52 @@
 //! refused.
 
 use serde_json::Value;
+use tokenizers::AddedToken;
 use tokenizers::models::ModelWrapper;
 
 /// Most bytes of text one byte of normalized text can come from, by NFC. Canonical decomposition makes NFC text at most 3
 /// times as long in UTF-8 (UAX #15, U+0390), and any text at most 3 times shorter (U+212A KELVIN SIGN is a `K`).
 const NFC_SHRINKS: u64 = 9;
 
-/// Most bytes of text that one token can stand for, where the tokenizer's parts allow one to say so. `None` where a
-/// token can stand for any length: a model that fuses or drops what it does not know, an added token that takes the
-/// spaces around it, a normalizer or pre-tokenizer that drops text or that is not known here.
-pub(super) fn bytes_per_token(tokenizer: &tokenizers::Tokenizer) -> Option<u64> {
-    let normalizer = serde_json::to_value(tokenizer.get_normalizer()).ok()?;
-    let pre_tokenizer = serde_json::to_value(tokenizer.get_pre_tokenizer()).ok()?;
-    let shrinks = normalizer_shrinks(&normalizer)?;
-    if !keeps_text(&pre_tokenizer) || !knows_every_byte(tokenizer, &pre_tokenizer) {
-        return None;
+/// What bounds the text of a token, where the tokenizer's parts allow one to say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bound {
+    /// Bytes of the longest token.
+    longest: u64,
+    /// How many times shorter a text can become before the model has it.
+    shrinks: u64,
+}
+
+impl Bound {
+    /// `None` where a token can stand for any length: a model that fuses or drops what it does not know, an added token that
+    /// takes the spaces around it, a normalizer or pre-tokenizer that drops text or that is not known here.
+    pub(super) fn of(tokenizer: &tokenizers::Tokenizer) -> Option<Self> {
+        let normalizer = serde_json::to_value(tokenizer.get_normalizer()).ok()?;
+        let pre_tokenizer = serde_json::to_value(tokenizer.get_pre_tokenizer()).ok()?;
+        let shrinks = normalizer_shrinks(&normalizer)?;
+        if !keeps_text(&pre_tokenizer) || !knows_every_byte(tokenizer, &pre_tokenizer) {
+            return None;
+        }
+        // As written in the vocabulary a token is never shorter than its text: one byte is at least one character there.
+        let longest = tokenizer.get_vocab(true).keys().map(|token| token.len() as u64).max()?;
+        // A character outside the vocabulary may be a token of its own.
+        let bound = Self { longest: longest.max(4), shrinks };
+        let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+        bound.with(added.values())
     }
-    let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
-    if added.values().any(|token| token.lstrip || token.rstrip) {
-        return None;
+
+    /// The same with more added tokens.
+    pub(super) fn with<'t>(self, added: impl IntoIterator<Item = &'t AddedToken>) -> Option<Self> {
+        added.into_iter().try_fold(self, |bound, token| {
+            let takes_spaces = token.lstrip || token.rstrip;
+            (!takes_spaces).then(|| Self { longest: bound.longest.max(token.content.len() as u64), ..bound })
+        })
     }
-    // As written in the vocabulary a token is never shorter than its text: one byte is at least one character there.
-    let longest = tokenizer.get_vocab(true).keys().map(|token| token.len() as u64).max()?;
-    // A character outside the vocabulary may be a token of its own.
-    longest.max(4).checked_mul(shrinks)
+
+    /// Most bytes of text that one token can stand for.
+    pub(super) fn bytes_per_token(self) -> Option<u64> {
+        self.longest.checked_mul(self.shrinks)
+    }
 }
 
 fn kind(part: &Value) -> &str {

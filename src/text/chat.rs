@@ -1,6 +1,7 @@
 //! Chat templates: a conversation as the prompt that its model was trained on.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::control::{self, ControlTokens};
@@ -58,7 +59,7 @@ pub enum ChatError {
 /// A compiled chat template with the special tokens it may print.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    template: Template,
+    template: Arc<Template>,
     variables: Vec<(String, String)>,
     control: ControlTokens,
     /// Takes the place of this one where a chat has tools.
@@ -100,10 +101,28 @@ impl ChatTemplate {
     /// # Errors
     /// [`ChatError::Template`] and [`ChatError::Tokens`].
     pub fn new(source: &str, settings: &TokenizerSettings, tokenizer: &Tokenizer) -> Result<Self, ChatError> {
-        let template = Template::compile(source)?;
+        Ok(Self::of(Arc::new(Template::compile(source)?), settings, tokenizer)?)
+    }
+
+    fn of(
+        template: Arc<Template>,
+        settings: &TokenizerSettings,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self, TokenizerError> {
         let variables = settings.variables().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
         let control = ControlTokens::new(tokenizer, settings.control_tokens.as_deref(), template.literals())?;
         Ok(Self { template, variables, control, with_tools: None })
+    }
+
+    /// The same template for another tokenizer, without compiling it again. `settings` are those it was compiled with, and
+    /// what the other tokenizer says besides.
+    ///
+    /// # Errors
+    /// The tokens are too many for a finder.
+    pub fn for_tokenizer(&self, settings: &TokenizerSettings, tokenizer: &Tokenizer) -> Result<Self, TokenizerError> {
+        let with_tools = self.with_tools.as_ref().map(|template| template.for_tokenizer(settings, tokenizer));
+        let with_tools = with_tools.transpose()?.map(Box::new);
+        Ok(Self { with_tools, ..Self::of(Arc::clone(&self.template), settings, tokenizer)? })
     }
 
     /// As [`ChatTemplate::new`], of the content of a file.

@@ -20,7 +20,11 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod gguf;
+mod knowing;
+mod own_tokens;
+mod own_tokens_error;
 mod problem;
+mod saved_tokens;
 mod tokenizer_class;
 
 pub use chat::{ChatError, ChatTemplate, RenderedChat};
@@ -28,6 +32,9 @@ pub use choice::{ChoiceText, TextDelta};
 pub use detokenizer::Detokenizer;
 pub use error::TokenizerError;
 pub use gguf::GgufTokenizerError;
+pub use own_tokens::OwnTokens;
+pub use own_tokens_error::OwnTokensError;
+pub use saved_tokens::SavedTokens;
 pub use settings::TokenizerSettings;
 pub use stop::StopMatcher;
 pub use tokenizer::Tokenizer;

@@ -94,6 +94,20 @@ impl TokenizerSettings {
         self.chat_template.as_deref()
     }
 
+    /// These settings with another token that ends an answer, where there is one.
+    #[must_use]
+    pub fn with_eos(&self, eos: Option<&str>) -> Self {
+        const EOS: &str = "eos_token";
+        let mut settings = self.clone();
+        let Some(eos) = eos else { return settings };
+        let token = AddedToken::from(eos, true);
+        match settings.named.iter_mut().find(|(name, _)| name == EOS) {
+            Some((_, named)) => *named = token,
+            None => settings.named.push((EOS.to_owned(), token)),
+        }
+        settings
+    }
+
     /// Every name that ends in `_token` and stands for one.
     fn take_named(&mut self, config: &Map<String, Value>) {
         let mut take = |name: &str, value: &Value| {

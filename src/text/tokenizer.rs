@@ -3,14 +3,17 @@
 use std::collections::HashMap;
 use std::panic::catch_unwind;
 use std::path::Path;
+use std::sync::Arc;
 
 use tokenizers::{
-    Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, TruncationDirection,
+    AddedToken, AddedVocabulary, Decoder, Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString,
+    PreTokenizer, TruncationDirection,
 };
 
-use super::bound::bytes_per_token;
+use super::bound::Bound;
 use super::decoder_kind::DecoderKind;
 use super::error::TokenizerError;
+use super::knowing::Knowing;
 use super::settings::TokenizerSettings;
 use crate::files::{self, MAX_TOKENIZER_BYTES};
 
@@ -24,12 +27,15 @@ const LEGACY: [&str; 6] =
 /// own chat prompt depends on it.
 #[derive(Debug)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    /// The base's, with the tokens that were added to it.
+    inner: Arc<tokenizers::Tokenizer>,
+    /// Those, and an adapter's own; `None`: an adapter has none.
+    with_own: Option<AddedVocabulary>,
     /// Id and text of every special token.
     special: HashMap<u32, String>,
     decoder: DecoderKind,
     vocab_size: usize,
-    bytes_per_token: Option<u64>,
+    bound: Option<Bound>,
 }
 
 impl Tokenizer {
@@ -77,17 +83,37 @@ impl Tokenizer {
         let missing = settings.missing(&inner);
         inner.add_tokens(missing).map_err(format)?;
         inner.set_encode_special_tokens(settings.split_special_tokens);
-        let added = inner.get_added_vocabulary();
-        let special = added
-            .get_added_tokens_decoder()
-            .iter()
-            .filter(|(_, token)| added.is_special_token(&token.content))
-            .map(|(id, token)| (*id, token.content.clone()))
-            .collect();
+        let special = special(inner.get_added_vocabulary());
         let decoder = DecoderKind::of(inner.get_decoder());
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-        let bytes_per_token = bytes_per_token(&inner);
-        Ok(Self { inner, special, decoder, vocab_size, bytes_per_token })
+        let bound = Bound::of(&inner);
+        Ok(Self { inner: Arc::new(inner), with_own: None, special, decoder, vocab_size, bound })
+    }
+
+    /// This tokenizer with more added tokens of these ids, which its model does not know.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Format`]: the library cannot look for them.
+    pub(super) fn with_added(&self, tokens: &[(u32, AddedToken)]) -> Result<Self, TokenizerError> {
+        let mut added = self.added().clone();
+        let model = Knowing::of(self.inner.get_model(), tokens);
+        added
+            .add_tokens(tokens.iter().map(|(_, token)| token.clone()), &model, self.inner.get_normalizer())
+            .map_err(|error| TokenizerError::Format { reason: format!("added tokens: {error}") })?;
+        let vocab_size = tokens.iter().map(|(id, _)| *id as usize + 1).max().unwrap_or(0).max(self.vocab_size);
+        Ok(Self {
+            inner: Arc::clone(&self.inner),
+            special: special(&added),
+            with_own: Some(added),
+            decoder: self.decoder,
+            vocab_size,
+            bound: self.bound.and_then(|bound| bound.with(tokens.iter().map(|(_, token)| token))),
+        })
+    }
+
+    /// Every token beside the model's.
+    fn added(&self) -> &AddedVocabulary {
+        self.with_own.as_ref().unwrap_or_else(|| self.inner.get_added_vocabulary())
     }
 
     /// Token ids of `text`. `add_special` adds what the tokenizer adds around a sequence (usually the bos token);
@@ -96,10 +122,8 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Encode`].
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        match self.inner.encode_fast(text, add_special) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(error) => Err(TokenizerError::Encode { bytes: text.len(), reason: error.to_string() }),
-        }
+        // That many are never too many.
+        Ok(self.encode_at_most(text, add_special, usize::MAX)?.unwrap_or_default())
     }
 
     /// Token ids of `text` in which no added token is looked for.
@@ -136,8 +160,8 @@ impl Tokenizer {
     ) -> Result<Option<Vec<u32>>, TokenizerError> {
         let failed = |error: tokenizers::Error| TokenizerError::Encode { bytes: text.len(), reason: error.to_string() };
         let inner = &self.inner;
-        // What `encode_fast` does, but for the limit.
-        let mut pieces = inner.get_added_vocabulary().extract_and_normalize(inner.get_normalizer(), text);
+        // What the library's `encode_fast` does, but for the limit, and for whose tokens are added.
+        let mut pieces = self.added().extract_and_normalize(inner.get_normalizer(), text);
         if let Some(pre_tokenizer) = inner.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut pieces).map_err(failed)?;
         }
@@ -154,7 +178,7 @@ impl Tokenizer {
     /// Most bytes that a text of so many tokens can have; `None` where a token can stand for any length.
     #[must_use]
     pub fn max_bytes(&self, tokens: u32) -> Option<u64> {
-        self.bytes_per_token.map(|bytes| bytes.saturating_mul(u64::from(tokens)))
+        self.bound?.bytes_per_token().map(|bytes| bytes.saturating_mul(u64::from(tokens)))
     }
 
     /// Text of `ids`, taken as a whole; broken UTF-8 becomes U+FFFD. Ids the tokenizer does not know (a model may
@@ -163,9 +187,12 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Decode`].
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
-        self.inner
-            .decode(ids, skip_special)
-            .map_err(|error| TokenizerError::Decode { count: ids.len(), reason: error.to_string() })
+        // What the library's `decode` does, but for whose tokens are added.
+        let shown = |token: &String| !skip_special || !self.added().is_special_token(token);
+        let tokens: Vec<String> = ids.iter().filter_map(|id| self.token(*id).filter(shown)).collect();
+        let Some(decoder) = self.inner.get_decoder() else { return Ok(tokens.join(" ")) };
+        let failed = |error: tokenizers::Error| TokenizerError::Decode { count: ids.len(), reason: error.to_string() };
+        decoder.decode(tokens).map_err(failed)
     }
 
     /// One more than the largest id. A model's logits may be wider.
@@ -177,14 +204,13 @@ impl Tokenizer {
     /// Id of a token as it is written in the vocabulary, for example `<|eot_id|>`.
     #[must_use]
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
+        self.added().token_to_id(token, self.inner.get_model())
     }
 
     /// The token as it is written in the vocabulary.
     #[must_use]
     pub fn token(&self, id: u32) -> Option<String> {
-        let added = self.inner.get_added_vocabulary().simple_id_to_token(id);
-        added.or_else(|| self.inner.id_to_token(id))
+        self.added().simple_id_to_token(id).or_else(|| self.inner.get_model().id_to_token(id))
     }
 
     /// Whether decoding with `skip_special` leaves this id out.
@@ -207,13 +233,19 @@ impl Tokenizer {
 
     /// Text of every added token, and whether it is special.
     pub(super) fn added_tokens(&self) -> impl Iterator<Item = (&str, bool)> {
-        let tokens = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let tokens = self.added().get_added_tokens_decoder();
         tokens.iter().map(|(id, token)| (token.content.as_str(), self.is_special(*id)))
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn added_count(&self) -> usize {
+        self.added().get_added_tokens_decoder().len()
     }
 
     /// Whether `text` is the text of an added token.
     pub(super) fn is_added(&self, text: &str) -> bool {
-        self.inner.get_added_vocabulary().get_vocab().contains_key(text)
+        self.added().get_vocab().contains_key(text)
     }
 
     /// Every special id, ascending.
@@ -227,6 +259,13 @@ impl Tokenizer {
     pub(super) fn decoder_kind(&self) -> DecoderKind {
         self.decoder
     }
+}
+
+/// Id and text of every special token.
+fn special(added: &AddedVocabulary) -> HashMap<u32, String> {
+    let tokens = added.get_added_tokens_decoder().iter();
+    let special = tokens.filter(|(_, token)| added.is_special_token(&token.content));
+    special.map(|(id, token)| (*id, token.content.clone())).collect()
 }
 
 #[cfg(test)]
