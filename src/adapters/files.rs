@@ -21,6 +21,12 @@ pub const ADAPTERHUB_WEIGHTS_FILE: &str = "adapter.safetensors";
 pub const INDEX_FILE: &str = "adapter_model.safetensors.index.json";
 /// The adapter's own chat template, where it has one.
 pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
+/// The tokenizer that was saved with it. Stored is what it has and the base's has not, under the same name.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// What transformers says of that tokenizer besides.
+pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
+/// Files that not every adapter has, in the order of their names.
+pub(super) const OPTIONAL_FILES: [&str; 2] = [CHAT_TEMPLATE_FILE, TOKENIZER_FILE];
 /// Most data one chunk may carry.
 pub const MAX_CHUNK_BYTES: usize = 1 << 20;
 
@@ -93,6 +99,10 @@ pub struct StoreLimits {
     pub max_config_bytes: u64,
     /// Declared bytes of `chat_template.jinja`.
     pub max_chat_template_bytes: u64,
+    /// Declared bytes of `tokenizer.json`.
+    pub max_tokenizer_bytes: u64,
+    /// Declared bytes of `tokenizer_config.json`.
+    pub max_tokenizer_config_bytes: u64,
     /// Chat templates that the base has anyway: a `chat_template.jinja` of this content is no part of an adapter.
     pub base_chat_templates: Vec<Sha256Digest>,
     /// Files in one header.
@@ -120,6 +130,8 @@ impl Default for StoreLimits {
             max_loaded_bytes: u64::MAX,
             max_config_bytes: 8 << 20,
             max_chat_template_bytes: 128 << 10,
+            max_tokenizer_bytes: 64 << 20,
+            max_tokenizer_config_bytes: 8 << 20,
             base_chat_templates: Vec::new(),
             max_files: 32,
             max_staged_bytes: 4 << 30,
@@ -142,6 +154,9 @@ pub enum FileRole {
     Weights,
     /// `chat_template.jinja`: stored, unless it is the base's.
     ChatTemplate,
+    /// `tokenizer.json` or `tokenizer_config.json`: what they say of tokens that the base does not have is stored
+    /// ([`Staged::keep_tokenizer`](super::Staged::keep_tokenizer)), the rest dropped.
+    Tokenizer,
     /// A companion that PEFT or a trainer saves beside the adapter: its bytes and digest are checked, then dropped.
     Ignored,
 }
@@ -149,7 +164,7 @@ pub enum FileRole {
 /// A stored file: part of the version's identity.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StoredFile {
-    /// [`CONFIG_FILE`], [`WEIGHTS_FILE`] or [`CHAT_TEMPLATE_FILE`].
+    /// [`CONFIG_FILE`], [`WEIGHTS_FILE`], [`CHAT_TEMPLATE_FILE`] or [`TOKENIZER_FILE`].
     pub path: String,
     /// Bytes.
     pub size: u64,
@@ -173,21 +188,31 @@ pub(super) struct CheckedHeader {
     pub(super) validate_only: bool,
     pub(super) pin: bool,
     pub(super) bytes: u64,
+    /// Where the adapter has no tokens of its own.
     pub(super) version: AdapterVersion,
 }
 
 impl CheckedHeader {
-    /// The files that are kept, sorted by path.
+    /// The files that are kept as they come, sorted by path.
     pub(super) fn stored_files(&self) -> Vec<StoredFile> {
         stored(&self.files)
     }
 }
 
 fn stored(files: &[CheckedFile]) -> Vec<StoredFile> {
-    let mut stored: Vec<_> =
-        files.iter().filter(|file| file.role != FileRole::Ignored).map(|file| file.file.clone()).collect();
+    let mut stored: Vec<_> = files.iter().filter(|file| file.role.is_stored()).map(|file| file.file.clone()).collect();
     stored.sort();
     stored
+}
+
+impl FileRole {
+    /// Stored as it comes.
+    fn is_stored(self) -> bool {
+        match self {
+            Self::Config | Self::Weights | Self::ChatTemplate => true,
+            Self::Tokenizer | Self::Ignored => false,
+        }
+    }
 }
 
 impl UploadHeader {
@@ -215,7 +240,7 @@ impl UploadHeader {
         if bytes > limits.max_adapter_bytes {
             return Err(AdapterError::AdapterTooLarge { bytes, max: limits.max_adapter_bytes });
         }
-        let loaded = files.iter().filter(|file| file.role != FileRole::Ignored).map(|file| file.file.size).sum();
+        let loaded = files.iter().filter(|file| file.role.is_stored()).map(|file| file.file.size).sum();
         if loaded > limits.max_loaded_bytes {
             return Err(AdapterError::LargerThanMemory { bytes: loaded, max: limits.max_loaded_bytes });
         }
@@ -228,12 +253,14 @@ impl UploadHeader {
 fn check_file(file: &FileHeader, role: FileRole, limits: &StoreLimits) -> Result<CheckedFile, AdapterError> {
     let path = stored_name(&file.path).to_owned();
     let sha256 = file.sha256.parse().map_err(|_| AdapterError::BadDigest { path: path.clone() })?;
-    if file.size == 0 && role != FileRole::Ignored {
+    if file.size == 0 && role.is_stored() {
         return Err(AdapterError::EmptyFile { path });
     }
     let max = match role {
         FileRole::Config => limits.max_config_bytes,
         FileRole::ChatTemplate => limits.max_chat_template_bytes,
+        FileRole::Tokenizer if path == TOKENIZER_FILE => limits.max_tokenizer_bytes,
+        FileRole::Tokenizer => limits.max_tokenizer_config_bytes,
         FileRole::Weights | FileRole::Ignored => limits.max_adapter_bytes,
     };
     if file.size > max {
@@ -268,6 +295,7 @@ pub fn role_of(path: &str) -> Result<FileRole, AdapterError> {
         CONFIG_FILE => Ok(FileRole::Config),
         WEIGHTS_FILE | ADAPTERHUB_WEIGHTS_FILE => Ok(FileRole::Weights),
         CHAT_TEMPLATE_FILE => Ok(FileRole::ChatTemplate),
+        TOKENIZER_FILE | TOKENIZER_CONFIG_FILE => Ok(FileRole::Tokenizer),
         _ if is_companion(path) => Ok(FileRole::Ignored),
         _ => Err(AdapterError::UnknownFile { path: path.to_owned() }),
     }

@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 
 use super::error::AdapterError;
 use super::files::{
-    CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, StoreLimits, StoredFile, UploadHeader,
-    WEIGHTS_FILE, version_of,
+    CHAT_TEMPLATE_FILE, CONFIG_FILE, CheckedHeader, Expected, FileHeader, MAX_CHUNK_BYTES, StoreLimits, StoredFile,
+    TOKENIZER_FILE, UploadHeader, WEIGHTS_FILE, version_of,
 };
 use super::published::Published;
 use super::registry::{AdapterInfo, AdapterRegistry};
@@ -25,6 +25,8 @@ pub struct AdapterFolder<'a> {
     pub dir: &'a Path,
     /// The chat template that it brings, wherever that was found.
     pub chat_template: Option<&'a [u8]>,
+    /// The tokens that it has and the base does not, in the form in which they are stored.
+    pub own_tokens: Option<&'a [u8]>,
 }
 
 impl AdapterFolder<'_> {
@@ -33,12 +35,25 @@ impl AdapterFolder<'_> {
     /// # Errors
     /// [`AdapterError::MissingFile`], the disk.
     pub fn scan(&self) -> Result<Vec<FileHeader>, AdapterError> {
-        let template = self.chat_template.map(|content| {
-            let StoredFile { path, size, sha256 } = stored(CHAT_TEMPLATE_FILE, content);
+        let beside = self.beside().map(|(path, content)| {
+            let StoredFile { path, size, sha256 } = stored(path, content);
             Ok(FileHeader { path, size, sha256: sha256.to_string() })
         });
         let files = [CONFIG_FILE, WEIGHTS_FILE].into_iter().map(|path| scan_file(self.dir, path));
-        files.chain(template).collect()
+        files.chain(beside).collect()
+    }
+
+    /// The files that not every adapter has.
+    fn beside(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        [(CHAT_TEMPLATE_FILE, self.chat_template), (TOKENIZER_FILE, self.own_tokens)]
+            .into_iter()
+            .filter_map(|(path, content)| Some((path, content?)))
+    }
+
+    /// The version that an upload of it gets.
+    fn version(&self, header: &CheckedHeader) -> AdapterVersion {
+        let own = self.own_tokens.map(|content| stored(TOKENIZER_FILE, content));
+        version_of(&header.stored_files().into_iter().chain(own).collect::<Vec<_>>())
     }
 }
 
@@ -50,13 +65,16 @@ pub struct ReadAdapter {
     pub weights: Vec<u8>,
     /// `chat_template.jinja`, where it is not the base's.
     pub chat_template: Option<Vec<u8>>,
+    /// `tokenizer.json`, where it has tokens that the base does not have.
+    pub own_tokens: Option<Vec<u8>>,
 }
 
 impl ReadAdapter {
     /// Of all files.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        (self.config.len() + self.weights.len() + self.chat_template.as_ref().map_or(0, Vec::len)) as u64
+        let beside = [&self.chat_template, &self.own_tokens].into_iter().flatten();
+        (self.config.len() + self.weights.len() + beside.map(Vec::len).sum::<usize>()) as u64
     }
 }
 
@@ -86,10 +104,15 @@ pub fn read_folder(
     folder: AdapterFolder<'_>,
     limits: &StoreLimits,
 ) -> Result<(AdapterVersion, ReadAdapter), AdapterError> {
-    let AdapterFolder { dir: folder, chat_template } = folder;
+    let AdapterFolder { dir: folder, chat_template, own_tokens } = folder;
     check_sizes(folder, limits)?;
     let [config, weights] = parts(limits).map(|(path, max)| read_file(folder, path, max));
-    let mut read = ReadAdapter { config: config?, weights: weights?, chat_template: None };
+    let mut read = ReadAdapter {
+        config: config?,
+        weights: weights?,
+        chat_template: None,
+        own_tokens: own_tokens.map(<[u8]>::to_vec),
+    };
     let mut files = vec![stored(CONFIG_FILE, &read.config), stored(WEIGHTS_FILE, &read.weights)];
     if let Some(template) = chat_template {
         check_size(CHAT_TEMPLATE_FILE, template.len() as u64, limits.max_chat_template_bytes)?;
@@ -99,6 +122,7 @@ pub fn read_folder(
             read.chat_template = Some(template.to_vec());
         }
     }
+    files.extend(own_tokens.map(|content| stored(TOKENIZER_FILE, content)));
     Ok((version_of(&files), read))
 }
 
@@ -174,7 +198,8 @@ fn each_chunk(
 
 impl AdapterRegistry {
     /// Import an adapter under `name`, replacing what the name stood for. `compile` checks the staged
-    /// files and says what they compile to. `None`: the store has the same content under this name already.
+    /// files and says what they compile to; what of a tokenizer is kept, it says to them. `None`: the store has the same
+    /// content under this name already.
     ///
     /// # Errors
     /// What an upload can fail with, and whatever `compile` says.
@@ -183,7 +208,7 @@ impl AdapterRegistry {
         name: &AdapterName,
         folder: AdapterFolder<'_>,
         pin: bool,
-        compile: impl FnOnce(&Staged) -> Result<AdapterFacts, E>,
+        compile: impl FnOnce(&mut Staged) -> Result<AdapterFacts, E>,
     ) -> Result<Option<Published>, E> {
         check_sizes(folder.dir, self.uploads().limits())?;
         let header = UploadHeader {
@@ -195,7 +220,7 @@ impl AdapterRegistry {
             pin,
             client: ClientKey::LOCAL,
         };
-        let version = header.check(self.uploads().limits())?.version;
+        let version = folder.version(&header.check(self.uploads().limits())?);
         let same = |found: AdapterInfo| {
             found.stored.version == version && found.stored.pinned == pin && found.mismatch.is_none()
         };
@@ -212,11 +237,13 @@ impl AdapterRegistry {
                 Ok(())
             })?;
         }
-        for (part, chunk) in folder.chat_template.unwrap_or_default().chunks(MAX_CHUNK_BYTES).enumerate() {
-            session.write(2, (part * MAX_CHUNK_BYTES) as u64, chunk, Instant::now())?;
+        for (index, (_, content)) in folder.beside().enumerate() {
+            for (part, chunk) in content.chunks(MAX_CHUNK_BYTES).enumerate() {
+                session.write(2 + index, (part * MAX_CHUNK_BYTES) as u64, chunk, Instant::now())?;
+            }
         }
-        let staged = session.finish()?;
-        let facts = compile(&staged)?;
+        let mut staged = session.finish()?;
+        let facts = compile(&mut staged)?;
         Ok(Some(self.publish(staged, facts, SystemTime::now())?))
     }
 }

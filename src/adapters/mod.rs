@@ -46,14 +46,15 @@ pub use error::{AdapterError, LoadFailure};
 pub use events::{AdapterEvent, AdapterEventKind, AdapterObserver, EventLog, EventsLost};
 pub use files::{
     ADAPTERHUB_WEIGHTS_FILE, CHAT_TEMPLATE_FILE, CONFIG_FILE, Expected, FileHeader, MAX_CHUNK_BYTES, StoreLimits,
-    StoredFile, UploadHeader, WEIGHTS_FILE,
+    StoredFile, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, UploadHeader, WEIGHTS_FILE,
 };
 pub use fs::{DiskFs, Found, FoundKind, StoreFile, StoreFs};
 pub use lease::{AdapterLease, Content, MixPart};
 pub use pins::PinLimits;
 pub use published::Published;
 pub use registry::{
-    AdapterInfo, AdapterRegistry, OwnChatTemplate, RegistryLimits, ResolvedAdapter, ResolvedMix, ResolvedPart,
+    AdapterInfo, AdapterRegistry, OwnChatTemplate, OwnTokensFile, RegistryLimits, ResolvedAdapter, ResolvedMix,
+    ResolvedPart,
 };
 pub use residency::{
     Acquire, AdapterState, InstallTicket, LoadTicket, RemovalTicket, Residency, ResidencyLimits, ResidencyStats,
@@ -66,4 +67,6 @@ pub use store::{
 };
 pub use stored::{AdapterBytes, Binding, Bound, Compiled, StoredAdapter};
 pub use upload_id::{InvalidUploadId, UploadId};
-pub use uploads::{Begin, FileProgress, Staged, UploadHead, UploadSession, UploadStatus, Uploads, WeightsHead};
+pub use uploads::{
+    Begin, FileProgress, Staged, TokenizerFiles, UploadHead, UploadSession, UploadStatus, Uploads, WeightsHead,
+};

@@ -14,8 +14,8 @@ use std::time::{Instant, SystemTime};
 
 use dashmap::DashMap;
 
-pub use self::alias::OwnChatTemplate;
 use self::alias::{Alias, Present};
+pub use self::alias::{OwnChatTemplate, OwnTokensFile};
 pub use self::mixing::{ResolvedMix, ResolvedPart};
 pub use self::using::ResolvedAdapter;
 use super::catalog::Catalog;
@@ -217,6 +217,7 @@ impl AdapterRegistry {
     /// The compare and set, quotas, the disk. The upload is discarded then.
     pub fn publish(&self, mut staged: Staged, facts: AdapterFacts, now: SystemTime) -> Result<Published, AdapterError> {
         let created_ms = unix_ms(now);
+        staged.settle()?;
         let (name, version, files, pinned) = (staged.name().clone(), staged.version(), staged.files(), staged.pin());
         let facts = Arc::new(facts);
         let mut signals = Signals::default();

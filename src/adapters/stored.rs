@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::files::{CHAT_TEMPLATE_FILE, StoredFile};
+use super::files::{CHAT_TEMPLATE_FILE, StoredFile, TOKENIZER_FILE};
 use crate::types::{AdapterFacts, AdapterName, AdapterVersion, BaseDigest};
 
 /// What a version compiled to, and for which base.
@@ -45,6 +45,12 @@ impl StoredAdapter {
     #[must_use]
     pub fn chat_template(&self) -> Option<&StoredFile> {
         self.files.iter().find(|file| file.path == CHAT_TEMPLATE_FILE)
+    }
+
+    /// The tokens that it has and its base does not, where there are any.
+    #[must_use]
+    pub fn own_tokens(&self) -> Option<&StoredFile> {
+        self.files.iter().find(|file| file.path == TOKENIZER_FILE)
     }
 }
 

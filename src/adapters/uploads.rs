@@ -15,7 +15,7 @@ mod table;
 
 pub use head::{UploadHead, WeightsHead};
 pub use session::FileProgress;
-pub use staged::Staged;
+pub use staged::{Staged, TokenizerFiles};
 pub use stream::UploadSession;
 
 use std::path::PathBuf;

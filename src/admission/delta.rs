@@ -6,8 +6,8 @@ use super::background::{Lost, off_reactor};
 use super::error::AdmissionError;
 use super::validate::InvalidRequest;
 use crate::adapters::{
-    AdapterBytes, AdapterError, AdapterLease, AdapterRegistry, OwnChatTemplate, ResolvedAdapter, ResolvedMix,
-    ResolvedPart, Want,
+    AdapterBytes, AdapterError, AdapterLease, AdapterRegistry, OwnChatTemplate, OwnTokensFile, ResolvedAdapter,
+    ResolvedMix, ResolvedPart, Want,
 };
 use crate::delta::{OF_ACTIVATED, OF_OTHER_TOKENS, refused_in_mix};
 use crate::types::{AdapterName, AdapterVersion, ClientKey, MAX_ADDED_TOKENS};
@@ -221,6 +221,19 @@ impl ResolvedDelta {
         match others.iter().find(|other| other.chat_template != first.chat_template) {
             Some(other) => Err(AdmissionError::ChatTemplates { one: first.name.clone(), other: other.name.clone() }),
             None => Ok(first.chat_template.map(|own| (*first, own))),
+        }
+    }
+
+    /// The adapter's own tokens; of a mix, those that every part brings that brings any. Texts without them are read by all
+    /// parts as the base reads them.
+    pub(super) fn tokens(&self) -> Result<Option<(&ResolvedAdapter, OwnTokensFile)>, AdmissionError> {
+        let mut bring = self.adapters().into_iter().filter_map(|adapter| Some((adapter, adapter.tokens?)));
+        let Some((first, tokens)) = bring.next() else { return Ok(None) };
+        match bring.find(|(_, others)| *others != tokens) {
+            Some((other, _)) => {
+                Err(AdmissionError::OwnTokensDiffer { one: first.name.clone(), other: other.name.clone() })
+            }
+            None => Ok(Some((first, tokens))),
         }
     }
 

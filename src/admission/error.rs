@@ -4,7 +4,7 @@ use super::validate::InvalidRequest;
 use crate::adapters::{AdapterError, LoadFailure};
 use crate::engine::SubmitError;
 use crate::scheduler::places::Holder;
-use crate::text::{ChatError, TokenizerError};
+use crate::text::{ChatError, OwnTokensError, TokenizerError};
 use crate::types::{AdapterName, AdapterTask, OpClass};
 
 /// Refusals of the gate.
@@ -84,6 +84,22 @@ pub enum AdmissionError {
         /// Another.
         other: AdapterName,
     },
+    /// A text for a mix of which nothing says how it is to be read.
+    #[error("adapters {one} and {other} of the mix bring tokens of their own, and not the same: send token ids")]
+    OwnTokensDiffer {
+        /// A part of the mix.
+        one: AdapterName,
+        /// Another.
+        other: AdapterName,
+    },
+    /// The tokens that an adapter brings do not go with the base's tokenizer, which is another one than when they came.
+    #[error("adapter {adapter}: {source}: upload it again")]
+    OwnTokens {
+        /// Whose they are.
+        adapter: AdapterName,
+        /// What is wrong with them.
+        source: Box<OwnTokensError>,
+    },
     /// The engine does not take it.
     #[error(transparent)]
     Submit(#[from] SubmitError),
@@ -157,11 +173,15 @@ impl AdmissionError {
             | Self::EmptyPrompt { .. }
             | Self::NoChatTemplate
             | Self::ChatTemplates { .. }
+            | Self::OwnTokensDiffer { .. }
             | Self::Chat { .. }
             | Self::Tokenizer(_) => "invalid",
-            Self::Adapter(_) | Self::NotLinear { .. } | Self::Task { .. } | Self::Sent(_) | Self::NoSentAdapters => {
-                "adapter"
-            }
+            Self::Adapter(_)
+            | Self::OwnTokens { .. }
+            | Self::NotLinear { .. }
+            | Self::Task { .. }
+            | Self::Sent(_)
+            | Self::NoSentAdapters => "adapter",
             Self::Input { error, .. } => error.reason(),
             Self::Submit(SubmitError::Stopped) => "draining",
             Self::DeadlineExceeded => "deadline",

@@ -13,7 +13,7 @@ use super::generation::{Admitted, Echo, Generation, GenerationInfo};
 use super::lease::SharedLease;
 use super::receipt::{Draft, Noted};
 use super::salt::PrefixSalting;
-use super::templates::{AdapterTemplates, Chosen};
+use super::texts::{AdapterTexts, Chosen, OwnText};
 use super::tokenizing::{TokenizedPrompt, Tokenizing};
 use super::validate::{InvalidRequest, Limits, Resolved, prompt_field};
 use crate::adapters::{AdapterError, AdapterRegistry, ResidentLease, Want};
@@ -56,8 +56,8 @@ pub struct GateParts {
     pub tokenizer: Arc<Tokenizer>,
     /// Of the base model, where it has one.
     pub chat_template: Option<Arc<ChatTemplate>>,
-    /// Those of adapters.
-    pub adapter_templates: Arc<AdapterTemplates>,
+    /// What adapters bring for texts.
+    pub adapter_texts: Arc<AdapterTexts>,
     /// What a request may ask for, and what it gets where it does not say.
     pub limits: Limits,
     /// Is told how every request ended.
@@ -85,9 +85,7 @@ impl Gate {
     #[must_use]
     pub fn new(parts: GateParts) -> Self {
         let places = Places::new(parts.max_concurrent as usize);
-        let (tokenizer, threads, metrics) =
-            (Arc::clone(&parts.tokenizer), parts.tokenize_threads, parts.metrics.clone());
-        let tokenizing = Tokenizing::new(tokenizer, &parts.limits, threads, metrics);
+        let tokenizing = Tokenizing::new(&parts.limits, parts.tokenize_threads, parts.metrics.clone());
         Self { parts, places, tokenizing, next_id: AtomicU64::new(1) }
     }
 
@@ -115,10 +113,12 @@ impl Gate {
         let party = party(arrival.client, &resolved);
         let place = self.place(party)?;
         let limits = self.limits(resolved.as_ref().ok());
-        limits.check(&input).map_err(|invalid| self.named(invalid))?;
+        limits.check(&input).map_err(|invalid| self.named(invalid, None))?;
         let resolved = resolved?;
         check_task(Wanted::Tokens, &resolved)?;
-        let prompt = self.tokenize_input(&mut input.prompt, &resolved, party).await?;
+        let text = self.text(&resolved, party).await?;
+        let text = text.as_ref();
+        let prompt = self.tokenize_input(&mut input.prompt, &resolved, text, party).await?;
         // Once more when the adapter's virtual tokens are known; no adapter is loaded for a prompt that is too long.
         limits.room(&input, prompt.ids.len(), 0)?;
         if let Some(max_bytes) = max_answer_bytes {
@@ -128,13 +128,14 @@ impl Gate {
         let binding = brought.binding(&prompt);
         let virtual_tokens = binding.and_then(|binding| binding.virtual_tokens).map_or(0, |tokens| tokens.count);
         // Once more when the adapter's vocabulary is known.
-        let limits = self.limits_of(&brought);
-        limits.check_ids(&input, &prompt.ids).map_err(|invalid| self.named(invalid))?;
+        let limits = Limits::with_eos(self.limits_of(&brought), text.and_then(|text| text.eos));
+        limits.check_ids(&input, &prompt.ids).map_err(|invalid| self.named(invalid, text))?;
         let resolved = limits.resolve(&input, prompt.ids.len(), virtual_tokens)?;
 
         self.submit(Ready {
             request_id,
             prompt,
+            tokenizer: self.tokenizer(text),
             brought,
             resolved,
             stop: input.stopping.stop,
@@ -148,15 +149,14 @@ impl Gate {
 
     /// Hand a request over to the engine.
     fn submit(&self, ready: Ready<'_>) -> Result<Generation, AdmissionError> {
-        let Ready { request_id, prompt, brought, resolved, stop, options, arrival, place, .. } = ready;
+        let Ready { request_id, prompt, tokenizer, brought, resolved, stop, options, arrival, place, .. } = ready;
         let Resolved { sampling, stopping, choices } = resolved;
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let binding = brought.binding(&prompt);
         let Brought { serving, lease, lora } = brought;
         let TokenizedPrompt { ids, text } = prompt;
         let ids: Arc<[u32]> = ids.into();
-        let tokenizer = &self.parts.tokenizer;
-        let choice_text = || ChoiceText::new(Arc::clone(tokenizer), &ids, &stop, stopping.min_tokens);
+        let choice_text = || ChoiceText::new(Arc::clone(&tokenizer), &ids, &stop, stopping.min_tokens);
         let texts = (0..choices).map(|_| choice_text()).collect();
         let active_from = binding.map(|binding| binding.active_from).filter(|from| *from != AdapterBinding::NEVER);
         let draft = options.receipt.then(|| {
@@ -278,8 +278,9 @@ impl Gate {
             let party = party(client, &resolved);
             let _place = self.place(party)?;
             let resolved = resolved?;
-            self.limits(Some(&resolved)).check_prompt(&prompt).map_err(|invalid| self.named(invalid))?;
-            self.tokenize_for(prompt, &resolved, party).await
+            self.limits(Some(&resolved)).check_prompt(&prompt).map_err(|invalid| self.named(invalid, None))?;
+            let text = self.text(&resolved, party).await?;
+            self.tokenize_for(prompt, &resolved, text.as_ref(), party).await
         };
         work.await.inspect_err(|error: &AdmissionError| self.parts.metrics.record_rejection(error.reason()))
     }
@@ -290,11 +291,12 @@ impl Gate {
         &self,
         prompt: &mut PromptInput,
         delta: &ResolvedDelta,
+        text: Option<&Arc<OwnText>>,
         party: Party,
     ) -> Result<TokenizedPrompt, AdmissionError> {
         let field = prompt_field(prompt);
-        let tokenized = self.tokenize_for(prompt.take(), delta, party).await?;
-        self.limits(Some(delta)).check_tokens(field, &tokenized.ids).map_err(|invalid| self.named(invalid))?;
+        let tokenized = self.tokenize_for(prompt.take(), delta, text, party).await?;
+        self.limits(Some(delta)).check_tokens(field, &tokenized.ids).map_err(|invalid| self.named(invalid, text))?;
         Ok(tokenized)
     }
 
@@ -303,23 +305,42 @@ impl Gate {
         &self,
         prompt: PromptInput,
         delta: &ResolvedDelta,
+        text: Option<&Arc<OwnText>>,
         party: Party,
     ) -> Result<TokenizedPrompt, AdmissionError> {
         let template = match prompt {
-            PromptInput::Chat(_) => self.template(delta, party).await?,
+            PromptInput::Chat(_) => self.template(delta, text, party).await?,
             PromptInput::Text(_) | PromptInput::TokenIds(_) => None,
         };
-        self.tokenizing.tokenize(prompt, template, party).await
+        self.tokenizing.tokenize(prompt, template, &self.tokenizer(text), party).await
     }
 
     /// The template of a chat: the adapter's own, else the model's.
-    async fn template(&self, delta: &ResolvedDelta, party: Party) -> Result<Option<Chosen>, AdmissionError> {
+    async fn template(
+        &self,
+        delta: &ResolvedDelta,
+        text: Option<&Arc<OwnText>>,
+        party: Party,
+    ) -> Result<Option<Chosen>, AdmissionError> {
         let Some((adapter, own)) = delta.chat_template()? else {
-            return Ok(self.parts.chat_template.clone().map(|template| Chosen { template, adapter: None }));
+            let template = text.map_or(&self.parts.chat_template, |text| &text.chat_template);
+            return Ok(template.clone().map(|template| Chosen { template, adapter: None }));
         };
-        let GateParts { adapter_templates, registry, installer, .. } = &self.parts;
-        let template = adapter_templates.of(adapter, own, party, registry, installer.as_ref()).await?;
+        let GateParts { adapter_texts, registry, installer, .. } = &self.parts;
+        let template = adapter_texts.template(adapter, own, text, party, registry, installer.as_ref()).await?;
         Ok(Some(Chosen { template, adapter: Some(adapter.name.clone()) }))
+    }
+
+    /// What texts are read and written with; `None`: as the base's are, for an adapter without tokens of its own.
+    async fn text(&self, delta: &ResolvedDelta, party: Party) -> Result<Option<Arc<OwnText>>, AdmissionError> {
+        let Some((adapter, tokens)) = delta.tokens()? else { return Ok(None) };
+        let GateParts { adapter_texts, chat_template, registry, installer, .. } = &self.parts;
+        let asked = adapter_texts.text(adapter, tokens, chat_template.as_ref(), party, registry, installer.as_ref());
+        asked.await.map(Some)
+    }
+
+    fn tokenizer(&self, text: Option<&Arc<OwnText>>) -> Arc<Tokenizer> {
+        Arc::clone(text.map_or(&self.parts.tokenizer, |text| &text.tokenizer))
     }
 
     fn place(&self, party: Party) -> Result<Place, AdmissionError> {
@@ -331,25 +352,32 @@ impl Gate {
     }
 
     /// With the text of the token it is about.
-    fn named(&self, invalid: InvalidRequest) -> InvalidRequest {
-        invalid.name_token(|id| self.parts.tokenizer.token(id))
+    fn named(&self, invalid: InvalidRequest, text: Option<&Arc<OwnText>>) -> InvalidRequest {
+        invalid.name_token(|id| self.tokenizer(text).token(id))
     }
 
-    /// The text of token ids, for a client that wants nothing else. It takes a place while it works.
+    /// The text of token ids, those of an adapter with its own tokens, for a client that wants nothing else. It takes a place
+    /// while it works; no adapter is loaded for it.
     ///
     /// # Errors
-    /// There are more ids than the context holds, or one is not in the vocabulary.
+    /// There are more ids than the context holds, one is not in the vocabulary, or there is no such adapter.
     pub async fn detokenize(
         &self,
         ids: Vec<u32>,
         skip_special: bool,
+        delta: &DeltaChoice,
         client: ClientKey,
     ) -> Result<String, AdmissionError> {
         let work = async {
-            let party = Party { client, adapter: None };
+            let resolved = self.resolve(delta).await;
+            let party = party(client, &resolved);
             let _place = self.place(party)?;
-            self.parts.limits.check_detokenize(&ids).map_err(|invalid| self.named(invalid))?;
-            self.tokenizing.detokenize(ids, skip_special, party).await
+            let resolved = resolved?;
+            let text = self.text(&resolved, party).await?;
+            let text = text.as_ref();
+            let checked = self.limits(Some(&resolved)).check_detokenize(&ids);
+            checked.map_err(|invalid| self.named(invalid, text))?;
+            self.tokenizing.detokenize(ids, skip_special, &self.tokenizer(text), party).await
         };
         work.await.inspect_err(|error: &AdmissionError| self.parts.metrics.record_rejection(error.reason()))
     }
@@ -374,6 +402,7 @@ impl Brought {
 struct Ready<'a> {
     request_id: String,
     prompt: TokenizedPrompt,
+    tokenizer: Arc<Tokenizer>,
     brought: Brought,
     resolved: Resolved,
     stop: Vec<String>,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::background::{Lost, in_background, off_reactor};
-use super::templates::AdapterTemplates;
+use super::texts::AdapterTexts;
 use crate::adapters::import::AdapterFolder;
 use crate::adapters::{
     AdapterError, AdapterRegistry, Begin, CHAT_TEMPLATE_FILE, CONFIG_FILE, Published, ResidentLease, Staged,
@@ -18,7 +18,7 @@ use crate::adapters::{
 };
 use crate::engine::{AdapterInstaller, InstallError};
 use crate::telemetry::metrics::{Metrics, UploadOutcome};
-use crate::text::ChatError;
+use crate::text::{ChatError, OwnTokensError, SavedTokens};
 use crate::types::{AdapterFacts, AdapterName, ClientKey, Problem, ToProblem};
 
 /// Why an adapter is not taken in.
@@ -33,6 +33,9 @@ pub enum IntakeError {
     /// Its chat template is refused.
     #[error(transparent)]
     Template(#[from] ChatError),
+    /// The tokens that were saved with it are refused.
+    #[error(transparent)]
+    Tokens(Box<OwnTokensError>),
     /// What came with the header is not one of the files that it declares.
     #[error("{field} is not what header.files declares for {path}")]
     Undeclared {
@@ -52,12 +55,19 @@ impl From<InstallError> for IntakeError {
     }
 }
 
+impl From<OwnTokensError> for IntakeError {
+    fn from(error: OwnTokensError) -> Self {
+        Self::Tokens(Box::new(error))
+    }
+}
+
 impl ToProblem for IntakeError {
     fn to_problem(&self) -> Problem {
         match self {
             Self::Adapter(error) => error.to_problem(),
             Self::Install(error) => error.to_problem(),
             Self::Template(error) => error.to_problem(),
+            Self::Tokens(error) => error.to_problem(),
             Self::Undeclared { field, .. } => Problem::invalid("INVALID_FIELD", field, self),
             Self::Lost(error) => error.to_problem(),
         }
@@ -78,22 +88,22 @@ pub struct Early {
 pub struct Intake {
     registry: Arc<AdapterRegistry>,
     installer: Arc<dyn AdapterInstaller>,
-    templates: Arc<AdapterTemplates>,
+    texts: Arc<AdapterTexts>,
     /// Uploads that are being compiled: that takes as many cores as it gets, and requests need them.
     checks: Arc<Semaphore>,
     metrics: Metrics,
 }
 
 impl Intake {
-    /// An intake for `registry`, which checks by means of `installer` and `templates`.
+    /// An intake for `registry`, which checks by means of `installer` and `texts`.
     #[must_use]
     pub fn new(
         registry: Arc<AdapterRegistry>,
         installer: Arc<dyn AdapterInstaller>,
-        templates: Arc<AdapterTemplates>,
+        texts: Arc<AdapterTexts>,
         metrics: Metrics,
     ) -> Self {
-        Self { registry, installer, templates, checks: Arc::new(Semaphore::new(1)), metrics }
+        Self { registry, installer, texts, checks: Arc::new(Semaphore::new(1)), metrics }
     }
 
     /// An upload of a client has begun to come.
@@ -104,12 +114,25 @@ impl Intake {
     }
 
     /// Take in an adapter of the operator's under `name`, replacing what the name stood for; its chat template was checked.
-    /// `None`: the store has the same content under this name already. Blocks.
+    /// `saved` are the tokens that were saved with it. `None`: the store has the same content under this name already.
+    /// Blocks.
     ///
     /// # Errors
-    /// [`IntakeError::Adapter`], [`IntakeError::Install`].
-    pub fn import(&self, name: &AdapterName, folder: AdapterFolder<'_>) -> Result<Option<Published>, IntakeError> {
-        self.registry.import(name, folder, false, |staged| Ok(self.installer.check(staged)?))
+    /// [`IntakeError::Adapter`], [`IntakeError::Install`], [`IntakeError::Tokens`].
+    pub fn import(
+        &self,
+        name: &AdapterName,
+        folder: AdapterFolder<'_>,
+        saved: Option<SavedTokens>,
+    ) -> Result<Option<Published>, IntakeError> {
+        // How many rows it has is known when it is compiled.
+        let own = self.texts.own_tokens(saved, Some(u32::MAX))?;
+        let folder = AdapterFolder { own_tokens: own.as_deref(), ..folder };
+        self.registry.import(name, folder, false, |staged| {
+            let facts = self.installer.check(staged)?;
+            self.texts.settle(staged, facts.vocab_size)?;
+            Ok(facts)
+        })
     }
 
     /// Bring the version that a name stands for to the device, whether or not it was set aside: whoever loads it by name
@@ -179,7 +202,7 @@ impl Intake {
     }
 
     async fn check_template(&self, template: Vec<u8>, client: ClientKey) -> Result<(), IntakeError> {
-        Ok(self.templates.check_in_turn(template, client, self.installer.as_ref()).await??)
+        Ok(self.texts.check_in_turn(template, client, self.installer.as_ref()).await??)
     }
 
     /// Every byte is there and is the one declared: check the content.
@@ -191,13 +214,15 @@ impl Intake {
         }
         // Never closed.
         let turn = Arc::clone(&self.checks).acquire_owned().await.ok();
-        let installer = Arc::clone(&self.installer);
+        let (installer, texts) = (Arc::clone(&self.installer), Arc::clone(&self.texts));
         let check = move || {
             // The turn goes with the work and not with the client, who may leave before it is done.
-            let _turn = turn;
-            installer.check(&staged).map(|facts| (staged, facts))
+            let (_turn, mut staged) = (turn, staged);
+            let facts = installer.check(&staged)?;
+            texts.settle(&mut staged, facts.vocab_size)?;
+            Ok::<_, IntakeError>((staged, facts))
         };
-        Ok(off_reactor(check).await??)
+        off_reactor(check).await?
     }
 
     /// An upload that is to be pinned is stored and stays so; what cannot be brought to the device is not pinned there.

@@ -41,6 +41,10 @@ impl ToProblem for AdmissionError {
             E::ChatTemplates { one, other } => {
                 unmet(self, "CHAT_TEMPLATES_DIFFER", Some(other)).with("one", one).with("other", other)
             }
+            E::OwnTokensDiffer { one, other } => {
+                tokenizer(self, "OWN_TOKENS_DIFFER", other).with("one", one).with("other", other)
+            }
+            E::OwnTokens { adapter, source: _ } => tokenizer(self, "OWN_TOKENS_UNUSABLE", adapter),
             E::Submit(error) => error.to_problem(),
             E::Task { adapter, task, wanted: _ } => Problem::new(Class::Unmet, "WRONG_TASK", self)
                 .about(Subject::Adapter(adapter.to_string()))
@@ -75,6 +79,13 @@ fn within(index: usize, problem: Problem) -> Problem {
 fn unmet(error: &AdmissionError, reason: &'static str, adapter: Option<&AdapterName>) -> Problem {
     let of = adapter.map_or_else(|| "model".to_owned(), ToString::to_string);
     Problem::new(Class::Unmet, reason, error).about(Subject::Condition { kind: "CHAT_TEMPLATE", of })
+}
+
+/// Tokens that an adapter brings and that cannot be used.
+fn tokenizer(error: &AdmissionError, reason: &'static str, adapter: &AdapterName) -> Problem {
+    Problem::new(Class::Unmet, reason, error)
+        .about(Subject::Condition { kind: "TOKENIZER", of: adapter.to_string() })
+        .with("adapter", adapter)
 }
 
 fn chat(error: &AdmissionError, adapter: Option<&AdapterName>, source: &ChatError) -> Problem {

@@ -10,9 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 
 use super::validate::Limits;
-use super::{
-    AdapterTemplates, AdmissionRequest, DeltaChoice, Gate, GateParts, GenerationDefaults, Intake, PrefixSalting,
-};
+use super::{AdapterTexts, AdmissionRequest, DeltaChoice, Gate, GateParts, GenerationDefaults, Intake, PrefixSalting};
 use crate::adapters::testing::{contents, facts, header};
 use crate::adapters::{
     Acquire, AdapterError, AdapterRegistry, Begin, FolderStore, RegistryLimits, ResidencyLimits, Staged, StoreLimits,
@@ -265,7 +263,7 @@ pub(crate) struct House {
     pub(crate) engine: Arc<FakeEngine>,
     pub(crate) installer: Arc<FakeInstaller>,
     pub(crate) registry: Arc<AdapterRegistry>,
-    pub(crate) templates: Arc<AdapterTemplates>,
+    pub(crate) texts: Arc<AdapterTexts>,
     root: tempfile::TempDir,
 }
 
@@ -300,7 +298,11 @@ impl House {
                 max_inline_adapter_bytes: 0,
                 defaults: GenerationDefaults::default(),
             },
-            adapter_templates: Arc::new(AdapterTemplates::new(Arc::clone(&tokenizer), TokenizerSettings::default())),
+            adapter_texts: Arc::new(AdapterTexts::new(
+                Arc::clone(&tokenizer),
+                TokenizerSettings::default(),
+                u32::try_from(tokenizer.vocab_size()).unwrap(),
+            )),
             tokenizer,
             chat_template: None,
             metrics: Metrics::disabled(),
@@ -310,8 +312,8 @@ impl House {
             origin: origin(),
         };
         change(&mut parts);
-        let templates = Arc::clone(&parts.adapter_templates);
-        Self { gate: Arc::new(Gate::new(parts)), engine, installer, registry, templates, root }
+        let texts = Arc::clone(&parts.adapter_texts);
+        Self { gate: Arc::new(Gate::new(parts)), engine, installer, registry, texts, root }
     }
 
     pub(crate) fn new() -> Self {
@@ -321,7 +323,7 @@ impl House {
     /// The way of adapters in.
     pub(crate) fn intake(&self, metrics: Metrics) -> Arc<Intake> {
         let installer = Arc::clone(&self.installer) as Arc<dyn AdapterInstaller>;
-        Arc::new(Intake::new(Arc::clone(&self.registry), installer, Arc::clone(&self.templates), metrics))
+        Arc::new(Intake::new(Arc::clone(&self.registry), installer, Arc::clone(&self.texts), metrics))
     }
 
     /// Where adapters are kept.

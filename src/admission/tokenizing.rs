@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::error::AdmissionError;
-use super::templates::Chosen;
+use super::texts::Chosen;
 use super::turns::Turns;
 use super::validate::{InvalidRequest, Limits, prompt_field};
 use crate::telemetry::metrics::{Metrics, QueueCause};
@@ -40,7 +40,7 @@ pub struct TokenizedPrompt {
 
 /// Tokenizes prompts. One per gate.
 pub(super) struct Tokenizing {
-    work: Arc<Work>,
+    context_length: u32,
     short: Turns,
     chats: Turns,
     long: Turns,
@@ -82,10 +82,13 @@ struct Work {
 
 impl Tokenizing {
     /// `threads` short texts at a time.
-    pub(super) fn new(tokenizer: Arc<Tokenizer>, limits: &Limits, threads: usize, metrics: Metrics) -> Self {
-        let work = Work { tokenizer, context_length: limits.context_length };
+    pub(super) fn new(limits: &Limits, threads: usize, metrics: Metrics) -> Self {
         let (short, chats) = (Turns::new(threads.max(1)), Turns::new(threads.max(1)));
-        Self { work: Arc::new(work), short, chats, long: Turns::new(1), metrics }
+        Self { context_length: limits.context_length, short, chats, long: Turns::new(1), metrics }
+    }
+
+    fn work(&self, tokenizer: &Arc<Tokenizer>) -> Work {
+        Work { tokenizer: Arc::clone(tokenizer), context_length: self.context_length }
     }
 
     /// Token ids of a prompt that was checked, a chat rendered with `template`. Dropping the future gives the place in
@@ -94,12 +97,13 @@ impl Tokenizing {
         &self,
         prompt: PromptInput,
         template: Option<Chosen>,
+        tokenizer: &Arc<Tokenizer>,
         party: Party,
     ) -> Result<TokenizedPrompt, AdmissionError> {
+        let work = self.work(tokenizer);
         if let PromptInput::Text(text) = &prompt {
-            self.work.check_bytes(prompt_field(&prompt), text)?;
+            work.check_bytes(prompt_field(&prompt), text)?;
         }
-        let work = Arc::clone(&self.work);
         let lane = match prompt {
             PromptInput::Chat(_) => &self.chats,
             PromptInput::Text(_) | PromptInput::TokenIds(_) => &self.short,
@@ -112,9 +116,10 @@ impl Tokenizing {
         &self,
         ids: Vec<u32>,
         skip_special: bool,
+        tokenizer: &Arc<Tokenizer>,
         party: Party,
     ) -> Result<String, AdmissionError> {
-        let work = Arc::clone(&self.work);
+        let work = self.work(tokenizer);
         let bytes = size_of_val(ids.as_slice()) as u64;
         self.in_turn(&self.short, bytes, party, move || Ok(work.tokenizer.decode(&ids, skip_special)?)).await
     }

@@ -116,6 +116,16 @@ impl Limits {
         }
     }
 
+    /// Those of requests whose adapter has a token of its own that ends an answer.
+    #[must_use]
+    pub fn with_eos(limits: Cow<'_, Self>, eos: Option<u32>) -> Cow<'_, Self> {
+        // One without a row is never chosen.
+        let Some(eos) = eos.filter(|eos| *eos < limits.vocab_size) else { return limits };
+        let mut limits = limits.into_owned();
+        limits.defaults.eos_token_ids.push(eos);
+        Cow::Owned(limits)
+    }
+
     /// Everything that can be said of a request before it is tokenized. Costs time in proportion to the request.
     ///
     /// # Errors

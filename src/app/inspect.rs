@@ -19,7 +19,7 @@ use crate::config::units::format_bytes;
 use crate::delta::{Base, BaseLayout, CompileLimits, DeltaError, DeltaProgram, compile, config_refusals, named_base};
 use crate::model::{Checkpoint, DecoderSpec, Mlp, base_layout};
 use crate::ops::{ExpertsSpec, WeightFormat};
-use crate::text::{ChatError, ChatTemplate};
+use crate::text::{ChatError, ChatTemplate, OwnTokensError};
 use crate::types::{AdapterVersion, DeltaGroup};
 pub(super) use command::{Opened, run};
 pub use drift::{Drift, KindOfChange, SiteChange};
@@ -129,6 +129,9 @@ pub struct Inspection {
     pub stored_bytes: u64,
     /// It has a chat template of its own, which is not the base's.
     pub has_chat_template: bool,
+    /// Tokens that the tokenizer saved with it has and the base's has not.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub own_tokens: usize,
     /// On the device, with matrices in [`Inspection::dtype`].
     pub device_bytes: u64,
     /// `f32` or `bf16`.
@@ -166,6 +169,9 @@ pub enum InspectError {
     /// Its own chat template.
     #[error(transparent)]
     ChatTemplate(#[from] ChatError),
+    /// Its own tokens.
+    #[error(transparent)]
+    Tokens(#[from] OwnTokensError),
     /// What the compiler refuses: every field of the config, or the first thing wrong with the tensors.
     #[error("{}", joined(.0))]
     Refused(Vec<DeltaError>),
@@ -195,7 +201,7 @@ impl InspectError {
             Self::Files(AdapterError::MissingFile { .. }) => Exit::NotFound,
             Self::Files(AdapterError::Io { .. }) | Self::Base(_) => Exit::Failure,
             Self::Refused(refusals) if refusals.iter().any(ours) => Exit::Failure,
-            Self::Files(_) | Self::ChatTemplate(_) | Self::Refused(_) => Exit::Rejected,
+            Self::Files(_) | Self::ChatTemplate(_) | Self::Tokens(_) | Self::Refused(_) => Exit::Rejected,
         }
     }
 
@@ -204,6 +210,7 @@ impl InspectError {
         match self {
             Self::Files(error) => vec![error.to_string()],
             Self::ChatTemplate(error) => vec![error.to_string()],
+            Self::Tokens(error) => vec![error.to_string()],
             Self::Base(error) => vec![error.to_string()],
             Self::Refused(refusals) => refusals.iter().map(ToString::to_string).collect(),
         }
@@ -261,6 +268,11 @@ fn inspect_program(
     Ok((inspection, program))
 }
 
+/// For what is not shown where there is none.
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
 /// All that is refused of the config, where it is the config; else what the compiler stopped at.
 fn refusals(first: DeltaError, config: &[u8], layout: &BaseLayout, limits: CompileLimits) -> InspectError {
     let all = config_refusals(config, layout, limits);
@@ -283,6 +295,7 @@ fn describe(base: InspectBase<'_>, program: &DeltaProgram) -> Inspection {
         parameters: facts.parameters,
         stored_bytes: 0,
         has_chat_template: false,
+        own_tokens: 0,
         device_bytes: facts.device_bytes,
         dtype: base.weights.as_str(),
         virtual_tokens: virtual_tokens
@@ -423,6 +436,9 @@ pub fn write_text(
     row(out, "on the device", &format!("{} in {}", format_bytes(inspection.device_bytes), inspection.dtype))?;
     if inspection.has_chat_template {
         row(out, "chat template", "its own")?;
+    }
+    if !is_zero(&inspection.own_tokens) {
+        row(out, "tokens", &format!("{} of its own", inspection.own_tokens))?;
     }
     if !inspection.unknown_fields.is_empty() {
         row(out, "unknown fields", &inspection.unknown_fields.join(", "))?;

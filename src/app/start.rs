@@ -26,10 +26,8 @@ use crate::adapters::{
     StoreLimits, StoreOptions,
 };
 use crate::admission::validate::{MAX_INPUTS, MAX_RECEIPT_TOKENS, MAX_REQUEST_TOKENS};
-use crate::admission::{
-    AdapterTemplates, Gate, GateParts, GenerationDefaults, Intake, Limits, ModelSizes, PrefixSalting,
-};
-use crate::cli::{Brought, SavedTemplate, bring};
+use crate::admission::{AdapterTexts, Gate, GateParts, GenerationDefaults, Intake, Limits, ModelSizes, PrefixSalting};
+use crate::cli::{Brought, Saved, bring};
 use crate::config::units::format_bytes;
 use crate::config::{
     AdapterSource, Environment, PrefixCache, ServeConfig, StoreErrors, StoreLocation, available_memory,
@@ -106,7 +104,7 @@ impl Server {
         let intake = Intake::new(
             Arc::clone(&registry),
             Arc::clone(&running.adapters),
-            Arc::clone(&front.adapter_templates),
+            Arc::clone(&front.adapter_texts),
             metrics.clone(),
         );
         let intake = Arc::new(intake);
@@ -342,9 +340,9 @@ fn bring_adapters(
 ) -> Result<Vec<(AdapterName, Brought)>, AppError> {
     let bring_one = |(name, source): &(AdapterName, AdapterSource)| {
         let failed = |source| AppError::Bring { name: name.clone(), source };
-        let brought = bring(source, SavedTemplate::Take, environment).map_err(failed)?;
+        let brought = bring(source, Saved::ALL, environment).map_err(failed)?;
         brought.notes().iter().for_each(|note| tracing::info!(adapter = %name, "{note}"));
-        let template = brought.chat_template().map_or(Ok(()), |template| front.adapter_templates.check(template));
+        let template = brought.chat_template().map_or(Ok(()), |template| front.adapter_texts.check(template));
         template.map_err(|error| AppError::Import { name: name.clone(), source: Box::new(error.into()) })?;
         Ok((name.clone(), brought))
     };
@@ -352,7 +350,7 @@ fn bring_adapters(
 }
 
 fn import(intake: &Intake, name: &AdapterName, adapter: &Brought) -> Result<(), AppError> {
-    match intake.import(name, adapter.folder()) {
+    match intake.import(name, adapter.folder(), adapter.saved_tokens().cloned()) {
         Ok(Some(published)) => tracing::info!(
             adapter = %name,
             kind = published.facts.kind,
@@ -383,7 +381,7 @@ fn load_pinned(registry: &AdapterRegistry, intake: &Arc<Intake>) {
 struct Front {
     tokenizer: Arc<Tokenizer>,
     chat_template: Option<Arc<ChatTemplate>>,
-    adapter_templates: Arc<AdapterTemplates>,
+    adapter_texts: Arc<AdapterTexts>,
     /// Of the model's own template, whichever is served: an adapter that was saved with it has none of its own.
     own_template: Option<Sha256Digest>,
     defaults: GenerationDefaults,
@@ -393,10 +391,11 @@ impl Front {
     fn read(base: &OpenedBase, chat_template: Option<&Path>) -> Result<Self, AppError> {
         let settings = base.tokenizer_settings()?;
         let tokenizer = base.tokenizer(&settings)?;
+        let vocab_size = u32::try_from(base.spec.vocab_size).unwrap_or(u32::MAX);
         Ok(Self {
             chat_template: ChatTemplate::load(chat_template, &settings, &tokenizer)?.map(Arc::new),
             own_template: settings.chat_template().map(|template| Sha256Digest::of(template.as_bytes())),
-            adapter_templates: Arc::new(AdapterTemplates::new(Arc::clone(&tokenizer), settings)),
+            adapter_texts: Arc::new(AdapterTexts::new(Arc::clone(&tokenizer), settings, vocab_size)),
             tokenizer,
             defaults: base.generation_defaults()?,
         })
@@ -418,7 +417,7 @@ fn gate(
         installer: Arc::clone(&running.adapters),
         tokenizer: front.tokenizer,
         chat_template: front.chat_template,
-        adapter_templates: front.adapter_templates,
+        adapter_texts: front.adapter_texts,
         limits: Limits::new(&config.request_limits, model, front.defaults),
         metrics: metrics.clone(),
         max_concurrent: config.request_limits.max_concurrent,

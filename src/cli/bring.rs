@@ -10,14 +10,14 @@ use tempfile::TempDir;
 
 use crate::adapters::import::AdapterFolder;
 use crate::adapters::look::{FoundAdapter, FoundWeights, NotAnAdapter, look};
-use crate::adapters::{ADAPTERHUB_WEIGHTS_FILE, CHAT_TEMPLATE_FILE, CONFIG_FILE, WEIGHTS_FILE};
+use crate::adapters::{ADAPTERHUB_WEIGHTS_FILE, CHAT_TEMPLATE_FILE, CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 use crate::config::{AdapterSource, Environment, Exit, HubRepository, Terminal};
 use crate::delta::convert::{ConvertError, join_safetensors, pickle_to_safetensors};
 use crate::files;
 use crate::hub::{self, HubError, HubOptions, Wanted};
 use crate::telemetry::Progress;
-use crate::text::TokenizerError;
 use crate::text::settings::chat_template_in;
+use crate::text::{OwnTokensError, SavedTokens, TokenizerError};
 
 /// Files beside an adapter that are named to a person.
 const MAX_SHOWN: usize = 6;
@@ -27,6 +27,7 @@ const MAX_SHOWN: usize = 6;
 pub struct Brought {
     dir: PathBuf,
     chat_template: Option<Vec<u8>>,
+    saved_tokens: Option<SavedTokens>,
     notes: Vec<String>,
     /// Where a converted one lies; goes with this value.
     _converted: Option<TempDir>,
@@ -46,10 +47,16 @@ impl Brought {
         self.chat_template.as_deref()
     }
 
-    /// What is to be read of it.
+    /// The added tokens of the tokenizer that was saved with it, where there are any: the base's, and its own.
+    #[must_use]
+    pub fn saved_tokens(&self) -> Option<&SavedTokens> {
+        self.saved_tokens.as_ref()
+    }
+
+    /// What is to be read of it. Which tokens are its own only the base's tokenizer says.
     #[must_use]
     pub fn folder(&self) -> AdapterFolder<'_> {
-        AdapterFolder { dir: &self.dir, chat_template: self.chat_template() }
+        AdapterFolder { dir: &self.dir, chat_template: self.chat_template(), own_tokens: None }
     }
 
     /// What was done to it and what was left aside, for people.
@@ -59,13 +66,18 @@ impl Brought {
     }
 }
 
-/// What to do with the chat template that was saved with an adapter.
+/// What of the files that were saved with an adapter goes with it; the rest stays where it is, whatever it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SavedTemplate {
-    /// It goes with the adapter.
-    Take,
-    /// It stays where it is, whatever it is.
-    Leave,
+pub struct Saved {
+    /// Its chat template.
+    pub chat_template: bool,
+    /// The tokens of its tokenizer.
+    pub tokens: bool,
+}
+
+impl Saved {
+    /// All that is of use.
+    pub const ALL: Self = Self { chat_template: true, tokens: true };
 }
 
 /// Why an adapter cannot be brought.
@@ -88,6 +100,9 @@ pub enum BringError {
     /// The chat template that was saved with it.
     #[error(transparent)]
     ChatTemplate(#[from] TokenizerError),
+    /// The tokenizer that was saved with it.
+    #[error(transparent)]
+    Tokens(#[from] OwnTokensError),
     /// A place for what is converted.
     #[error("cannot make a temporary folder: {0}")]
     Temporary(io::Error),
@@ -103,7 +118,7 @@ impl BringError {
             Self::Folder(NotAnAdapter::Io { .. })
             | Self::Convert { source: ConvertError::Io(_), .. }
             | Self::Temporary(_) => Exit::Failure,
-            Self::Folder(_) | Self::Convert { .. } | Self::ChatTemplate(_) => Exit::Rejected,
+            Self::Folder(_) | Self::Convert { .. } | Self::ChatTemplate(_) | Self::Tokens(_) => Exit::Rejected,
         }
     }
 }
@@ -123,14 +138,10 @@ pub fn exit_of_hub(error: &HubError) -> Exit {
 ///
 /// # Errors
 /// [`BringError`].
-pub fn bring(
-    source: &AdapterSource,
-    template: SavedTemplate,
-    environment: &Environment,
-) -> Result<Brought, BringError> {
+pub fn bring(source: &AdapterSource, saved: Saved, environment: &Environment) -> Result<Brought, BringError> {
     match source {
-        AdapterSource::Dir(dir) => from_folder(dir, template),
-        AdapterSource::Hub(repository) => from_folder(&fetch(repository, Wanted::Adapter, environment)?, template),
+        AdapterSource::Dir(dir) => from_folder(dir, saved),
+        AdapterSource::Hub(repository) => from_folder(&fetch(repository, Wanted::Adapter, environment)?, saved),
     }
 }
 
@@ -154,16 +165,19 @@ pub fn fetch(repository: &HubRepository, wanted: Wanted, environment: &Environme
     Ok(folder)
 }
 
-fn from_folder(folder: &Path, template: SavedTemplate) -> Result<Brought, BringError> {
+fn from_folder(folder: &Path, saved: Saved) -> Result<Brought, BringError> {
     let FoundAdapter { weights, mut others } = look(folder)?;
     // An empty one is none to transformers either.
-    let chat_template = match template {
-        SavedTemplate::Take => {
-            chat_template_in(folder)?.filter(|template| !template.is_empty()).map(String::into_bytes)
-        }
-        SavedTemplate::Leave => None,
+    let chat_template = match saved.chat_template {
+        true => chat_template_in(folder)?.filter(|template| !template.is_empty()).map(String::into_bytes),
+        false => None,
     };
-    others.retain(|name| name != CHAT_TEMPLATE_FILE || chat_template.is_none());
+    let saved_tokens = match saved.tokens {
+        true => SavedTokens::from_dir(folder)?.filter(|tokens| !tokens.is_empty()),
+        false => None,
+    };
+    let taken = [(CHAT_TEMPLATE_FILE, chat_template.is_some()), (TOKENIZER_FILE, saved_tokens.is_some())];
+    others.retain(|name| !taken.contains(&(name.as_str(), true)));
     let mut notes = left_aside(&others);
     notes.extend(chat_template.is_some().then(|| "the chat template that was saved with it goes with it".to_owned()));
     let (converted, note) = match weights {
@@ -185,7 +199,7 @@ fn from_folder(folder: &Path, template: SavedTemplate) -> Result<Brought, BringE
     };
     notes.extend(note);
     let dir = converted.as_ref().map_or_else(|| folder.to_owned(), |folder| folder.path().to_owned());
-    Ok(Brought { dir, chat_template, notes, _converted: converted })
+    Ok(Brought { dir, chat_template, saved_tokens, notes, _converted: converted })
 }
 
 /// A temporary folder with the config, and weights in the form and by the name that are served.

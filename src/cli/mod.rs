@@ -18,7 +18,7 @@ mod table;
 mod upload;
 
 pub use adapter::run as adapter;
-pub use bring::{BringError, Brought, SavedTemplate, bring, exit_of_hub, fetch};
+pub use bring::{BringError, Brought, Saved, bring, exit_of_hub, fetch};
 pub use exit::{CliError, UsageError, exit_of};
 pub use generate::run as generate;
 pub use pooling::{embed, score};

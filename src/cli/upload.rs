@@ -13,20 +13,23 @@ use tonic::Code;
 use tonic::transport::Channel;
 use tonic_types::StatusExt;
 
-use super::bring::{BringError, SavedTemplate, bring};
+use super::bring::{BringError, Saved, bring};
 use super::client::{connect, request};
 use super::exit::CliError;
 use super::interrupt::unless_interrupted;
-use crate::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, WEIGHTS_FILE};
+use crate::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 use crate::config::{ClientArgs, Environment, Terminal, UploadArgs};
 use crate::files;
 use crate::grpc::pb;
 use crate::telemetry::{Progress, Spinner};
+use crate::text::SavedTokens;
 use pb::adapter_service_client::AdapterServiceClient;
 use pb::upload_adapter_request::Frame;
 
 /// The way out for an adapter with a chat template that is not taken.
 const WITHOUT_TEMPLATE: &str = "its chat template is not taken; --no-chat-template uploads it without";
+/// The same for the tokens of its tokenizer.
+const WITHOUT_TOKENIZER: &str = "its tokenizer is not taken; --no-tokenizer uploads it without";
 const CHUNK: usize = 512 * 1024;
 /// Most bytes of a config that goes with the header.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -44,17 +47,18 @@ pub(super) async fn run(
     terminal: Terminal,
 ) -> Result<Option<pb::Adapter>, CliError> {
     let (source, environment) = (args.source.clone(), environment.clone());
-    let saved = if args.no_chat_template { SavedTemplate::Leave } else { SavedTemplate::Take };
-    let brought = blocking(move || bring(&source, saved, &environment)).await?.inspect_err(|error| {
-        if matches!(error, BringError::ChatTemplate(_)) {
-            tracing::error!("{WITHOUT_TEMPLATE}");
-        }
+    let saved = Saved { chat_template: !args.no_chat_template, tokens: !args.no_tokenizer };
+    let brought = blocking(move || bring(&source, saved, &environment)).await?.inspect_err(|error| match error {
+        BringError::ChatTemplate(_) => tracing::error!("{WITHOUT_TEMPLATE}"),
+        BringError::Tokens(_) => tracing::error!("{WITHOUT_TOKENIZER}"),
+        _ => {}
     })?;
     brought.notes().iter().for_each(|note| tracing::info!("{note}"));
     let template = brought.chat_template().map(<[u8]>::to_vec);
+    let tokens = brought.saved_tokens().map(SavedTokens::to_file).transpose().map_err(BringError::from)?;
     let folder = brought.dir().to_owned();
     let mut spinner = Spinner::start(&format!("reading {}", folder.display()), terminal.progress);
-    let (files, config) = blocking(move || digest_all(&folder, template)).await??;
+    let (files, config) = blocking(move || digest_all(&folder, template, tokens)).await??;
     spinner.clear();
     let upload_id = args.upload_id.clone().unwrap_or_else(random_id);
     let header = header(args, &files, config, &upload_id);
@@ -62,15 +66,18 @@ pub(super) async fn run(
         if broke_off(error) {
             tracing::error!("the upload broke off; to go on: --upload-id {upload_id}");
         }
-        if template_refused(error) {
-            tracing::error!("{WITHOUT_TEMPLATE}");
+        match refusal(error).as_deref() {
+            Some("INVALID_CHAT_TEMPLATE") => tracing::error!("{WITHOUT_TEMPLATE}"),
+            Some("INVALID_TOKENIZER") => tracing::error!("{WITHOUT_TOKENIZER}"),
+            _ => {}
         }
     })
 }
 
-fn template_refused(error: &CliError) -> bool {
-    let CliError::Status(status) = error else { return false };
-    status.get_details_error_info().is_some_and(|info| info.reason == "INVALID_CHAT_TEMPLATE")
+/// The server's reason.
+fn refusal(error: &CliError) -> Option<String> {
+    let CliError::Status(status) = error else { return None };
+    status.get_details_error_info().map(|info| info.reason)
 }
 
 async fn attempts(
@@ -112,7 +119,8 @@ fn broke_off(error: &CliError) -> bool {
 #[derive(Clone)]
 enum Content {
     File(PathBuf),
-    Bytes(Bytes),
+    /// That goes by this name.
+    Bytes(&'static str, Bytes),
 }
 
 impl Content {
@@ -124,7 +132,7 @@ impl Content {
                 file.seek(SeekFrom::Start(offset)).map_err(|source| file_error("reading", path, source))?;
                 Ok(Box::new(file))
             }
-            Self::Bytes(bytes) => {
+            Self::Bytes(_, bytes) => {
                 let offset = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                 Ok(Box::new(io::Cursor::new(bytes.slice(offset..))))
             }
@@ -135,7 +143,7 @@ impl Content {
     fn shown(&self) -> &Path {
         match self {
             Self::File(path) => path,
-            Self::Bytes(_) => Path::new(CHAT_TEMPLATE_FILE),
+            Self::Bytes(name, _) => Path::new(name),
         }
     }
 }
@@ -149,12 +157,18 @@ struct LocalFile {
 
 /// The files with their digests, and the config where the header can carry it. What is small goes first: a mistake in it
 /// is told before the weights are sent.
-fn digest_all(folder: &Path, template: Option<Vec<u8>>) -> Result<(Vec<LocalFile>, Vec<u8>), CliError> {
+fn digest_all(
+    folder: &Path,
+    template: Option<Vec<u8>>,
+    tokens: Option<Vec<u8>>,
+) -> Result<(Vec<LocalFile>, Vec<u8>), CliError> {
     let in_folder = |name| digest(name, Content::File(folder.join(name)));
-    let template = template.map(|template| digest(CHAT_TEMPLATE_FILE, Content::Bytes(template.into())));
+    let beside = [(CHAT_TEMPLATE_FILE, template), (TOKENIZER_FILE, tokens)];
+    let beside = beside.into_iter().filter_map(|(name, content)| Some((name, content?)));
+    let beside = beside.map(|(name, content)| digest(name, Content::Bytes(name, content.into())));
     let config = in_folder(CONFIG_FILE);
     let files: Vec<_> =
-        [config].into_iter().chain(template).chain([in_folder(WEIGHTS_FILE)]).collect::<Result<_, _>>()?;
+        [config].into_iter().chain(beside).chain([in_folder(WEIGHTS_FILE)]).collect::<Result<_, _>>()?;
     let path = folder.join(CONFIG_FILE);
     let config = match files.first() {
         Some(file) if file.size <= MAX_CONFIG => {
@@ -183,8 +197,8 @@ fn header(args: &UploadArgs, files: &[LocalFile], config: Vec<u8>, upload_id: &s
     let file =
         |file: &LocalFile| pb::UploadFile { path: file.name.to_owned(), size: file.size, sha256: file.sha256.clone() };
     let template = files.iter().find_map(|file| match &file.content {
-        Content::Bytes(bytes) => Some(bytes.to_vec()),
-        Content::File(_) => None,
+        Content::Bytes(CHAT_TEMPLATE_FILE, bytes) => Some(bytes.to_vec()),
+        Content::Bytes(..) | Content::File(_) => None,
     });
     pb::UploadHeader {
         name: args.name.to_string(),

@@ -92,6 +92,9 @@ pub struct UploadArgs {
     /// Leave aside the chat template that was saved with it; chats for it are rendered with the model's then
     #[arg(long, value_parser = BoolishValueParser::new())]
     pub no_chat_template: bool,
+    /// Leave aside the tokenizer that was saved with it; tokens that were added to it have no text then, and come and go as ids
+    #[arg(long, value_parser = BoolishValueParser::new())]
+    pub no_tokenizer: bool,
     /// Resume the upload with this id
     #[arg(long, value_name = "ID")]
     pub upload_id: Option<String>,

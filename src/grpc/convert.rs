@@ -14,7 +14,7 @@ use crate::types::{AdapterName, AdapterVersion, InvalidAdapterName, InvalidAdapt
 
 pub(super) use self::adapters::{adapter, expected_for_delete, preview, published, upload, upload_header};
 pub(super) use self::generation::{
-    Collected, delta, finished, generate_request, prompt_logprobs, started, tokenize_input,
+    Collected, delta, detokenize_delta, finished, generate_request, prompt_logprobs, started, tokenize_input,
 };
 pub(super) use self::info::{server_info, stats};
 pub(super) use self::pooling::{embed_request, embed_response, score_request, score_response};

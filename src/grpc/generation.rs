@@ -123,8 +123,10 @@ impl GenerationService for Generator {
         request: Request<pb::DetokenizeRequest>,
     ) -> Result<Response<pb::DetokenizeResponse>, Status> {
         let client = client_of(&request);
-        let pb::DetokenizeRequest { token_ids, skip_special_tokens } = request.into_inner();
-        let text = self.gate.detokenize(token_ids, skip_special_tokens, client).await;
+        let request = request.into_inner();
+        let delta = convert::detokenize_delta(&request).map_err(|bad| status::of(&bad))?;
+        let pb::DetokenizeRequest { token_ids, skip_special_tokens, .. } = request;
+        let text = self.gate.detokenize(token_ids, skip_special_tokens, &delta, client).await;
         let text = text.map_err(|error| status::of(&error))?;
         Ok(Response::new(pb::DetokenizeResponse { text }))
     }

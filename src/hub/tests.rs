@@ -308,7 +308,7 @@ fn a_file_cut_short_in_the_cache_is_fetched_again() {
 }
 
 #[test]
-fn of_an_adapter_its_config_best_weights_and_template_are_fetched_and_nothing_else() {
+fn of_an_adapter_its_config_best_weights_template_and_tokenizer_are_fetched_and_nothing_else() {
     let cache = tempfile::tempdir().unwrap();
     let server = Server::start(adapter());
     let options = options(cache.path(), &server);
@@ -316,7 +316,7 @@ fn of_an_adapter_its_config_best_weights_and_template_are_fetched_and_nothing_el
     let dir = fetch_adapter(&options, "org/name").unwrap();
     let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]);
+    assert_eq!(names, ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "tokenizer.json"]);
     assert_eq!(fs::read(dir.join("adapter_model.safetensors")).unwrap(), [5; 4000]);
     server.take_requests();
     assert_eq!(fetch_adapter(&options, "org/name").unwrap(), dir);

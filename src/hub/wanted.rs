@@ -13,8 +13,9 @@ const OPTIONAL: [&str; 6] = [
 ];
 pub(super) const WEIGHTS: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
-/// Where an adapter may have a chat template, and what AdapterHub's library says of a head beside it.
-const ADAPTER_OPTIONAL: [&str; 3] = ["chat_template.jinja", "tokenizer_config.json", "head_config.json"];
+/// Where an adapter may have a chat template and tokens of its own, and what AdapterHub's library says of a head beside it.
+const ADAPTER_OPTIONAL: [&str; 4] =
+    ["chat_template.jinja", "tokenizer_config.json", "tokenizer.json", "head_config.json"];
 pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// Weights of an adapter, the best first.
 pub(super) const ADAPTER_WEIGHTS: [&str; 5] =

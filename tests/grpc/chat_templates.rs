@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use polydelta::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, StoreLimits, WEIGHTS_FILE};
-use polydelta::cli::{SavedTemplate, bring};
+use polydelta::cli::{Saved, bring};
 use polydelta::config::{AdapterSource, Environment};
 use polydelta::grpc::pb;
 use polydelta::text::{Tokenizer, TokenizerSettings};
@@ -97,7 +97,7 @@ impl Case {
             fs::write(folder.path().join(name), content).unwrap();
         }
         let brought =
-            bring(&AdapterSource::Dir(folder.path().to_owned()), SavedTemplate::Take, &Environment::default()).unwrap();
+            bring(&AdapterSource::Dir(folder.path().to_owned()), Saved::ALL, &Environment::default()).unwrap();
         AdapterFiles { chat_template: brought.chat_template().map(<[u8]>::to_vec), ..plain }
     }
 }

@@ -50,6 +50,11 @@ impl Plan {
         Self { tokens: text.bytes().map(u32::from).collect(), end: End::Finish(FinishReason::Length, None) }
     }
 
+    /// These tokens.
+    pub(crate) fn ids(ids: &[u32]) -> Self {
+        Self { tokens: ids.to_vec(), end: End::Finish(FinishReason::Length, None) }
+    }
+
     pub(crate) fn then(self, end: End) -> Self {
         Self { end, ..self }
     }
@@ -267,10 +272,20 @@ impl FakeServer {
 
     /// In the tokens of another tokenizer.
     pub(crate) async fn speaking(options: Options, tokenizer: Arc<Tokenizer>, settings: TokenizerSettings) -> Self {
+        let rows = u32::try_from(tokenizer.vocab_size()).unwrap();
+        Self::of_rows(options, tokenizer, settings, rows).await
+    }
+
+    /// With an embedding of so many rows, which may be more than tokens.
+    pub(crate) async fn of_rows(
+        options: Options,
+        tokenizer: Arc<Tokenizer>,
+        settings: TokenizerSettings,
+        vocab_size: u32,
+    ) -> Self {
         let registry = registry(&options);
         let engine = Arc::new(FakeEngine::new());
         let installer = Arc::new(FakeInstaller);
-        let vocab_size = u32::try_from(tokenizer.vocab_size()).unwrap();
         let (hidden_size, context, defaults) = (8, 4096, GenerationDefaults::default());
         let model = Model { tokenizer, settings, vocab_size, hidden_size, context, defaults };
         let server = Server::start(options, model, registry, Arc::clone(&engine) as _, installer).await;

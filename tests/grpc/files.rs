@@ -22,7 +22,6 @@ pub(crate) const CHUNK: usize = 1000;
 /// Position of the files in the headers made here.
 pub(crate) const CONFIG: u32 = 0;
 pub(crate) const WEIGHTS: u32 = 1;
-const CHAT_TEMPLATE: u32 = 2;
 
 pub(crate) fn golden_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/llama")
@@ -35,6 +34,8 @@ pub(crate) struct AdapterFiles {
     pub(crate) weights: Vec<u8>,
     /// The third file, where it brings one.
     pub(crate) chat_template: Option<Vec<u8>>,
+    /// What it brings besides.
+    pub(crate) beside: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl AdapterFiles {
@@ -42,17 +43,32 @@ impl AdapterFiles {
     pub(crate) fn golden(name: &str) -> Self {
         let dir = golden_dir().join("adapters").join(name);
         let read = |file| fs::read(dir.join(file)).unwrap();
-        Self { config: read(CONFIG_FILE), weights: read(WEIGHTS_FILE), chat_template: None }
+        Self { config: read(CONFIG_FILE), weights: read(WEIGHTS_FILE), chat_template: None, beside: Vec::new() }
     }
 
     /// Bytes that only a device which looks at nothing takes.
     pub(crate) fn opaque(config: &str, weights: &str) -> Self {
-        Self { config: config.into(), weights: weights.into(), chat_template: None }
+        Self { config: config.into(), weights: weights.into(), chat_template: None, beside: Vec::new() }
     }
 
     /// With a chat template of its own.
     pub(crate) fn chat_template(self, template: &[u8]) -> Self {
         Self { chat_template: Some(template.to_owned()), ..self }
+    }
+
+    /// With one more file.
+    pub(crate) fn with(mut self, name: &'static str, content: impl Into<Vec<u8>>) -> Self {
+        self.beside.push((name, content.into()));
+        self
+    }
+
+    /// Every file, in the order of the header.
+    fn all(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        let template = self.chat_template.as_ref().map(|template| (CHAT_TEMPLATE_FILE, template.as_slice()));
+        [(CONFIG_FILE, self.config.as_slice()), (WEIGHTS_FILE, self.weights.as_slice())]
+            .into_iter()
+            .chain(template)
+            .chain(self.beside.iter().map(|(name, content)| (*name, content.as_slice())))
     }
 
     /// With another value of a field of its config.
@@ -89,22 +105,18 @@ impl AdapterFiles {
         };
         pb::UploadHeader {
             name: name.to_owned(),
-            files: [file(CONFIG_FILE, &self.config), file(WEIGHTS_FILE, &self.weights)]
-                .into_iter()
-                .chain(self.chat_template.as_ref().map(|template| file(CHAT_TEMPLATE_FILE, template)))
-                .collect(),
+            files: self.all().map(|(name, content)| file(name, content)).collect(),
             ..pb::UploadHeader::default()
         }
     }
 
     /// Every chunk, in order.
     pub(crate) fn chunks(&self) -> Vec<pb::UploadAdapterRequest> {
-        [(CONFIG, &self.config), (WEIGHTS, &self.weights)]
-            .into_iter()
-            .chain(self.chat_template.as_ref().map(|template| (CHAT_TEMPLATE, template)))
-            .flat_map(|(index, bytes)| {
+        let files = self.all().enumerate();
+        files
+            .flat_map(|(index, (_, bytes))| {
                 let pieces = bytes.chunks(CHUNK).enumerate();
-                pieces.map(move |(position, data)| chunk(index, position * CHUNK, data))
+                pieces.map(move |(position, data)| chunk(index as u32, position * CHUNK, data))
             })
             .collect()
     }

@@ -269,12 +269,16 @@ async fn tokenize_says_what_generate_sees() {
     let text = client.tokenize(pb::TokenizeRequest { input, ..Default::default() }).await.unwrap().into_inner();
     assert_eq!((text.token_ids.as_slice(), text.text.as_str()), ([1, 70, 5, 71].as_slice(), "a b"));
 
-    let back = |skip_special_tokens| pb::DetokenizeRequest { token_ids: text.token_ids.clone(), skip_special_tokens };
+    let back = |skip_special_tokens| pb::DetokenizeRequest {
+        token_ids: text.token_ids.clone(),
+        skip_special_tokens,
+        ..Default::default()
+    };
     let plain = client.detokenize(back(true)).await.unwrap().into_inner();
     let whole = client.detokenize(back(false)).await.unwrap().into_inner();
     let bos = server.tokenizer.special_text(1).unwrap();
     assert_eq!((plain.text.as_str(), whole.text), ("a b", format!("{bos}a b")));
-    let unknown = pb::DetokenizeRequest { token_ids: vec![u32::MAX], skip_special_tokens: true };
+    let unknown = pb::DetokenizeRequest { token_ids: vec![u32::MAX], skip_special_tokens: true, ..Default::default() };
     assert_eq!(client.detokenize(unknown).await.unwrap_err().code(), tonic::Code::InvalidArgument);
 
     let chat = pb::Chat {

@@ -12,7 +12,7 @@ use polydelta::adapters::{
     AdapterRegistry, DiskFs, FolderStore, RegistryLimits, ResidencyLimits, StoreFs, StoreLimits, StoreOptions,
 };
 use polydelta::admission::{
-    AdapterTemplates, Gate, GateParts, GenerationDefaults, Intake, Limits, ModelSizes, PrefixSalting,
+    AdapterTexts, Gate, GateParts, GenerationDefaults, Intake, Limits, ModelSizes, PrefixSalting,
 };
 use polydelta::config::{Args, Command, Environment, ServeConfig, TransportConfig};
 use polydelta::engine::{AdapterInstaller, GenerationEngine};
@@ -145,14 +145,14 @@ impl Server {
         let sizes = ModelSizes { context_length: context, vocab_size, hidden_size };
         let template =
             options.chat_template.map(|template| ChatTemplate::new(&template, &settings, &tokenizer).unwrap());
-        let templates = Arc::new(AdapterTemplates::new(Arc::clone(&tokenizer), settings));
+        let texts = Arc::new(AdapterTexts::new(Arc::clone(&tokenizer), settings, vocab_size));
         let gate = Arc::new(Gate::new(GateParts {
             engine: Arc::clone(&engine),
             registry: Arc::clone(&registry),
             installer: Arc::clone(&installer),
             tokenizer,
             chat_template: template.map(Arc::new),
-            adapter_templates: Arc::clone(&templates),
+            adapter_texts: Arc::clone(&texts),
             limits: Limits {
                 max_inline_adapter_bytes: options.max_inline_adapter_bytes,
                 ..Limits::new(&defaults().request_limits, sizes, generation)
@@ -173,7 +173,7 @@ impl Server {
             numerics: options.origin.numerics.clone(),
             ..ServerInfo::default()
         };
-        let intake = Arc::new(Intake::new(Arc::clone(&registry), installer, templates, Metrics::disabled()));
+        let intake = Arc::new(Intake::new(Arc::clone(&registry), installer, texts, Metrics::disabled()));
         let lifecycle = Lifecycle::new();
         let services = Services {
             generation: Generator::new(

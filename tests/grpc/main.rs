@@ -16,6 +16,7 @@ mod harness;
 mod inline;
 mod lifecycle;
 mod mixes;
+mod own_tokens;
 mod plain;
 mod pooling;
 mod raw;

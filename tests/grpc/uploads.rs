@@ -348,7 +348,8 @@ async fn frames_out_of_place_are_refused() {
 #[tokio::test]
 async fn a_chunk_of_a_mebibyte_is_taken() {
     let server = super::fakes::FakeServer::start().await;
-    let files = AdapterFiles { config: b"{}".to_vec(), weights: vec![7; MIB + 5], chat_template: None };
+    let files =
+        AdapterFiles { config: b"{}".to_vec(), weights: vec![7; MIB + 5], chat_template: None, beside: Vec::new() };
     let frames = vec![
         header_frame(files.header("big")),
         chunk(CONFIG, 0, &files.config),

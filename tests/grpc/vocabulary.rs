@@ -1,4 +1,4 @@
-//! Adapters of a resized vocabulary: their tokens come and go as ids, and are nobody else's.
+//! Adapters of a resized vocabulary, uploaded without their tokenizers: their tokens come and go as ids, and are nobody else's.
 
 use std::fs;
 use std::path::Path;
@@ -14,13 +14,15 @@ use super::harness::{Options, field, refusal};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/vocabulary/llama");
 
-fn files(name: &str) -> AdapterFiles {
+/// An adapter of a resized vocabulary.
+pub(crate) fn files(name: &str) -> AdapterFiles {
     let dir = Path::new(FOLDER).join("adapters").join(name);
     let read = |file| fs::read(dir.join(file)).unwrap();
-    AdapterFiles { config: read(CONFIG_FILE), weights: read(WEIGHTS_FILE), chat_template: None }
+    AdapterFiles { config: read(CONFIG_FILE), weights: read(WEIGHTS_FILE), chat_template: None, beside: Vec::new() }
 }
 
-fn case(name: &str) -> Case {
+/// What it does.
+pub(crate) fn case(name: &str) -> Case {
     case_in(Path::new(FOLDER), name)
 }
 

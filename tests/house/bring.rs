@@ -77,6 +77,50 @@ fn uploads_come_from_wherever_an_adapter_is() {
     assert_eq!(names, ["Org/Severity", "hub", "severity"]);
 }
 
+/// Of the tokenizer that was saved with an adapter the tokens come with it that the base does not have.
+#[test]
+fn own_tokens_come_with_an_adapter_and_the_bases_tokenizer_changes_nothing() {
+    let store = tempfile::tempdir().unwrap();
+    let server = Served::start(&store);
+    let saved = root("models/demo/adapters/severity/adapter_model.safetensors");
+    let folder = adapter(&[], &saved, "adapter_model.safetensors");
+    let path = folder.path().to_str().unwrap();
+    let upload = |flags: &[&str]| server.ask(&[&["adapter", "upload", "a", path, "--json"], flags].concat());
+    let accepted = |flags: &[&str]| {
+        let output = upload(flags);
+        assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+        document(&output.stdout)
+    };
+    let inspected = || document(&run(&["adapter", "inspect", path, "--model", "models/demo", "--json"]).stdout);
+    let plain = accepted(&[]);
+    let base = fs::read(root("models/demo/tokenizer.json")).unwrap();
+    let tokenizer = folder.path().join("tokenizer.json");
+    let write_with = |id: u64, content: &str| {
+        let mut saved: Value = serde_json::from_slice(&base).unwrap();
+        let token = serde_json::json!({"id": id, "content": content, "special": false});
+        saved["added_tokens"].as_array_mut().unwrap().push(token);
+        fs::write(&tokenizer, saved.to_string()).unwrap();
+    };
+    fs::write(&tokenizer, &base).unwrap();
+    assert_eq!((&accepted(&[])["version"], &inspected()["version"]), (&plain["version"], &plain["version"]));
+    write_with(100_000, "<far>");
+    let refused = upload(&[]);
+    let said = text(&refused.stderr);
+    assert!(code(&refused) == 5 && said.contains("\"<far>\"") && said.contains("--no-tokenizer"), "{said}");
+    assert_eq!(inspected()["refused"][0].as_str().map(|said| said.contains("\"<far>\"")), Some(true));
+    assert_eq!(accepted(&["--no-tokenizer"])["version"], plain["version"]);
+    let config: Value = serde_json::from_slice(&fs::read(root("models/demo/config.json")).unwrap()).unwrap();
+    write_with(config["vocab_size"].as_u64().unwrap(), "<own>");
+    let own = accepted(&[]);
+    assert_eq!(own["has_own_tokens"], true);
+    assert_ne!(own["version"], plain["version"]);
+    let inspection = inspected();
+    assert_eq!((&inspection["version"], &inspection["own_tokens"]), (&own["version"], &serde_json::json!(1)));
+    // Without a row for it, it is known and named.
+    let output = server.ask(&["generate", "--adapter", "a", "severity of <own>", "--json"]);
+    assert!(code(&output) == 5 && text(&output.stderr).contains("<own>"), "{}", text(&output.stderr));
+}
+
 #[test]
 fn a_refusal_stays_one_and_says_what_to_do() {
     let store = tempfile::tempdir().unwrap();

@@ -45,6 +45,25 @@ fn a_chat_template_is_a_part_of_the_version_unless_it_is_the_bases() {
 }
 
 #[test]
+fn a_tokenizer_is_no_part_of_the_version_before_it_was_read_and_has_limits_of_its_own() {
+    let plain = check(|_| {}).unwrap();
+    let limits = StoreLimits::default();
+    for (path, max) in
+        [(TOKENIZER_FILE, limits.max_tokenizer_bytes), (TOKENIZER_CONFIG_FILE, limits.max_tokenizer_config_bytes)]
+    {
+        let with = check(|header| header.files.push(file(path, max))).unwrap();
+        assert_eq!((with.version, with.stored_files()), (plain.version, plain.stored_files()), "{path}");
+        assert_eq!(with.files.last().map(|file| file.role), Some(FileRole::Tokenizer));
+        let error = check(|header| header.files.push(file(path, max + 1))).unwrap_err();
+        assert!(matches!(error, AdapterError::FileTooLarge { bytes, .. } if bytes == max + 1), "{error}");
+    }
+    // It is not loaded: the memory that there is for adapters is for the others.
+    let mut large = header("sql", &contents(1), None);
+    large.files.push(file(TOKENIZER_FILE, 1 << 20));
+    assert!(large.check(&StoreLimits { max_loaded_bytes: 1100, ..StoreLimits::default() }).is_ok());
+}
+
+#[test]
 fn weights_by_the_name_of_adapterhub_are_the_same_version_and_not_a_second_file() {
     let renamed = |header: &mut UploadHeader| {
         let weights = header.files.iter_mut().find(|file| file.path == WEIGHTS_FILE).unwrap();

@@ -13,7 +13,7 @@ fn folder_of(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
 }
 
 fn read(folder: &Path, limits: &StoreLimits) -> Result<ReadAdapter, AdapterError> {
-    read_folder(AdapterFolder { dir: folder, chat_template: None }, limits).map(|(_, read)| read)
+    read_folder(AdapterFolder { dir: folder, chat_template: None, own_tokens: None }, limits).map(|(_, read)| read)
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn a_link_is_followed_and_what_is_no_file_is_refused_without_waiting() {
         put();
         let refused = read(folder.path(), &StoreLimits::default()).err();
         assert!(matches!(refused, Some(AdapterError::MissingFile { path: WEIGHTS_FILE })), "{refused:?}");
-        let scanned = AdapterFolder { dir: folder.path(), chat_template: None }.scan();
+        let scanned = AdapterFolder { dir: folder.path(), chat_template: None, own_tokens: None }.scan();
         assert!(matches!(scanned, Err(AdapterError::MissingFile { path: WEIGHTS_FILE })), "{scanned:?}");
     }
 }
@@ -54,8 +54,8 @@ fn what_is_too_large_is_refused_by_its_size() {
     let limits = RegistryLimits { store: little, residency, event_history: 1 };
     let registry = AdapterRegistry::new(store, limits);
     weights.set_len(1 << 42).unwrap();
-    let import = |_: &Staged| -> Result<AdapterFacts, AdapterError> { panic!("it is not even read") };
-    let from = AdapterFolder { dir: folder.path(), chat_template: None };
+    let import = |_: &mut Staged| -> Result<AdapterFacts, AdapterError> { panic!("it is not even read") };
+    let from = AdapterFolder { dir: folder.path(), chat_template: None, own_tokens: None };
     let refused = registry.import(&"a".parse().unwrap(), from, false, import);
     assert!(matches!(refused, Err(AdapterError::FileTooLarge { .. })), "{refused:?}");
 }

@@ -1,13 +1,13 @@
 //! From a name to a version that somebody uses.
 
 use super::super::error::AdapterError;
-use super::super::files::CHAT_TEMPLATE_FILE;
+use super::super::files::{CHAT_TEMPLATE_FILE, TOKENIZER_FILE};
 use super::super::lease::{AdapterLease, Content};
 use super::super::residency::{SetAside, Want};
 use super::super::stored::{AdapterBytes, StoredAdapter};
 use super::super::sync::lock;
 use super::AdapterRegistry;
-use super::alias::{Alias, OwnChatTemplate};
+use super::alias::{Alias, OwnChatTemplate, OwnTokensFile};
 use crate::types::{AdapterName, AdapterTask, AdapterVersion, ClientKey};
 
 /// A name resolved to a version, which is kept while this lives.
@@ -19,6 +19,8 @@ pub struct ResolvedAdapter {
     pub lease: AdapterLease,
     /// The version's own chat template, where it has one.
     pub chat_template: Option<OwnChatTemplate>,
+    /// The tokens that the version has and the base does not, where there are any.
+    pub tokens: Option<OwnTokensFile>,
     /// What the version is for; `None` where that shows once it is loaded.
     pub task: Option<AdapterTask>,
     /// Tokens of its vocabulary where the base has another number of them.
@@ -53,9 +55,9 @@ impl AdapterRegistry {
             return Err(AdapterError::VersionMismatch { name: name.clone(), expected, actual: Some(actual) });
         }
         self.check_base(name, *alias)?;
-        let Alias { chat_template, bytes, task, vocab_size, .. } = *alias;
+        let Alias { chat_template, tokens, bytes, task, vocab_size, .. } = *alias;
         let lease = self.leases.lease(actual);
-        Ok(ResolvedAdapter { name: name.clone(), lease, chat_template, task, vocab_size, bytes })
+        Ok(ResolvedAdapter { name: name.clone(), lease, chat_template, tokens, task, vocab_size, bytes })
     }
 
     /// Resolve a name and ask for its version on the device, for a client.
@@ -122,7 +124,17 @@ impl AdapterRegistry {
     pub fn read_chat_template(&self, lease: &AdapterLease) -> Result<Vec<u8>, AdapterError> {
         let version = lease.version();
         let none = || AdapterError::Corrupt { version, path: CHAT_TEMPLATE_FILE.to_owned() };
-        self.store.objects.read_chat_template(version)?.ok_or_else(none)
+        self.store.objects.read_optional(version, CHAT_TEMPLATE_FILE)?.ok_or_else(none)
+    }
+
+    /// Read the own tokens of a leased version, size and digest verified. Blocks.
+    ///
+    /// # Errors
+    /// As [`AdapterRegistry::read`]; [`AdapterError::Corrupt`] where it has none.
+    pub fn read_own_tokens(&self, lease: &AdapterLease) -> Result<Vec<u8>, AdapterError> {
+        let version = lease.version();
+        let none = || AdapterError::Corrupt { version, path: TOKENIZER_FILE.to_owned() };
+        self.store.objects.read_optional(version, TOKENIZER_FILE)?.ok_or_else(none)
     }
 
     /// Read the files of a leased version, sizes and digests verified. Blocks.

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::super::disk::Patience;
 use super::super::error::AdapterError;
-use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, StoredFile, WEIGHTS_FILE, version_of};
+use super::super::files::{CONFIG_FILE, OPTIONAL_FILES, StoredFile, WEIGHTS_FILE, version_of};
 use super::super::fs::{FoundKind, StoreFs};
 use super::super::stored::StoredAdapter;
 use super::layout::Layout;
@@ -139,13 +139,13 @@ impl IdleStore {
         let fs = self.fs.as_ref();
         let unreadable = |error: std::io::Error| Flaw::Unreadable(error.to_string());
         let mut files = Vec::new();
-        for name in [CONFIG_FILE, WEIGHTS_FILE, CHAT_TEMPLATE_FILE] {
+        for name in [CONFIG_FILE, WEIGHTS_FILE].into_iter().chain(OPTIONAL_FILES) {
             let path = object.join(name);
             let found = patience.look(fs, &path).map_err(unreadable)?;
             match found.map(|found| found.kind) {
                 Some(FoundKind::File) => {}
                 // Whether there is to be one, the version says.
-                _ if name == CHAT_TEMPLATE_FILE => continue,
+                _ if OPTIONAL_FILES.contains(&name) => continue,
                 Some(_) => return Err(Flaw::Damaged(format!("{name} is not a regular file"))),
                 None => return Err(Flaw::Missing(name.to_owned())),
             }
@@ -176,10 +176,14 @@ impl IdleStore {
 }
 
 /// The files that are a version, of those that are there: a chat template in the folder of one that has none is no part
-/// of it.
+/// of it, nor are tokens.
 fn those_of(version: AdapterVersion, there: &[StoredFile]) -> Option<Vec<StoredFile>> {
-    let without = there.iter().filter(|file| file.path != CHAT_TEMPLATE_FILE).cloned().collect();
-    [there.to_vec(), without].into_iter().find(|files| version_of(files) == version)
+    let [template, tokens] = OPTIONAL_FILES;
+    let without = |left_out: &[&str]| -> Vec<StoredFile> {
+        there.iter().filter(|file| !left_out.contains(&file.path.as_str())).cloned().collect()
+    };
+    let sets = [without(&[]), without(&[template]), without(&[tokens]), without(&OPTIONAL_FILES)];
+    sets.into_iter().find(|files| version_of(files) == version)
 }
 
 fn bytes(files: &[StoredFile]) -> u64 {

@@ -6,6 +6,7 @@
 //! root/objects/<version>/adapter_config.json            immutable
 //!                       /adapter_model.safetensors
 //!                       /chat_template.jinja            where the adapter has one of its own
+//!                       /tokenizer.json                 where it has tokens that the base does not have: these
 //! root/names/<sha256 of the name>.json                  a binding, replaced by rename
 //! root/staging/upload-<n>/…                             uploads in progress; emptied at start
 //! root/quarantine/<n>-…                                 what was found damaged at start

@@ -2,23 +2,25 @@
 //! of its own; its file name is the digest of the adapter's name, so that no client's text is ever part of a path.
 //!
 //! Format 1 knew neither base nor facts. It is read for ever, and rewritten as format 2 when something changes. Format 3
-//! is for adapters with a chat template of their own: a version of the server that knows only format 2 takes such an
-//! adapter for what it is, one of a later version, leaves it alone and serves the others.
+//! is for adapters with a chat template of their own, format 4 for those with tokens of their own: a version of the server
+//! that knows only earlier ones takes such an adapter for what it is, one of a later version, leaves it alone and serves the
+//! others.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, StoredFile, WEIGHTS_FILE, version_of};
+use super::super::files::{CONFIG_FILE, OPTIONAL_FILES, StoredFile, WEIGHTS_FILE, version_of};
 use super::super::stored::{Compiled, StoredAdapter};
 use super::seal::{self, SealError};
 use crate::types::{AdapterFacts, AdapterName, Sha256Digest};
 
 /// The highest that this version reads.
-pub(super) const FORMAT: u32 = WITH_CHAT_TEMPLATE;
+pub(super) const FORMAT: u32 = WITH_OWN_TOKENS;
 const PLAIN: u32 = 2;
 const WITH_CHAT_TEMPLATE: u32 = 3;
-/// A manifest of three files is far below this.
+const WITH_OWN_TOKENS: u32 = 4;
+/// A manifest of four files is far below this.
 pub(super) const MAX_MANIFEST_BYTES: u64 = 64 << 10;
 /// Ends the name of a manifest.
 pub(super) const EXTENSION: &str = ".json";
@@ -88,7 +90,11 @@ pub(super) fn encode(adapter: &StoredAdapter) -> serde_json::Result<Vec<u8>> {
         pinned: adapter.pinned,
         compiled: adapter.compiled.as_ref().map(compiled_body),
     };
-    let format = if adapter.chat_template().is_some() { WITH_CHAT_TEMPLATE } else { PLAIN };
+    let format = match (adapter.own_tokens(), adapter.chat_template()) {
+        (Some(_), _) => WITH_OWN_TOKENS,
+        (None, Some(_)) => WITH_CHAT_TEMPLATE,
+        (None, None) => PLAIN,
+    };
     seal::seal(KIND, format, &body)
 }
 
@@ -100,7 +106,7 @@ fn compiled_body(compiled: &Compiled) -> CompiledBody {
 pub(super) fn decode(bytes: &[u8], found_as: &str) -> Result<StoredAdapter, ManifestError> {
     let body = match seal::format_of(bytes)? {
         1 => first_format::body(bytes)?,
-        format @ (PLAIN | WITH_CHAT_TEMPLATE) => match seal::open::<Body>(KIND, format, bytes) {
+        format @ (PLAIN | WITH_CHAT_TEMPLATE | WITH_OWN_TOKENS) => match seal::open::<Body>(KIND, format, bytes) {
             // As it was written, and not in words that this version knows, such as those of a later kind of delta.
             Err(SealError::Body(_)) => return Err(ManifestError::NewerFormat(format)),
             opened => opened?,
@@ -131,7 +137,11 @@ fn stored(body: Body, found_as: &str) -> Result<StoredAdapter, ManifestError> {
         .collect::<Result<Vec<_>, crate::types::InvalidAdapterVersion>>()
         .map_err(|_| ManifestError::Field("files.sha256"))?;
     let paths: Vec<_> = files.iter().map(|file| file.path.as_str()).collect();
-    if !matches!(paths[..], [CONFIG_FILE, WEIGHTS_FILE] | [CONFIG_FILE, WEIGHTS_FILE, CHAT_TEMPLATE_FILE]) {
+    let optional = paths.strip_prefix(&[CONFIG_FILE, WEIGHTS_FILE]);
+    // Sorted, so that a set of files has one list.
+    if !optional
+        .is_some_and(|paths| paths.is_sorted_by(|a, b| a < b) && paths.iter().all(|path| OPTIONAL_FILES.contains(path)))
+    {
         return Err(ManifestError::Field("files.path"));
     }
     let version = version.parse().map_err(|_| ManifestError::Field("version"))?;
@@ -191,6 +201,7 @@ mod first_format {
 pub(super) mod tests {
     use proptest::prelude::*;
 
+    use super::super::super::files::{CHAT_TEMPLATE_FILE, TOKENIZER_FILE};
     use super::*;
     use crate::types::{AdapterTask, BaseDigest, DeltaGroup, OpClass, VirtualTokens};
 
@@ -207,6 +218,14 @@ pub(super) mod tests {
         let mut adapter = adapter(name);
         let sha256 = Sha256Digest([3; 32]);
         adapter.files.push(StoredFile { path: CHAT_TEMPLATE_FILE.into(), size: 5, sha256 });
+        StoredAdapter { version: version_of(&adapter.files), ..adapter }
+    }
+
+    /// With tokens of its own.
+    fn speaking(name: &str) -> StoredAdapter {
+        let mut adapter = adapter(name);
+        let sha256 = Sha256Digest([4; 32]);
+        adapter.files.push(StoredFile { path: TOKENIZER_FILE.into(), size: 6, sha256 });
         StoredAdapter { version: version_of(&adapter.files), ..adapter }
     }
 
@@ -248,9 +267,15 @@ pub(super) mod tests {
     #[test]
     fn a_manifest_reads_back_as_written() {
         let plain = [None, Some(compiled())].map(|compiled| StoredAdapter { compiled, ..adapter("sql-v2") });
-        for adapter in plain.into_iter().chain([chatting("sql-v2")]) {
+        let mut both = chatting("sql-v2");
+        both.files.extend(speaking("sql-v2").files.pop());
+        both.version = version_of(&both.files);
+        for adapter in plain.into_iter().chain([chatting("sql-v2"), speaking("sql-v2"), both.clone()]) {
             assert_eq!(decode(&encode(&adapter).unwrap(), &file_name(&adapter.name)).unwrap(), adapter);
         }
+        both.files.swap(2, 3);
+        let refused = decode(&encode(&both).unwrap(), &file_name(&both.name));
+        assert!(matches!(refused, Err(ManifestError::Field("files.path"))), "in another order");
     }
 
     /// The bytes are those of a store that the first version has written.
@@ -284,18 +309,18 @@ pub(super) mod tests {
     #[test]
     fn a_manifest_of_a_newer_format_is_refused_as_such_whatever_is_in_it() {
         let text = String::from_utf8(encode(&adapter("a")).unwrap()).unwrap();
-        for newer in [text.replacen("\"format\":2", "\"format\":4", 1), r#"{"new":[],"format":4}"#.to_owned()] {
-            assert!(matches!(decode(newer.as_bytes(), ""), Err(ManifestError::NewerFormat(4))));
+        for newer in [text.replacen("\"format\":2", "\"format\":5", 1), r#"{"new":[],"format":5}"#.to_owned()] {
+            assert!(matches!(decode(newer.as_bytes(), ""), Err(ManifestError::NewerFormat(5))));
         }
     }
 
     #[test]
-    fn a_chat_template_is_told_by_the_format_and_nothing_else_is() {
+    fn files_that_not_every_adapter_has_are_told_by_the_format_and_nothing_else_is() {
         let format = |adapter: &StoredAdapter| seal::format_of(&encode(adapter).unwrap()).unwrap();
         assert_eq!(
-            (format(&adapter("a")), format(&chatting("a"))),
-            (2, 3),
-            "an earlier server leaves the latter alone"
+            (format(&adapter("a")), format(&chatting("a")), format(&speaking("a"))),
+            (2, 3, 4),
+            "an earlier server leaves the latter two alone"
         );
     }
 

@@ -34,9 +34,10 @@ pub trait ObjectStore: Send + Sync {
     /// [`AdapterError::UnknownVersion`], [`AdapterError::FilesMissing`], [`AdapterError::Corrupt`], the disk.
     fn read(&self, version: AdapterVersion) -> Result<AdapterBytes, AdapterError>;
 
-    /// Read the chat template of a version, verified as [`ObjectStore::read`] does it. `None`: it has none of its own.
+    /// Read a file that not every version has: its chat template, its own tokens. It is verified as [`ObjectStore::read`]
+    /// does it. `None`: the version has none.
     ///
     /// # Errors
     /// As [`ObjectStore::read`].
-    fn read_chat_template(&self, version: AdapterVersion) -> Result<Option<Vec<u8>>, AdapterError>;
+    fn read_optional(&self, version: AdapterVersion, path: &str) -> Result<Option<Vec<u8>>, AdapterError>;
 }

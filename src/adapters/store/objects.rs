@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::super::disk::Patience;
 use super::super::error::AdapterError;
-use super::super::files::{CHAT_TEMPLATE_FILE, CONFIG_FILE, StoredFile, WEIGHTS_FILE};
+use super::super::files::{CONFIG_FILE, StoredFile, WEIGHTS_FILE};
 use super::super::fs::FoundKind;
 use super::super::stored::AdapterBytes;
 use super::super::sync::lock;
@@ -219,9 +219,9 @@ impl ObjectStore for FolderObjects {
         Ok(AdapterBytes { config: read(CONFIG_FILE)?, weights: read(WEIGHTS_FILE)? })
     }
 
-    fn read_chat_template(&self, version: AdapterVersion) -> Result<Option<Vec<u8>>, AdapterError> {
+    fn read_optional(&self, version: AdapterVersion, path: &str) -> Result<Option<Vec<u8>>, AdapterError> {
         let files = self.files_of(version)?;
-        let template = files.iter().find(|file| file.path == CHAT_TEMPLATE_FILE);
-        template.map(|file| self.read_verified(file, version)).transpose()
+        let found = files.iter().find(|file| file.path == path);
+        found.map(|file| self.read_verified(file, version)).transpose()
     }
 }

@@ -10,7 +10,7 @@ use crate::adapters::DiskFault;
 use crate::adapters::files::{StoreLimits, version_of};
 use crate::adapters::fs::{DiskFs, StoreFs};
 use crate::adapters::testing::{EACCES, EIO, EMFILE, ENOSPC, EROFS, Fault, FaultyFs, contents, tree};
-use crate::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, StoredFile, WEIGHTS_FILE};
+use crate::adapters::{CHAT_TEMPLATE_FILE, CONFIG_FILE, StoredFile, TOKENIZER_FILE, WEIGHTS_FILE};
 use crate::types::Sha256Digest;
 
 fn name(text: &str) -> AdapterName {
@@ -98,7 +98,7 @@ fn assert_holds(store: &AdapterStore, text: &str, seed: u8) {
     let bytes = store.objects.read(adapter(text, seed).version).unwrap();
     let expected = contents(seed);
     assert!(bytes.config == expected[0].1 && bytes.weights == expected[1].1);
-    let template = store.objects.read_chat_template(adapter(text, seed).version).unwrap();
+    let template = store.objects.read_optional(adapter(text, seed).version, CHAT_TEMPLATE_FILE).unwrap();
     assert_eq!(template.as_ref(), expected.get(2).map(|(_, template)| template));
 }
 
@@ -413,7 +413,7 @@ fn a_crash_at_any_change_loses_nothing_acknowledged_and_shows_nothing_half_done(
             assert_eq!(report.quarantined, vec![], "{case}");
             for stored in store.names.list() {
                 store.objects.read(stored.version).unwrap_or_else(|error| panic!("{case}: {error}"));
-                let template = store.objects.read_chat_template(stored.version);
+                let template = store.objects.read_optional(stored.version, CHAT_TEMPLATE_FILE);
                 template.unwrap_or_else(|error| panic!("{case}: {error}"));
             }
             let version = |text: &str| store.names.get(&name(text)).map(|stored| stored.version);

@@ -83,7 +83,7 @@ impl HeadKeeper {
         match role {
             FileRole::Config => self.config.take(offset, data, usize::try_from(size).unwrap_or(usize::MAX)),
             FileRole::Weights => self.take_weights(offset, data, size),
-            FileRole::ChatTemplate | FileRole::Ignored => {}
+            FileRole::ChatTemplate | FileRole::Tokenizer | FileRole::Ignored => {}
         }
     }
 

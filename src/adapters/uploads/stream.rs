@@ -35,7 +35,7 @@ impl Session {
         let open = |declared: &CheckedFile| {
             let file = match declared.role {
                 FileRole::Ignored => None,
-                FileRole::Config | FileRole::Weights | FileRole::ChatTemplate => Some(
+                FileRole::Config | FileRole::Weights | FileRole::ChatTemplate | FileRole::Tokenizer => Some(
                     desk.fs
                         .create_file(&self.dir.join(&declared.file.path))
                         .map_err(AdapterError::io("creating a staged file"))?,

@@ -1,6 +1,7 @@
 //! The way of texts that are read instead of continued: as that of a request to generate, several at once. Each is a request
 //! of its own to the engine and takes a place; none is queued before all have been checked.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Brought, Gate, Ready, check_task, party};
@@ -9,6 +10,7 @@ use crate::admission::delta::{DeltaChoice, ResolvedDelta, ServingDelta};
 use crate::admission::error::{AdmissionError, Wanted};
 use crate::admission::generation::GenerationInfo;
 use crate::admission::pooling::{Reader, Reading};
+use crate::admission::texts::OwnText;
 use crate::admission::tokenizing::TokenizedPrompt;
 use crate::admission::validate::Resolved;
 use crate::types::pool::{PoolInput, PoolRows, PoolSpec, PoolWanted, Pooling};
@@ -56,7 +58,7 @@ impl Gate {
         limits.check_pooling(&input)?;
         let places = input.inputs.iter().map(|_| self.place(party)).collect::<Result<Vec<_>, _>>()?;
         for (index, prompt) in input.inputs.iter().enumerate() {
-            let checked = limits.check_input(prompt).map_err(|invalid| self.named(invalid));
+            let checked = limits.check_input(prompt).map_err(|invalid| self.named(invalid, None));
             checked.map_err(|error| of_input(index, error))?;
         }
         let resolved = resolved?;
@@ -65,7 +67,9 @@ impl Gate {
             PoolWanted::Embeddings(_) => Wanted::Embeddings,
         };
         check_task(wanted, &resolved)?;
-        let texts = self.tokenize_all(&mut input.inputs, &resolved, party).await?;
+        let own = self.text(&resolved, party).await?;
+        let own = own.as_ref();
+        let texts = self.tokenize_all(&mut input.inputs, &resolved, own, party).await?;
         let known = resolved.adapters().first().and_then(|adapter| adapter.task);
         self.check_texts(&texts, &input.wanted, known, max_answer_bytes)?;
         let brought = self.bring_for_each(wanted, resolved, arrival, texts.len()).await?;
@@ -79,7 +83,7 @@ impl Gate {
             let checked = limits
                 .check_input_length(&text.form, text.tokens.ids.len(), virtual_tokens)
                 .and_then(|()| limits.check_prompt_ids(&text.form, &text.tokens.ids));
-            checked.map_err(|error| of_input(index, self.named(error)))?;
+            checked.map_err(|error| of_input(index, self.named(error, own)))?;
         }
         let pool = spec(&input.wanted, task.unwrap_or_default());
         let mut readers = Vec::with_capacity(texts.len());
@@ -89,6 +93,7 @@ impl Gate {
             let generation = self.submit(Ready {
                 request_id: request_id.clone(),
                 prompt: text.tokens,
+                tokenizer: self.tokenizer(own),
                 brought,
                 resolved: reading(pool),
                 stop: Vec::new(),
@@ -109,11 +114,12 @@ impl Gate {
         &self,
         prompts: &mut [PromptInput],
         delta: &ResolvedDelta,
+        own: Option<&Arc<OwnText>>,
         party: Party,
     ) -> Result<Vec<Text>, AdmissionError> {
         let mut texts = Vec::with_capacity(prompts.len());
         for (index, prompt) in prompts.iter_mut().enumerate() {
-            let tokens = self.tokenize_input(prompt, delta, party).await;
+            let tokens = self.tokenize_input(prompt, delta, own, party).await;
             let tokens = tokens.map_err(|error| of_input(index, error))?;
             // What is left of it is its form.
             let form = prompt.take();

@@ -209,11 +209,14 @@ async fn ids_become_text_and_ids_that_are_no_tokens_are_refused() {
     let tokenizer = Arc::clone(&house.gate.parts.tokenizer);
     let end = tokenizer.token_id("</s>").unwrap();
     let ids = vec![id("h"), end, id("i")];
-    assert_eq!(house.gate.detokenize(ids.clone(), false, ClientKey::LOCAL).await.unwrap(), "h</s>i");
-    assert_eq!(house.gate.detokenize(ids, true, ClientKey::LOCAL).await.unwrap(), "hi");
-    assert_eq!(house.gate.detokenize(vec![], true, ClientKey::LOCAL).await.unwrap(), "");
+    assert_eq!(
+        house.gate.detokenize(ids.clone(), false, &DeltaChoice::Base, ClientKey::LOCAL).await.unwrap(),
+        "h</s>i"
+    );
+    assert_eq!(house.gate.detokenize(ids, true, &DeltaChoice::Base, ClientKey::LOCAL).await.unwrap(), "hi");
+    assert_eq!(house.gate.detokenize(vec![], true, &DeltaChoice::Base, ClientKey::LOCAL).await.unwrap(), "");
     for (ids, named) in [(vec![id("h"), u32::MAX], "token_ids[1]"), (vec![end; 101], "token_ids")] {
-        let refused = house.gate.detokenize(ids, true, ClientKey::LOCAL).await.unwrap_err();
+        let refused = house.gate.detokenize(ids, true, &DeltaChoice::Base, ClientKey::LOCAL).await.unwrap_err();
         assert!(matches!(&refused, AdmissionError::Invalid(invalid) if invalid.field() == named), "{refused:?}");
     }
     assert_eq!(house.gate.free_places(), 2);

@@ -28,7 +28,7 @@ impl Golden {
         let base = InspectBase { name: "golden", spec: &spec, checkpoint, weights, note: None };
         let dir = self.dir.join("adapters").join(adapter);
         let limits = InspectLimits { files: StoreLimits::default(), compile: LIMITS };
-        as_lora(base, AdapterFolder { dir: &dir, chat_template: None }, &limits)
+        as_lora(base, AdapterFolder { dir: &dir, chat_template: None, own_tokens: None }, &limits)
     }
 
     fn config(&self, adapter: &str) -> serde_json::Value {
@@ -104,10 +104,13 @@ fn files_are_written_into_a_folder_of_their_own() {
     let files = golden.export("loha").unwrap();
     let root = tempfile::tempdir().unwrap();
     let to = root.path().join("a/b");
-    write(&files, Some(b"{{ messages }}"), &to).unwrap();
+    let plain = AdapterFolder { dir: root.path(), chat_template: None, own_tokens: None };
+    let from = AdapterFolder { chat_template: Some(b"{{ messages }}"), own_tokens: Some(b"{}"), ..plain };
+    write(&files, from, &to).unwrap();
     assert_eq!(fs::read(to.join(CONFIG_FILE)).unwrap(), files.config);
     assert_eq!(fs::read(to.join(WEIGHTS_FILE)).unwrap(), files.weights);
     assert_eq!(fs::read(to.join(CHAT_TEMPLATE_FILE)).unwrap(), b"{{ messages }}");
-    let again = write(&files, None, &to).unwrap_err().to_string();
+    assert_eq!(fs::read(to.join(TOKENIZER_FILE)).unwrap(), b"{}");
+    let again = write(&files, plain, &to).unwrap_err().to_string();
     assert!(again.contains("is not empty"), "{again}");
 }

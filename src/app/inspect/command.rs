@@ -3,16 +3,17 @@
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::super::base::OpenedBase;
 use super::super::error::AppError;
 use super::super::running_engine::compile_limits;
 use super::drift::Drift;
 use super::shift::{LogitShift, Reader};
-use super::{InspectBase, InspectLimits, Inspection, inspect_program, write_json, write_text};
+use super::{InspectBase, InspectError, InspectLimits, Inspection, inspect_program, write_json, write_text};
 use crate::adapters::import::AdapterFolder;
 use crate::adapters::{CONFIG_FILE, StoreLimits};
-use crate::cli::{Brought, CliError, SavedTemplate, bring};
+use crate::cli::{Brought, CliError, Saved, bring};
 use crate::config::{DriftArgs, Environment, InspectArgs, ModelSource, Terminal};
 use crate::delta::{DeltaProgram, NamedBase, named_base};
 use crate::files;
@@ -21,21 +22,30 @@ use crate::model::base_layout;
 use crate::ops::cpu::{CpuBackend, CpuOptions};
 use crate::ops::{ComputeDtype, Numerics};
 use crate::telemetry::Spinner;
+use crate::text::{OwnTokens, Tokenizer};
 use crate::types::Sha256Digest;
 
 /// An adapter that lies ready, and the base that it is held against under the limits of a server with default settings.
 pub(in crate::app) struct Opened {
     brought: Brought,
     base: OpenedBase,
+    /// Read where the adapter was saved with a tokenizer.
+    tokenizer: Option<Arc<Tokenizer>>,
     note: Option<String>,
     limits: InspectLimits,
+}
+
+/// Tokens that an adapter has and its base does not.
+pub(in crate::app) struct Own {
+    tokens: OwnTokens,
+    file: Vec<u8>,
 }
 
 impl Opened {
     /// Blocks, and sends something where the hub is named.
     pub(in crate::app) fn open(args: &InspectArgs, environment: &Environment) -> Result<Self, AppError> {
         let (named, limits) = args.resolve()?;
-        let brought = bring(&args.source, SavedTemplate::Take, environment).map_err(CliError::from)?;
+        let brought = bring(&args.source, Saved::ALL, environment).map_err(CliError::from)?;
         brought.notes().iter().for_each(|note| tracing::info!("{note}"));
         let (source, note) = match named {
             Some(source) => (source, None),
@@ -44,6 +54,7 @@ impl Opened {
         let base = OpenedBase::open(&source, environment)?;
         let context = u32::try_from(base.spec.context_length).unwrap_or(u32::MAX);
         let settings = base.tokenizer_settings()?;
+        let tokenizer = brought.saved_tokens().map(|_| base.tokenizer(&settings)).transpose()?;
         let own = settings.chat_template().map(|template| Sha256Digest::of(template.as_bytes()));
         let limits = InspectLimits {
             files: StoreLimits {
@@ -53,7 +64,7 @@ impl Opened {
             },
             compile: compile_limits(&limits, context),
         };
-        Ok(Self { brought, base, note, limits })
+        Ok(Self { brought, base, tokenizer, note, limits })
     }
 
     pub(in crate::app) fn base(&self) -> InspectBase<'_> {
@@ -66,8 +77,27 @@ impl Opened {
         }
     }
 
-    pub(in crate::app) fn folder(&self) -> AdapterFolder<'_> {
-        self.brought.folder()
+    /// With what [`Opened::own_tokens`] found.
+    pub(in crate::app) fn folder<'a>(&'a self, own: Option<&'a Own>) -> AdapterFolder<'a> {
+        AdapterFolder { own_tokens: own.map(|own| own.file.as_slice()), ..self.brought.folder() }
+    }
+
+    /// The tokens of the adapter's tokenizer that the base's has not.
+    pub(in crate::app) fn own_tokens(&self) -> Result<Option<Own>, InspectError> {
+        let (Some(tokenizer), Some(saved)) = (&self.tokenizer, self.brought.saved_tokens()) else { return Ok(None) };
+        let Some(tokens) = OwnTokens::beside(tokenizer, saved.clone())? else { return Ok(None) };
+        Ok(Some(Own { file: tokens.to_file()?, tokens }))
+    }
+
+    fn inspect(&self) -> Result<(Inspection, DeltaProgram), InspectError> {
+        let own = self.own_tokens()?;
+        let (mut inspection, program) = inspect_program(self.base(), self.folder(own.as_ref()), &self.limits)?;
+        if let Some(Own { tokens, .. }) = &own {
+            let base_rows = u32::try_from(self.base.spec.vocab_size).unwrap_or(u32::MAX);
+            tokens.check_rows(base_rows, inspection.vocab_size)?;
+            inspection.own_tokens = tokens.count();
+        }
+        Ok((inspection, program))
     }
 
     pub(in crate::app) fn limits(&self) -> &InspectLimits {
@@ -139,7 +169,7 @@ pub(in crate::app) async fn run(
 ) -> Result<(), AppError> {
     let opened = tokio::task::block_in_place(|| Opened::open(&args.inspect, environment))?;
     let (base, json) = (opened.base(), args.inspect.json);
-    let result = tokio::task::block_in_place(|| inspect_program(base, opened.folder(), opened.limits()));
+    let result = tokio::task::block_in_place(|| opened.inspect());
     let result = match result {
         Ok((inspection, program)) if args.against_base => {
             let prompts = args.prompts.as_deref();

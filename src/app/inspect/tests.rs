@@ -66,7 +66,7 @@ impl Golden {
 }
 
 fn plain(dir: &Path) -> AdapterFolder<'_> {
-    AdapterFolder { dir, chat_template: None }
+    AdapterFolder { dir, chat_template: None, own_tokens: None }
 }
 
 fn limits() -> InspectLimits {
@@ -307,7 +307,7 @@ fn the_version_is_the_one_an_upload_gets() {
     let golden = Golden::open("llama");
     let folder = golden.adapter("lora_r4");
     let template = Some(&b"{{ messages }}"[..]);
-    let folder = AdapterFolder { dir: &folder, chat_template: template };
+    let folder = AdapterFolder { dir: &folder, chat_template: template, own_tokens: None };
     let files = folder.scan().unwrap();
     let stored: Vec<_> = files
         .into_iter()
@@ -332,7 +332,11 @@ fn a_chat_template_that_does_not_compile_is_refused_by_name() {
     let golden = Golden::open("llama");
     let dir = golden.adapter("lora_r4");
     for (template, said) in [(&b"{% for %}"[..], "does not compile"), (b"\xff", "UTF-8")] {
-        let refused = inspect(golden.base(), AdapterFolder { dir: &dir, chat_template: Some(template) }, &limits());
+        let refused = inspect(
+            golden.base(),
+            AdapterFolder { dir: &dir, chat_template: Some(template), own_tokens: None },
+            &limits(),
+        );
         let refused = refused.unwrap_err();
         assert!(refused.lines()[0].contains("chat template") && refused.lines()[0].contains(said), "{refused}");
         assert_eq!(refused.exit(), Exit::Rejected);

@@ -17,7 +17,7 @@ fn folder(files: &[(&str, &[u8])]) -> TempDir {
 }
 
 fn from(folder: &TempDir) -> Result<Brought, BringError> {
-    bring(&AdapterSource::Dir(folder.path().to_owned()), SavedTemplate::Take, &Environment::default())
+    bring(&AdapterSource::Dir(folder.path().to_owned()), Saved::ALL, &Environment::default())
 }
 
 #[test]
@@ -59,9 +59,36 @@ fn the_chat_template_that_was_saved_with_an_adapter_comes_with_it() {
     // Left where it is, whatever it is.
     fs::write(root.path().join("tokenizer_config.json"), "[").unwrap();
     let source = AdapterSource::Dir(root.path().to_owned());
-    let brought = bring(&source, SavedTemplate::Leave, &Environment::default()).unwrap();
+    let brought = bring(&source, Saved { chat_template: false, tokens: false }, &Environment::default()).unwrap();
     assert_eq!(brought.folder().chat_template, None);
     assert!(brought.notes()[0].contains("left aside") && brought.notes()[0].contains(CHAT_TEMPLATE_FILE));
+}
+
+#[test]
+fn the_added_tokens_of_the_tokenizer_that_was_saved_with_an_adapter_come_with_it() {
+    let of = |files: &[(&str, &[u8])], saved| {
+        let plain: [(&str, &[u8]); 2] = [(CONFIG_FILE, b"{}"), (WEIGHTS_FILE, b"x")];
+        let root = folder(&[&plain, files].concat());
+        let brought = bring(&AdapterSource::Dir(root.path().to_owned()), saved, &Environment::default())?;
+        let tokens = brought.saved_tokens().map(|tokens| String::from_utf8(tokens.to_file().unwrap()).unwrap());
+        Ok::<_, BringError>((tokens, brought.notes().join("\n")))
+    };
+    let tokenizer: (&str, &[u8]) = (
+        TOKENIZER_FILE,
+        br#"{"model": {"vocab": {}}, "added_tokens": [{"id": 7, "content": "<a>", "special": true}]}"#,
+    );
+    let config: (&str, &[u8]) = ("tokenizer_config.json", br#"{"eos_token": "<a>"}"#);
+    let token = r#"{"id":7,"content":"<a>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}"#;
+    let (tokens, notes) = of(&[tokenizer, config], Saved::ALL).unwrap();
+    assert_eq!(tokens, Some(format!(r#"{{"added_tokens":[{token}],"eos_token":"<a>"}}"#)));
+    assert_eq!(notes, "left aside, as no part of the adapter: tokenizer_config.json");
+    assert_eq!(of(&[tokenizer], Saved::ALL).unwrap().0, Some(format!(r#"{{"added_tokens":[{token}]}}"#)));
+    assert_eq!(of(&[config], Saved::ALL).unwrap().0, None, "no token was added");
+    let broken: (&str, &[u8]) = (TOKENIZER_FILE, b"{");
+    let refused = of(&[broken], Saved::ALL).unwrap_err();
+    assert!(refused.to_string().contains(TOKENIZER_FILE) && refused.exit() == Exit::Rejected, "{refused}");
+    let (tokens, notes) = of(&[broken], Saved { tokens: false, ..Saved::ALL }).unwrap();
+    assert!(tokens.is_none() && notes.contains(TOKENIZER_FILE), "{notes}");
 }
 
 #[test]
@@ -105,11 +132,11 @@ fn what_cannot_be_brought_is_named_with_its_exit_code() {
         assert!(error.to_string().contains(words), "{error}");
     }
     let missing =
-        bring(&AdapterSource::Dir("/does/not/exist".into()), SavedTemplate::Take, &Environment::default()).unwrap_err();
+        bring(&AdapterSource::Dir("/does/not/exist".into()), Saved::ALL, &Environment::default()).unwrap_err();
     assert_eq!(missing.exit(), Exit::NotFound);
     let offline = Environment { home: Some("/does/not/exist".into()), ..Environment::default() };
     let mut offline = offline;
     offline.hub.offline = true;
-    let uncached = bring(&AdapterSource::Hub("org/name".parse().unwrap()), SavedTemplate::Take, &offline).unwrap_err();
+    let uncached = bring(&AdapterSource::Hub("org/name".parse().unwrap()), Saved::ALL, &offline).unwrap_err();
     assert_eq!(uncached.exit(), Exit::NotFound, "{uncached}");
 }

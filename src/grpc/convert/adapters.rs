@@ -77,6 +77,7 @@ pub(in crate::grpc) fn preview(staged: &Staged, facts: &AdapterFacts) -> pb::Ada
         pinned: staged.pin(),
         stored_bytes: staged.files().iter().map(|file| file.size).sum(),
         has_chat_template: staged.has_chat_template(),
+        has_own_tokens: staged.has_own_tokens(),
         ..pb::Adapter::default()
     };
     described(adapter, Some(facts))
@@ -90,6 +91,7 @@ fn stored(stored: &StoredAdapter) -> pb::Adapter {
         pinned: stored.pinned,
         stored_bytes: stored.bytes(),
         has_chat_template: stored.chat_template().is_some(),
+        has_own_tokens: stored.own_tokens().is_some(),
         create_time: Some(created.into()),
         ..pb::Adapter::default()
     }

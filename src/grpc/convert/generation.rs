@@ -176,6 +176,10 @@ pub(in crate::grpc) fn tokenize_input(request: pb::TokenizeRequest) -> Result<(P
     Ok((input, delta_choice(&adapter, &adapter_version, &mix)?))
 }
 
+pub(in crate::grpc) fn detokenize_delta(request: &pb::DetokenizeRequest) -> Result<DeltaChoice, BadMessage> {
+    delta_choice(&request.adapter, &request.adapter_version, &request.mix)
+}
+
 /// Name, version and parts, as messages have them.
 pub(super) fn serving(delta: &ServingDelta) -> (String, String, Vec<pb::MixPart>) {
     let part = |part: &ServingPart| pb::MixPart {

@@ -15,7 +15,7 @@ use crate::delta::DeltaError;
 use crate::engine::{InstallError, StepError, SubmitError};
 use crate::ops::OpsError;
 use crate::scheduler::places::Holder;
-use crate::text::{ChatError, TokenizerError};
+use crate::text::{ChatError, OwnTokensError, TokenizerError};
 use crate::types::{AdapterFault, AdapterVersion, BaseDigest, RequestFailure, Sha256Digest};
 
 /// What holds for every status, whatever it says.
@@ -83,7 +83,11 @@ fn requests_that_are_not_admitted() {
     use AdmissionError as E;
     let own = || Some("sql".parse().unwrap());
     let chat = |adapter, source| E::Chat { adapter, source };
+    let tokens = Box::new(OwnTokensError::Repeated { token: "<a>".into() });
+    let [one, other, adapter] = ["a", "b", "c"].map(|name| name.parse().unwrap());
     let cases = [
+        (E::OwnTokensDiffer { one, other }, Code::FailedPrecondition, "OWN_TOKENS_DIFFER"),
+        (E::OwnTokens { adapter, source: tokens }, Code::FailedPrecondition, "OWN_TOKENS_UNUSABLE"),
         (E::TooManyRequests { limit: 8 }, Code::ResourceExhausted, "QUEUE_FULL"),
         (E::EmptyPrompt { field: "chat.messages" }, Code::InvalidArgument, "EMPTY_PROMPT"),
         (E::NoChatTemplate, Code::FailedPrecondition, "NO_CHAT_TEMPLATE"),

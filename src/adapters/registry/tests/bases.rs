@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::adapters::import::AdapterFolder;
+use crate::adapters::{CHAT_TEMPLATE_FILE, TOKENIZER_FILE};
 use crate::types::BaseDigest;
 
 fn with_base(root: &tempfile::TempDir, base: u8, weight_bytes: usize) -> AdapterRegistry {
@@ -73,7 +74,7 @@ fn an_adapter_of_another_base_is_listed_and_refused_until_it_comes_again() {
 fn a_folder_is_imported_once() {
     let (root, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let registry = open(&root);
-    let from = |chat_template| AdapterFolder { dir: folder.path(), chat_template };
+    let from = |chat_template| AdapterFolder { dir: folder.path(), chat_template, own_tokens: None };
     let import = |pin| {
         registry.import(&name("a"), from(None), pin, |staged| {
             assert!(staged.dir().is_dir() && !staged.has_chat_template());
@@ -97,6 +98,27 @@ fn a_folder_is_imported_once() {
     assert!(own().unwrap().unwrap().replaced.is_some(), "another template, another version");
     assert!(own().unwrap().is_none());
     assert_eq!(registry.read_chat_template(&registry.lease(&name("a"), None).unwrap()).unwrap(), b"own");
+    let speaking = |keep: bool| {
+        let from = AdapterFolder { own_tokens: Some(b"tokens"), ..from(Some(b"own")) };
+        registry.import(&name("a"), from, true, |staged| {
+            assert_eq!(staged.tokenizer()?.tokenizer.as_deref(), Some(&b"tokens"[..]));
+            if keep {
+                staged.keep_tokenizer(Some(b"tokens"))?;
+            }
+            Ok::<_, AdapterError>(facts(100))
+        })
+    };
+    assert!(speaking(true).unwrap().unwrap().replaced.is_some(), "other tokens, another version");
+    assert!(speaking(true).unwrap().is_none());
+    let lease = registry.lease(&name("a"), None).unwrap();
+    assert_eq!(registry.read_own_tokens(&lease).unwrap(), b"tokens");
+    assert_eq!(registry.read_chat_template(&lease).unwrap(), b"own");
+    assert!(own().unwrap().is_some());
+    // What nobody says to be kept is not, and leaves nothing behind.
+    let dropped = speaking(false).unwrap().unwrap().adapter;
+    assert!(dropped.own_tokens().is_none());
+    let object = root.path().join("objects").join(dropped.version.to_string());
+    assert!(object.join(CHAT_TEMPLATE_FILE).exists() && !object.join(TOKENIZER_FILE).exists());
     assert_eq!(tree(&root.path().join("staging")).len(), 0);
 }
 
@@ -108,9 +130,12 @@ fn a_folder_is_imported_again_for_another_base() {
     }
     let import = |registry: &AdapterRegistry| {
         registry
-            .import(&name("a"), AdapterFolder { dir: folder.path(), chat_template: None }, false, |_| {
-                Ok::<_, AdapterError>(facts(100))
-            })
+            .import(
+                &name("a"),
+                AdapterFolder { dir: folder.path(), chat_template: None, own_tokens: None },
+                false,
+                |_| Ok::<_, AdapterError>(facts(100)),
+            )
             .unwrap()
     };
     assert!(import(&with_base(&root, 1, 2)).is_some());

@@ -88,7 +88,7 @@ fn a_chat_template_is_verified_as_the_other_files_are() {
         let check = idle(&root).check().unwrap();
         assert!(check.names[0].flaw.is_none() && check.names[1].flaw.is_some(), "{what}");
         let (store, _) = open(&root);
-        assert!(store.objects.read_chat_template(adapter("b", 2).version).is_err(), "{what}");
+        assert!(store.objects.read_optional(adapter("b", 2).version, CHAT_TEMPLATE_FILE).is_err(), "{what}");
         drop(store);
         repair(&root, &RepairWishes::default());
         let (store, _) = open(&root);
@@ -100,13 +100,17 @@ fn a_chat_template_is_verified_as_the_other_files_are() {
 }
 
 #[test]
-fn a_chat_template_beside_an_adapter_that_has_none_is_no_part_of_it() {
+fn a_chat_template_or_tokens_beside_an_adapter_that_has_none_are_no_part_of_it() {
     let root = two_adapters();
-    fs::write(object_of(&root, 1).join(CHAT_TEMPLATE_FILE), b"stray").unwrap();
+    for stray in [CHAT_TEMPLATE_FILE, TOKENIZER_FILE] {
+        fs::write(object_of(&root, 1).join(stray), b"stray").unwrap();
+    }
+    fs::write(object_of(&root, 2).join(TOKENIZER_FILE), b"stray").unwrap();
     assert_eq!(problems(&root), Vec::<String>::new());
     let (store, _) = open(&root);
     assert_holds(&store, "a", 1);
-    // One that has lost its name gets it back without the stray file.
+    assert_holds(&store, "b", 2);
+    // One that has lost its name gets it back without the stray files.
     drop(store);
     fs::remove_file(manifest_of(&root, "a")).unwrap();
     repair(&root, &wish(&[("c", 1)], &[]));

@@ -3,36 +3,10 @@ use super::*;
 
 const PARTY: Party = Party { client: ClientKey::LOCAL, adapter: None };
 
-fn template(number: u64, bytes: u64) -> OwnChatTemplate {
-    let mut sha256 = [0; 32];
-    sha256[..8].copy_from_slice(&number.to_le_bytes());
-    OwnChatTemplate { sha256: Sha256Digest(sha256), bytes }
-}
-
-#[test]
-fn what_is_kept_is_bounded_and_the_least_used_goes_first() {
-    for bytes in [0, 1, 100 << 10] {
-        let mut kept = Kept::default();
-        let first = kept.cell(template(0, bytes));
-        for number in 1..5000 {
-            let cell = kept.cell(template(number, bytes));
-            assert!(Arc::ptr_eq(&cell, &kept.cell(template(number, bytes))), "it is kept");
-            assert!(Arc::ptr_eq(&first, &kept.cell(template(0, bytes))), "it is in use");
-            assert!(kept.bytes <= KEPT_BYTES);
-        }
-        let most = KEPT_BYTES / (bytes + EACH_BYTES);
-        assert_eq!((kept.entries.len() as u64, kept.bytes), (most, most * (bytes + EACH_BYTES)));
-    }
-    let mut kept = Kept::default();
-    kept.cell(template(0, u64::MAX));
-    kept.cell(template(1, 1));
-    assert_eq!(kept.entries.len(), 1, "however much one is said to have");
-}
-
 async fn of(house: &House, name: &str) -> Result<Arc<ChatTemplate>, AdmissionError> {
     let resolved = house.registry.resolve(&name.parse().unwrap(), None).unwrap();
     let template = resolved.chat_template.unwrap();
-    house.templates.of(&resolved, template, PARTY, &house.registry, house.installer.as_ref()).await
+    house.texts.template(&resolved, template, None, PARTY, &house.registry, house.installer.as_ref()).await
 }
 
 #[tokio::test]
@@ -88,12 +62,12 @@ async fn few_templates_are_compiled_at_a_time() {
     *house.installer.hold_background.lock().unwrap() = Some(hold);
     let check = |text: &str| {
         let (templates, installer, text) =
-            (Arc::clone(&house.templates), Arc::clone(&house.installer), text.as_bytes().to_vec());
+            (Arc::clone(&house.texts), Arc::clone(&house.installer), text.as_bytes().to_vec());
         tokio::spawn(async move { templates.check_in_turn(text, ClientKey::LOCAL, installer.as_ref()).await })
     };
     let begun = || house.installer.background.load(std::sync::atomic::Ordering::SeqCst);
     let checks: Vec<_> = ["{{ a }}", "{% for %}", "{{ b }}"].into_iter().map(check).collect();
-    while house.templates.uploads.waiting() < 2 {
+    while house.texts.uploads.waiting() < 2 {
         tokio::task::yield_now().await;
     }
     assert_eq!(begun(), 1, "the others wait for their turn");

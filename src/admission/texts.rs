@@ -1,13 +1,16 @@
-//! Chat templates that adapters bring. One is compiled when it is first asked for and kept by its content, so that
-//! adapters of one trainer share it; how much is kept is bounded, and what is gone is compiled again.
+//! What adapters bring for texts: chat templates, and tokens of their own. A template is compiled when it is first asked for
+//! and kept by its content, so that adapters of one trainer share it.
 
-use std::collections::HashMap;
+mod own_text;
+mod tokens;
+
+pub(super) use own_text::OwnText;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use tokio::sync::OnceCell;
 
 use super::background::{Lost, in_background};
 use super::error::AdmissionError;
+use super::kept::Kept;
 use super::turns::Turns;
 use crate::adapters::{AdapterRegistry, OwnChatTemplate, ResolvedAdapter};
 use crate::engine::AdapterInstaller;
@@ -16,8 +19,9 @@ use crate::types::{AdapterName, ClientKey, Party, Sha256Digest};
 
 /// Most bytes of templates that are kept compiled, as they cost.
 const KEPT_BYTES: u64 = 4 << 20;
-/// What a template costs beside its text, however short it is.
-const EACH_BYTES: u64 = 4 << 10;
+
+/// Most bytes of tokenizers with own tokens that are kept, as they are likely to cost.
+const KEPT_TOKENIZER_BYTES: u64 = 64 << 20;
 
 /// Templates that are compiled at a time for uploads, and for chats. Anybody may bring one, and a long one takes a part
 /// of a second: some of the threads that bring adapters in are always left to adapters.
@@ -27,21 +31,29 @@ const CHATS: usize = 2;
 /// How long compiling is likely to take, for those who wait for a turn.
 const MICROSECONDS_PER_BYTE: u64 = 2;
 
-/// Compiles the templates of adapters for the base's tokenizer, and keeps what is in use. One per server.
-pub struct AdapterTemplates {
+/// A template, for the tokens of an adapter where it has its own.
+type TemplateKey = (Sha256Digest, Option<Sha256Digest>);
+
+/// Makes what adapters bring ready for the base's tokenizer, and keeps what is in use. One per server.
+pub struct AdapterTexts {
     tokenizer: Arc<Tokenizer>,
     settings: TokenizerSettings,
+    /// Rows of the base's embedding.
+    vocab_size: u32,
     uploads: Turns,
     chats: Turns,
-    kept: Mutex<Kept>,
+    templates: Mutex<Kept<TemplateKey, Arc<ChatTemplate>>>,
+    tokens: Mutex<Kept<Sha256Digest, Arc<OwnText>>>,
 }
 
-impl AdapterTemplates {
-    /// Special tokens are those of the base, whatever an adapter's own tokenizer says: its rows are the base's.
+impl AdapterTexts {
+    /// For a base of so many tokens. Its special tokens are what they are, whatever an adapter's own tokenizer says of them:
+    /// their rows are the base's.
     #[must_use]
-    pub fn new(tokenizer: Arc<Tokenizer>, settings: TokenizerSettings) -> Self {
+    pub fn new(tokenizer: Arc<Tokenizer>, settings: TokenizerSettings, vocab_size: u32) -> Self {
         let (uploads, chats) = (Turns::new(UPLOADS), Turns::new(CHATS));
-        Self { tokenizer, settings, uploads, chats, kept: Mutex::default() }
+        let (templates, tokens) = (Mutex::new(Kept::new(KEPT_BYTES)), Mutex::new(Kept::new(KEPT_TOKENIZER_BYTES)));
+        Self { tokenizer, settings, vocab_size, uploads, chats, templates, tokens }
     }
 
     /// Compile a template that a client uploads and throw the result away, in the background when its turn has come.
@@ -64,41 +76,46 @@ impl AdapterTemplates {
     /// # Errors
     /// [`ChatError::NotText`], [`ChatError::Template`].
     pub fn check(&self, template: &[u8]) -> Result<(), ChatError> {
-        self.compile(template).map(drop)
+        self.compile(template, None).map(drop)
     }
 
-    fn compile(&self, template: &[u8]) -> Result<ChatTemplate, ChatError> {
-        ChatTemplate::from_bytes(template, &self.settings, &self.tokenizer)
+    fn compile(&self, template: &[u8], text: Option<&OwnText>) -> Result<ChatTemplate, ChatError> {
+        match text {
+            Some(OwnText { settings, tokenizer, .. }) => ChatTemplate::from_bytes(template, settings, tokenizer),
+            None => ChatTemplate::from_bytes(template, &self.settings, &self.tokenizer),
+        }
     }
 
-    /// The compiled template of an adapter. Those who ask at the same time wait for one of them, who reads and compiles
-    /// it in the background: a disk that hangs holds up those alone. A failure is not kept.
-    pub(super) async fn of(
+    /// The compiled template of an adapter, for its own tokens where it has any. Those who ask at the same time wait for one
+    /// of them, who reads and compiles it in the background: a disk that hangs holds up those alone. A failure is not kept.
+    pub(super) async fn template(
         self: &Arc<Self>,
         adapter: &ResolvedAdapter,
         template: OwnChatTemplate,
+        text: Option<&Arc<OwnText>>,
         party: Party,
         registry: &Arc<AdapterRegistry>,
         installer: &dyn AdapterInstaller,
     ) -> Result<Arc<ChatTemplate>, AdmissionError> {
-        let cell = self.kept().cell(template);
+        let key = (template.sha256, text.map(|text| text.sha256));
+        let cell = locked(&self.templates).cell(key, template.bytes);
         let compiled = cell.get_or_try_init(|| async {
             let (registry, lease, templates) = (Arc::clone(registry), adapter.lease.clone(), Arc::clone(self));
-            let name = adapter.name.clone();
+            let (name, text) = (adapter.name.clone(), text.cloned());
             let compile = move || {
                 let bytes = registry.read_chat_template(&lease)?;
                 let failed = |source| AdmissionError::Chat { adapter: Some(name), source };
-                templates.compile(&bytes).map(Arc::new).map_err(failed)
+                templates.compile(&bytes, text.as_deref()).map(Arc::new).map_err(failed)
             };
             let compiled = in_turn(&self.chats, party, template.bytes, installer, compile).await;
             compiled.map_err(|Lost| AdmissionError::TokenizerPanicked)?
         });
         compiled.await.cloned()
     }
+}
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn locked<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Work at so many bytes, in the background when its turn has come.
@@ -122,46 +139,6 @@ async fn in_turn<T: Send + 'static>(
 pub(super) struct Chosen {
     pub(super) template: Arc<ChatTemplate>,
     pub(super) adapter: Option<AdapterName>,
-}
-
-type Cell = Arc<OnceCell<Arc<ChatTemplate>>>;
-
-#[derive(Default)]
-struct Kept {
-    entries: HashMap<Sha256Digest, Entry>,
-    bytes: u64,
-    /// Counts uses.
-    clock: u64,
-}
-
-struct Entry {
-    cell: Cell,
-    bytes: u64,
-    used: u64,
-}
-
-impl Kept {
-    fn cell(&mut self, template: OwnChatTemplate) -> Cell {
-        self.clock += 1;
-        let bytes = template.bytes.min(KEPT_BYTES) + EACH_BYTES;
-        let entry = self.entries.entry(template.sha256).or_insert_with(|| {
-            self.bytes += bytes;
-            Entry { cell: Cell::default(), bytes, used: 0 }
-        });
-        entry.used = self.clock;
-        let cell = Arc::clone(&entry.cell);
-        while self.bytes > KEPT_BYTES && self.entries.len() > 1 {
-            self.forget_oldest();
-        }
-        cell
-    }
-
-    fn forget_oldest(&mut self) {
-        let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(sha256, _)| *sha256);
-        if let Some(entry) = oldest.and_then(|oldest| self.entries.remove(&oldest)) {
-            self.bytes -= entry.bytes;
-        }
-    }
 }
 
 #[cfg(test)]
