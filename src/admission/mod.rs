@@ -20,6 +20,7 @@ mod pooling;
 mod problem;
 mod receipt;
 mod salt;
+mod template_variables;
 #[cfg(test)]
 pub(crate) mod testing;
 mod texts;
@@ -41,6 +42,7 @@ pub use generation_defaults::{GenerationDefaults, GenerationDefaultsError};
 pub use intake::{Early, Intake, IntakeError, OpenUpload, Taken, UploadArrival, UploadBegun, ValidUpload};
 pub use pooling::{PoolAnswer, PooledText, Reading, probabilities};
 pub use salt::PrefixSalting;
+pub use template_variables::{BadTemplateVariables, template_variables};
 pub use texts::AdapterTexts;
 pub use tokenizing::TokenizedPrompt;
 pub use validate::{InvalidRequest, Limits, ModelSizes};

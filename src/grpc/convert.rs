@@ -5,7 +5,6 @@ mod adapters;
 mod generation;
 mod info;
 mod pooling;
-mod template_json;
 
 use std::borrow::Cow;
 use std::time::Duration;

@@ -4,12 +4,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::super::pb;
-use super::template_json::template_variables;
 use super::{BadMessage, adapter_name, adapter_version, milliseconds, request_id};
 use crate::adapters::AdapterBytes;
 use crate::admission::{
     AdapterChoice, AdmissionRequest, ChoiceDelta, DeltaChoice, GenerationInfo, OutputLogprob, OutputToken, PartChoice,
-    ServingDelta, ServingPart, StopMatch, Timings, TopToken,
+    ServingDelta, ServingPart, StopMatch, Timings, TopToken, template_variables,
 };
 use crate::receipt::Receipt;
 use crate::types::generate::{
@@ -97,7 +96,8 @@ fn adapter_choice(fields: [&'static str; 2], name: &str, version: &str) -> Resul
 fn chat(chat: pb::Chat) -> Result<Chat, BadMessage> {
     let pb::Chat { messages, template_kwargs, allow_special_tokens, template_kwargs_json } = chat;
     let mut variables = template_kwargs.map(template_entries).unwrap_or_default();
-    let ordered = template_variables(&template_kwargs_json)?;
+    let ordered = template_variables(template_kwargs_json.as_bytes());
+    let ordered = ordered.map_err(|bad| BadMessage::TemplateJson { reason: bad.reason })?;
     let known: HashSet<&str> = variables.iter().map(|(name, _)| name.as_str()).collect();
     if let Some((twice, _)) = ordered.iter().find(|(name, _)| known.contains(name.as_str())) {
         return Err(BadMessage::TemplateVariableTwice { name: twice.chars().take(64).collect() });
