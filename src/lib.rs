@@ -5,7 +5,7 @@
 //! | floor | rooms |
 //! |---|---|
 //! | house | [`app`], [`cli`] |
-//! | porch | [`grpc`]: the only place with generated code, and `http` |
+//! | porch | [`grpc`]: the only place with generated code, and [`http`] |
 //! | gate | [`admission`], [`text`]; beside it [`wire`]: bytes and connections |
 //! | hall | [`engine`]: one OS thread, schedule → prepare → execute → publish |
 //! | west wing, decides, no tensors | [`scheduler`], `cache`, [`adapters`] |
@@ -27,7 +27,7 @@ pub mod delta;
 pub mod engine;
 mod files;
 pub mod grpc;
-mod http;
+pub mod http;
 mod hub;
 pub mod model;
 pub mod ops;

@@ -260,7 +260,16 @@ impl Generation {
         &self.info
     }
 
-    /// The next thing to say; `None` after [`GenerationEvent::Finished`].
+    /// Text of a token by itself (see [`ChoiceText::token_text`]).
+    ///
+    /// # Errors
+    /// The tokenizer cannot decode it.
+    pub fn token_text(&self, id: u32) -> Result<String, GenerationError> {
+        let Some(choice) = self.choices.first() else { return Ok(String::new()) };
+        Ok(choice.text.token_text(id)?)
+    }
+
+    /// The next thing to say; `None` after [`GenerationEvent::Finished`]. May be dropped half-way: nothing is lost.
     ///
     /// # Errors
     /// The request failed; what was said of it before is void, and nothing follows.

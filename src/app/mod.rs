@@ -10,6 +10,8 @@
 //! | `sizing` | how much memory the KV cache and the adapters get |
 //! | `listen` | sockets for an address as it was written |
 //! | `running_engine` | backend, decoder and engine, for whichever backend is chosen |
+//! | [`doors`] | gRPC and HTTP at one address |
+//! | `exporter` | where metrics are served |
 //! | [`start`] | everything of a server, in order |
 //! | `vigil` | the engine's end and its steps |
 //! | `identity` | which base it is: the digest of its weights |
@@ -28,9 +30,11 @@ mod computing;
 mod demo;
 mod descriptors;
 mod doctor;
+pub mod doors;
 mod dtype;
 mod error;
 mod export;
+mod exporter;
 mod gpu_error;
 mod housekeeping;
 mod identity;

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -13,7 +13,9 @@ use tokio::task::JoinHandle;
 use super::base::OpenedBase;
 use super::computing::Computing;
 use super::descriptors;
+use super::doors::{self, Doors};
 use super::error::AppError;
+use super::exporter::{self, Exporter};
 use super::housekeeping;
 use super::identity::BaseIdentity;
 use super::listen;
@@ -34,11 +36,11 @@ use crate::config::{
 };
 use crate::delta::SERVED_KINDS;
 use crate::engine::{EngineHandle, GenerationEngine, HostMemory};
-use crate::grpc::{self, Adapters, Generator, Informer, ModelInfo, Pooler, ServerInfo, ServerLimits, Services};
-use crate::http::serve_metrics;
+use crate::grpc::{Adapters, Generator, Informer, ModelInfo, Pooler, ServerInfo, ServerLimits, Services};
+use crate::http::{Routes, Site, serve_metrics};
 use crate::ops::Numerics;
 use crate::receipt::Origin;
-use crate::telemetry::{Metrics, MetricsPage, recorded};
+use crate::telemetry::Metrics;
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::types::{AdapterName, ClientKey, Sha256Digest};
 use crate::wire::{ClientIdentity, Lifecycle, Listeners};
@@ -89,7 +91,7 @@ impl Server {
         let store_limits = store_limits(config, sizes, front.own_template);
         let (store, temporary_store) = open_store(config, &store_limits)?;
         let (transport, metrics_connections) = descriptors::share(config.transport, store_limits.max_uploads);
-        let (metrics, exporter) = metrics(config, &base.name).await?;
+        let (metrics, exporter) = exporter::begin(config, &base.name).await?;
         let metrics_address = exporter.as_ref().map(|exporter| exporter.address);
         let identity = BaseIdentity::begin(base, Arc::clone(&store.names), config.threads)?;
         let registry = AdapterRegistry::new(store, registry_limits(config, sizes, store_limits));
@@ -121,6 +123,16 @@ impl Server {
         let info = server_info(config, base, &origin, sizes, &running, front.chat_template.is_some());
         let of_model = model_sizes(base, sizes);
         let gate = Arc::new(gate(config, of_model, front, &running, &registry, &metrics, origin));
+        let http = Routes::new(Site {
+            gate: Arc::clone(&gate),
+            registry: Arc::clone(&registry),
+            lifecycle: lifecycle.clone(),
+            base: base.name.clone(),
+            max_model_len: sizes.max_model_len,
+            started: SystemTime::now(),
+            stall_limit: config.transport.stream_stall_timeout,
+            max_message_bytes: config.transport.max_message_bytes,
+        });
         let services = Services {
             generation: Generator::new(
                 Arc::clone(&gate),
@@ -132,10 +144,11 @@ impl Server {
             info: Informer::new(info, engine, Arc::clone(&registry), began),
             reflection: config.reflection,
         };
-        let routes = services.into_routes(config.transport.max_message_bytes, &lifecycle).await?;
+        let grpc = services.into_routes(config.transport.max_message_bytes, &lifecycle).await?;
+        let doors = Doors { grpc, http };
         let identity = ClientIdentity::new(config.fair_share.client_header.as_deref())?;
         let drain = config.drain_timeout;
-        let serving = grpc::serve(listeners, routes, transport, drain, identity, lifecycle.clone(), metrics.clone());
+        let serving = doors::serve(listeners, doors, transport, drain, identity, lifecycle.clone(), metrics.clone());
         let serving = tokio::spawn(serving);
         if let Some(Exporter { listeners, page, .. }) = exporter {
             tokio::spawn(serve_metrics(listeners, page, metrics_connections, lifecycle.clone(), metrics.clone()));
@@ -298,23 +311,6 @@ fn registry_limits(config: &ServeConfig, sizes: Sizes, store: StoreLimits) -> Re
         },
         event_history: EVENT_HISTORY,
     }
-}
-
-/// Where metrics are to be served, bound already.
-struct Exporter {
-    listeners: Listeners,
-    address: SocketAddr,
-    page: MetricsPage,
-}
-
-async fn metrics(config: &ServeConfig, model: &str) -> Result<(Metrics, Option<Exporter>), AppError> {
-    let Some(listen) = &config.metrics else { return Ok((Metrics::disabled(), None)) };
-    let listeners = Listeners::from(listen::bind_metrics(listen).await?);
-    let failed = |source| AppError::Listen { address: listen.address.to_string(), source };
-    let address = listeners.addresses().map_err(failed)?.first().copied();
-    let address = address.ok_or_else(|| failed(ErrorKind::AddrNotAvailable.into()))?;
-    let (metrics, page) = recorded(model, config.adapter_limits.max_resident)?;
-    Ok((metrics, Some(Exporter { listeners, address, page })))
 }
 
 fn sizes(config: &ServeConfig, base: &OpenedBase, computing: &Computing) -> Result<Sizes, AppError> {

@@ -270,8 +270,8 @@ pub struct RequestArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Network")]
 pub struct NetworkArgs {
-    /// Where to serve gRPC: HOST:PORT, where the host is an IP address or a name such as localhost, which is the loopback
-    /// of both families; :PORT is every interface, port 0 a free port
+    /// Where to serve gRPC and OpenAI's API: HOST:PORT, where the host is an IP address or a name such as localhost, which
+    /// is the loopback of both families; :PORT is every interface, port 0 a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
     pub listen: ListenAddress,
     /// Serve reflection, which grpcurl and ghz ask for

@@ -21,13 +21,13 @@ use tracing::{Instrument, Span};
 use super::body::{Arrival, HeldBytes, MessageLimits, RequestBody};
 use super::deadline::deadline;
 use super::observe::{CallRecord, Role, method_of};
-use super::status::{self, Interrupted};
+use super::status;
 use crate::config::TransportConfig;
 use crate::telemetry::metrics::Metrics;
 use crate::types::{ClientKey, ConnectionId, Problem};
 use crate::wire::{
-    self, ActiveCall, Activity, ClientIdentity, Connected, DecodingTurns, Lifecycle, Peer, Phase, RequestIds,
-    RunningCall, Share, Shares, Turn,
+    self, ActiveCall, Activity, CallLimits, ClientIdentity, Connected, Guard, Interrupted, Lifecycle, Peer, Phase,
+    RequestIds, RunningCall, Share, Shares, Turn,
 };
 
 /// Facts about a call that handlers find in the request's extensions.
@@ -71,16 +71,12 @@ impl CallShared {
         lifecycle: Lifecycle,
         identity: ClientIdentity,
         metrics: Metrics,
+        limits: CallLimits,
         config: &TransportConfig,
     ) -> Self {
-        let messages = MessageLimits {
-            // No peer can take all of it.
-            bytes: Shares::new(config.message_memory, config.message_memory.div_ceil(2)),
-            timeout: config.message_timeout,
-            max_bytes: config.max_message_bytes,
-            turns: DecodingTurns::default(),
-        };
-        let calls = Shares::new(u64::from(config.max_calls), u64::from(config.max_calls_per_peer));
+        let CallLimits { calls, bytes, turns } = limits;
+        let messages =
+            MessageLimits { bytes, timeout: config.message_timeout, max_bytes: config.max_message_bytes, turns };
         Self { lifecycle, ids: RequestIds::new(), identity, metrics, calls, messages }
     }
 }
@@ -92,7 +88,7 @@ pub(super) fn client_of<T>(request: &tonic::Request<T>) -> ClientKey {
 
 /// The outermost service of a connection.
 #[derive(Clone)]
-pub(super) struct CallService<S> {
+pub(crate) struct CallService<S> {
     inner: S,
     shared: CallShared,
     peer: Peer,
@@ -175,12 +171,12 @@ where
             peer,
         });
 
-        let mut limits = Limits::new(deadline, lifecycle);
+        let mut guard = Guard::new(deadline, lifecycle);
         let span = record.span().clone();
         let head = catch_unwind(AssertUnwindSafe(|| span.in_scope(|| self.inner.call(request))));
         let answer = async move {
             let outcome = match head {
-                Ok(head) => limits.guard(turn.during(head)).await,
+                Ok(head) => guard.guard(turn.during(head)).await,
                 Err(panic) => Err(Interrupted::panicked(panic.as_ref())),
             };
             let mut response = match outcome {
@@ -193,7 +189,7 @@ where
             record.ended_by(response.headers());
             let span = record.span().clone();
             let response =
-                response.map(|body| Body::new(CallBody { inner: Some(body), limits, record, span, _hold: hold }));
+                response.map(|body| Body::new(CallBody { inner: Some(body), guard, record, span, _hold: hold }));
             Ok(wire::stamp(response, &request_id))
         };
         Box::pin(answer.instrument(span))
@@ -206,50 +202,11 @@ fn refuse(status: Status, request_id: &str, mut record: CallRecord) -> CallFutur
     Box::pin(std::future::ready(Ok(response)))
 }
 
-/// What may end a call before it has ended by itself.
-struct Limits {
-    deadline: Option<Pin<Box<tokio::time::Sleep>>>,
-    cut: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
-
-impl Limits {
-    fn new(deadline: Option<Instant>, lifecycle: &Lifecycle) -> Self {
-        Self {
-            deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into()))),
-            cut: Box::pin(lifecycle.reached_owned(Phase::Cut)),
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Interrupted> {
-        if let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Interrupted::DeadlineExceeded);
-        }
-        self.cut.as_mut().poll(cx).map(|()| Interrupted::Cut)
-    }
-
-    /// Run `future` to its end, or to the first limit, or to a panic. What is ready counts: a response that comes at
-    /// the deadline is delivered.
-    async fn guard<F: Future>(&mut self, future: F) -> Result<F::Output, Interrupted> {
-        let mut future = Box::pin(future);
-        std::future::poll_fn(|cx| {
-            match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-                Ok(Poll::Ready(output)) => return Poll::Ready(Ok(output)),
-                Ok(Poll::Pending) => {}
-                Err(panic) => return Poll::Ready(Err(Interrupted::panicked(panic.as_ref()))),
-            }
-            self.poll(cx).map(Err)
-        })
-        .await
-    }
-}
-
 /// A response body under the limits of its call. Once a limit strikes, the body it wraps is dropped, which ends the
 /// work behind it, and the status follows as trailers.
 struct CallBody {
     inner: Option<Body>,
-    limits: Limits,
+    guard: Guard,
     record: CallRecord,
     span: Span,
     _hold: CallHold,
@@ -263,10 +220,10 @@ impl http_body::Body for CallBody {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<NextFrame> {
-        let Self { inner: body, limits, record, span, _hold } = &mut *self;
+        let Self { inner: body, guard, record, span, _hold } = &mut *self;
         let _entered = span.enter();
         let Some(inner) = body else { return Poll::Ready(None) };
-        let interrupted = match poll_within(limits, inner, cx) {
+        let interrupted = match guard.poll_frame(inner, cx) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(mut frame)) => {
                 match &mut frame {
@@ -295,18 +252,6 @@ impl http_body::Body for CallBody {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint)
-    }
-}
-
-/// The next frame of a body, or what ends the call before it. Limits come first: a stream that always has something to
-/// say would outrun them.
-fn poll_within(limits: &mut Limits, body: &mut Body, cx: &mut Context<'_>) -> Poll<Result<NextFrame, Interrupted>> {
-    if let Poll::Ready(interrupted) = limits.poll(cx) {
-        return Poll::Ready(Err(interrupted));
-    }
-    match catch_unwind(AssertUnwindSafe(|| http_body::Body::poll_frame(Pin::new(body), cx))) {
-        Ok(frame) => frame.map(Ok),
-        Err(panic) => Poll::Ready(Err(Interrupted::panicked(panic.as_ref()))),
     }
 }
 

@@ -32,13 +32,6 @@ mod server_info;
 pub mod services;
 mod status;
 
-use std::convert::Infallible;
-use std::time::Duration;
-
-use http::{Request, Response};
-use tonic::body::Body;
-use tower::Service;
-
 pub use adapters::Adapters;
 pub use generation::Generator;
 pub use info::Informer;
@@ -49,7 +42,7 @@ pub use services::Services;
 use self::call::{CallService, CallShared};
 use crate::config::TransportConfig;
 use crate::telemetry::metrics::Metrics;
-use crate::wire::{self, ClientIdentity, Lifecycle, Listeners};
+use crate::wire::{CallLimits, ClientIdentity, Connected, Lifecycle};
 
 /// Generated from `proto/polydelta/v1`; the messages are documented there.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -61,27 +54,16 @@ pub mod pb {
     pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
-/// The listener's name in metrics and log.
-const LISTENER: &str = "grpc";
-
-/// Accept connections and answer calls on them until the server has ended.
-///
-/// Once [`Lifecycle::drain`] is called it refuses new calls and waits for running ones, at most
-/// `drain_timeout`; then, or at once when [`Lifecycle::cut`] is called, it ends what still runs and
-/// returns. Idle connections do not hold it up.
-pub async fn serve<S>(
-    listeners: impl Into<Listeners>,
+/// What answers calls of gRPC on a connection. Once [`Lifecycle::drain`] is called new calls are refused and running ones go
+/// on; [`Lifecycle::cut`] ends these with a status.
+pub(crate) fn door<S: Clone>(
     service: S,
-    config: TransportConfig,
-    drain_timeout: Duration,
+    limits: CallLimits,
+    config: &TransportConfig,
     identity: ClientIdentity,
     lifecycle: Lifecycle,
     metrics: Metrics,
-) where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-{
-    let shared = CallShared::new(lifecycle.clone(), identity, metrics.clone(), &config);
-    let door = |connected| CallService::new(service.clone(), shared.clone(), connected);
-    wire::serve(LISTENER, listeners.into(), door, config, drain_timeout, lifecycle, metrics).await;
+) -> impl Fn(Connected) -> CallService<S> {
+    let shared = CallShared::new(lifecycle, identity, metrics, limits, config);
+    move |connected| CallService::new(service.clone(), shared.clone(), connected)
 }

@@ -38,7 +38,7 @@ const HEALTH_NAMES: [&str; 5] = [
 ];
 
 impl Services {
-    /// Routes for [`serve`](super::serve). Health says SERVING until the server drains, or until the engine is gone
+    /// What calls are routed to. Health says SERVING until the server drains, or until the engine is gone
     /// and [`Lifecycle::drain`] is called for it, and not while [`Lifecycle::set_stuck`] says that it hangs.
     ///
     /// # Errors

@@ -4,7 +4,6 @@
 //! in gRPC. A status carries `google.rpc.ErrorInfo` with the stable reason and the numbers as metadata, and what else
 //! helps a client to react. INTERNAL tells the client nothing beyond the request id; the log has the whole chain.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::fmt::Display;
 
@@ -13,7 +12,6 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::telemetry::panic_message;
 use crate::types::{Class, Problem, Subject, ToProblem};
 
 /// `ErrorInfo.domain` of every status.
@@ -91,39 +89,6 @@ fn clipped(text: impl Display) -> String {
         text.push('…');
     }
     text
-}
-
-/// What ended a call from outside its handler.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Interrupted {
-    /// The client's deadline.
-    #[error("the deadline of the call has passed")]
-    DeadlineExceeded,
-    /// The server ended while the call ran.
-    #[error("the server is shutting down")]
-    Cut,
-    /// A defect of ours, contained in this call.
-    #[error("{message}")]
-    Panicked {
-        /// The panic's message.
-        message: String,
-    },
-}
-
-impl Interrupted {
-    pub(super) fn panicked(payload: &(dyn Any + Send)) -> Self {
-        Self::Panicked { message: panic_message(payload).unwrap_or("a panic without a message").to_owned() }
-    }
-}
-
-impl ToProblem for Interrupted {
-    fn to_problem(&self) -> Problem {
-        match self {
-            Self::DeadlineExceeded => Problem::deadline_exceeded(),
-            Self::Cut => Problem::draining(),
-            Self::Panicked { .. } => Problem::internal("a call panicked", self),
-        }
-    }
 }
 
 /// Log `error` and say no more than that something failed.

@@ -19,7 +19,7 @@ pub use log_sink::{LogSink, LostLines};
 pub use logging::{LogSettings, LoggingError, init_logging, panic_message};
 pub use lora::{LoraRequest, LoraRequests};
 pub use metrics::{
-    AdapterGauges, EngineGauges, LoadStage, Metrics, RequestFacts, RequestOutcome, RpcFacts, StepCulprit, StepFacts,
-    UploadOutcome,
+    AdapterGauges, EngineGauges, HttpFacts, LoadStage, Metrics, RequestFacts, RequestOutcome, RpcFacts, StepCulprit,
+    StepFacts, UploadOutcome,
 };
 pub use progress::{Progress, Spinner};

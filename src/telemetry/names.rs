@@ -182,6 +182,12 @@ pub const GRPC_STARTED: Metric = counter("grpc_server_started_total", "RPCs star
 pub const GRPC_HANDLED: Metric = counter("grpc_server_handled_total", "RPCs completed on the server, by code.");
 /// Their duration.
 pub const GRPC_SECONDS: Metric = histogram("grpc_server_handling_seconds", SECONDS, "Duration of RPCs.");
+/// Calls of HTTP ended, by `route` and `status`.
+pub const HTTP_REQUESTS: Metric =
+    counter("polydelta_http_requests_total", "HTTP calls completed, by route and status.");
+/// Their duration.
+pub const HTTP_SECONDS: Metric =
+    histogram("polydelta_http_request_seconds", SECONDS, "Duration of HTTP calls, by route.");
 /// Connections turned away, by `listener` and `reason`.
 pub const CONNECTIONS_REFUSED: Metric =
     counter("polydelta_connections_refused_total", "Connections turned away, by listener and reason.");
@@ -244,6 +250,8 @@ pub const ALL: &[Metric] = &[
     GRPC_STARTED,
     GRPC_HANDLED,
     GRPC_SECONDS,
+    HTTP_REQUESTS,
+    HTTP_SECONDS,
     CONNECTIONS_REFUSED,
     LOG_LOST,
     PROCESS_MEMORY,

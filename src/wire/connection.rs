@@ -1,4 +1,4 @@
-//! One HTTP/2 connection from preface to close.
+//! One connection of HTTP/2 or HTTP/1.1, whichever its first bytes say, from these to its close.
 //!
 //! hyper is driven here and not through `tonic::transport::Server`, because that one never sends GOAWAY when a
 //! connection with a grace period comes of age, has no limit before the preface, waits for ever when draining, and ends
@@ -17,8 +17,8 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -29,7 +29,7 @@ use super::lifecycle::{Lifecycle, Phase};
 use super::limits::Activity;
 use crate::config::TransportConfig;
 
-/// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`
+/// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`. No request of HTTP/1.1 that names its host is shorter.
 const PREFACE_LEN: usize = 24;
 
 /// How long a cut connection may take to send what ends its calls.
@@ -43,12 +43,24 @@ const CONNECTION_WINDOW: u32 = 2 << 20;
 /// Bytes of a stream that wait here for a client whose window is open and who does not read.
 const SEND_BUFFER: usize = 64 << 10;
 
-pub(super) type ConnectionBuilder = http2::Builder<TokioExecutor>;
+/// How long a connection of HTTP/1.1 may wait between its requests, and be at the head of one.
+const HEAD_LIMIT: Duration = Duration::from_secs(75);
 
-/// hyper's HTTP/2 with every limit set: a `None` of hyper's means no limit at all.
+/// Least room for a head that hyper takes.
+const LEAST_HEAD_BYTES: usize = 8192;
+
+pub(super) type ConnectionBuilder = auto::Builder<TokioExecutor>;
+
+/// hyper's HTTP with every limit set: a `None` of hyper's means no limit at all.
 pub(super) fn builder(config: &TransportConfig) -> ConnectionBuilder {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .max_buf_size((config.max_header_bytes as usize).max(LEAST_HEAD_BYTES));
+    builder
+        .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(config.max_concurrent_streams)
         .max_local_error_reset_streams(config.max_local_error_resets as usize)
@@ -102,7 +114,7 @@ pub(super) async fn serve<S, B>(
             }
             () = preface.as_mut(), if !greeted => {
                 if received.load(Ordering::Relaxed) < PREFACE_LEN {
-                    tracing::debug!("connection closed: no HTTP/2 preface in time");
+                    tracing::debug!("connection closed: nothing of a request in time");
                     return;
                 }
                 greeted = true;

@@ -22,6 +22,7 @@ use crate::config::TransportConfig;
 use crate::telemetry::metrics::Metrics;
 
 /// A connection, as far as those who answer on it must know.
+#[derive(Clone)]
 pub(crate) struct Connected {
     /// Where from.
     pub(crate) address: IpAddr,

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Parser;
 use polydelta::adapters::{
@@ -14,12 +14,14 @@ use polydelta::adapters::{
 use polydelta::admission::{
     AdapterTexts, Gate, GateParts, GenerationDefaults, Intake, Limits, ModelSizes, PrefixSalting,
 };
+use polydelta::app::doors::{Doors, serve};
 use polydelta::config::{Args, Command, Environment, ServeConfig, TransportConfig};
 use polydelta::engine::{AdapterInstaller, GenerationEngine};
 use polydelta::grpc::pb::adapter_service_client::AdapterServiceClient;
 use polydelta::grpc::pb::generation_service_client::GenerationServiceClient;
 use polydelta::grpc::pb::server_service_client::ServerServiceClient;
-use polydelta::grpc::{Adapters, Generator, Informer, ModelInfo, Pooler, ServerInfo, Services, pb, serve};
+use polydelta::grpc::{Adapters, Generator, Informer, ModelInfo, Pooler, ServerInfo, Services, pb};
+use polydelta::http::{Routes, Site};
 use polydelta::receipt::{NumericsClass, Origin};
 use polydelta::telemetry::Metrics;
 use polydelta::text::{ChatTemplate, Tokenizer, TokenizerSettings};
@@ -71,6 +73,9 @@ pub(crate) struct Options {
     /// What receipts say of the server.
     pub(crate) origin: Origin,
 }
+
+/// What the base is called over HTTP.
+pub(crate) const BASE: &str = "tiny/base";
 
 const CHAT: &str = "{% for m in messages %}{% if m.role == 'nobody' %}{{ raise_exception('who?') }}{% endif %}\
                     <{{ m.role }}>{{ m.content }}{% endfor %}";
@@ -175,6 +180,16 @@ impl Server {
         };
         let intake = Arc::new(Intake::new(Arc::clone(&registry), installer, texts, Metrics::disabled()));
         let lifecycle = Lifecycle::new();
+        let http = Routes::new(Site {
+            gate: Arc::clone(&gate),
+            registry: Arc::clone(&registry),
+            lifecycle: lifecycle.clone(),
+            base: BASE.to_owned(),
+            max_model_len: context,
+            started: SystemTime::now(),
+            stall_limit: options.transport.stream_stall_timeout,
+            max_message_bytes: options.transport.max_message_bytes,
+        });
         let services = Services {
             generation: Generator::new(
                 Arc::clone(&gate),
@@ -186,12 +201,12 @@ impl Server {
             info: Informer::new(info, engine, Arc::clone(&registry), Instant::now()),
             reflection: true,
         };
-        let routes = services.into_routes(options.transport.max_message_bytes, &lifecycle).await.unwrap();
+        let grpc = services.into_routes(options.transport.max_message_bytes, &lifecycle).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let serving = serve(
             listener,
-            routes,
+            Doors { grpc, http },
             options.transport,
             options.drain_timeout,
             options.identity.clone(),

@@ -35,9 +35,10 @@ const BESIDE: [(&str, &str); 7] = [
 ];
 
 /// Crates that only some rooms may name.
-const CRATES: [(&[&str], &[&str]); 5] = [
+const CRATES: [(&[&str], &[&str]); 6] = [
     (&["tonic", "prost"], &["grpc", "cli", "app"]),
     (&["hyper", "http_body"], &["wire", "grpc", "http"]),
+    (&["axum"], &["http"]),
     (&["tokio"], &["engine", "admission", "wire", "grpc", "http", "cli", "app", "telemetry"]),
     (&["candle_core", "safetensors"], &["model", "delta", "ops"]),
     (&["hf_hub"], &["hub"]),

@@ -142,7 +142,8 @@ impl Server {
 
     fn with(metrics: Metrics, config: &TransportConfig) -> Self {
         let lifecycle = Lifecycle::new();
-        let shared = CallShared::new(lifecycle.clone(), ClientIdentity::default(), metrics, config);
+        let (identity, limits) = (ClientIdentity::default(), CallLimits::new(config));
+        let shared = CallShared::new(lifecycle.clone(), identity, metrics, limits, config);
         let (alive, activity) = (Count::default(), Arc::new(Activity::new(ConnectionId(1))));
         Self { lifecycle, alive, shared, address: address(1), activity }
     }

@@ -17,6 +17,7 @@ use crate::ops::OpsError;
 use crate::scheduler::places::Holder;
 use crate::text::{ChatError, OwnTokensError, TokenizerError};
 use crate::types::{AdapterFault, AdapterVersion, BaseDigest, RequestFailure, Sha256Digest};
+use crate::wire::Interrupted;
 
 /// What holds for every status, whatever it says.
 fn check(status: &Status) -> ErrorDetails {
