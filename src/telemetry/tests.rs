@@ -152,6 +152,8 @@ fn every_other_fact_shows_up() {
         code: "OK",
         duration: Duration::from_millis(1),
     });
+    let duration = Duration::from_millis(1);
+    metrics.record_http(&HttpFacts { route: "/v1/models", status: None, duration });
     metrics.record_token_interval(Duration::from_millis(20));
     metrics.record_cache(16, 512);
     metrics.record_connection_refused("grpc", "total");
@@ -159,6 +161,7 @@ fn every_other_fact_shows_up() {
     metrics.record_failed_step(StepCulprit::Adapter);
     metrics.record_request(&request(Some("sql")));
     let text = page.render();
+    assert!(text.contains("polydelta_http_requests_total{route=\"/v1/models\",status=\"canceled\"} 1"));
     for metric in names::ALL {
         assert!(text.contains(&format!("# TYPE {} ", metric.name)), "{} was never recorded", metric.name);
     }

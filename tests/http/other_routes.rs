@@ -1,12 +1,16 @@
 //! Models, tokens, embeddings, probes.
 
+use http_body_util::BodyExt;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use polydelta::grpc::pb;
 use polydelta::grpc::pb::pooling_service_client::PoolingServiceClient;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
-use super::client::{ask, get, send};
+use super::client::{ask, get, post, send};
 use super::golden::{CONTEXT, GoldenServer};
-use super::harness::BASE;
+use super::harness::{BASE, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn probes_say_that_it_is_well_and_which_program_it_is() {
@@ -78,4 +82,29 @@ async fn embeddings_are_those_of_grpc() {
     let asked = json!({"model": "lora_r4", "input": "ab", "encoding_format": "base64"});
     let answer = ask(server.address, "/v1/embeddings", &asked).await;
     assert!(answer["data"][0]["embedding"].is_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_and_http1_are_answered_alike_and_connections_are_used_again() {
+    let server = GoldenServer::start().await;
+    let asked = json!({"prompt": "ab", "max_tokens": 3, "temperature": 0, "ignore_eos": true});
+    let choices = ask(server.address, "/v1/completions", &asked).await["choices"].clone();
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (mut two, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (mut one, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..2 {
+        let mut request = post("/v1/completions", &asked);
+        *request.uri_mut() = "http://localhost/v1/completions".parse().unwrap();
+        for answer in [
+            within(two.send_request(request)).await.unwrap(),
+            within(one.send_request(post("/v1/completions", &asked))).await.unwrap(),
+        ] {
+            assert_eq!(answer.status().as_u16(), 200);
+            let body = within(answer.into_body().collect()).await.unwrap().to_bytes();
+            assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["choices"], choices);
+        }
+    }
 }
