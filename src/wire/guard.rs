@@ -43,6 +43,9 @@ impl ToProblem for Interrupted {
     }
 }
 
+/// What a body answers; `None` is its end.
+type NextFrame<B> = Option<Result<http_body::Frame<<B as http_body::Body>::Data>, <B as http_body::Body>::Error>>;
+
 /// Watches over one call, head and body.
 pub(crate) struct Guard {
     deadline: Option<Pin<Box<tokio::time::Sleep>>>,
@@ -88,7 +91,7 @@ impl Guard {
         &mut self,
         body: &mut B,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<Result<http_body::Frame<B::Data>, B::Error>>, Interrupted>> {
+    ) -> Poll<Result<NextFrame<B>, Interrupted>> {
         if let Poll::Ready(interrupted) = self.poll(cx) {
             return Poll::Ready(Err(interrupted));
         }
