@@ -207,6 +207,8 @@ struct SiteEntries {
     u32 bottlenecks;
     u32 matrix;   // first, in SlotEntries::dense
     u32 matrices;
+    u32 expert;   // first, in SlotEntries::expert_starts
+    u32 experts;  // those up to the last with a pair; where pairs of the last end follows
 };
 
 // All of one slot, by site.
@@ -220,6 +222,7 @@ struct SlotEntries {
     const Rotation* rotations;
     const Bottleneck* bottlenecks;
     const DenseMatrix* dense;
+    const u32* expert_starts;  // where the pairs of each expert of a site begin, in `pairs`
     u32 count;
     u32 pad;
 };
@@ -426,6 +429,34 @@ struct ExpertsArgs {  // of all kernels: route_experts, group_experts, gemm_gate
     u32 down_stride;
     u32 activation;         // as in RowsArgs
     u32 renormalise;        // 1: weights are divided by their sum
+};
+
+// The pairs of matrices that the adapter of a row has for an expert. Their `first_rank` is a multiple of 8.
+struct ExpertPairs {
+    const Pair* first;
+    u32 count;
+    u32 pad;
+};
+
+// Pairs of up to ROWS_OF_GROUP rows of one adapter with one expert: `list[first .. first + len]`. None where `len` is 0.
+struct ExpertGroup {
+    u32 first;
+    u32 len;
+    u32 slot;
+    u32 expert;
+};
+
+struct ExpertDeltasArgs {  // of group_expert_deltas, shrink_experts, and of gemm_gate_up and gemm_down with deltas
+    ExpertsArgs experts;
+    SiteTable gate_up;            // slots is null where no row has any
+    SiteTable down;
+    ExpertPairs* of_gate_up;      // [pairs]
+    ExpertPairs* of_down;         // [pairs]
+    u32* list;                    // [pairs of rows that have an adapter] by group of the row set, expert and row
+    ExpertGroup* group;           // [as many]
+    void* v;                      // [pairs, v_stride]: A x, rounded; of gate and up, then of down
+    u32 v_stride;                 // a multiple of 8
+    u32 is_down;                  // 1: shrink_experts reads what down reads
 };
 
 // --- attention (attention.cu) -----------------------------------------------------------------------------------------

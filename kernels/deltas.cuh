@@ -36,6 +36,16 @@ DEVICE Pairs pairs_of(const SiteTable& deltas, i32 slot) {
     return {entries->pairs + site.pair, site.pairs};
 }
 
+// Those of an expert, at a site that all experts of a layer share.
+DEVICE Pairs pairs_of_expert(const SiteTable& deltas, i32 slot, u32 expert) {
+    const SlotEntries* entries = entries_of(deltas, slot);
+    if (!entries) return {nullptr, 0};
+    const SiteEntries site = entries->sites[deltas.site];
+    if (expert >= site.experts) return {nullptr, 0};
+    const u32* starts = entries->expert_starts + site.expert + expert;
+    return {entries->pairs + starts[0], starts[1] - starts[0]};
+}
+
 DEVICE ColumnRotations column_rotations_of(const SiteTable& deltas, i32 slot) {
     const SlotEntries* entries = entries_of(deltas, slot);
     if (!entries) return {nullptr, 0};

@@ -4,6 +4,10 @@
 //
 // Groups are known on the device alone. A grid has a block along x for every group that there may be; those beyond the last
 // return. Blocks of one expert are neighbours, so that its weights come from memory once.
+//
+// Where adapters have deltas of experts (expert_deltas.cu), the same products are made by kernels that add them to the sums of a block
+// before anything else is made of those: `added(pair, output, sum)`.
+#include "expert_deltas.cuh"
 #include "experts.cuh"
 #include "gemm_f32.cuh"
 #include "gemm_tiles.cuh"
@@ -58,8 +62,8 @@ DEVICE f32 gated(const ExpertsArgs& args, f32 gate, f32 up) { return activate(ar
 // --- few rows of an expert --------------------------------------------------------------------------------------------
 
 // Up to 8 * EIGHTS rows of an expert: 16 outputs of gate and the same ones of up.
-template <class E, u32 EIGHTS, u32 DEPTH, u32 WIDTH>
-DEVICE void gate_up_of_rows(const ExpertsArgs& args, const Group& group, u32 column) {
+template <class E, u32 EIGHTS, u32 DEPTH, u32 WIDTH, class Added>
+DEVICE void gate_up_of_rows(const ExpertsArgs& args, const Group& group, u32 column, const Added& added) {
     const Rows& y = args.activated;
     const u32 stride = args.gate_up_stride / E::PIECE, outs = least(TILE_OUTS, y.cols - column);
     const Piece* gate = static_cast<const Piece*>(expert_of(args, group).gate_up) + static_cast<u64>(column) * stride;
@@ -78,50 +82,53 @@ DEVICE void gate_up_of_rows(const ExpertsArgs& args, const Group& group, u32 col
     typename E::Bits* input = static_cast<typename E::Bits*>(y.input);
 #pragma unroll 1
     for (u32 i = thread_index(); i < TILE_OUTS * group.len; i += SLICES * WARP) {
-        const u32 out = i % TILE_OUTS, index = i / TILE_OUTS;
-        const f32 number = gated(args, sum_partial<EIGHTS>(gates, index, out), sum_partial<EIGHTS>(ups, index, out));
-        if (out < outs) input[static_cast<u64>(group.first + index) * y.input_stride + column + out] = E::narrow(number);
+        const u32 out = i % TILE_OUTS, index = i / TILE_OUTS, pair = group.first + index;
+        if (out >= outs) continue;
+        const f32 of_gate = added(pair, column + out, sum_partial<EIGHTS>(gates, index, out));
+        const f32 of_up = added(pair, y.cols + column + out, sum_partial<EIGHTS>(ups, index, out));
+        input[static_cast<u64>(pair) * y.input_stride + column + out] = E::narrow(gated(args, of_gate, of_up));
     }
 }
 
-template <class E, u32 EIGHTS, u32 DEPTH, u32 WIDTH>
-DEVICE void down_of_rows(const ExpertsArgs& args, const Group& group, u32 out) {
+template <class E, u32 EIGHTS, u32 DEPTH, u32 WIDTH, class Added>
+DEVICE void down_of_rows(const ExpertsArgs& args, const Group& group, u32 out, const Added& added) {
     const Rows& y = args.outputs;
     const u32 stride = args.down_stride / E::PIECE;
     const Piece* down = static_cast<const Piece*>(expert_of(args, group).down) + static_cast<u64>(out) * stride;
     const Weight w{down, stride, least(2 * TILE_OUTS, y.cols - out), out};
-    multiply_rows<E, 2, EIGHTS, DEPTH, WIDTH>(w, inputs_of<E>(args.activated), RowList{nullptr, group.first, group.len}, y.values, y.cols);
+    const auto write = [&](u32 pair, u32 c, f32 sum) { row_of(y, pair)[out + c] = added(pair, out + c, sum); };
+    multiply_rows<E, 2, EIGHTS, DEPTH, WIDTH>(w, inputs_of<E>(args.activated), RowList{nullptr, group.first, group.len}, write);
 }
 
-template <class E>
-DEVICE void gate_up_rows(const ExpertsArgs& args) {
+template <class E, class Added>
+DEVICE void gate_up_rows(const ExpertsArgs& args, const Added& added) {
     if (block_index_x() >= *args.groups) return;
     const Group group = args.group[block_index_x()];
     const u32 column = block_index_y() * TILE_OUTS;
-    if (group.len <= TILE_ROWS) gate_up_of_rows<E, 1, 2, 8>(args, group, column);
-    else if (group.len <= 2 * TILE_ROWS) gate_up_of_rows<E, 2, 2, 8>(args, group, column);
-    else gate_up_of_rows<E, 4, 3, 4>(args, group, column);
+    if (group.len <= TILE_ROWS) gate_up_of_rows<E, 1, 2, 8>(args, group, column, added);
+    else if (group.len <= 2 * TILE_ROWS) gate_up_of_rows<E, 2, 2, 8>(args, group, column, added);
+    else gate_up_of_rows<E, 4, 3, 4>(args, group, column, added);
 }
 
-template <class E>
-DEVICE void down_rows(const ExpertsArgs& args) {
+template <class E, class Added>
+DEVICE void down_rows(const ExpertsArgs& args, const Added& added) {
     if (block_index_x() >= *args.groups) return;
     const Group group = args.group[block_index_x()];
     const u32 out = block_index_y() * 2 * TILE_OUTS;
-    if (group.len <= TILE_ROWS) down_of_rows<E, 1, 2, 8>(args, group, out);
-    else if (group.len <= 2 * TILE_ROWS) down_of_rows<E, 2, 2, 8>(args, group, out);
-    else down_of_rows<E, 4, 3, 4>(args, group, out);
+    if (group.len <= TILE_ROWS) down_of_rows<E, 1, 2, 8>(args, group, out, added);
+    else if (group.len <= 2 * TILE_ROWS) down_of_rows<E, 2, 2, 8>(args, group, out, added);
+    else down_of_rows<E, 4, 3, 4>(args, group, out, added);
 }
 
 // Semantics: `activated[i, c] = act(gate_e x[r])[c] * (up_e x[r])[c]` for each pair i of a row r and an expert e, rounded. The sums
 // have the bits of gemm. Groups of up to 32 pairs. Blocks of 256 threads, and of EXPERTS_ROWS: grid (groups, ceil(inner / 16)).
-KERNEL_RESIDENT(gemm_gate_up_rows_bf16, 256, 2, ExpertsArgs) { gate_up_rows<Bf16>(args); }
-KERNEL_RESIDENT(gemm_gate_up_rows_f16, 256, 2, ExpertsArgs) { gate_up_rows<F16>(args); }
+KERNEL_RESIDENT(gemm_gate_up_rows_bf16, 256, 2, ExpertsArgs) { gate_up_rows<Bf16>(args, nothing_added()); }
+KERNEL_RESIDENT(gemm_gate_up_rows_f16, 256, 2, ExpertsArgs) { gate_up_rows<F16>(args, nothing_added()); }
 
 // Semantics: `outputs[i, c] = Σ_k activated[i, k] * down_e[c, k]` for each pair i of an expert e. The bits of gemm. Groups of up to
 // 32 pairs. Blocks of 256 threads, and of EXPERTS_ROWS: grid (groups, ceil(hidden / 32)).
-KERNEL_RESIDENT(gemm_down_rows_bf16, 256, 2, ExpertsArgs) { down_rows<Bf16>(args); }
-KERNEL_RESIDENT(gemm_down_rows_f16, 256, 2, ExpertsArgs) { down_rows<F16>(args); }
+KERNEL_RESIDENT(gemm_down_rows_bf16, 256, 2, ExpertsArgs) { down_rows<Bf16>(args, nothing_added()); }
+KERNEL_RESIDENT(gemm_down_rows_f16, 256, 2, ExpertsArgs) { down_rows<F16>(args, nothing_added()); }
 
 // --- many rows of an expert -------------------------------------------------------------------------------------------
 
@@ -164,8 +171,9 @@ DEVICE void store_gated(const ExpertsArgs& args, const Group& group, u32 column,
     }
 }
 
-template <class E, u32 ROWS>
-DEVICE void gate_up_tiles(const ExpertsArgs& args) {
+// `complete(group, column, sums)` comes between the sums and the activation.
+template <class E, u32 ROWS, class Complete>
+DEVICE void gate_up_tiles(const ExpertsArgs& args, const Complete& complete) {
     if (block_index_x() >= *args.groups) return;
     const Group group = args.group[block_index_x()];
     const u32 column = block_index_y() * GATED_OUTS, inner = args.activated.cols;
@@ -184,13 +192,12 @@ DEVICE void gate_up_tiles(const ExpertsArgs& args) {
     block_sync();
     put_gated(tile, sums);
     block_sync();
+    complete(group, column, sums);
     store_gated<E>(args, group, column, sums);
 }
 
 template <class E, u32 ROWS>
-DEVICE void down_tiles(const ExpertsArgs& args) {
-    if (block_index_x() >= *args.groups) return;
-    const Group group = args.group[block_index_x()];
+DEVICE void down_tile(const ExpertsArgs& args, const Group& group) {
     const u32 out = block_index_y() * TILES_OUTS, stride = args.down_stride / E::PIECE;
     const Inputs x = inputs_of<E>(args.activated);
     const Matrix down{expert_of(args, group).down, args.outputs.cols, args.activated.cols, args.down_stride, 0};
@@ -201,12 +208,50 @@ DEVICE void down_tiles(const ExpertsArgs& args) {
     store_tiles(tile, GemmArgs{nullptr, args.activated, down, args.outputs, 0, 0}, group.first, group.len, out);
 }
 
+template <class E, u32 ROWS>
+DEVICE void down_tiles(const ExpertsArgs& args) {
+    if (block_index_x() < *args.groups) down_tile<E, ROWS>(args, args.group[block_index_x()]);
+}
+
+// With what adapters add to the sums where they lie.
+template <class E, u32 ROWS>
+DEVICE void gate_up_tiles_with_deltas(const ExpertDeltasArgs& args) {
+    const u32 inner = args.experts.activated.cols;
+    gate_up_tiles<E, ROWS>(args.experts, [&](const Group& group, u32 column, f32* sums) {
+#pragma unroll 1
+        for (u32 i = thread_index(); i < group.len * TILES_OUTS; i += TILES_THREADS) {
+            const u32 row = i / TILES_OUTS, place = i % TILES_OUTS, out = column + place % GATED_OUTS;
+            if (out >= inner) continue;
+            f32& number = sums[row * GATED_PITCH + place];
+            number = with_deltas<E>(args, args.of_gate_up, group.first + row, place / GATED_OUTS * inner + out, number);
+        }
+        block_sync();
+    });
+}
+
+// The same.
+template <class E, u32 ROWS>
+DEVICE void down_tiles_with_deltas(const ExpertDeltasArgs& args) {
+    if (block_index_x() >= *args.experts.groups) return;
+    const Group group = args.experts.group[block_index_x()];
+    const u32 first = block_index_y() * TILES_OUTS, outs = least(TILES_OUTS, args.experts.outputs.cols - first);
+    down_tile<E, ROWS>(args.experts, group);
+    block_sync();
+#pragma unroll 1
+    for (u32 i = thread_index(); i < group.len * TILES_OUTS; i += TILES_THREADS) {
+        const u32 pair = group.first + i / TILES_OUTS, out = i % TILES_OUTS;
+        if (out >= outs || args.of_down[pair].count == 0) continue;
+        f32& number = row_of(args.experts.outputs, pair)[first + out];
+        number = with_deltas<E>(args, args.of_down, pair, first + out, number);
+    }
+}
+
 // Semantics: as gemm_gate_up_rows, the same bits, for groups of up to 128 (64) pairs. Blocks of 256 threads, grid (groups,
 // ceil(inner / 64)), shared bytes 98304 (73728).
-KERNEL(gemm_gate_up_tiles_bf16, 256, ExpertsArgs) { gate_up_tiles<Bf16, 128>(args); }
-KERNEL(gemm_gate_up_tiles_f16, 256, ExpertsArgs) { gate_up_tiles<F16, 128>(args); }
-KERNEL(gemm_gate_up_tiles64_bf16, 256, ExpertsArgs) { gate_up_tiles<Bf16, 64>(args); }
-KERNEL(gemm_gate_up_tiles64_f16, 256, ExpertsArgs) { gate_up_tiles<F16, 64>(args); }
+KERNEL(gemm_gate_up_tiles_bf16, 256, ExpertsArgs) { gate_up_tiles<Bf16, 128>(args, [](const Group&, u32, f32*) {}); }
+KERNEL(gemm_gate_up_tiles_f16, 256, ExpertsArgs) { gate_up_tiles<F16, 128>(args, [](const Group&, u32, f32*) {}); }
+KERNEL(gemm_gate_up_tiles64_bf16, 256, ExpertsArgs) { gate_up_tiles<Bf16, 64>(args, [](const Group&, u32, f32*) {}); }
+KERNEL(gemm_gate_up_tiles64_f16, 256, ExpertsArgs) { gate_up_tiles<F16, 64>(args, [](const Group&, u32, f32*) {}); }
 
 // Semantics: as gemm_down_rows, the same bits, for groups of up to 128 (64) pairs. Blocks of 256 threads, grid (groups,
 // ceil(hidden / 128)), shared bytes 98304 (73728).
@@ -217,9 +262,8 @@ KERNEL(gemm_down_tiles64_f16, 256, ExpertsArgs) { down_tiles<F16, 64>(args); }
 
 // --- f32 --------------------------------------------------------------------------------------------------------------
 
-// Semantics: as above in f32, nothing is narrowed. Groups of up to 64 pairs. Blocks of 256 threads, grid (groups, ceil(inner / 64)),
-// shared bytes 8704.
-KERNEL(gemm_gate_up_f32, 256, ExpertsArgs) {
+template <class Added>
+DEVICE void gate_up_f32(const ExpertsArgs& args, const Added& added) {
     if (block_index_x() >= *args.groups) return;
     const Group group = args.group[block_index_x()];
     const u32 column = block_index_y() * F32_OUTS, inner = args.activated.cols, stride = args.gate_up_stride;
@@ -229,21 +273,50 @@ KERNEL(gemm_gate_up_f32, 256, ExpertsArgs) {
     // The thread that has a number of gate has the one of up.
     const auto place = [&](u32 row, u32 c) { return row_of(args.activated, group.first + row) + column + c; };
     multiply_f32(WeightF32{gate, stride, outs}, group.len, args.x.cols, read,
-                 [&](u32 row, u32 c, f32 sum) { *place(row, c) = sum; });
-    multiply_f32(WeightF32{gate + static_cast<u64>(inner) * stride, stride, outs}, group.len, args.x.cols, read,
-                 [&](u32 row, u32 c, f32 sum) { *place(row, c) = gated(args, *place(row, c), sum); });
+                 [&](u32 row, u32 c, f32 sum) { *place(row, c) = added(group.first + row, column + c, sum); });
+    multiply_f32(WeightF32{gate + static_cast<u64>(inner) * stride, stride, outs}, group.len, args.x.cols, read, [&](u32 row, u32 c, f32 sum) {
+        *place(row, c) = gated(args, *place(row, c), added(group.first + row, inner + column + c, sum));
+    });
 }
 
-// Semantics: as above in f32. Groups of up to 64 pairs. Blocks of 256 threads, grid (groups, ceil(hidden / 64)), shared bytes 8704.
-KERNEL(gemm_down_f32, 256, ExpertsArgs) {
+template <class Added>
+DEVICE void down_f32(const ExpertsArgs& args, const Added& added) {
     if (block_index_x() >= *args.groups) return;
     const Group group = args.group[block_index_x()];
     const u32 out = block_index_y() * F32_OUTS, stride = args.down_stride;
     const f32* down = static_cast<const f32*>(expert_of(args, group).down) + static_cast<u64>(out) * stride;
     const auto read = [&](u32 row, u32 k) { return row_of(args.activated, group.first + row)[k]; };
     multiply_f32(WeightF32{down, stride, least(F32_OUTS, args.outputs.cols - out)}, group.len, args.activated.cols, read,
-                 [&](u32 row, u32 c, f32 sum) { row_of(args.outputs, group.first + row)[out + c] = sum; });
+                 [&](u32 row, u32 c, f32 sum) { row_of(args.outputs, group.first + row)[out + c] = added(group.first + row, out + c, sum); });
 }
+
+// Semantics: as above in f32, nothing is narrowed. Groups of up to 64 pairs. Blocks of 256 threads, grid (groups, ceil(inner / 64)),
+// shared bytes 8704.
+KERNEL(gemm_gate_up_f32, 256, ExpertsArgs) { gate_up_f32(args, nothing_added()); }
+
+// Semantics: as above in f32. Groups of up to 64 pairs. Blocks of 256 threads, grid (groups, ceil(hidden / 64)), shared bytes 8704.
+KERNEL(gemm_down_f32, 256, ExpertsArgs) { down_f32(args, nothing_added()); }
+
+// --- with deltas ------------------------------------------------------------------------------------------------------
+
+// Semantics: as gemm_gate_up above in every form, of `gate_e x[r]` and `up_e x[r]` with what adapters add to them, in the order of their
+// entries: `sum + scaling * (b v)` for each, one rounding each, b v one accumulator over ascending ranks. The same grids and shared bytes.
+KERNEL_RESIDENT(gemm_gate_up_rows_deltas_bf16, 256, 2, ExpertDeltasArgs) { gate_up_rows<Bf16>(args.experts, added_by<Bf16>(args, args.of_gate_up)); }
+KERNEL_RESIDENT(gemm_gate_up_rows_deltas_f16, 256, 2, ExpertDeltasArgs) { gate_up_rows<F16>(args.experts, added_by<F16>(args, args.of_gate_up)); }
+KERNEL(gemm_gate_up_tiles_deltas_bf16, 256, ExpertDeltasArgs) { gate_up_tiles_with_deltas<Bf16, 128>(args); }
+KERNEL(gemm_gate_up_tiles_deltas_f16, 256, ExpertDeltasArgs) { gate_up_tiles_with_deltas<F16, 128>(args); }
+KERNEL(gemm_gate_up_tiles64_deltas_bf16, 256, ExpertDeltasArgs) { gate_up_tiles_with_deltas<Bf16, 64>(args); }
+KERNEL(gemm_gate_up_tiles64_deltas_f16, 256, ExpertDeltasArgs) { gate_up_tiles_with_deltas<F16, 64>(args); }
+KERNEL(gemm_gate_up_deltas_f32, 256, ExpertDeltasArgs) { gate_up_f32(args.experts, added_by<F32>(args, args.of_gate_up)); }
+
+// Semantics: as gemm_down above in every form, with what adapters add. The same grids and shared bytes.
+KERNEL_RESIDENT(gemm_down_rows_deltas_bf16, 256, 2, ExpertDeltasArgs) { down_rows<Bf16>(args.experts, added_by<Bf16>(args, args.of_down)); }
+KERNEL_RESIDENT(gemm_down_rows_deltas_f16, 256, 2, ExpertDeltasArgs) { down_rows<F16>(args.experts, added_by<F16>(args, args.of_down)); }
+KERNEL(gemm_down_tiles_deltas_bf16, 256, ExpertDeltasArgs) { down_tiles_with_deltas<Bf16, 128>(args); }
+KERNEL(gemm_down_tiles_deltas_f16, 256, ExpertDeltasArgs) { down_tiles_with_deltas<F16, 128>(args); }
+KERNEL(gemm_down_tiles64_deltas_bf16, 256, ExpertDeltasArgs) { down_tiles_with_deltas<Bf16, 64>(args); }
+KERNEL(gemm_down_tiles64_deltas_f16, 256, ExpertDeltasArgs) { down_tiles_with_deltas<F16, 64>(args); }
+KERNEL(gemm_down_deltas_f32, 256, ExpertDeltasArgs) { down_f32(args.experts, added_by<F32>(args, args.of_down)); }
 
 // Semantics: `y[r, c] = Σ w * outputs[i, c]` over the pairs i of row r, by ascending expert, from 0 on.
 // Blocks of 256 threads, any grid (enough is one thread for every 4 numbers), no shared memory.

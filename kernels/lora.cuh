@@ -29,15 +29,15 @@ DEVICE u32 sum_to_here(u32 value, u32* warp_sums) {
     return value;
 }
 
-// The items of one of the set's groups: `of_pair(len, pair)` for each of its pairs.
-template <class Count>
-DEVICE void gather_work(Work& work, const RowSet& set, const SiteTable& deltas, u32 first, const Count& of_pair) {
+// The items of one of some groups: `of_pair(len, pair)` for each of its pairs.
+template <class G, class Find, class Count>
+DEVICE void gather_work(Work& work, const G* groups, u32 count, const Find& pairs_of_group, u32 first, const Count& of_pair) {
     const u32 index = first + thread_index();
     u32 items = 0;
     Pairs pairs{nullptr, 0};
-    if (index < set.groups) {
-        const Group group = set.group[index];
-        pairs = pairs_of(deltas, static_cast<i32>(group.slot));
+    if (index < count) {
+        const G group = groups[index];
+        pairs = pairs_of_group(group);
         for (u32 i = 0; i < pairs.count; i++) items += of_pair(group.len, pairs.first[i]);
     }
     work.pairs[thread_index()] = pairs.first;
@@ -65,15 +65,15 @@ struct Share {
 
 // Calls `run(group, pair, i)` for this block's share of the items of all pairs of all groups, i counting those of one pair. The
 // share depends on what groups there are, what an item is does not.
-template <class Count, class Run>
-DEVICE void share_work(Work& work, const Share& share, const RowSet& set, const SiteTable& deltas, const Count& of_pair, const Run& run) {
+template <class G, class Find, class Count, class Run>
+DEVICE void share_groups(Work& work, const Share& share, const G* groups, u32 count, const Find& pairs_of_group, const Count& of_pair, const Run& run) {
     u32 passed = 0;
-    for (u32 first = 0; first < set.groups; first += LORA_THREADS) {
-        gather_work(work, set, deltas, first, of_pair);
+    for (u32 first = 0; first < count; first += LORA_THREADS) {
+        gather_work(work, groups, count, pairs_of_group, first, of_pair);
         const u32 items = work.end[LORA_THREADS - 1];
         for (u32 item = (share.index + share.blocks - passed % share.blocks) % share.blocks; item < items; item += share.blocks) {
             const u32 index = group_of_item(work, item);
-            const Group group = set.group[first + index];
+            const G group = groups[first + index];
             u32 left = item - (index > 0 ? work.end[index - 1] : 0);
             for (u32 i = 0; i < work.count[index]; i++) {
                 const Pair& pair = work.pairs[index][i];
@@ -88,4 +88,11 @@ DEVICE void share_work(Work& work, const Share& share, const RowSet& set, const 
         passed += items;
         block_sync();
     }
+}
+
+// The same for the groups of a row set, with what their slots have at a site.
+template <class Count, class Run>
+DEVICE void share_work(Work& work, const Share& share, const RowSet& set, const SiteTable& deltas, const Count& of_pair, const Run& run) {
+    const auto pairs_of_group = [&](const Group& group) { return pairs_of(deltas, static_cast<i32>(group.slot)); };
+    share_groups(work, share, set.group, set.groups, pairs_of_group, of_pair, run);
 }

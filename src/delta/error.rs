@@ -250,14 +250,6 @@ pub enum DeltaError {
         /// How many there are of what it counts.
         bound: usize,
     },
-    /// The backend has no kernel for an op.
-    #[error("{} of {site} is not computed on this device: serve the adapter on the CPU (--device cpu)", class.as_str())]
-    NotOnDevice {
-        /// Of the op.
-        class: OpClass,
-        /// Where it is.
-        site: Site,
-    },
     /// An op of a part of a mix cannot be weighted and added to others.
     #[error("it cannot be part of a mix: {} of {site} {reason}", class.as_str())]
     NotLinear {

@@ -39,9 +39,6 @@ impl ToProblem for DeltaError {
             E::NoSuchExpert { tensor, expert, experts } => {
                 bad("NO_SUCH_EXPERT", tensor).with("expert", expert).with("experts", experts)
             }
-            E::NotOnDevice { class, site } => {
-                bad("UNSUPPORTED_ON_DEVICE", &CONFIG).with("op_class", class.as_str()).with("site", site)
-            }
             E::NotTargeted { tensor } => bad("TENSOR_NOT_TARGETED", tensor),
             E::MissingTensor { module, missing, found } => {
                 bad("MISSING_TENSOR", module).with("missing", missing).with("found", found)

@@ -84,11 +84,6 @@ pub trait Backend: DeltaMemory {
     /// How it keeps numbers.
     fn numerics(&self) -> Numerics;
 
-    /// Whether [`Backend::experts`] adds deltas. Where it does not, an adapter with any must not come here.
-    fn has_expert_deltas(&self) -> bool {
-        true
-    }
-
     // --- memory -------------------------------------------------------------------------------------------------
 
     /// Allocate `[rows, cols]`, zeroed.

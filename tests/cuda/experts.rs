@@ -11,15 +11,15 @@ use crate::device::{NUMERICS, cuda};
 use crate::scene::{assert_close, assert_same, numbers, rows_of, step_of};
 
 /// Experts of random weights.
-struct Layer {
-    spec: ExpertsSpec,
-    hidden: usize,
-    gate_up: Vec<Vec<f32>>,
-    down: Vec<Vec<f32>>,
+pub(crate) struct Layer {
+    pub(crate) spec: ExpertsSpec,
+    pub(crate) hidden: usize,
+    pub(crate) gate_up: Vec<Vec<f32>>,
+    pub(crate) down: Vec<Vec<f32>>,
 }
 
 impl Layer {
-    fn new(hidden: usize, spec: ExpertsSpec, seed: u64) -> Self {
+    pub(crate) fn new(hidden: usize, spec: ExpertsSpec, seed: u64) -> Self {
         let inner = spec.intermediate_size;
         // Such that what comes of a layer is about as large as what goes in: one number that is rounded the other way, because
         // its sum differs in the last bit, does not show then.
@@ -33,7 +33,7 @@ impl Layer {
         Self { spec, hidden, gate_up, down: of_each(1 << 11, hidden * inner, inner).collect() }
     }
 
-    fn experts<B: Backend>(&self, backend: &B) -> B::Experts {
+    pub(crate) fn experts<B: Backend>(&self, backend: &B) -> B::Experts {
         let inner = self.spec.intermediate_size;
         let expert = |(gate_up, down): (&Vec<f32>, &Vec<f32>)| {
             let (gate, up) = gate_up.split_at(inner * self.hidden);
@@ -44,7 +44,7 @@ impl Layer {
         backend.expert_table(self.gate_up.iter().zip(&self.down).map(expert).collect()).unwrap()
     }
 
-    fn inputs(&self, seed: u64, rows: usize) -> Vec<f32> {
+    pub(crate) fn inputs(&self, seed: u64, rows: usize) -> Vec<f32> {
         numbers(seed ^ 0xabc, rows * self.hidden)
     }
 
@@ -80,7 +80,7 @@ impl<B: Backend> On<'_, B> {
 
 /// Which experts the rows of a test choose.
 #[derive(Clone, Copy, Debug)]
-enum Taste {
+pub(crate) enum Taste {
     /// Each its own.
     Any,
     /// All the same.
@@ -89,7 +89,7 @@ enum Taste {
     Equal,
 }
 
-fn logits(taste: Taste, seed: u64, rows: usize, experts: usize) -> Vec<f32> {
+pub(crate) fn logits(taste: Taste, seed: u64, rows: usize, experts: usize) -> Vec<f32> {
     let of_rows = |rows: usize| numbers(seed ^ 0x5151, rows * experts);
     match taste {
         Taste::Any => of_rows(rows).iter().map(|number| 4.0 * number).collect(),
@@ -99,11 +99,11 @@ fn logits(taste: Taste, seed: u64, rows: usize, experts: usize) -> Vec<f32> {
 }
 
 /// Intermediate numbers that differ in their last bit may round to neighbours in bf16.
-fn tolerance(numerics: Numerics) -> f32 {
+pub(crate) fn tolerance(numerics: Numerics) -> f32 {
     if numerics.compute == ComputeDtype::F32 { 1e-4 } else { 2e-2 }
 }
 
-fn backwards(numbers: &[f32], width: usize) -> Vec<f32> {
+pub(crate) fn backwards(numbers: &[f32], width: usize) -> Vec<f32> {
     numbers.chunks_exact(width).rev().flatten().copied().collect()
 }
 
@@ -124,7 +124,7 @@ fn check(cuda: &CudaBackend, layer: &Layer, taste: Taste, rows: usize, seed: u64
     assert_same(&backwards(&found, hidden), &whole, &format!("{what}: backwards"));
 }
 
-fn spec(experts: usize, experts_per_token: usize, intermediate_size: usize) -> ExpertsSpec {
+pub(crate) fn spec(experts: usize, experts_per_token: usize, intermediate_size: usize) -> ExpertsSpec {
     ExpertsSpec { experts, experts_per_token, intermediate_size, activation: Activation::Silu, renormalise: true }
 }
 

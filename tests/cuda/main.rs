@@ -12,6 +12,7 @@ mod attention;
 mod bottleneck;
 mod device;
 mod every_op;
+mod expert_deltas;
 mod experts;
 mod grid;
 mod library_gemm;

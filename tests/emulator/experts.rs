@@ -3,11 +3,15 @@
 
 use polydelta::ops::cuda::{CudaBackend, CudaOptions};
 use polydelta::ops::{
-    Activation, Backend, Expert, ExpertDeltas, ExpertsSpec, HostMatrix, Numerics, RowPlan, Rows, StepPlan,
+    Activation, Backend, DeltaMemory, Expert, ExpertDeltas, ExpertPair, ExpertsSpec, HostMatrix, LowRankPair, Numerics,
+    RowPlan, Rows, SiteId, SiteTable, SlotDelta, SlotEntries, StepPlan,
 };
+use polydelta::types::AdapterSlot;
 
 use super::emulator::{Count, Memory};
 
+const GATE_UP: SiteId = SiteId(1);
+const DOWN: SiteId = SiteId(2);
 const NUMERICS: [Numerics; 3] = [Numerics::F32, Numerics::BF16, Numerics::F16];
 
 fn backend(numerics: Numerics) -> CudaBackend {
@@ -69,6 +73,67 @@ fn launches_do_not_depend_on_the_choice_and_nothing_is_allocated_on_their_way() 
         assert_eq!(counted[1], counted[2], "{:?}", backend.numerics());
         assert_eq!(counted[2].1, 0, "{:?}", backend.numerics());
         assert!(counted[2].0 >= 5, "{counted:?}");
+    }
+}
+
+/// Slots 0 to 7 with a pair for each expert at both sites.
+fn adapters(backend: &CudaBackend, hidden: usize, spec: &ExpertsSpec) -> <CudaBackend as DeltaMemory>::DeltaTable {
+    const RANK: usize = 3;
+    let pair = |inputs: usize, outputs: usize| {
+        let (a, b) = (numbers(RANK * inputs), numbers(outputs * RANK));
+        let a = backend.weight(&[HostMatrix::f32(RANK, inputs, &a)]).unwrap();
+        let b = backend.weight(&[HostMatrix::f32(outputs, RANK, &b)]).unwrap();
+        LowRankPair { a, b, rank: RANK, scaling: 0.5, columns: 0..outputs }
+    };
+    let mut table = backend.delta_table(8).unwrap();
+    for slot in 0..8 {
+        let of_expert = |expert: u32| {
+            let (inner, at) = (spec.intermediate_size, |site, pair| (site, ExpertPair { expert, pair }));
+            [at(GATE_UP, pair(hidden, 2 * inner)), at(DOWN, pair(inner, hidden))]
+        };
+        let expert_pairs = (0..spec.experts as u32).flat_map(of_expert).collect();
+        let entries = SlotEntries { expert_pairs, ..SlotEntries::default() };
+        backend.set_slot(&mut table, AdapterSlot(slot), SlotDelta::new(backend, entries).unwrap());
+    }
+    table
+}
+
+#[test]
+fn deltas_of_experts_take_three_launches_more_for_any_number_of_adapters_and_none_where_there_are_none() {
+    const ROWS: usize = 8;
+    const HIDDEN: usize = 40;
+    let (_alone, control) = super::device();
+    let spec = spec(16, 2, 24);
+    for backend in NUMERICS.map(backend) {
+        let (experts, table) = (experts(&backend, HIDDEN, &spec), adapters(&backend, HIDDEN, &spec));
+        let mut work = backend.experts_work(ROWS, HIDDEN, Some(&spec)).unwrap();
+        let x = backend.buffer_of(HIDDEN, &numbers(ROWS * HIDDEN)).unwrap();
+        let logits = backend.buffer_of(16, &numbers(ROWS * 16)).unwrap();
+        let mut y = backend.buffer(ROWS, HIDDEN).unwrap();
+        let mut counted = |slots: [Option<AdapterSlot>; ROWS], sites: [Option<SiteId>; 2]| {
+            let [gate_up, down] = sites.map(|site| site.map(|site| SiteTable { table: &table, site }));
+            let mut step = backend.step();
+            let (ids, positions, kv_slots) = (vec![None; ROWS], vec![0; ROWS], vec![0; ROWS]);
+            let rows = RowPlan::new(slots.to_vec());
+            backend.upload(&StepPlan { rows, ids, positions, kv_slots, ..StepPlan::default() }, &mut step).unwrap();
+            backend.read_row(&x, 0);
+            let before = (control.all_launches(), control.count(Count::Allocations));
+            let deltas = ExpertDeltas { gate_up, down };
+            backend.experts(&step, Rows::All, &spec, &logits, &experts, deltas, &x, &mut work, &mut y);
+            let allocated = control.count(Count::Allocations) - before.1;
+            backend.finish(&mut step).unwrap();
+            (control.all_launches() - before.0, allocated)
+        };
+        let both = [Some(GATE_UP), Some(DOWN)];
+        let each = std::array::from_fn(|row| Some(AdapterSlot(row as u32)));
+        // What ops keep on their way has grown to its size behind the first.
+        counted(each, both);
+        let (without, _) = counted([None; ROWS], [None, None]);
+        for slots in [each, [Some(AdapterSlot(3)); ROWS], [None; ROWS]] {
+            assert_eq!(counted(slots, both), (without + 3, 0), "{:?}", backend.numerics());
+            assert_eq!(counted(slots, [Some(GATE_UP), None]), (without + 2, 0), "{:?}", backend.numerics());
+            assert_eq!(counted(slots, [None, Some(DOWN)]), (without + 2, 0), "{:?}", backend.numerics());
+        }
     }
 }
 

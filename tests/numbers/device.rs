@@ -10,7 +10,7 @@ use crate::adapterhub::check_mixed;
 use crate::emulator::{Count, Memory, device};
 use crate::engine::{config, hall_of};
 use crate::fixture::{ADAPTERHUB, Case, FAMILIES, Family, Runner, Sequence};
-use crate::golden::{BF16, F16, check_all, check_narrow, computed};
+use crate::golden::{BF16, F16, check_all, check_narrow};
 use crate::heads;
 use crate::invariance::check_invariance_in;
 use crate::mixes::{Scene, check_mix};
@@ -116,7 +116,7 @@ fn golden_requests_come_out_of_an_engine_on_the_device_with_and_without_room() {
     let device = device();
     for name in ["llama", "gemma3", "mixtral"] {
         let family = Family::open(name);
-        let cases = computed(&cuda(Numerics::F32), &family, family.cases.iter().collect());
+        let cases: Vec<&Case> = family.cases.iter().collect();
         let mut adapters: Vec<String> = cases.iter().filter_map(|case| case.adapter.clone()).collect();
         adapters.sort();
         adapters.dedup();

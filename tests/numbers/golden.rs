@@ -3,22 +3,11 @@
 
 use polydelta::ops::cpu::{CpuBackend, CpuOptions, Isa};
 use polydelta::ops::{Backend, Numerics, reference::ReferenceBackend};
-use polydelta::types::OpClass;
 
 use crate::fixture::{Case, FAMILIES, Family, Runner, Sequence, greedy, log_softmax};
 
 fn cases(family: &Family, context: usize) -> Vec<&Case> {
     family.cases.iter().filter(|case| family.context_length(case) == context).collect()
-}
-
-/// The cases of which a backend computes every op.
-pub(crate) fn computed<'a, B: Backend>(backend: &B, family: &Family, mut cases: Vec<&'a Case>) -> Vec<&'a Case> {
-    if !backend.has_expert_deltas() {
-        let of_experts = |name: &String| family.compile(name).unwrap().classes().contain(OpClass::ExpertLowRank);
-        let of_experts: Vec<String> = adapters(&cases).into_iter().filter(of_experts).collect();
-        cases.retain(|case| !case.adapter.as_ref().is_some_and(|adapter| of_experts.contains(adapter)));
-    }
-    cases
 }
 
 pub(crate) fn adapters(cases: &[&Case]) -> Vec<String> {
@@ -46,7 +35,7 @@ pub(crate) fn check_all<B: Backend>(families: &[&str], make: impl Fn() -> B) {
         let family = Family::open(name);
         for context in family.context_lengths() {
             let backend = make();
-            let cases = computed(&backend, &family, cases(&family, context));
+            let cases = cases(&family, context);
             let mut runner = Runner::new(backend, &family, context, &adapters(&cases));
             for case in &cases {
                 let alone = runner.generate(&[case], usize::MAX);

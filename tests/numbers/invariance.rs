@@ -5,7 +5,6 @@ use polydelta::ops::cpu::{CpuBackend, CpuOptions, Isa};
 use polydelta::ops::{Backend, Numerics, reference::ReferenceBackend};
 
 use crate::fixture::{BLOCK_SIZE, Case, Family, Runner, Sequence};
-use crate::golden::computed;
 
 /// Fixtures that together hold every op class, every kind of attention, and dense and sparse layers.
 const FAMILIES: [&str; 6] = ["llama", "llama_bias", "phi3", "gemma3", "mixtral", "qwen3_moe"];
@@ -22,7 +21,7 @@ pub(crate) fn check_invariance_in<B: Backend>(families: &[&str], block_size: usi
     for name in families {
         let family = Family::open(name);
         let backend = make();
-        let cases = computed(&backend, &family, family.cases.iter().collect());
+        let cases: Vec<&Case> = family.cases.iter().collect();
         let mut adapters: Vec<String> = cases.iter().filter_map(|case| case.adapter.clone()).collect();
         adapters.sort();
         adapters.dedup();

@@ -165,6 +165,8 @@ plain! {
         bottlenecks: u32,
         matrix: u32,
         matrices: u32,
+        expert: u32,
+        experts: u32,
     }
 
     /// All entries of one slot.
@@ -178,6 +180,7 @@ plain! {
         rotations: Address<Rotation>,
         bottlenecks: Address<Bottleneck>,
         dense: Address<DenseMatrix>,
+        expert_starts: Address<u32>,
         count: u32,
         pad: u32,
     }
@@ -375,6 +378,34 @@ plain! {
         down_stride: u32,
         activation: u32,
         renormalise: u32,
+    }
+
+    /// What an adapter has for an expert that a row chose.
+    struct ExpertPairs {
+        first: Address<Pair>,
+        count: u32,
+        pad: u32,
+    }
+
+    /// Pairs of rows of one adapter with one expert.
+    struct ExpertGroup {
+        first: u32,
+        len: u32,
+        slot: u32,
+        expert: u32,
+    }
+
+    struct ExpertDeltasArgs {
+        experts: ExpertsArgs,
+        gate_up: SiteView,
+        down: SiteView,
+        of_gate_up: Address<ExpertPairs>,
+        of_down: Address<ExpertPairs>,
+        list: Address<u32>,
+        group: Address<ExpertGroup>,
+        v: Address<Untyped>,
+        v_stride: u32,
+        is_down: u32,
     }
 
     /// K and V of one layer.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::backend::CudaBackend;
 use crate::ops::reference::ReferenceBackend;
 use crate::ops::{
-    Activation, AttentionSpec, Backend, Blend, Bottleneck, ColumnVector, DenseMatrix, Expert, ExpertDeltas,
+    Activation, AttentionSpec, Backend, Blend, Bottleneck, ColumnVector, DenseMatrix, Expert, ExpertDeltas, ExpertPair,
     ExpertsSpec, HostMatrix, KvShape, LowRankPair, NonLinearity, Norm, OpsError, PooledRows, PooledSpan, RopeTable,
     Rotation, RowPlan, Rows, SampledRows, SequencePlan, SiteId, SiteTable, SlotDelta, SlotEntries, StepPlan, Wiring,
 };
@@ -18,6 +18,8 @@ const WIDTH: usize = 96;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const HEAD_DIM: usize = 16;
+/// Of an expert.
+const INNER: usize = 40;
 /// Of a head.
 const LABELS: usize = 5;
 const OUTPUTS: usize = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
@@ -96,7 +98,13 @@ impl Results {
         keep("recall_rows", &recalled, ROWS);
 
         for (op, experts) in [("experts", 8), ("experts of many rows", 2)] {
-            keep(op, &run_experts(backend, &step, experts, &normed)?, ROWS);
+            keep(op, &run_experts(backend, &step, experts, ExpertDeltas::NONE, &normed)?, ROWS);
+        }
+        let table = deltas_of_experts(backend)?;
+        let at = |site| Some(SiteTable { table: &table, site });
+        let added = ExpertDeltas { gate_up: at(SITE), down: at(FULL) };
+        for (op, experts) in [("deltas of experts", 8), ("deltas of experts of many rows", 2)] {
+            keep(op, &run_experts(backend, &step, experts, added, &normed)?, ROWS);
         }
 
         let (mut pooled, mut logits) = (backend.buffer(1, WIDTH)?, backend.buffer(1, LABELS)?);
@@ -147,8 +155,13 @@ fn plan() -> StepPlan {
 }
 
 /// What so many experts make of all rows, of which each chooses two.
-fn run_experts<B: Backend>(backend: &B, step: &B::Step, experts: usize, x: &B::Buffer) -> Result<B::Buffer, OpsError> {
-    const INNER: usize = 40;
+fn run_experts<B: Backend>(
+    backend: &B,
+    step: &B::Step,
+    experts: usize,
+    deltas: ExpertDeltas<'_, B>,
+    x: &B::Buffer,
+) -> Result<B::Buffer, OpsError> {
     let spec = ExpertsSpec {
         experts,
         experts_per_token: 2,
@@ -166,8 +179,27 @@ fn run_experts<B: Backend>(backend: &B, step: &B::Step, experts: usize, x: &B::B
     let logits = backend.buffer_of(experts, &spread(7 + experts, ROWS * experts))?;
     let mut work = backend.experts_work(ROWS, WIDTH, Some(&spec))?;
     let mut y = backend.buffer(ROWS, WIDTH)?;
-    backend.experts(step, Rows::All, &spec, &logits, &table, ExpertDeltas::NONE, x, &mut work, &mut y);
+    backend.experts(step, Rows::All, &spec, &logits, &table, deltas, x, &mut work, &mut y);
     Ok(y)
+}
+
+/// Pairs of two experts: of gate and up at one site, of down at the other.
+fn deltas_of_experts<B: Backend>(backend: &B) -> Result<B::DeltaTable, OpsError> {
+    const RANK: usize = 12;
+    let pair = |expert: u32, site: SiteId, inputs: usize, outputs: usize| {
+        let seed = 40 + 2 * (2 * expert as usize + site.index());
+        let (a, b) = (spread(seed, RANK * inputs), spread(seed + 1, outputs * RANK));
+        let a = backend.weight(&[HostMatrix::f32(RANK, inputs, &a)])?;
+        let b = backend.weight(&[HostMatrix::f32(outputs, RANK, &b)])?;
+        let pair = LowRankPair { a, b, rank: RANK, scaling: 0.5, columns: 0..outputs };
+        Ok::<_, OpsError>((site, ExpertPair { expert, pair }))
+    };
+    let of_expert = |expert| [pair(expert, SITE, WIDTH, 2 * INNER), pair(expert, FULL, INNER, WIDTH)];
+    let expert_pairs = (0..2).flat_map(of_expert).collect::<Result<_, OpsError>>()?;
+    let mut table = backend.delta_table(2)?;
+    let entries = SlotEntries { expert_pairs, ..SlotEntries::default() };
+    backend.set_slot(&mut table, AdapterSlot(1), SlotDelta::new(backend, entries)?);
+    Ok(table)
 }
 
 /// What bottlenecks behind the residual connection, normed, make of all rows.

@@ -1,14 +1,16 @@
 //! The experts of a sparse layer: where kernels find their weights, what is kept between the kernels, and their launches.
 //!
-//! Which rows chose which experts is known on the device alone: grids are for as many groups as there may be.
+//! Which rows chose which experts is known on the device alone: grids are for as many groups as there may be. What adapters add
+//! to products of experts takes three launches more, however many adapters there are (`expert_deltas`).
 
 use super::abi::{Address, ExpertWeights, ExpertsArgs, Group, Plain, RowsView};
 use super::activations::number_of;
 use super::backend::CudaBackend;
 use super::driver::{ALIGNMENT, DeviceMemory, Grid};
+use super::expert_deltas::DeltasWork;
 use super::memory::{Buffer, stride};
 use super::step::Set;
-use crate::ops::{ComputeDtype, Expert, ExpertsSpec, OpsError};
+use crate::ops::{ComputeDtype, Expert, ExpertDeltas, ExpertsSpec, OpsError};
 
 /// Least and most threads of the block that groups the pairs of an expert.
 const GROUPING_THREADS: [usize; 2] = [128, 1024];
@@ -33,10 +35,12 @@ pub struct ExpertsWork {
     group: DeviceMemory,
     activated: DeviceMemory,
     outputs: DeviceMemory,
+    pub(super) deltas: DeltasWork,
 }
 
 /// Bytes of its parts.
 struct Room {
+    pairs: usize,
     /// One number of each pair.
     list: usize,
     group: usize,
@@ -52,6 +56,7 @@ impl Room {
             _ => stride(spec.intermediate_size),
         };
         Some(Self {
+            pairs,
             list: pairs.checked_mul(size_of::<u32>())?,
             group: most_groups(pairs, spec.experts, rows_of_group).checked_mul(size_of::<Group>())?,
             activated: pairs.checked_mul(inner)?.checked_mul(compute.size())?,
@@ -61,9 +66,10 @@ impl Room {
 
     /// Of all parts together, as they are allocated.
     fn bytes(&self) -> u64 {
-        let Self { list, group, activated, outputs } = *self;
+        let Self { pairs, list, group, activated, outputs } = *self;
         let parts = [list, list, list, list, size_of::<u32>(), group, activated, outputs];
-        parts.iter().map(|part| (*part).max(1).next_multiple_of(ALIGNMENT) as u64).sum()
+        let parts = parts.into_iter().chain(DeltasWork::parts(pairs));
+        parts.map(|part| part.max(1).next_multiple_of(ALIGNMENT) as u64).sum()
     }
 }
 
@@ -93,7 +99,7 @@ impl CudaBackend {
         spec: Option<&ExpertsSpec>,
     ) -> Result<ExpertsWork, OpsError> {
         const WHAT: &str = "room for experts";
-        let none = Some(Room { list: 0, group: 0, activated: 0, outputs: 0 });
+        let none = Some(Room { pairs: 0, list: 0, group: 0, activated: 0, outputs: 0 });
         let room = spec.map_or(none, |spec| self.room_of_experts(rows, hidden, spec));
         let room = room.ok_or(OpsError::OutOfMemory { what: WHAT, bytes: u64::MAX })?;
         let allocate = |bytes| DeviceMemory::new(&self.device, &self.device.compute, WHAT, bytes);
@@ -109,6 +115,7 @@ impl CudaBackend {
             group: allocate(room.group)?,
             activated,
             outputs: allocate(room.outputs)?,
+            deltas: DeltasWork::new(room.pairs, allocate)?,
         })
     }
 
@@ -124,7 +131,7 @@ impl CudaBackend {
         Ok(Experts { _weights: experts, table, gate_up_stride, down_stride })
     }
 
-    /// Five launches, however many experts are chosen.
+    /// Five launches, however many experts are chosen, and three more where adapters have deltas of them.
     #[allow(clippy::too_many_arguments)] // As the op's own.
     pub(super) fn launch_experts(
         &self,
@@ -132,6 +139,7 @@ impl CudaBackend {
         spec: &ExpertsSpec,
         logits: &Buffer,
         experts: &Experts,
+        deltas: ExpertDeltas<'_, Self>,
         x: &Buffer,
         work: &ExpertsWork,
         y: &Buffer,
@@ -169,10 +177,17 @@ impl CudaBackend {
         let [least, most] = GROUPING_THREADS;
         let grouping = Grid::of(spec.experts).threads(pairs.next_multiple_of(32).clamp(least, most));
         self.launch(&self.kernels.group_experts, grouping.shared(4 * spec.experts + 136), &arguments);
+        let Some(deltas) = self.expert_deltas(set, deltas, arguments, work, &mut scratch) else { return };
         let groups = most_groups(pairs, spec.experts, form.rows);
         let grid = |outputs: usize, each: usize| Grid::plane(groups, outputs.div_ceil(each)).shared(form.shared_bytes);
-        self.launch(&form.gate_up, grid(inner, form.inner), &arguments);
-        self.launch(&form.down, grid(y.cols(), form.outputs), &arguments);
+        match deltas.of_gate_up() {
+            Some(deltas) => self.launch_with_deltas(&deltas, &form.gate_up_deltas, grid(inner, form.inner)),
+            None => self.launch(&form.gate_up, grid(inner, form.inner), &arguments),
+        }
+        match deltas.of_down() {
+            Some(deltas) => self.launch_with_deltas(&deltas, &form.down_deltas, grid(y.cols(), form.outputs)),
+            None => self.launch(&form.down, grid(y.cols(), form.outputs), &arguments),
+        }
         self.launch(&self.kernels.combine_experts, self.spread(set.count * y.cols()), &arguments);
     }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::abi::{
-    AttentionArgs, BlendArgs, CopyBlockArgs, CopyRowsArgs, DenseArgs, EmbedArgs, EmbedLowRankArgs, ExpertsArgs,
-    GemmArgs, GemmShrinkArgs, KeptRowsArgs, LowRankArgs, NormArgs, Plain, PoolArgs, ReplaceColumnsArgs, RopeArgs,
+    AttentionArgs, BlendArgs, CopyBlockArgs, CopyRowsArgs, DenseArgs, EmbedArgs, EmbedLowRankArgs, ExpertDeltasArgs,
+    ExpertsArgs, GemmArgs, GemmShrinkArgs, KeptRowsArgs, LowRankArgs, NormArgs, Plain, PoolArgs, ReplaceColumnsArgs, RopeArgs,
     RotateArgs, RowsArgs, SampleArgs, SparseArgs, VectorArgs, WritePagesArgs,
 };
 use super::driver::{Device, Kernel, Module};
@@ -27,6 +27,7 @@ const TEXTS: [&str; 12] = texts![
     "attention_prefill",
     "cache",
     "embedding",
+    "expert_deltas",
     "experts",
     "gemm",
     "gemm_shrink",
@@ -95,6 +96,7 @@ kernels! {
         dense: DenseArgs,
         shrink: LowRankArgs,
         expand: LowRankArgs,
+        shrink_experts: ExpertDeltasArgs,
         sparse: SparseArgs,
         rope_and_cache: RopeArgs,
         attention: AttentionArgs,
@@ -119,6 +121,7 @@ kernels! {
         copy_block: CopyBlockArgs,
         route_experts: ExpertsArgs,
         group_experts: ExpertsArgs,
+        group_expert_deltas: ExpertDeltasArgs,
         combine_experts: ExpertsArgs,
         sample: SampleArgs,
     }
@@ -201,6 +204,9 @@ fn takes_in_two(rows: usize, form: &GemmForm) -> Option<&GemmForm> {
 pub(super) struct ExpertForm {
     pub(super) gate_up: Kernel<ExpertsArgs>,
     pub(super) down: Kernel<ExpertsArgs>,
+    /// The same with what adapters add.
+    pub(super) gate_up_deltas: Kernel<ExpertDeltasArgs>,
+    pub(super) down_deltas: Kernel<ExpertDeltasArgs>,
     /// Most rows of a group.
     pub(super) rows: usize,
     /// Outputs of a block: of gate and as many of up, and of down.
@@ -218,8 +224,16 @@ pub(super) struct ExpertGemms {
 impl ExpertGemms {
     fn load(loader: &Loader<'_>) -> Result<Self, OpsError> {
         let form = |name: &str, rows, [inner, outputs]: [usize; 2], shared_bytes| {
-            let [gate_up, down] = ["gemm_gate_up", "gemm_down"].map(|of| loader.typed(&format!("{of}{name}")));
-            Ok(ExpertForm { gate_up: gate_up?, down: down?, rows, inner, outputs, shared_bytes })
+            Ok(ExpertForm {
+                gate_up: loader.typed(&format!("gemm_gate_up{name}"))?,
+                down: loader.typed(&format!("gemm_down{name}"))?,
+                gate_up_deltas: loader.typed(&format!("gemm_gate_up{name}_deltas"))?,
+                down_deltas: loader.typed(&format!("gemm_down{name}_deltas"))?,
+                rows,
+                inner,
+                outputs,
+                shared_bytes,
+            })
         };
         let forms = match loader.dtype {
             ComputeDtype::F32 => vec![form("", 64, [64, 64], GEMM_F32.shared)?],

@@ -14,6 +14,7 @@ mod activations;
 mod backend;
 mod check;
 mod driver;
+mod expert_deltas;
 mod experts;
 pub mod folders;
 mod graphs;
@@ -87,10 +88,6 @@ impl Backend for CudaBackend {
 
     fn numerics(&self) -> Numerics {
         self.numerics
-    }
-
-    fn has_expert_deltas(&self) -> bool {
-        false
     }
 
     fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer, OpsError> {
@@ -280,8 +277,7 @@ impl Backend for CudaBackend {
         work: &mut ExpertsWork,
         y: &mut Buffer,
     ) {
-        debug_assert!(deltas.gate_up.is_none() && deltas.down.is_none(), "no adapter comes here that has any");
-        self.launch_experts(step.set(rows), spec, logits, experts, x, work, y);
+        self.launch_experts(step.set(rows), spec, logits, experts, deltas, x, work, y);
     }
 
     fn rope_and_cache(

@@ -12,8 +12,13 @@ use super::memory::{Vector, Weight};
 use super::sizes::ROTATE_SHARED;
 use super::sparse::SparseMatrix;
 use super::uploader::Uploader;
-use crate::ops::{Bottleneck, DeltaMemory, EntriesBySite, OpsError, SiteId, SlotDelta, SlotTable};
+use crate::ops::{
+    Bottleneck, DeltaMemory, EntriesBySite, ExpertPair, LowRankPair, OpsError, SiteId, SlotDelta, SlotTable,
+};
 use crate::types::AdapterSlot;
+
+/// Ranks of an expert's pair begin at a multiple of so many: they are read sixteen bytes at a time.
+const RANKS_TOGETHER: usize = 8;
 
 /// Where kernels find an adapter's entries.
 #[derive(Debug)]
@@ -35,7 +40,18 @@ impl Entries {
             lists.push(by_site, site)?;
         }
         let Lists {
-            sites, pairs, vectors, rotations, column_rotations, sparse, bottlenecks, dense, replaced, ids, ..
+            sites,
+            pairs,
+            vectors,
+            rotations,
+            column_rotations,
+            sparse,
+            bottlenecks,
+            dense,
+            expert_starts,
+            replaced,
+            ids,
+            ..
         } = &lists;
         let sizes = [
             sites.len(),
@@ -46,6 +62,7 @@ impl Entries {
             sparse.len(),
             bottlenecks.len(),
             dense.len(),
+            expert_starts.len(),
             size_of_val(&replaced[..]),
             ids.len(),
         ];
@@ -64,6 +81,7 @@ impl Entries {
             of_sparse,
             of_bottlenecks,
             of_dense,
+            of_expert_starts,
             of_replaced,
             of_ids,
         ] = starts.map(|start| memory.address() + start as u64);
@@ -76,6 +94,7 @@ impl Entries {
             sparse: Address::new(of_sparse),
             bottlenecks: Address::new(of_bottlenecks),
             dense: Address::new(of_dense),
+            expert_starts: Address::new(of_expert_starts),
             replaced: Address::new(of_replaced),
             count: (sites.len() / size_of::<SiteEntries>()) as u32,
             pad: 0,
@@ -83,7 +102,19 @@ impl Entries {
         // Their ids lie in this memory, too.
         let entry = |entry: &ReplacedRows| ReplacedRows { ids: Address::new(of_ids + entry.ids.get()), ..*entry };
         let replaced: Vec<u8> = replaced.iter().flat_map(|one| entry(one).bytes().to_vec()).collect();
-        let numbers = [sites, pairs, vectors, rotations, column_rotations, sparse, bottlenecks, dense, &replaced, ids];
+        let numbers = [
+            sites,
+            pairs,
+            vectors,
+            rotations,
+            column_rotations,
+            sparse,
+            bottlenecks,
+            dense,
+            expert_starts,
+            &replaced,
+            ids,
+        ];
         let image = [slot.bytes(), &numbers.map(Vec::as_slice).concat()].concat();
         uploader.send(&memory, 0, 1, image.len(), |_, bytes| bytes.copy_from_slice(&image))?;
         Ok(Self { memory, ranks: lists.ranks, rotations: lists.most_rotations })
@@ -104,6 +135,7 @@ struct Lists {
     replaced: Vec<ReplacedRows>,
     ids: Vec<u8>,
     dense: Vec<u8>,
+    expert_starts: Vec<u8>,
     ranks: usize,
     most_rotations: usize,
 }
@@ -113,13 +145,10 @@ impl Lists {
     where
         B: DeltaMemory<Weight = Weight, Vector = Vector, Sparse = SparseMatrix>,
     {
-        if let Some(first) = by_site.expert_pairs(site).first() {
-            let (what, expected) = ("a delta of an expert", "none");
-            return Err(OpsError::Unsupported { what, found: first.expert as usize, expected });
-        }
         let (pairs, vectors, rotations) = (by_site.low_rank(site), by_site.vectors(site), by_site.rotations(site));
         let (column_rotations, sparse) = (by_site.column_rotations(site), by_site.sparse(site));
         let (bottlenecks, matrices) = (by_site.bottlenecks(site), by_site.dense(site));
+        let of_experts = by_site.expert_pairs(site);
         let entries = SiteEntries {
             pair: (self.pairs.len() / size_of::<Pair>()) as u32,
             pairs: pairs.len() as u32,
@@ -137,26 +166,17 @@ impl Lists {
             replaces: by_site.replaced(site).len() as u32,
             matrix: (self.dense.len() / size_of::<abi::DenseMatrix>()) as u32,
             matrices: matrices.len() as u32,
+            expert: (self.expert_starts.len() / size_of::<u32>()) as u32,
+            experts: of_experts.last().map_or(0, |last| last.expert + 1),
         };
         self.sites.extend(entries.bytes());
-        let mut first_rank = 0;
+        let mut ranks = 0;
         for pair in pairs {
-            let entry = Pair {
-                a: pair.a.address(),
-                b: pair.b.address(),
-                rank: pair.rank as u32,
-                first_rank: first_rank as u32,
-                a_stride: pair.a.stride() as u32,
-                b_stride: pair.b.stride() as u32,
-                column: pair.columns.start as u32,
-                columns: pair.columns.len() as u32,
-                scaling: pair.scaling,
-                pad: 0,
-            };
-            self.pairs.extend(entry.bytes());
-            first_rank += pair.rank;
+            self.pairs.extend(pair_at(pair, ranks).bytes());
+            ranks += pair.rank;
         }
-        self.ranks = self.ranks.max(first_rank);
+        self.ranks = self.ranks.max(ranks);
+        self.push_experts(of_experts);
         for vector in vectors {
             let (column, columns) = (vector.columns.start as u32, vector.columns.len() as u32);
             self.vectors.extend(abi::ColumnVector { values: vector.values.address(), column, columns }.bytes());
@@ -216,6 +236,38 @@ impl Lists {
             self.dense.extend(entry.bytes());
         }
         Ok(())
+    }
+
+    /// Pairs of a site by expert, behind those that the site has itself, and where those of each begin.
+    fn push_experts<B: DeltaMemory<Weight = Weight>>(&mut self, of_experts: &[ExpertPair<B>]) {
+        let Some(last) = of_experts.last() else { return };
+        let first = self.pairs.len() / size_of::<Pair>();
+        let starts = (0..=last.expert + 1).map(|expert| of_experts.partition_point(|pair| pair.expert < expert));
+        self.expert_starts.extend(starts.flat_map(|start| ((first + start) as u32).to_le_bytes()));
+        for of_expert in of_experts.chunk_by(|one, next| one.expert == next.expert) {
+            let mut ranks = 0;
+            for ExpertPair { pair, .. } in of_expert {
+                self.pairs.extend(pair_at(pair, ranks).bytes());
+                ranks += pair.rank.next_multiple_of(RANKS_TOGETHER);
+            }
+            self.ranks = self.ranks.max(ranks);
+        }
+    }
+}
+
+/// A pair whose product of A has these ranks before it.
+fn pair_at<B: DeltaMemory<Weight = Weight>>(pair: &LowRankPair<B>, first_rank: usize) -> Pair {
+    Pair {
+        a: pair.a.address(),
+        b: pair.b.address(),
+        rank: pair.rank as u32,
+        first_rank: first_rank as u32,
+        a_stride: pair.a.stride() as u32,
+        b_stride: pair.b.stride() as u32,
+        column: pair.columns.start as u32,
+        columns: pair.columns.len() as u32,
+        scaling: pair.scaling,
+        pad: 0,
     }
 }
 
