@@ -3,24 +3,10 @@
 //!
 //! Plain data only: which addresses are alive is their owners' to know.
 
+pub(super) use super::abi_experts::{ExpertDeltasArgs, ExpertGroup, ExpertPairs, ExpertWeights, ExpertsArgs};
+use super::plain::plain;
 pub(super) use super::plain::{Address, Plain, Untyped};
 use crate::ops;
-
-/// Declares structs of the ABI. That none has padding is checked when this compiles.
-macro_rules! plain {
-    ($($(#[$doc:meta])* struct $name:ident { $($field:ident: $type:ty,)* })*) => {$(
-        $(#[$doc])*
-        #[repr(C)]
-        #[derive(Clone, Copy, Debug)]
-        pub(super) struct $name {
-            $(pub(super) $field: $type,)*
-        }
-
-        const _: () = assert!(size_of::<$name>() == 0 $(+ size_of::<$type>())*, "padding must be a field");
-
-        impl Plain for $name {}
-    )*};
-}
 
 plain! {
     /// Rows of one adapter.
@@ -350,62 +336,6 @@ plain! {
         low_rank: LowRankArgs,
         shrinks: u32,
         pad: u32,
-    }
-
-    /// Where the weights of one expert lie.
-    struct ExpertWeights {
-        gate_up: Address<Untyped>,
-        down: Address<Untyped>,
-    }
-
-    struct ExpertsArgs {
-        rows: Address<RowSet>,
-        logits: RowsView,
-        x: RowsView,
-        y: RowsView,
-        experts: Address<ExpertWeights>,
-        chosen: Address<u32>,
-        weights: Address<f32>,
-        pairs: Address<u32>,
-        order: Address<u32>,
-        groups: Address<u32>,
-        group: Address<Group>,
-        activated: RowsView,
-        outputs: RowsView,
-        each: u32,
-        rows_of_group: u32,
-        gate_up_stride: u32,
-        down_stride: u32,
-        activation: u32,
-        renormalise: u32,
-    }
-
-    /// What an adapter has for an expert that a row chose.
-    struct ExpertPairs {
-        first: Address<Pair>,
-        count: u32,
-        pad: u32,
-    }
-
-    /// Pairs of rows of one adapter with one expert.
-    struct ExpertGroup {
-        first: u32,
-        len: u32,
-        slot: u32,
-        expert: u32,
-    }
-
-    struct ExpertDeltasArgs {
-        experts: ExpertsArgs,
-        gate_up: SiteView,
-        down: SiteView,
-        of_gate_up: Address<ExpertPairs>,
-        of_down: Address<ExpertPairs>,
-        list: Address<u32>,
-        group: Address<ExpertGroup>,
-        v: Address<Untyped>,
-        v_stride: u32,
-        is_down: u32,
     }
 
     /// K and V of one layer.

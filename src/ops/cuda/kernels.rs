@@ -21,7 +21,7 @@ macro_rules! texts {
     };
 }
 
-const TEXTS: [&str; 12] = texts![
+const TEXTS: [&str; 13] = texts![
     "attention",
     "attention_f32",
     "attention_prefill",

@@ -10,6 +10,7 @@
 #![allow(unsafe_code)]
 
 mod abi;
+mod abi_experts;
 mod activations;
 mod backend;
 mod check;

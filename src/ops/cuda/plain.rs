@@ -58,3 +58,20 @@ impl Plain for u32 {}
 impl Plain for f32 {}
 impl Plain for i32 {}
 impl<T: 'static> Plain for Address<T> {}
+
+/// Declares structs of the ABI. That none has padding is checked when this compiles.
+macro_rules! plain {
+    ($($(#[$doc:meta])* struct $name:ident { $($field:ident: $type:ty,)* })*) => {$(
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug)]
+        pub(super) struct $name {
+            $(pub(super) $field: $type,)*
+        }
+
+        const _: () = assert!(size_of::<$name>() == 0 $(+ size_of::<$type>())*, "padding must be a field");
+
+        impl Plain for $name {}
+    )*};
+}
+pub(super) use plain;
