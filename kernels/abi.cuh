@@ -112,7 +112,7 @@ struct Pair {
     u32 column;     // first output column
     u32 columns;    // how many
     f32 scaling;
-    u32 pad;
+    u32 a_rows;     // of an embedding its tokens
 };
 
 // A scale, a bias, a gain or the weight of a head for some columns.
@@ -224,7 +224,7 @@ struct SlotEntries {
     const DenseMatrix* dense;
     const u32* expert_starts;  // where the pairs of each expert of a site begin, in `pairs`
     u32 count;
-    u32 pad;
+    u32 vocab;                 // tokens of the vocabulary; 0 where it is the base's
 };
 
 // Deltas at one site. `slots[slot]` is null where the slot is empty.
@@ -563,15 +563,17 @@ struct SampleLists {
     const IdCount* counts;
 };
 
-struct SampleArgs {
+struct SampleArgs {  // sample, sample_own
     const RowSet* rows;
     Rows logits;              // not changed
+    Rows added;               // sample_own: of tokens behind those of the base
+    const SlotEntries* const* slots;  // sample_own: which vocabulary rows have
     const SampleLists* lists;
-    f32* scratch;           // [rows, 2 * vocab]
+    f32* scratch;               // [rows, 2 * widest]
     Sampled* sampled;           // [count]
     IdNumber* alternatives;     // [count, most]
     u32 most;
-    u32 vocab;
+    u32 vocab;                  // the base's
+    u32 widest;                 // of any row, or more
     u32 first;                  // the output of row 0
-    u32 pad;
 };

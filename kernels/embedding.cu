@@ -9,14 +9,15 @@ DEVICE void embed_quad(const void* table, u64 at, u32 width, f32 scale, f32* y) 
     store_quad(y, quad, width);
 }
 
-// Semantics: for each row r of the step with a token id: `y[r, :] = scale * table[id, :]`. Rows whose id is absent are left as they are.
+// Semantics: for each row r of the step with a token id: `y[r, :] = scale * table[id, :]`. Rows whose id is absent, or one that the table
+// does not have, are left as they are.
 // table [vocab, cols] of T, y [rows, cols]; y gets no input form.
 template <class T>
 DEVICE void embed(const EmbedArgs& args) {
     const Step& step = *args.step;
     each_quad(step.rows, args.y.cols, quad_width(args.y.cols), [&](u32 row, u32 column, u32 width) {
         const i32 id = step.ids[row];
-        if (id < 0) return;
+        if (id < 0 || static_cast<u32>(id) >= args.table.rows) return;
         const u64 at = static_cast<u64>(id) * args.table.stride + column;
         embed_quad<T>(args.table.values, at, width, args.scale, row_of(args.y, row) + column);
     });
@@ -74,7 +75,7 @@ DEVICE f32 embedded(const Pair& pair, u32 id, u32 column) {
 
 // Semantics, for each row of the step with a token id of a slot with entries: `y[r, columns] += scale * scaling * Σ_j B[:, j] * A[j, id]`,
 // A given transposed as `a: [vocab, rank]`, `b: [columns, rank]`, both of T: what A has is rounded to T already, as the input of B is. `rows` are
-// all rows of the step. A thread for every number of y, the entries of a slot in order.
+// all rows of the step, and tokens that A does not have change nothing. A thread for every number of y, the entries of a slot in order.
 template <class T>
 DEVICE void embedding_low_rank(const EmbedLowRankArgs& args) {
     each_quad(args.rows->count, args.y.cols, 1, [&](u32 row, u32 column, u32) {
@@ -85,7 +86,7 @@ DEVICE void embedding_low_rank(const EmbedLowRankArgs& args) {
         for (u32 entry = 0; entry < pairs.count; entry++) {
             const Pair pair = pairs.first[entry];
             const u32 at = column - pair.column;  // wraps below the first column, and is too large then
-            if (at < pair.columns) *y += args.scale * pair.scaling * embedded<T>(pair, id, at);
+            if (at < pair.columns && static_cast<u32>(id) < pair.a_rows) *y += args.scale * pair.scaling * embedded<T>(pair, id, at);
         }
     });
 }

@@ -23,22 +23,31 @@ DEVICE bool is_untouched(const OutputSpec& spec) {
     return spec.biases == spec.biases_end && spec.banned == spec.banned_end && spec.counts == spec.counts_end;
 }
 
+// A row of logits, of `vocab` tokens, with room for twice as many numbers. Where tokens are added to the base's, the logits themselves lie in
+// the first half of it, until something else does.
+struct Row {
+    u32 index;
+    u32 vocab;
+    const f32* logits;
+    f32* scratch;
+};
+
 // The logits with bias, penalties and bans applied, in this order. No id is in a list twice.
-DEVICE void adjust(const SampleArgs& args, const OutputSpec& spec, const f32* logits, f32* scores) {
-    for (u32 id = thread_index(); id < args.vocab; id += SAMPLE_THREADS) scores[id] = logits[id];
+DEVICE void adjust(const SampleArgs& args, const OutputSpec& spec, const Row& row, f32* scores) {
+    for (u32 id = thread_index(); id < row.vocab; id += SAMPLE_THREADS) scores[id] = row.logits[id];
     block_sync();
     for (u32 i = spec.biases + thread_index(); i < spec.biases_end; i += SAMPLE_THREADS) {
         const IdNumber bias = args.lists->biases[i];
-        if (bias.id < args.vocab) scores[bias.id] = finite_score(scores[bias.id] + bias.number);
+        if (bias.id < row.vocab) scores[bias.id] = finite_score(scores[bias.id] + bias.number);
     }
     block_sync();
     for (u32 i = spec.counts + thread_index(); i < spec.counts_end; i += SAMPLE_THREADS) {
         const IdCount seen = args.lists->counts[i];
-        if (seen.id < args.vocab) scores[seen.id] = penalized(scores[seen.id], seen.count, spec);
+        if (seen.id < row.vocab) scores[seen.id] = penalized(scores[seen.id], seen.count, spec);
     }
     block_sync();
     for (u32 i = spec.banned + thread_index(); i < spec.banned_end; i += SAMPLE_THREADS) {
-        if (args.lists->banned[i] < args.vocab) scores[args.lists->banned[i]] = f32_of_bits(MINUS_INFINITY);
+        if (args.lists->banned[i] < row.vocab) scores[args.lists->banned[i]] = f32_of_bits(MINUS_INFINITY);
     }
     block_sync();
 }
@@ -152,42 +161,42 @@ DEVICE u32 draw_from_candidates(u32 count, f64 goal, const OutputSpec& spec) {
 }
 
 // Top-p and min-p over the weights of a row, `total` in all, and the draw.
-DEVICE u32 draw_from_row(const SampleArgs& args, const OutputSpec& spec, const f32* weights, u32* list, f64 total, u32 otherwise) {
+DEVICE u32 draw_from_row(u32 vocab, const OutputSpec& spec, const f32* weights, u32* list, f64 total, u32 otherwise) {
     Drawable which{spec.min_p, Border{~0u, ~0u}};
     if (spec.top_p < 1.0f) {
         const f64 goal = static_cast<f64>(spec.top_p) * total;
         // What is lighter weighs, all together, a little less than what the nucleus leaves out: it does without it.
-        const f32 floor = static_cast<f32>(0.999 * (total - goal) / static_cast<f64>(args.vocab));
+        const f32 floor = static_cast<f32>(0.999 * (total - goal) / static_cast<f64>(vocab));
         const auto holds = [&](u32 id) { return weights[id] >= floor; };
-        const u32 held = count_where(args.vocab, holds);
+        const u32 held = count_where(vocab, holds);
         if (held <= FEW) {
-            put_where(args.vocab, holds, [&](u32 place, u32 id) { desk().keys[place] = rank_of(weights[id], id); });
+            put_where(vocab, holds, [&](u32 place, u32 id) { desk().keys[place] = rank_of(weights[id], id); });
             sort_keys(held);
             for (u32 i = thread_index(); i < held; i += SAMPLE_THREADS) desk().weights[i] = score_of_rank(desk().keys[i]);
             block_sync();
             return draw_from_candidates(held, goal, spec);
         }
-        put_where(args.vocab, holds, [&](u32 place, u32 id) { list[place] = id; });
+        put_where(vocab, holds, [&](u32 place, u32 id) { list[place] = id; });
         const auto key = [&](u32 id) { return bits_of(weights[id]); };
         const auto mass = [](u32 bits) { return static_cast<u64>(f32_of_bits(bits) * MASS_OF_ONE); };
         const Range range{bits_of(floor), bits_of(1.0f) + 1};
         const Border border = border_of<u64, PROBES_OF_MASSES>(list, held, range, static_cast<u64>(goal * static_cast<f64>(MASS_OF_ONE)), key, mass);
         if (f32_of_bits(border.key) >= spec.min_p) which = Drawable{f32_of_bits(border.key), border};
     }
-    if (which.floor > 0.0f) total = sum_blocks(args.vocab, [&](u32 id) { return drawable(which, weights, id); });
-    return draw(weights, args.vocab, which, total, spec.uniform, otherwise);
+    if (which.floor > 0.0f) total = sum_blocks(vocab, [&](u32 id) { return drawable(which, weights, id); });
+    return draw(weights, vocab, which, total, spec.uniform, otherwise);
 }
 
 // Temperature, top-k, top-p, min-p and the draw. `scores` are finite or minus infinity, the best of them finite; they may lie in the
-// first half of `scratch`.
-DEVICE u32 choose(const SampleArgs& args, const OutputSpec& spec, const f32* scores, const Best& best, f32* scratch) {
+// first half of the row's scratch.
+DEVICE u32 choose(const OutputSpec& spec, const Row& row, const f32* scores, const Best& best) {
     const u32 likeliest = static_cast<u32>(best.rank);
     if (spec.temperature == 0.0f || spec.top_k == 1) return likeliest;
     const f32 most = score_of_rank(best.rank);
-    f32* weights = scratch + args.vocab;
+    f32* weights = row.scratch + row.vocab;
     Border border{0, ~0u};
-    if (spec.top_k > 0 && spec.top_k < args.vocab) {
-        const Selected selected = select_best(scores, args.vocab, spec.top_k, best, reinterpret_cast<u32*>(weights));
+    if (spec.top_k > 0 && spec.top_k < row.vocab) {
+        const Selected selected = select_best(scores, row.vocab, spec.top_k, best, reinterpret_cast<u32*>(weights));
         if (!selected.many) {
             for (u32 i = thread_index(); i < selected.count; i += SAMPLE_THREADS) {
                 desk().weights[i] = exp_nonpositive((score_of_rank(desk().keys[i]) - most) / spec.temperature);
@@ -197,55 +206,92 @@ DEVICE u32 choose(const SampleArgs& args, const OutputSpec& spec, const f32* sco
         }
         border = selected.border;
     }
-    const f64 total = sum_blocks(args.vocab, [&](u32 id) {
+    const f64 total = sum_blocks(row.vocab, [&](u32 id) {
         const f32 score = scores[id];
         const f32 weight = is_kept(border, ascending(score), id) ? exp_nonpositive((score - most) / spec.temperature) : 0.0f;
         weights[id] = weight;
         return weight;
     });
-    return draw_from_row(args, spec, weights, reinterpret_cast<u32*>(scratch), total, likeliest);
+    return draw_from_row(row.vocab, spec, weights, reinterpret_cast<u32*>(row.scratch), total, likeliest);
 }
 
 // Log-probabilities of the token and of the best of the row: log-softmax of the logits as they are.
-DEVICE Sampled report(const SampleArgs& args, u32 row, const OutputSpec& spec, const f32* logits, const Best& raw, u32 token) {
+DEVICE Sampled report(const SampleArgs& args, const OutputSpec& spec, const Row& row, const Best& raw, u32 token) {
     Sampled sampled{0, token, 0.0f, 0};
     if (spec.top < 0) return sampled;
     const f32 most = score_of_rank(raw.rank);
-    const f64 log_sum = static_cast<f64>(most) + log_of(sum_blocks(args.vocab, [&](u32 id) { return exp_nonpositive(logits[id] - most); }));
-    sampled.logprob = token < args.vocab ? static_cast<f32>(static_cast<f64>(logits[token]) - log_sum) : f32_of_bits(MINUS_INFINITY);
+    const f64 log_sum = static_cast<f64>(most) + log_of(sum_blocks(row.vocab, [&](u32 id) { return exp_nonpositive(row.logits[id] - most); }));
+    sampled.logprob = token < row.vocab ? static_cast<f32>(static_cast<f64>(row.logits[token]) - log_sum) : f32_of_bits(MINUS_INFINITY);
     const u32 wanted = static_cast<u32>(spec.top) < args.most ? static_cast<u32>(spec.top) : args.most;
     if (wanted == 0) return sampled;
-    u32* list = reinterpret_cast<u32*>(args.scratch + (static_cast<u64>(row) * 2 + 1) * args.vocab);
-    sampled.alternatives = select_best(logits, args.vocab, wanted < args.vocab ? wanted : args.vocab, raw, list).count;
+    u32* list = reinterpret_cast<u32*>(row.scratch + row.vocab);
+    sampled.alternatives = select_best(row.logits, row.vocab, wanted < row.vocab ? wanted : row.vocab, raw, list).count;
     for (u32 i = thread_index(); i < sampled.alternatives; i += SAMPLE_THREADS) {
         const u64 rank = desk().keys[i];
         const u32 id = static_cast<u32>(rank);
-        args.alternatives[static_cast<u64>(row) * args.most + i] = IdNumber{id, static_cast<f32>(static_cast<f64>(logits[id]) - log_sum)};
+        args.alternatives[static_cast<u64>(row.index) * args.most + i] = IdNumber{id, static_cast<f32>(static_cast<f64>(row.logits[id]) - log_sum)};
     }
     return sampled;
 }
 
-// Semantics: for each row i of a group of sampled rows: what `sampler::Sampler` makes of row i of `logits` by its output, a token
-// chosen or one scored. logits [count, vocab] f32. The logits are not changed.
-// One block of 1024 threads a row, grid (rows at most); shared bytes SAMPLE_SHARED + SAMPLE_BLOCK_SHARED * ceil(vocab / SAMPLE_BLOCK).
-KERNEL(sample, 1024, SampleArgs) {
-    const u32 row = block_index_x();
-    if (row >= args.rows->count) return;
-    const OutputSpec& spec = args.lists->outputs[args.first + row];
-    const f32* logits = args.logits.values + static_cast<u64>(row) * args.logits.cols;
-    f32* scratch = args.scratch + static_cast<u64>(row) * 2 * args.vocab;
-    const Best raw = best_of(logits, args.vocab);
+// How many logits a row has: the base's number, or that of its adapter's vocabulary.
+DEVICE u32 vocabulary_of(const SampleArgs& args, u32 row) {
+    const i32 slot = args.rows->slots[row];
+    const SlotEntries* entries = slot >= 0 ? args.slots[slot] : nullptr;
+    return entries && entries->vocab > 0 ? entries->vocab : args.vocab;
+}
+
+// The logits of the base, then those of the tokens added to them, to the row's scratch.
+DEVICE void join_added(const SampleArgs& args, const Row& row) {
+    const f32* base = args.logits.values + static_cast<u64>(row.index) * args.logits.cols;
+    const f32* added = args.added.values + static_cast<u64>(row.index) * args.added.cols;
+#pragma unroll 1
+    for (u32 id = thread_index(); id < row.vocab; id += SAMPLE_THREADS) row.scratch[id] = id < args.vocab ? base[id] : added[id - args.vocab];
+    block_sync();
+}
+
+template <bool OWN>
+DEVICE Row row_of(const SampleArgs& args, u32 index) {
+    f32* scratch = args.scratch + static_cast<u64>(index) * 2 * args.widest;
+    const f32* base = args.logits.values + static_cast<u64>(index) * args.logits.cols;
+    if (!OWN) return Row{index, args.vocab, base, scratch};
+    const u32 vocab = vocabulary_of(args, index);
+    return Row{index, vocab, vocab > args.vocab ? scratch : base, scratch};
+}
+
+// `OWN`: rows may have other vocabularies than the base's. Where none has, nothing of it is kept in registers.
+template <bool OWN>
+DEVICE void sample_row(const SampleArgs& args) {
+    if (block_index_x() >= args.rows->count) return;
+    const Row row = row_of<OWN>(args, block_index_x());
+    const bool joined = OWN && row.logits == row.scratch;
+    if (joined) join_added(args, row);
+    const OutputSpec& spec = args.lists->outputs[args.first + row.index];
+    const Best raw = best_of(row.logits, row.vocab);
     Best best = raw;
-    const f32* scores = logits;
+    const f32* scores = row.logits;
     if (raw.finite && spec.scored == 0 && !is_untouched(spec)) {
-        adjust(args, spec, logits, scratch);
-        scores = scratch;
-        best = best_of(scores, args.vocab);
+        adjust(args, spec, row, row.scratch);
+        scores = row.scratch;
+        best = best_of(scores, row.vocab);
     }
     Sampled sampled{1, 0, 0.0f, 0};
     if (raw.finite && best.rank != NO_RANK) {
-        const u32 token = spec.scored != 0 ? spec.target : choose(args, spec, scores, best, scratch);
-        sampled = report(args, row, spec, logits, raw, token);
+        const u32 token = spec.scored != 0 ? spec.target : choose(spec, row, scores, best);
+        if (joined && spec.top >= 0) {
+            block_sync();  // what was chosen from has been read
+            join_added(args, row);
+        }
+        sampled = report(args, spec, row, raw, token);
     }
-    if (thread_index() == 0) args.sampled[row] = sampled;
+    if (thread_index() == 0) args.sampled[row.index] = sampled;
 }
+
+// Semantics: for each row i of a group of sampled rows: what `sampler::Sampler` makes of row i of `logits` by its output, a token
+// chosen or one scored. logits [count, vocab] f32. The logits are not changed.
+// One block of 1024 threads a row, grid (rows at most); shared bytes SAMPLE_SHARED + SAMPLE_BLOCK_SHARED * ceil(widest / SAMPLE_BLOCK).
+KERNEL(sample, 1024, SampleArgs) { sample_row<false>(args); }
+
+// Semantics: as above, where a row of a slot with a vocabulary of its own has as many logits as that has tokens: fewer than the base's, or those
+// of `added` [count, added.cols] behind them. All other rows have the bits of `sample`. The same grid and shared bytes.
+KERNEL(sample_own, 1024, SampleArgs) { sample_row<true>(args); }

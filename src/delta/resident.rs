@@ -93,11 +93,24 @@ impl<B: Backend> DeltaTable<B> {
         self.virtual_rows.get(slot.index())?.as_ref()
     }
 
-    /// Make `held` the sites where any of these slots has entries.
+    /// Make `held` the sites where any of these slots has entries; that of added tokens too where one has another vocabulary than
+    /// the base's, also one with fewer tokens: with it, sampling is launched another way.
     pub fn held(&self, backend: &B, slots: impl IntoIterator<Item = AdapterSlot>, held: &mut SiteSet) {
         held.clear();
-        let deltas = slots.into_iter().filter_map(|slot| backend.slot(&self.entries, slot));
-        deltas.for_each(|delta| held.extend(delta.held()));
+        for slot in slots {
+            if let Some(delta) = backend.slot(&self.entries, slot) {
+                held.extend(delta.held());
+            }
+            if self.vocab_sizes.contains_key(&slot) {
+                held.extend(&SiteSet::new([self.sites.added_tokens]));
+            }
+        }
+    }
+
+    /// The entries of all slots.
+    #[must_use]
+    pub fn entries(&self) -> &B::DeltaTable {
+        &self.entries
     }
 
     /// The entries of all slots at one site.

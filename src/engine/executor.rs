@@ -163,20 +163,6 @@ impl<B: Backend> ModelLoader<B> {
     fn base(&self) -> Base<'_> {
         Base { layout: &self.layout, weights: self.checkpoint.as_ref() }
     }
-
-    /// Compile, and check that the device computes all of it.
-    fn compiled(&self, config: &[u8], weights: &[u8], limits: CompileLimits) -> Result<DeltaProgram, DeltaError> {
-        let program = delta::compile(config, weights, self.base(), limits)?;
-        if let Some(tokens) = program.vocab_size.filter(|_| !self.backend.has_own_vocabularies()) {
-            return Err(DeltaError::ResizedVocabulary {
-                of: "adapter_model.safetensors".to_owned(),
-                tokens,
-                vocab_size: self.layout.vocab_size,
-                reason: "on this device adapters have the base's tokens; serve it on the CPU, or merged into its base",
-            });
-        }
-        Ok(program)
-    }
 }
 
 impl<B: Backend> DeltaLoader for ModelLoader<B> {
@@ -187,11 +173,12 @@ impl<B: Backend> DeltaLoader for ModelLoader<B> {
     }
 
     fn check(&self, config: &[u8], weights: &[u8]) -> Result<DeltaProgram, DeltaError> {
-        self.compiled(config, weights, self.limits)
+        delta::compile(config, weights, self.base(), self.limits)
     }
 
     fn compile(&self, config: &[u8], weights: &[u8]) -> Result<DeltaProgram, DeltaError> {
-        self.compiled(config, weights, CompileLimits { allow_unknown_fields: true, ..self.limits })
+        let limits = CompileLimits { allow_unknown_fields: true, ..self.limits };
+        delta::compile(config, weights, self.base(), limits)
     }
 
     fn sum(&self, parts: Vec<DeltaProgram>) -> Result<DeltaProgram, DeltaError> {

@@ -139,9 +139,10 @@ impl<B: Backend> Decoder<B> {
         let recordable = (input.embeds.is_empty() && !input.from_shared).then_some(&*held);
         let mut launches = self.backend.begin(step, recordable);
         while launches == Launches::Wanted {
-            self.pass(input, |backend, work, group| {
-                let Workspace { step, logits, added_logits, vocab_sizes, .. } = work;
-                backend.sample(step, group, logits, own_vocabularies(added_logits, vocab_sizes));
+            self.pass(input, |backend, deltas, work, group| {
+                let Workspace { step, logits, added_logits: added, vocab_sizes: sizes, .. } = work;
+                let own = OwnVocabularies { added, sizes, table: deltas.entries() };
+                backend.sample(step, group, logits, (!sizes.is_empty()).then_some(own));
             });
             launches = self.backend.end(&mut self.work.step);
         }
@@ -156,7 +157,7 @@ impl<B: Backend> Decoder<B> {
     pub fn logits(&mut self, input: &ModelInput, mut logits: impl FnMut(usize, &[f32])) -> Result<(), OpsError> {
         let mut index = 0;
         self.upload(input)?;
-        self.pass(input, |backend, work, group| {
+        self.pass(input, |backend, _, work, group| {
             for row in 0..input.plan.sampled[group].sources.len() {
                 let base = backend.read_row(&work.logits, row);
                 match work.vocab_sizes.get(row) {
@@ -181,7 +182,7 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// Launch one pass; `use_logits` is called with each group of sampled rows when their logits are there.
-    fn pass(&mut self, input: &ModelInput, mut use_logits: impl FnMut(&B, &mut Workspace<B>, usize)) {
+    fn pass(&mut self, input: &ModelInput, mut use_logits: impl FnMut(&B, &DeltaTable<B>, &mut Workspace<B>, usize)) {
         let first = self.begin(input);
         for layer in first..self.spec.layers.len() {
             if self.shared_layers == Some(layer) && !input.from_shared {
@@ -192,7 +193,7 @@ impl<B: Backend> Decoder<B> {
         }
         for group in 0..input.plan.sampled.len() {
             self.head(group, &input.plan.sampled[group].rows.slots);
-            use_logits(&self.backend, &mut self.work, group);
+            use_logits(&self.backend, &self.deltas, &mut self.work, group);
         }
         self.pool(input.plan.pooled.len());
     }
@@ -312,10 +313,6 @@ impl<B: Backend> Decoder<B> {
             }
         }
     }
-}
-
-fn own_vocabularies<'a, T>(added: &'a T, sizes: &'a [usize]) -> Option<OwnVocabularies<'a, T>> {
-    (!sizes.is_empty()).then_some(OwnVocabularies { added, sizes })
 }
 
 /// Add what a block has computed, normed first where the family does so. The last buffer is scratch.

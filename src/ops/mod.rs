@@ -172,19 +172,14 @@ pub trait Backend: DeltaMemory {
     /// Semantics: for each row i of a group of sampled rows ([`StepPlan::sampled`]): what
     /// `sampler::Sampler` makes of row `i` of `logits` by its output ([`StepPlan::outputs_of`]), a token
     /// chosen or one scored, kept with the step. Groups come in ascending order. Where `own` is there, row `i` has as many logits as it
-    /// says ([`OwnVocabularies`]); a backend without [`Backend::has_own_vocabularies`] is never given any.
+    /// says ([`OwnVocabularies`]).
     fn sample(
         &self,
         step: &mut Self::Step,
         group: usize,
         logits: &Self::Buffer,
-        own: Option<OwnVocabularies<'_, Self::Buffer>>,
+        own: Option<OwnVocabularies<'_, Self>>,
     );
-
-    /// Whether rows may have logits of more or fewer tokens than the base has, and ids that it does not have.
-    fn has_own_vocabularies(&self) -> bool {
-        true
-    }
 
     /// Semantics: for each row i of a group of pooled rows ([`StepPlan::pooled`]), what its span wants of it, kept with the
     /// step: `hidden[i, :]`, or the first `labels` numbers of `logits[i, :]`. Groups come in ascending order.

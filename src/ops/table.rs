@@ -228,28 +228,37 @@ macro_rules! entry_lists {
         /// Entries of one adapter as they come, one list for each form that kernels read.
         pub struct SlotEntries<B: DeltaMemory> {
             $($(#[$doc])* pub $list: Vec<(SiteId, $entry)>,)*
+            /// Tokens of the adapter's vocabulary, where it is not the base's.
+            pub vocab_size: Option<usize>,
         }
 
         impl<B: DeltaMemory> Default for SlotEntries<B> {
             fn default() -> Self {
-                Self { $($list: Vec::new(),)* }
+                Self { $($list: Vec::new(),)* vocab_size: None }
             }
         }
 
         /// Entries of one adapter by site.
         pub struct EntriesBySite<B: DeltaMemory> {
             $($list: BySite<$entry>,)*
+            vocab_size: Option<usize>,
         }
 
         impl<B: DeltaMemory> EntriesBySite<B> {
             fn new(entries: SlotEntries<B>) -> Self {
-                Self { $($list: BySite::new(entries.$list),)* }
+                Self { $($list: BySite::new(entries.$list),)* vocab_size: entries.vocab_size }
             }
 
             $($(#[$doc])* #[must_use]
             pub fn $list(&self, site: SiteId) -> &[$entry] {
                 self.$list.get(site)
             })*
+
+            /// Tokens of the adapter's vocabulary, where it is not the base's.
+            #[must_use]
+            pub fn vocab_size(&self) -> Option<usize> {
+                self.vocab_size
+            }
 
             /// Every site up to the last one that has any entry.
             pub fn all_sites(&self) -> impl Iterator<Item = SiteId> + use<B> {

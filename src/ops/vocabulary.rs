@@ -1,20 +1,24 @@
 //! Rows of logits of other vocabularies than the base's.
 
+use super::Backend;
+
 /// How many logits each row of a group of sampled rows has, where that is not the base's number for all of them.
-pub struct OwnVocabularies<'a, Buffer> {
+pub struct OwnVocabularies<'a, B: Backend> {
     /// `[rows, most]`: column c is the token behind c others of those that the base does not have.
-    pub added: &'a Buffer,
+    pub added: &'a B::Buffer,
     /// Of each row, all of its logits: more than the base's, or fewer where it lacks the last of the base's tokens.
     pub sizes: &'a [usize],
+    /// Says the same of each row by its slot ([`EntriesBySite::vocab_size`](super::EntriesBySite::vocab_size)), where kernels find it.
+    pub table: &'a B::DeltaTable,
 }
 
-impl<Buffer> Clone for OwnVocabularies<'_, Buffer> {
+impl<B: Backend> Clone for OwnVocabularies<'_, B> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<Buffer> Copy for OwnVocabularies<'_, Buffer> {}
+impl<B: Backend> Copy for OwnVocabularies<'_, B> {}
 
 /// The `size` logits of a row: those of the base that it has, then those of tokens added to them. Where there are any, `whole` holds
 /// them.

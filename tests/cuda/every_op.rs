@@ -13,6 +13,8 @@ use crate::scene::{Turn, kept_and_recalled, numbers, plan_of, rows_of, sparse, s
 
 /// Rows of the embedding table.
 const VOCAB: usize = 31;
+/// Ids beyond it, some of which adapters have rows for.
+const ADDED: usize = 6;
 /// Outputs of a GEMM's segments, together no multiple of any tile.
 const SEGMENTS: [usize; 2] = [40, 32];
 const OUTPUTS: usize = SEGMENTS[0] + SEGMENTS[1];
@@ -116,7 +118,7 @@ impl Op<'_> {
             columns,
         };
         // Of the embedding, and the first columns of products.
-        let ids: Vec<u32> = (0..VOCAB as u32).filter(|id| id % 3 != 1).collect();
+        let ids: Vec<u32> = (0..(VOCAB + ADDED) as u32).filter(|id| id % 3 != 1).collect();
         let rows = backend.weight(&[HostMatrix::f32(ids.len(), width, &fitted(seed + 8, ids.len() * width, width))]);
         let replaced = Arc::new(ReplacedRows { ids, rows: rows.unwrap() });
         SlotEntries {
@@ -138,6 +140,7 @@ impl Op<'_> {
             rotations: self.turns(slot).iter().map(|turn| (INPUTS, turn.install(backend, width))).collect(),
             bottlenecks: Vec::new(),
             expert_pairs: Vec::new(),
+            vocab_size: None,
             dense: vec![
                 (FULL, self.full(backend, seed + 14, 0..SEGMENTS[0], true)),
                 (FULL, self.full(backend, seed + 15, SEGMENTS[0]..OUTPUTS, false)),
@@ -263,7 +266,7 @@ impl<B: Backend> On<'_, B> {
         let Self { backend, op, .. } = self;
         let table = backend.weight(&[HostMatrix::f32(VOCAB, op.width, &numbers(7, VOCAB * op.width))]).unwrap();
         let mut plan = plan_of(op.slots.to_vec());
-        plan.ids = (0..op.rows()).map(|row| (row % 4 != 2).then_some((row * 5 % VOCAB) as u32)).collect();
+        plan.ids = (0..op.rows()).map(|row| (row % 4 != 2).then_some((row * 5 % (VOCAB + ADDED)) as u32)).collect();
         let mut step = backend.step();
         backend.upload(&plan, &mut step).unwrap();
         let mut y = self.spoilt(op.width);

@@ -23,3 +23,4 @@ mod rows;
 mod sample;
 #[path = "../ops/mod.rs"]
 mod scene;
+mod vocabulary;

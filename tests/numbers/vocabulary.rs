@@ -4,16 +4,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use polydelta::delta::DeltaError;
-use polydelta::engine::{DeltaLoader, EventReceiver, ModelLoader};
-use polydelta::model::{Checkpoint, base_layout};
+use polydelta::engine::EventReceiver;
 use polydelta::ops::cpu::{CpuBackend, CpuOptions, Isa};
 use polydelta::ops::{Backend, Numerics, reference::ReferenceBackend};
 use polydelta::types::{SamplingParams, SequenceEvent, TokenLogprob};
 
 use crate::device::{alone, cuda};
+use crate::emulator::{Count, device};
 use crate::engine::{Hall, config, hall_of};
-use crate::fixture::{Case, Family, LIMITS, VOCABULARY};
+use crate::fixture::{Case, Family, VOCABULARY};
 use crate::golden::{adapters, check_all};
 use crate::invariance::check_invariance_in;
 
@@ -114,13 +113,33 @@ fn sampling_sees_the_added_tokens_and_nobody_elses_does() {
 }
 
 #[test]
-fn a_device_whose_kernels_know_the_bases_tokens_alone_refuses_them_by_name() {
+fn every_resized_vocabulary_agrees_with_peft_on_the_cuda_backend() {
     let _turn = alone();
-    let family = Family::open(VOCABULARY[0]);
-    let checkpoint = Arc::new(Checkpoint::open(&family.checkpoint_dir()).unwrap());
-    let loader = ModelLoader::new(Arc::new(cuda(Numerics::F32)), base_layout(&family.spec), checkpoint, LIMITS);
-    let read = |file: &str| std::fs::read(family.dir.join("adapters/saved").join(file)).unwrap();
-    let refused = loader.check(&read("adapter_config.json"), &read("adapter_model.safetensors")).unwrap_err();
-    assert!(matches!(refused, DeltaError::ResizedVocabulary { tokens: 103, vocab_size: 100, .. }), "{refused}");
-    assert!(refused.to_string().contains("on this device"), "{refused}");
+    check_all(&VOCABULARY, || cuda(Numerics::F32));
+}
+
+#[test]
+fn the_cuda_backend_gives_a_request_beside_a_resized_vocabulary_or_with_one_the_same_bits_in_any_batch() {
+    let _turn = alone();
+    check_invariance_in(&VOCABULARY, 16, || cuda(Numerics::BF16));
+    check_invariance_in(&VOCABULARY[..1], 16, || cuda(Numerics::F16));
+    check_invariance_in(&VOCABULARY[..1], 4, || cuda(Numerics::F32));
+}
+
+#[test]
+fn sampling_on_the_cuda_backend_sees_the_added_tokens_in_recorded_steps_too() {
+    let _turn = alone();
+    check_sampling(|| cuda(Numerics::F32));
+    let replays = || device().map(|device| device.count(Count::GraphLaunches));
+    for name in VOCABULARY {
+        let (family, before) = (Family::open(name), replays());
+        let cases: Vec<&Case> = family.cases.iter().collect();
+        let mut hall = hall(&family, cuda(Numerics::F32));
+        // One by one and all at once, with steps recorded of either kind.
+        for _ in 0..2 {
+            cases.iter().for_each(|case| hall.check(&family, &[case]));
+            hall.check(&family, &cases);
+        }
+        assert!(before.is_none() || replays() > before, "{name}: steps that decode are recorded");
+    }
 }

@@ -42,7 +42,8 @@ impl<'a, B: Backend> Loading<'a, B> {
         classes: OpClasses,
         vocab_size: Option<usize>,
     ) -> Result<PreparedDelta<B>, OpsError> {
-        let Self { backend, entries, virtual_rows, .. } = self;
+        let Self { backend, mut entries, virtual_rows, .. } = self;
+        entries.vocab_size = vocab_size;
         Ok(PreparedDelta { entries: SlotDelta::new(backend, entries)?, virtual_rows, classes, vocab_size })
     }
 

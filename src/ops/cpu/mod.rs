@@ -208,7 +208,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn sample(&self, step: &mut Step, group: usize, logits: &Buffer, own: Option<OwnVocabularies<'_, Buffer>>) {
+    fn sample(&self, step: &mut Step, group: usize, logits: &Buffer, own: Option<OwnVocabularies<'_, Self>>) {
         self.sample_rows(step.plan.outputs_of(group), logits, own, &mut step.outcomes.sampled);
     }
 

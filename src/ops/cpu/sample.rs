@@ -39,7 +39,7 @@ impl CpuBackend {
         &self,
         outputs: &[Output],
         logits: &Buffer,
-        own: Option<OwnVocabularies<'_, Buffer>>,
+        own: Option<OwnVocabularies<'_, Self>>,
         outcomes: &mut Vec<SampleOutcome>,
     ) {
         assert!(outputs.len() <= logits.rows());
@@ -63,7 +63,7 @@ impl CpuBackend {
                     let row = next.fetch_add(1, Ordering::Relaxed);
                     let Some(output) = outputs.get(row) else { break };
                     let logits = match own {
-                        Some(OwnVocabularies { added, sizes }) => {
+                        Some(OwnVocabularies { added, sizes, .. }) => {
                             of_vocabulary(logits.row(row), added.row(row), sizes[row], whole)
                         }
                         None => logits.row(row),

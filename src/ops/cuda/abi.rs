@@ -58,7 +58,7 @@ plain! {
         column: u32,
         columns: u32,
         scaling: f32,
-        pad: u32,
+        a_rows: u32,
     }
 
     /// A scale, a bias, a gain or the weight of a head for some columns.
@@ -168,7 +168,7 @@ plain! {
         dense: Address<DenseMatrix>,
         expert_starts: Address<u32>,
         count: u32,
-        pad: u32,
+        vocab: u32,
     }
 
     /// Deltas at one site.
@@ -440,15 +440,22 @@ plain! {
     struct SampleArgs {
         rows: Address<RowSet>,
         logits: RowsView,
+        added: RowsView,
+        slots: Address<Address<SlotHead>>,
         lists: Address<SampleLists>,
         scratch: Address<f32>,
         sampled: Address<Sampled>,
         alternatives: Address<IdNumber>,
         most: u32,
         vocab: u32,
+        widest: u32,
         first: u32,
-        pad: u32,
     }
+}
+
+impl RowsView {
+    /// No rows.
+    pub(super) const NONE: Self = Self { values: Address::NULL, input: Address::NULL, cols: 0, input_stride: 0 };
 }
 
 impl SiteView {

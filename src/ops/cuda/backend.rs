@@ -12,6 +12,7 @@ use super::library_gemm::{LibraryGemm, LibraryGemms};
 use super::probe::Version;
 use super::uploader::Uploader;
 use crate::ops::{Numerics, OpsError, SampledRows, SiteTable};
+use crate::types::MAX_ADDED_TOKENS;
 
 /// Threads of a block of the kernels that take any grid.
 const THREADS: usize = 256;
@@ -95,12 +96,12 @@ impl CudaBackend {
         self.device.budget()
     }
 
-    /// Bytes that ops take beside a decoder's buffers, at the most, for a vocabulary.
+    /// Bytes that ops take beside a decoder's buffers, at the most, for a vocabulary, with the tokens that adapters may add to it.
     #[must_use]
     pub fn scratch_bytes(&self, vocab_size: usize) -> u64 {
         /// Rounded inputs, products of A, parts of attention, and steps on their way.
         const OTHERS: u64 = 256 << 20;
-        let sampling = 2 * SampledRows::MOST * vocab_size * size_of::<f32>();
+        let sampling = 2 * SampledRows::MOST * (vocab_size + MAX_ADDED_TOKENS) * size_of::<f32>();
         let library = self.library_gemms.as_ref().map_or(0, LibraryGemms::bytes);
         sampling as u64 + OTHERS + library
     }

@@ -124,6 +124,7 @@ kernels! {
         group_expert_deltas: ExpertDeltasArgs,
         combine_experts: ExpertsArgs,
         sample: SampleArgs,
+        sample_own: SampleArgs,
     }
 }
 

@@ -17,7 +17,9 @@ use super::sizes::{
     SPLIT_PLACES,
 };
 use super::step::{Set, Step};
-use crate::ops::{Activation, AttentionSpec, ComputeDtype, HeadColumns, Norm, OpsError, Rows, SiteTable};
+use crate::ops::{
+    Activation, AttentionSpec, ComputeDtype, HeadColumns, Norm, OpsError, OwnVocabularies, Rows, SiteTable,
+};
 
 /// Blocks of low-rank pairs for every processor: each reads the list of groups, and two fit.
 const LOW_RANK_BLOCKS_EACH: usize = 2;
@@ -446,27 +448,42 @@ impl CudaBackend {
 
     // --- sampling -----------------------------------------------------------------------------------------------
 
-    pub(super) fn launch_sample(&self, step: &mut Step, group: usize, logits: &Buffer) -> Result<(), OpsError> {
+    pub(super) fn launch_sample(
+        &self,
+        step: &mut Step,
+        group: usize,
+        logits: &Buffer,
+        own: Option<OwnVocabularies<'_, Self>>,
+    ) -> Result<(), OpsError> {
         let set = step.set(Rows::Sampled(group));
         let first = (0..group).map(|before| step.set(Rows::Sampled(before)).count).sum();
         let (sampled, alternatives) = step.results.at(&self.device, &step.outputs, first)?;
         let mut scratch = self.scratch();
-        let bytes = set.count * 2 * logits.cols() * size_of::<f32>();
+        let (kernel, added, slots) = match own {
+            Some(OwnVocabularies { added, table, .. }) => {
+                (&self.kernels.sample_own, added.view(), table.slots_on_device())
+            }
+            None => (&self.kernels.sample, RowsView::NONE, Address::NULL),
+        };
+        let widest = logits.cols() + added.cols as usize;
+        let bytes = set.count * 2 * widest * size_of::<f32>();
         let Some(memory) = self.grown(&mut scratch.sampling, "scores", bytes) else { return Ok(()) };
         let arguments = SampleArgs {
             rows: set.address,
             logits: logits.view(),
+            added,
+            slots,
             lists: step.lists(),
             scratch: Address::new(memory),
             sampled,
             alternatives,
             most: step.outputs.most as u32,
             vocab: logits.cols() as u32,
+            widest: widest as u32,
             first: first as u32,
-            pad: 0,
         };
-        let shared = SAMPLE_SHARED + SAMPLE_BLOCK_SHARED * logits.cols().div_ceil(SAMPLE_BLOCK);
-        self.launch(&self.kernels.sample, Grid::of(set.count).shared(shared), &arguments);
+        let shared = SAMPLE_SHARED + SAMPLE_BLOCK_SHARED * widest.div_ceil(SAMPLE_BLOCK);
+        self.launch(kernel, Grid::of(set.count).shared(shared), &arguments);
         Ok(())
     }
 }

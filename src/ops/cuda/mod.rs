@@ -196,14 +196,9 @@ impl Backend for CudaBackend {
         self.device.note(read).unwrap_or_else(|| vec![f32::NAN; buffer.cols()]).into()
     }
 
-    fn sample(&self, step: &mut Step, group: usize, logits: &Buffer, own: Option<OwnVocabularies<'_, Buffer>>) {
-        debug_assert!(own.is_none(), "the kernels know the base's vocabulary alone");
-        let launched = self.launch_sample(step, group, logits);
+    fn sample(&self, step: &mut Step, group: usize, logits: &Buffer, own: Option<OwnVocabularies<'_, Self>>) {
+        let launched = self.launch_sample(step, group, logits, own);
         self.device.note(launched);
-    }
-
-    fn has_own_vocabularies(&self) -> bool {
-        false
     }
 
     fn collect(&self, step: &mut Step, group: usize, hidden: &Buffer, logits: &Buffer) {

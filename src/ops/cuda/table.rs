@@ -97,7 +97,7 @@ impl Entries {
             expert_starts: Address::new(of_expert_starts),
             replaced: Address::new(of_replaced),
             count: (sites.len() / size_of::<SiteEntries>()) as u32,
-            pad: 0,
+            vocab: by_site.vocab_size().unwrap_or(0) as u32,
         };
         // Their ids lie in this memory, too.
         let entry = |entry: &ReplacedRows| ReplacedRows { ids: Address::new(of_ids + entry.ids.get()), ..*entry };
@@ -267,7 +267,7 @@ fn pair_at<B: DeltaMemory<Weight = Weight>>(pair: &LowRankPair<B>, first_rank: u
         column: pair.columns.start as u32,
         columns: pair.columns.len() as u32,
         scaling: pair.scaling,
-        pad: 0,
+        a_rows: pair.a.view().rows,
     }
 }
 
@@ -312,7 +312,12 @@ impl<B: DeltaMemory<Entries = Entries>> DeltaTable<B> {
     }
 
     pub(super) fn site(&self, site: SiteId) -> abi::SiteView {
-        abi::SiteView { slots: Address::new(self.addresses.address()), site: site.0, pad: 0 }
+        abi::SiteView { slots: self.slots_on_device(), site: site.0, pad: 0 }
+    }
+
+    /// What each slot holds; null for an empty one.
+    pub(super) fn slots_on_device(&self) -> Address<Address<SlotHead>> {
+        Address::new(self.addresses.address())
     }
 
     fn write(&self, slot: AdapterSlot, address: u64) {

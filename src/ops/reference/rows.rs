@@ -2,6 +2,7 @@
 
 use candle_core::cpu::erf::erf_f32;
 
+use super::ReferenceBackend;
 use super::memory::{Matrix, Step};
 use crate::ops::{
     Activation, DeltaMemory, NonLinearity, OwnVocabularies, Rotation, Rows, SiteTable, SlotTable, of_vocabulary,
@@ -10,7 +11,7 @@ use crate::ops::{
 /// All logits of a row. `whole` is where they lie where some are of tokens that the base does not have.
 pub(super) fn logits<'a>(
     logits: &'a Matrix,
-    own: Option<OwnVocabularies<'_, Matrix>>,
+    own: Option<OwnVocabularies<'_, ReferenceBackend>>,
     row: usize,
     whole: &'a mut Vec<f32>,
 ) -> &'a [f32] {

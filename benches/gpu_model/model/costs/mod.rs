@@ -139,6 +139,7 @@ const FORMULAS: &[(&str, &str, Formula)] = &[
     ("attention", "AttentionArgs", attention::attention),
     ("combine_attention", "AttentionArgs", attention::combine_attention),
     ("sample", "SampleArgs", rows::sample),
+    ("sample_own", "SampleArgs", rows::sample_own),
 ];
 
 /// The cost of a launch on a device of so many processors.

@@ -82,3 +82,10 @@ pub(super) fn sample(launch: &Seen<'_>) -> Result<Cost, Failure> {
     let cost = Cost::default().once(Activations, 4.0 * rows * launch.get("vocab")?);
     Ok(Cost { busy: Some(rows), ..cost })
 }
+
+/// As if every row had all the tokens that may be added: its logits are read, put together, and gone over.
+pub(super) fn sample_own(launch: &Seen<'_>) -> Result<Cost, Failure> {
+    let rows = launch.rows()?;
+    let cost = Cost::default().once(Activations, 12.0 * rows * launch.get("widest")?);
+    Ok(Cost { busy: Some(rows), ..cost })
+}
