@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::abi::{
     AttentionArgs, BlendArgs, CopyBlockArgs, CopyRowsArgs, DenseArgs, EmbedArgs, EmbedLowRankArgs, ExpertDeltasArgs,
-    ExpertsArgs, GemmArgs, GemmShrinkArgs, KeptRowsArgs, LowRankArgs, NormArgs, Plain, PoolArgs, ReplaceColumnsArgs, RopeArgs,
-    RotateArgs, RowsArgs, SampleArgs, SparseArgs, VectorArgs, WritePagesArgs,
+    ExpertsArgs, GemmArgs, GemmShrinkArgs, KeptRowsArgs, LowRankArgs, NormArgs, Plain, PoolArgs, ReplaceColumnsArgs,
+    RopeArgs, RotateArgs, RowsArgs, SampleArgs, SparseArgs, VectorArgs, WritePagesArgs,
 };
 use super::driver::{Device, Kernel, Module};
 use super::kernel_cache::KernelCache;
