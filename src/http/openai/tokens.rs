@@ -48,15 +48,15 @@ fn to_tokenize(mut fields: Fields, site: &Site) -> Result<(Model, PromptInput), 
 pub(super) async fn detokenize(State(site): State<Arc<Site>>, request: Request) -> Result<Response<Body>, Refused> {
     let understood = Arc::clone(&site);
     let received = body::receive(request, move |fields| to_detokenize(fields, &understood)).await?;
-    let Received { context, asked: ids, _held } = received;
-    let text = site.gate.detokenize(ids, false, context.client).await?;
+    let Received { context, asked: (model, ids), _held } = received;
+    let text = site.gate.detokenize(ids, false, &model.delta, context.client).await?;
     Ok(json_response(&json!({ "prompt": text })))
 }
 
-/// Every model here has the base's tokens; a name must be somebody's all the same.
-fn to_detokenize(mut fields: Fields, site: &Site) -> Result<Vec<u32>, Refused> {
-    delta::take(&mut fields, site)?;
+/// An adapter may have tokens of its own.
+fn to_detokenize(mut fields: Fields, site: &Site) -> Result<(Model, Vec<u32>), Refused> {
+    let model = delta::take(&mut fields, site)?;
     let ids = fields.take("tokens")?.ok_or(Refused::Missing { field: "tokens" })?;
     fields.finish()?;
-    Ok(ids)
+    Ok((model, ids))
 }
