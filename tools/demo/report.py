@@ -44,7 +44,8 @@ And adapters that are added up for one request (`mix`):
 {mixes}
 
 Two adapters that were trained apart need not do both tasks when they are added: of a first `no-city`, trained by itself, the sum with `redact`
-had none of 60 answers right. The one that ships was trained every other step beside `redact`, which was frozen and knows nothing of it.
+had none of 60 answers right. The one that ships was trained every other step beside `redact`, which was frozen and knows nothing of it, nor of
+five of the six patterns of the mix's sentences.
 
 Exact match: greedy decoding of at most {limit} tokens, the whole answer compared after trimming, or the likeliest label, on {examples} held-out
 prompts for each adapter and mix, with transformers and peft (or adapters) in float32 on the weights as saved here; a mix is peft's
