@@ -178,7 +178,7 @@ pub trait Backend: DeltaMemory {
         step: &mut Self::Step,
         group: usize,
         logits: &Self::Buffer,
-        own: Option<OwnVocabularies<'_, Self>>,
+        own: Option<OwnVocabularies<'_, Self::Buffer, Self::DeltaTable>>,
     );
 
     /// Semantics: for each row i of a group of pooled rows ([`StepPlan::pooled`]), what its span wants of it, kept with the

@@ -1,24 +1,22 @@
 //! Rows of logits of other vocabularies than the base's.
 
-use super::Backend;
-
 /// How many logits each row of a group of sampled rows has, where that is not the base's number for all of them.
-pub struct OwnVocabularies<'a, B: Backend> {
+pub struct OwnVocabularies<'a, Buffer, Table> {
     /// `[rows, most]`: column c is the token behind c others of those that the base does not have.
-    pub added: &'a B::Buffer,
+    pub added: &'a Buffer,
     /// Of each row, all of its logits: more than the base's, or fewer where it lacks the last of the base's tokens.
     pub sizes: &'a [usize],
     /// Says the same of each row by its slot ([`EntriesBySite::vocab_size`](super::EntriesBySite::vocab_size)), where kernels find it.
-    pub table: &'a B::DeltaTable,
+    pub table: &'a Table,
 }
 
-impl<B: Backend> Clone for OwnVocabularies<'_, B> {
+impl<Buffer, Table> Clone for OwnVocabularies<'_, Buffer, Table> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<B: Backend> Copy for OwnVocabularies<'_, B> {}
+impl<Buffer, Table> Copy for OwnVocabularies<'_, Buffer, Table> {}
 
 /// The `size` logits of a row: those of the base that it has, then those of tokens added to them. Where there are any, `whole` holds
 /// them.

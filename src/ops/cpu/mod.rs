@@ -208,7 +208,13 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn sample(&self, step: &mut Step, group: usize, logits: &Buffer, own: Option<OwnVocabularies<'_, Self>>) {
+    fn sample(
+        &self,
+        step: &mut Step,
+        group: usize,
+        logits: &Buffer,
+        own: Option<OwnVocabularies<'_, Buffer, <Self as DeltaMemory>::DeltaTable>>,
+    ) {
         self.sample_rows(step.plan.outputs_of(group), logits, own, &mut step.outcomes.sampled);
     }
 

@@ -8,7 +8,7 @@ use super::CpuBackend;
 use super::isa::{DetectedIsa, Isa};
 use super::memory::Buffer;
 use super::scratch::RowSampler;
-use crate::ops::{OwnVocabularies, SampleOutcome, of_vocabulary};
+use crate::ops::{DeltaMemory, OwnVocabularies, SampleOutcome, of_vocabulary};
 use crate::sampler::{Pass, Sampler, Simd};
 use crate::types::Output;
 
@@ -39,7 +39,7 @@ impl CpuBackend {
         &self,
         outputs: &[Output],
         logits: &Buffer,
-        own: Option<OwnVocabularies<'_, Self>>,
+        own: Option<OwnVocabularies<'_, Buffer, <Self as DeltaMemory>::DeltaTable>>,
         outcomes: &mut Vec<SampleOutcome>,
     ) {
         assert!(outputs.len() <= logits.rows());

@@ -6,7 +6,6 @@
 use super::abi::{Address, ExpertDeltasArgs, ExpertGroup, ExpertPairs, ExpertsArgs, SiteView};
 use super::backend::{CudaBackend, Scratch};
 use super::driver::{DeviceMemory, Grid, Kernel};
-use super::experts::ExpertsWork;
 use super::sizes::{SHRINK_RANKS, SHRINK_SHARED, SHRINK_SHARED_F32};
 use super::step::Set;
 use crate::ops::{ComputeDtype, ExpertDeltas, OpsError};
@@ -79,13 +78,13 @@ impl CudaBackend {
         set: Set,
         deltas: ExpertDeltas<'_, Self>,
         experts: ExpertsArgs,
-        work: &ExpertsWork,
+        work: &DeltasWork,
         scratch: &mut Scratch,
     ) -> Option<Deltas> {
         let Some(first) = deltas.gate_up.or(deltas.down) else { return Some(Deltas(None)) };
         let (pairs, ranks) = (set.count * experts.each as usize, first.table.ranks.max(1).next_multiple_of(8));
         let v = self.grown(&mut scratch.shrunk, "products of A", pairs * ranks * self.numerics.compute.size())?;
-        let DeltasWork { of_gate_up, of_down, list, group } = &work.deltas;
+        let DeltasWork { of_gate_up, of_down, list, group } = work;
         let view = |site| Option::map_or(site, SiteView::NONE, |site| self.site(site));
         let arguments = ExpertDeltasArgs {
             experts,

@@ -177,7 +177,7 @@ impl CudaBackend {
         let [least, most] = GROUPING_THREADS;
         let grouping = Grid::of(spec.experts).threads(pairs.next_multiple_of(32).clamp(least, most));
         self.launch(&self.kernels.group_experts, grouping.shared(4 * spec.experts + 136), &arguments);
-        let Some(deltas) = self.expert_deltas(set, deltas, arguments, work, &mut scratch) else { return };
+        let Some(deltas) = self.expert_deltas(set, deltas, arguments, &work.deltas, &mut scratch) else { return };
         let groups = most_groups(pairs, spec.experts, form.rows);
         let grid = |outputs: usize, each: usize| Grid::plane(groups, outputs.div_ceil(each)).shared(form.shared_bytes);
         match deltas.of_gate_up() {

@@ -18,7 +18,7 @@ use super::sizes::{
 };
 use super::step::{Set, Step};
 use crate::ops::{
-    Activation, AttentionSpec, ComputeDtype, HeadColumns, Norm, OpsError, OwnVocabularies, Rows, SiteTable,
+    Activation, AttentionSpec, ComputeDtype, DeltaMemory, HeadColumns, Norm, OpsError, OwnVocabularies, Rows, SiteTable,
 };
 
 /// Blocks of low-rank pairs for every processor: each reads the list of groups, and two fit.
@@ -453,7 +453,7 @@ impl CudaBackend {
         step: &mut Step,
         group: usize,
         logits: &Buffer,
-        own: Option<OwnVocabularies<'_, Self>>,
+        own: Option<OwnVocabularies<'_, Buffer, <Self as DeltaMemory>::DeltaTable>>,
     ) -> Result<(), OpsError> {
         let set = step.set(Rows::Sampled(group));
         let first = (0..group).map(|before| step.set(Rows::Sampled(before)).count).sum();

@@ -196,7 +196,13 @@ impl Backend for CudaBackend {
         self.device.note(read).unwrap_or_else(|| vec![f32::NAN; buffer.cols()]).into()
     }
 
-    fn sample(&self, step: &mut Step, group: usize, logits: &Buffer, own: Option<OwnVocabularies<'_, Self>>) {
+    fn sample(
+        &self,
+        step: &mut Step,
+        group: usize,
+        logits: &Buffer,
+        own: Option<OwnVocabularies<'_, Buffer, <Self as DeltaMemory>::DeltaTable>>,
+    ) {
         let launched = self.launch_sample(step, group, logits, own);
         self.device.note(launched);
     }

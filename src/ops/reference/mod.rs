@@ -150,7 +150,13 @@ impl Backend for ReferenceBackend {
         buffer.row(row).into()
     }
 
-    fn sample(&self, step: &mut Step, group: usize, logits: &Matrix, own: Option<OwnVocabularies<'_, Self>>) {
+    fn sample(
+        &self,
+        step: &mut Step,
+        group: usize,
+        logits: &Matrix,
+        own: Option<OwnVocabularies<'_, Matrix, <Self as DeltaMemory>::DeltaTable>>,
+    ) {
         for (row, output) in step.plan.outputs_of(group).iter().enumerate() {
             let mut whole = Vec::new();
             let logits = rows::logits(logits, own, row, &mut whole);

@@ -2,16 +2,15 @@
 
 use candle_core::cpu::erf::erf_f32;
 
-use super::ReferenceBackend;
 use super::memory::{Matrix, Step};
 use crate::ops::{
     Activation, DeltaMemory, NonLinearity, OwnVocabularies, Rotation, Rows, SiteTable, SlotTable, of_vocabulary,
 };
 
 /// All logits of a row. `whole` is where they lie where some are of tokens that the base does not have.
-pub(super) fn logits<'a>(
+pub(super) fn logits<'a, Table>(
     logits: &'a Matrix,
-    own: Option<OwnVocabularies<'_, ReferenceBackend>>,
+    own: Option<OwnVocabularies<'_, Matrix, Table>>,
     row: usize,
     whole: &'a mut Vec<f32>,
 ) -> &'a [f32] {
