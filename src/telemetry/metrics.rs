@@ -11,8 +11,10 @@ use super::lora::LoraRequests;
 use super::names::{self, Kind, Metric};
 use crate::types::{OpClass, Usage};
 
+mod calls;
 mod steps;
 
+pub use calls::HttpFacts;
 pub use steps::{EngineGauges, StepCulprit, StepFacts};
 
 /// Adapters with series of their own; the others share the label `other`. The base is `base`.
@@ -64,17 +66,6 @@ pub struct RequestFacts<'a> {
     pub decode: Duration,
     /// Arrival to end.
     pub total: Duration,
-}
-
-/// A call of HTTP that has ended.
-#[derive(Clone, Copy, Debug)]
-pub struct HttpFacts {
-    /// `/v1/chat/completions`.
-    pub route: &'static str,
-    /// 200, 404, …; `None` where its client gave it up first.
-    pub status: Option<u16>,
-    /// From the request's head to the last of its answer.
-    pub duration: Duration,
 }
 
 /// A unary call or stream that has ended.
@@ -438,14 +429,6 @@ impl Metrics {
         ];
         self.registrar().counter(names::GRPC_HANDLED, &labels).increment(1);
         self.registrar().histogram(names::GRPC_SECONDS, &labels[..3]).record(facts.duration.as_secs_f64());
-    }
-
-    /// A call of HTTP has ended.
-    pub fn record_http(&self, facts: &HttpFacts) {
-        let status = facts.status.map_or_else(|| "canceled".to_owned(), |status| status.to_string());
-        let labels = [("route", facts.route), ("status", status.as_str())];
-        self.registrar().counter(names::HTTP_REQUESTS, &labels).increment(1);
-        self.registrar().histogram(names::HTTP_SECONDS, &labels[..1]).record(facts.duration.as_secs_f64());
     }
 
     /// Which adapters have requests now.
